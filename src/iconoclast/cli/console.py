@@ -1,0 +1,101 @@
+"""Progress and errors on the terminal."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from iconoclast.reports.tables import plain
+
+out = Console()
+err = Console(stderr=True)
+
+
+class RichProgress:
+    """Shows progress on standard error: a bar with an estimate on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            # Batches end in bursts; a long window keeps the estimate honest.
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            speed_estimate_period=600,
+        )
+        self._task: TaskID | None = None
+
+    def start(self, task: str, total: int) -> None:
+        """A task begins."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(task, total=total or None)
+        if not err.is_terminal:
+            self.note(f"{task} ...")
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps are done."""
+        if self._task is not None:
+            self._bars.advance(self._task, steps)
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        err.print(plain(message), soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def shown_progress() -> Iterator[RichProgress]:
+    """Progress that is visible while the context lasts."""
+    progress = RichProgress()
+    with progress._bars:
+        yield progress
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While this lasts, a request to terminate ends the work as Ctrl-C does: keeping what is done."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def quiet_libraries() -> None:
+    """Other libraries' progress bars, advice and chatter stay off the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    import datasets
+    import optuna
+    from transformers.utils import logging as transformers_logging
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()

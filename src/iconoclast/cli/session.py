@@ -1,0 +1,209 @@
+"""What the commands do once their arguments are understood."""
+
+import itertools
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.prompt import IntPrompt, Prompt
+
+from iconoclast.cli.console import err, out, quiet_libraries, shown_progress
+from iconoclast.config import PromptSource, Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.evaluation.measure import Scores
+from iconoclast.prompts import PromptSet
+from iconoclast.reports.tables import before_after_table, front_table, plain, print_lines, samples_table
+from iconoclast.runs.conversation import Conversation
+from iconoclast.runs.export import Exported, Format, SavedRun, export_run, require_free
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import Run, started_run
+
+SAMPLES = 3
+
+
+def run_session(settings: Settings) -> None:
+    """A run, then, for a user at a terminal, what to do with it."""
+    quiet_libraries()
+    folder = search(settings)
+    if settings.exit_after_optimization or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return
+    _menu(settings, folder)
+
+
+def search(settings: Settings, samples: bool = False) -> Path:
+    """Run or continue the search, print the front, and return the run folder."""
+    with shown_progress() as progress, started_run(settings, progress) as run:
+        try:
+            run.optimize(settings.n_trials, progress)
+            run.measure_report(progress)
+        except KeyboardInterrupt:
+            run.write_summary("interrupted")
+            command = f"iconoclast run {shlex.quote(str(settings.model))} --out {shlex.quote(str(run.folder.path))}"
+            print_lines(
+                err,
+                f"Interrupted with {len(run.study.trials())} trials kept in {run.folder.path}.",
+                f"To continue: the same command again, for example {command}",
+            )
+            raise
+        run.write_summary("complete")
+        _print_results(run)
+        if samples:
+            _print_samples(run)
+        return run.folder.path
+
+
+def demo_session(out_folder: Path, n_trials: int) -> None:
+    """The demo: search, both exports, measured again, three responses."""
+    quiet_libraries()
+    settings = Settings(
+        model="demo",
+        n_trials=n_trials,
+        study_checkpoint_dir=out_folder,
+        exit_after_optimization=True,
+        good_report_prompts=PromptSource(dataset="builtin:everyday/benign", split="report"),
+        bad_report_prompts=PromptSource(dataset="builtin:everyday/target", split="report"),
+    )
+    search(settings, samples=True)
+    columns: list[tuple[str, Scores]] = []
+    for kind in ("adapter", "merged"):
+        result = _export_or_keep(out_folder, kind)
+        if not columns:
+            columns += [("base model", result.base), ("edit, live", result.live)]
+        columns.append((f"{kind} export", result.exported))
+    out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
+    print_lines(out, f"Run folder: {out_folder}", f"Try it: iconoclast chat {out_folder}")
+
+
+def export_session(run_folder: Path, trial: str, kind: str, to: Path) -> None:
+    """Export a trial and show what the export measures."""
+    quiet_libraries()
+    if kind not in ("adapter", "merged"):
+        raise SettingsError(f'There is no export format "{kind}". Use adapter or merged.')
+    _print_export(_export(run_folder, trial, kind, to))  # type: ignore[arg-type]
+
+
+def chat_session(run_folder: Path, trial: str) -> None:
+    """A conversation with the edited model."""
+    quiet_libraries()
+    saved = SavedRun.open(RunFolder(run_folder), trial)
+    with err.status("Loading the model"):
+        lm = saved.load_model()
+        edit = saved.edit(lm)
+    print_lines(err, f"Trial {saved.trial.index}. An empty line or Ctrl-D ends the conversation.")
+    conversation = Conversation(lm, edit, saved.settings.components, saved.settings.system_prompt)
+    while True:
+        try:
+            message = out.input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not message:
+            return
+        conversation.reply(message, lambda piece: out.print(plain(piece), end="", soft_wrap=True, highlight=False))
+        out.print()
+
+
+def _export(run_folder: Path, trial: str, kind: Format, to: Path) -> Exported:
+    with shown_progress() as progress:
+        return export_run(run_folder, trial, kind, to, progress)
+
+
+def _export_or_keep(run_folder: Path, kind: Format) -> Exported:
+    """Export the best trial beside the run; an export of an earlier demo gets a number, not overwritten."""
+    for number in itertools.count(1):
+        to = run_folder / (kind if number == 1 else f"{kind}-{number}")
+        try:
+            require_free(to)
+        except RunFolderError:
+            continue
+        result = _export(run_folder, "best", kind, to)
+        print_lines(out, f"Exported {kind} to {to}.")
+        return result
+    raise AssertionError
+
+
+def _print_results(run: Run) -> None:
+    best = run.best()
+    out.print(front_table(run.front(), best, run.base))
+    if best is None:
+        return
+    target = run.settings.kl_divergence_target
+    reason = (
+        f"fewest refusals within the KL target of {target:g}"
+        if best.scores.kl_divergence <= target
+        else f"no trial is within the KL target of {target:g}"
+    )
+    print_lines(
+        out,
+        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.4f} mean nothing.",
+    )
+    if run.report is None:
+        print_lines(
+            out,
+            "These figures are of the prompts that chose the trial. Give report prompts for figures that are not.",
+        )
+    else:
+        columns = [("base model", run.report["base_metrics"]), (f"trial {best.index}", run.report["metrics"])]
+        out.print(
+            before_after_table(
+                "Report prompts (they chose nothing)", [(name, Scores.from_dict(s)) for name, s in columns]
+            )
+        )
+    print_lines(out, f"Results: {run.folder.summary}")
+
+
+def _print_samples(run: Run) -> None:
+    best = run.best()
+    source = run.prompts.target_report or run.prompts.target_evaluation
+    if best is None:
+        return
+    prompts = PromptSet(source.prompts[:SAMPLES], source.source)
+    responses = run.evaluator.respond([Edit.nothing(), run.edit(best.parameters)], prompts)
+    names = ("base model", f"trial {best.index}")
+    out.print(samples_table([p.text for p in prompts], list(zip(names, responses, strict=True))))
+
+
+def _print_export(result: Exported) -> None:
+    columns = [("base model", result.base), ("edit, live", result.live), ("export", result.exported)]
+    out.print(before_after_table(f"Export {result.folder}", columns))
+    moved = result.exported.kl_divergence - result.live.kl_divergence
+    refusals = result.exported.refusals.count - result.live.refusals.count
+    print_lines(
+        out,
+        result.prompts,
+        f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.",
+        *(
+            [f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}."]
+            if result.approximation_error
+            else []
+        ),
+    )
+
+
+def _menu(settings: Settings, folder: Path) -> None:
+    """What a user at a terminal can do with a finished search."""
+    choices: Sequence[str] = ("adapter", "merged", "chat", "more", "quit")
+    while True:
+        print_lines(out, "", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
+        print_lines(out, "more: run more trials           quit: leave")
+        try:
+            action = Prompt.ask("What now?", choices=list(choices), default="quit", console=out)
+            if action == "quit":
+                return
+            if action == "more":
+                settings = settings.model_copy(
+                    update={"n_trials": settings.n_trials + IntPrompt.ask("How many more?", default=8, console=out)}
+                )
+                search(settings)
+                continue
+            trial = Prompt.ask("Which trial?", default="best", console=out)
+            if action == "chat":
+                chat_session(folder, trial)
+            else:
+                to = Path(Prompt.ask("Into which folder?", default=str(folder / action), console=out))
+                export_session(folder, trial, action, to)
+        except EOFError:
+            return
+        except (RunFolderError, SettingsError) as error:
+            print_lines(err, f"Error: {error}")

@@ -1,0 +1,177 @@
+"""Direction estimators: residuals of benign and target prompts → one unit direction per layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from iconoclast.directions.subspace import benign_basis, project_out
+from iconoclast.errors import DirectionError
+
+SMALLEST_REMAINDER = 1e-4
+"""A direction of which less than this share is left after the filters points nowhere."""
+
+
+def mean_difference(benign: Tensor, target: Tensor) -> Tensor:
+    """mean(B) − mean(G), [L, d]. Arditi et al. 2024, arXiv:2406.11717."""
+    return target.mean(0) - benign.mean(0)
+
+
+def median_difference(benign: Tensor, target: Tensor) -> Tensor:
+    """Coordinate-wise median(B) − median(G), [L, d]; for an even count the mean of the two middle values."""
+    return _median(target) - _median(benign)
+
+
+def geometric_median_difference(benign: Tensor, target: Tensor) -> Tensor:
+    """Geometric median of B minus that of G, [L, d]."""
+    return geometric_median(target) - geometric_median(benign)
+
+
+def variance_difference(benign: Tensor, target: Tensor, floor: float = 1e-6) -> Tensor:
+    """(mean(B) − mean(G)) / sqrt(½(var(G) + var(B)) + floor), [L, d]."""
+    pooled = (benign.var(0, unbiased=False) + target.var(0, unbiased=False)) / 2
+    return mean_difference(benign, target) / (pooled + floor).sqrt()
+
+
+def _median(states: Tensor) -> Tensor:
+    # torch.quantile refuses inputs of more than 16 million elements, which a few hundred prompts exceed.
+    ordered = states.sort(dim=0).values
+    return (ordered[(len(states) - 1) // 2] + ordered[len(states) // 2]) / 2
+
+
+def geometric_median(states: Tensor, iterations: int = 64) -> Tensor:
+    """The point with the least summed distance to all states [n, L, d] → [L, d], by Weiszfeld's algorithm."""
+    point = states.mean(0)
+    for _ in range(iterations):
+        weights = 1 / (states - point).norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        point = (weights * states).sum(0) / weights.sum(0)
+    return point
+
+
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": mean_difference,
+    "median": median_difference,
+    "geometric_median": geometric_median_difference,
+}
+METHODS = (*ESTIMATORS, "variance", "hybrid")
+
+
+@dataclass(frozen=True)
+class DirectionSpec:
+    """Which direction an edit uses.
+
+    Attributes:
+        method: mean, median, geometric_median, variance, or hybrid.
+        blend: for hybrid, the share t of variance: (1 − t)·mean + t·variance.
+        scope: global (one direction for all layers, taken at `index`) or per_layer.
+        index: for the global scope, the layer it is taken at; between two layers it is interpolated.
+    """
+
+    method: str = "mean"
+    blend: float = 0.5
+    scope: str = "per_layer"
+    index: float = 0.0
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Unfiltered unit directions of every method, and the basis they are kept out of.
+
+    Attributes:
+        raw: method → float32 [L, d], unit norm (hybrid is made of mean and variance).
+        basis: float32 [L, d, c], orthonormal columns; c may be 0.
+    """
+
+    raw: Mapping[str, Tensor]
+    basis: Tensor
+
+    @property
+    def layers(self) -> int:
+        """Number of layers L."""
+        return self.basis.shape[0]
+
+    def per_layer(self, method: str = "mean", blend: float = 0.5) -> Tensor:
+        """The filtered unit direction of every layer, [L, d].
+
+        Raises:
+            DirectionError: nothing is left of the direction of some layer once the benign subspace is removed.
+        """
+        if method == "hybrid":
+            raw = normalize((1 - blend) * self.raw["mean"] + blend * self.raw["variance"], dim=-1)
+        else:
+            raw = self.raw[method]
+        filtered = project_out(raw, self.basis)
+        left = filtered.norm(dim=-1) / raw.norm(dim=-1)
+        if not bool((left > SMALLEST_REMAINDER).all()):
+            layer = int((~(left > SMALLEST_REMAINDER)).nonzero()[0])
+            raise DirectionError(
+                f"Nothing is left of the {method} direction of layer {layer} without the benign subspace: the two prompt "
+                "sets differ only in what benign prompts use. Lower benign_subspace_rank or use other prompts."
+            )
+        return normalize(filtered, dim=-1)
+
+    def resolve(self, spec: DirectionSpec) -> Tensor:
+        """The unit direction that `spec` uses at every layer, [L, d]."""
+        directions = self.per_layer(spec.method, spec.blend)
+        if spec.scope == "per_layer":
+            return directions
+        return interpolate(directions, spec.index).expand(self.layers, -1)
+
+
+def interpolate(directions: Tensor, index: float) -> Tensor:
+    """The unit direction at a float layer index: the two neighbours of [L, d] interpolated and renormalised → [d].
+
+    Raises:
+        DirectionError: the index is outside of the layers.
+    """
+    last = directions.shape[0] - 1
+    if not 0 <= index <= last:
+        raise DirectionError(f"The direction index {index} is outside of the layers 0 to {last}.")
+    low = min(int(index), max(last - 1, 0))
+    high = min(low + 1, last)
+    return normalize(torch.lerp(directions[low], directions[high], index - low), dim=-1)
+
+
+def estimate_directions(
+    benign: Tensor,
+    target: Tensor,
+    *,
+    methods: Sequence[str] = METHODS,
+    subspace_rank: int = 0,
+    orthogonalize: bool = True,
+    variance_floor: float = 1e-6,
+) -> Directions:
+    """Directions from benign prompts to target prompts, kept out of what benign prompts use.
+
+    Args:
+        benign: residuals G, float32 [n, L, d].
+        target: residuals B, float32 [m, L, d].
+        methods: estimators to compute.
+        subspace_rank: principal directions of the benign residuals to stay out of.
+        orthogonalize: stay out of the benign mean residual.
+        variance_floor: see `variance_difference`.
+
+    Raises:
+        DirectionError: fewer than two prompts on a side, or the rank is larger than the data allows.
+    """
+    if min(len(benign), len(target)) < 2:
+        raise DirectionError(
+            f"Directions need at least two prompts on each side; there are {len(benign)} benign and {len(target)} target ones."
+        )
+    wanted = set(methods) | ({"mean", "variance"} if "hybrid" in methods else set())
+    raw = {name: estimator(benign, target) for name, estimator in ESTIMATORS.items() if name in wanted}
+    if "variance" in wanted:
+        raw["variance"] = variance_difference(benign, target, variance_floor)
+    for name, direction in raw.items():
+        norms = direction.norm(dim=-1)
+        if not bool((norms > 0).all() & norms.isfinite().all()):
+            layer = int((~((norms > 0) & norms.isfinite())).nonzero()[0])
+            raise DirectionError(
+                f"The two prompt sets have the same {name} residual at layer {layer}, so there is no direction between them."
+            )
+    return Directions(
+        {name: normalize(direction, dim=-1) for name, direction in raw.items()},
+        benign_basis(benign, subspace_rank, orthogonalize),
+    )

@@ -1,0 +1,128 @@
+"""Edits applied live: transforms of the writers' outputs. No weight is touched, and rows of a batch may differ."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iconoclast.edits.edit import Edit, output_transform
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer
+from iconoclast.site import Site
+
+
+@dataclass(frozen=True)
+class _SiteTransforms:
+    """The transforms of every edit at one site, stacked: each [edits, d]."""
+
+    inward: Tensor
+    outward: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def of_rows(self, edits: Tensor) -> "_SiteTransforms":
+        scale = None if self.scale is None else self.scale[edits]
+        return _SiteTransforms(self.inward[edits], self.outward[edits], scale, self.bias)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """`output` [rows, tokens, d] or [rows · tokens, d], with as many rows as there are transforms (or one)."""
+        shape = output.shape
+        y = output.reshape(len(self.inward), -1, shape[-1]).float()
+        z = y if self.bias is None else y - self.bias
+        z = torch.baddbmm(z, z @ self.inward[:, :, None], self.outward[:, None, :], alpha=-1)
+        if self.scale is not None:
+            z = z * self.scale[:, None, :]
+        if self.bias is not None:
+            z = z + self.bias
+        return z.to(output.dtype).reshape(shape)
+
+
+class LiveEdits:
+    """Many edits of one model, applied to its outputs while a context lasts.
+
+    It is a `RowListener`: decoding tells it which rows of the batch are left.
+
+    Args:
+        writers: the model's writers by site.
+        edits: the edits.
+        row_edits: which edit each sequence carries, [sequences]; unset, all carry edit 0.
+
+    Raises:
+        ModelError: an edit names a site that the model does not have.
+    """
+
+    def __init__(
+        self, writers: Mapping[Site, Writer], edits: Sequence[Edit], row_edits: Sequence[int] | None = None
+    ) -> None:
+        unknown = [site for edit in edits for site in edit.strengths if site not in writers]
+        if unknown:
+            raise ModelError(f"The edit is for another model: this one has no {unknown[0].module} at {unknown[0]}.")
+        self._modules = {site: writer.module for site, writer in writers.items()}
+        self._transforms = {
+            site: _stack(writer, [(edit, site) for edit in edits])
+            for site, writer in writers.items()
+            if any(site in edit.strengths for edit in edits)
+        }
+        self._row_edits = None if row_edits is None else torch.tensor(list(row_edits))
+        self._current: Tensor | None = None
+        self._active: dict[Site, _SiteTransforms] = {}
+
+    @contextmanager
+    def applied(self, rows: Tensor | None = None) -> Iterator[None]:
+        """While this lasts, row i of the batch carries the edit of sequence `rows[i]`."""
+        with ExitStack() as stack:
+            if self._row_edits is None or rows is None:
+                self._activate(torch.zeros(1, dtype=torch.long))
+            else:
+                self._activate(self._row_edits[rows.cpu()])
+            for site in self._transforms:
+                handle = self._modules[site].register_forward_hook(self._hook(site))
+                stack.callback(handle.remove)
+            yield
+
+    def keep(self, positions: Tensor) -> None:
+        """Only these positions of the batch go on, in this order."""
+        if self._row_edits is not None and self._current is not None:
+            self._activate(self._current[positions.cpu()])
+
+    def _activate(self, edits: Tensor) -> None:
+        self._current = edits
+        self._active = {site: t.of_rows(edits.to(t.inward.device)) for site, t in self._transforms.items()}
+
+    def _hook(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return self._active[site](output)
+
+        return hook
+
+
+def _stack(writer: Writer, edits: Sequence[tuple[Edit, Site]]) -> _SiteTransforms:
+    weight: Tensor | None = None
+    device = writer.device
+    inward, outward, scale = [], [], []
+    for edit, site in edits:
+        if site not in edit.strengths:
+            zero = torch.zeros(_width(edits), device=device)
+            inward.append(zero)
+            outward.append(zero)
+            scale.append(zero + 1)
+            continue
+        direction = edit.directions[site].to(device)
+        norms = direction if edit.row_normalization == "none" else writer.row_norms
+        if edit.row_normalization == "full" and weight is None:
+            weight = writer.weight()
+        transform = output_transform(direction, edit.strengths[site], edit.row_normalization, norms, weight)
+        inward.append(transform.inward)
+        outward.append(transform.outward)
+        scale.append(transform.scale)
+    scaled = any(edit.row_normalization == "full" for edit, _ in edits)
+    return _SiteTransforms(
+        torch.stack(inward), torch.stack(outward), torch.stack(scale) if scaled else None, writer.bias
+    )
+
+
+def _width(edits: Sequence[tuple[Edit, Site]]) -> int:
+    return next(edit.directions[site].shape[0] for edit, site in edits if site in edit.strengths)

@@ -1,0 +1,262 @@
+"""(model, edits, prompts) → scores. Many edits are measured in the same batches."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import MeasurementError
+from iconoclast.evaluation.divergence import kl_divergence
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.statistics import Count
+from iconoclast.models.decoding import decode
+from iconoclast.models.forward import affordable_rows, next_token_logprobs
+from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import PromptSet
+
+LARGEST_KL = 100.0
+"""Stands for an infinite divergence, in nats: samplers cannot learn from infinity, and JSON cannot write it."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one edit does.
+
+    Attributes:
+        refusals: refused target prompts.
+        overrefusals: refused benign prompts.
+        disclaimer_hits: disclaimer markers in all target responses together.
+        compliance: mean compliance heuristic of target responses, 0 to 1.
+        kl_divergence: mean KL(base ‖ edited) of the first response token on benign prompts, nats.
+        kl_by_prompt: the same for every benign prompt.
+    """
+
+    refusals: Count
+    overrefusals: Count
+    disclaimer_hits: int
+    compliance: float
+    kl_divergence: float
+    kl_by_prompt: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def disclaimer_rate(self) -> float:
+        """Disclaimer markers per target response."""
+        return self.disclaimer_hits / self.refusals.n
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; without the values of single prompts."""
+        return {
+            "refusals": self.refusals.as_dict(),
+            "overrefusals": self.overrefusals.as_dict(),
+            "disclaimer_hits": self.disclaimer_hits,
+            "compliance_score": self.compliance,
+            "kl_divergence": self.kl_divergence,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Scores":
+        """The inverse of `as_dict`."""
+        refusals, overrefusals = data["refusals"], data["overrefusals"]
+        return cls(
+            Count(refusals["count"], refusals["n"]),
+            Count(overrefusals["count"], overrefusals["n"]),
+            data["disclaimer_hits"],
+            data["compliance_score"],
+            data["kl_divergence"],
+        )
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How long responses are, and how wide batches.
+
+    Attributes:
+        response_length: tokens generated for a target prompt.
+        benign_response_length: tokens generated for a benign prompt, where a refusal shows early.
+        batch_size: sequences per forward pass; 0 for as many as fit.
+        max_batch_size: limit for batch_size 0.
+    """
+
+    response_length: int = 96
+    benign_response_length: int = 32
+    batch_size: int = 0
+    max_batch_size: int = 512
+
+
+class Evaluator:
+    """Measures edits of one model on one pair of prompt sets.
+
+    Args:
+        lm: the model.
+        target: prompts that show the behaviour.
+        benign: prompts that must not change.
+        rules: how responses are read.
+        options: lengths and batch widths.
+        components: residual writers that edits may touch.
+        reference: log-probabilities [benign, vocabulary] of the base model; unset, `lm` without an edit is the base.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        target: PromptSet,
+        benign: PromptSet,
+        rules: ResponseRules,
+        options: MeasureOptions | None = None,
+        components: Sequence[str] = COMPONENTS,
+        reference: Tensor | None = None,
+    ) -> None:
+        self.lm = lm
+        self.target = target
+        self.benign = benign
+        self.rules = rules
+        self.options = options or MeasureOptions()
+        self._writers = lm.writers(components)
+        self._target_ids = lm.encode(target.prompts)
+        self._benign_ids = lm.encode(benign.prompts)
+        longest = max(len(ids) for ids in self._target_ids + self._benign_ids)
+        self._rows = affordable_rows(
+            lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
+        )
+        self._reference = reference
+
+    @property
+    def rows(self) -> int:
+        """Sequences per forward pass, as found so far."""
+        return self._rows
+
+    @property
+    def reference(self) -> Tensor:
+        """First-token log-probabilities of the base model on the benign prompts, float32 [benign, vocabulary]."""
+        if self._reference is None:
+            vocabulary = self.lm.model.config.get_text_config().vocab_size
+            reference = torch.empty(len(self.benign), vocabulary, device=self.lm.device)
+
+            def fill(rows: int) -> None:
+                for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids, rows):
+                    reference[indices] = logprobs[:, :vocabulary]
+
+            self._adaptively(fill)
+            self._reference = reference
+        return self._reference
+
+    def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
+        """The scores of every edit, all of them measured together.
+
+        Raises:
+            MeasurementError: not even one sequence fits into memory.
+        """
+        progress = progress or Silent()
+        progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", len(edits) * self._steps_per_edit())
+        divergences = self.divergences(edits, progress.advance)
+        target = self._responses(edits, self._target_ids, self.options.response_length, True, progress.advance)
+        benign = self._responses(edits, self._benign_ids, self.options.benign_response_length, True, progress.advance)
+        return [self._scores(*results) for results in zip(divergences.tolist(), target, benign, strict=True)]
+
+    def divergences(self, edits: Sequence[Edit], advance: Callable[[int], None] = lambda n: None) -> Tensor:
+        """First-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
+        count = len(self.benign)
+        reference = self.reference
+        result = torch.empty(len(edits) * count, device=reference.device)
+
+        def fill(rows: int) -> None:
+            live = self._live(edits, count)
+            for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids * len(edits), rows, live):
+                base = reference[[i % count for i in indices]]
+                result[indices] = kl_divergence(base, logprobs[:, : base.shape[1]])
+                advance(len(indices))
+
+        self._adaptively(fill)
+        # A model broken so far that its logits are not numbers is as far away as can be.
+        return result.nan_to_num(nan=LARGEST_KL).clamp(max=LARGEST_KL).reshape(len(edits), count).cpu()
+
+    def noise_floor(self, edits: int) -> float:
+        """First-token KL of the base model against itself when it is measured in batches of `edits` candidates.
+
+        Two candidates that differ by less are equal: the shape of a batch alone moves the result by this much.
+        """
+        return float(self.divergences([Edit.nothing()] * edits).mean())
+
+    def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
+        """Whole responses of every edit to `prompts`: [edits][prompts]."""
+        return self._responses(edits, self.lm.encode(prompts.prompts), self.options.response_length, False)
+
+    def _steps_per_edit(self) -> int:
+        return 2 * len(self.benign) + len(self.target)
+
+    def _responses(
+        self,
+        edits: Sequence[Edit],
+        ids: list[list[int]],
+        length: int,
+        stop_at_refusal: bool,
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> list[list[str]]:
+        def decided(index: int, tokens: list[int]) -> bool:
+            return self.rules.has_refused(self._text(tokens))
+
+        def run(rows: int) -> list[list[int]]:
+            live = self._live(edits, len(ids))
+            stop = decided if stop_at_refusal else None
+            return decode(self.lm, ids * len(edits), length, rows, live, stop, advance)
+
+        texts = [self._text(tokens) for tokens in self._adaptively(run)]
+        return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
+
+    def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
+        return LiveEdits(self._writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
+
+    def _text(self, tokens: list[int]) -> str:
+        text = self.lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def _scores(self, divergences: list[float], target: list[str], benign: list[str]) -> Scores:
+        rules = self.rules
+        pairs = list(zip(self.target, target, strict=True))
+        return Scores(
+            refusals=Count(sum(map(rules.is_refusal, target)), len(target)),
+            overrefusals=Count(sum(map(rules.is_refusal, benign)), len(benign)),
+            disclaimer_hits=sum(map(rules.disclaimers, target)),
+            compliance=statistics.fmean(rules.compliance(prompt.text, response) for prompt, response in pairs),
+            kl_divergence=statistics.fmean(divergences),
+            kl_by_prompt=tuple(divergences),
+        )
+
+    def _adaptively(self, run: Callable[[int], _Result]) -> _Result:
+        """`run` with the current number of rows, halved as long as memory does not suffice."""
+        while True:
+            try:
+                return run(self._rows)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if self._rows == 1:
+                    raise MeasurementError(
+                        "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
+                    ) from None
+                self._rows //= 2
+
+
+def measure(
+    lm: LanguageModel,
+    edits: Sequence[Edit],
+    target: PromptSet,
+    benign: PromptSet,
+    rules: ResponseRules | None = None,
+    options: MeasureOptions | None = None,
+) -> list[Scores]:
+    """The scores of every edit of `lm`; without `rules`, the default refusal and disclaimer markers are used."""
+    if rules is None:
+        from iconoclast.config import Settings
+
+        defaults = Settings()
+        rules = ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers)
+    return Evaluator(lm, target, benign, rules, options).measure(edits)

@@ -1,0 +1,1 @@
+"""Models: loading, anatomy, forward passes, decoding."""

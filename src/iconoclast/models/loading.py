@@ -1,0 +1,268 @@
+"""From a name to a language model that is known to work: weights, tokenizer, chat format."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer, find_writers
+from iconoclast.models.demo import demo_folder, ensure_demo
+from iconoclast.prompts import Prompt
+
+DEMO = "demo"
+COMPONENTS = ("attn.o_proj", "mlp.down_proj")
+
+# Ready templates for tokenizers that bring none.
+TEMPLATES = {
+    "plain": (
+        "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    ),
+    "raw": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+}
+
+
+@dataclass
+class LanguageModel:
+    """A loaded causal language model with everything needed to talk to it and to edit it.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, its parameters frozen.
+        tokenizer: its tokenizer, padding on the left, with a chat template.
+        name: the name it was asked for by.
+        path: the folder, file or hub id that was loaded.
+        dtype: the data type that was chosen, as in "bfloat16".
+        quantization: none or bnb_4bit.
+        response_prefix: text that every response starts with; part of the prompt for all measurements.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: str
+    dtype: str
+    quantization: str = "none"
+    response_prefix: str = ""
+    _writers: dict[tuple[str, ...], dict[Any, Writer]] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.device
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Any, Writer]:
+        """Site → writer for the components; see `anatomy.find_writers`."""
+        key = tuple(components)
+        if key not in self._writers:
+            self._writers[key] = find_writers(self.model, key)
+        return self._writers[key]
+
+    def with_prefix(self, response_prefix: str) -> "LanguageModel":
+        """The same model, its responses starting with `response_prefix`."""
+        return replace(self, response_prefix=response_prefix)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that the model is given for `prompt`, up to where its response goes on."""
+        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        return self.render_messages([*system, {"role": "user", "content": prompt.text}])
+
+    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a whole conversation, up to where the next response goes on."""
+        try:
+            text = self._template(messages)
+        except TemplateError:
+            if messages[0]["role"] != "system":
+                raise
+            # Some templates have no system role: the instruction then opens the user's first turn.
+            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            text = self._template([{"role": "user", "content": first}, *messages[2:]])
+        return text + self.response_prefix
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of every rendered prompt."""
+        return self.encode_texts([self.render(prompt) for prompt in prompts])
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts; the template has put the special tokens there already."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        assert isinstance(text, str)
+        return text
+
+
+def resolve(name: str) -> str:
+    """The folder, .gguf file or hub id behind a model name. Touches nothing.
+
+    Raises:
+        ModelError: the name is a path, and there is nothing there.
+    """
+    if name == DEMO:
+        return str(demo_folder())
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or name.count("/") > 1:
+        raise ModelError(f"There is no model at {name}. Give a hub id, a model folder, a .gguf file, or demo.")
+    return name
+
+
+def load_model(
+    name: str,
+    *,
+    dtypes: Sequence[str] = ("auto", "bfloat16", "float16", "float32"),
+    quantization: str = "none",
+    device_map: str = "auto",
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    response_prefix: str = "",
+    note: Callable[[str], None] = lambda message: None,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: hub id, model folder, .gguf file, or "demo".
+        dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.
+        quantization: "none" or "bnb_4bit".
+        device_map: as accelerate takes it.
+        trust_remote_code: run code from the model's repository.
+        chat_template: "plain", "raw" or a Jinja file, in place of the tokenizer's own.
+        response_prefix: text that every response starts with.
+        note: told in one line why a dtype was passed over.
+
+    Raises:
+        ModelError: nothing there, not a causal language model, no chat template, or no dtype works.
+    """
+    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    if quantization != "none":
+        _require_bitsandbytes()
+    if path.lower().endswith(".gguf") and quantization != "none":
+        raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
+    failures = []
+    for dtype in dtypes:
+        try:
+            model, tokenizer = _load(path, dtype, quantization, device_map, trust_remote_code)
+        except (RuntimeError, ValueError, ImportError) as error:
+            failures.append(f"{dtype}: {_first_line(error)}")
+            note(f"dtype {dtype} does not load: {_first_line(error)}")
+            continue
+        except OSError as error:
+            raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
+        _prepare(tokenizer, chat_template, name)
+        model.requires_grad_(False)
+        model.train(False)
+        loaded = LanguageModel(
+            model,
+            tokenizer,
+            name,
+            path,
+            str(model.dtype).removeprefix("torch."),
+            quantization,
+            response_prefix,
+        )
+        if problem := _forward_problem(loaded):
+            failures.append(f"{dtype}: {problem}")
+            note(f"dtype {dtype} is passed over: {problem}")
+            continue
+        return loaded
+    raise ModelError(f"The model {name} works in none of the dtypes tried. {'; '.join(failures)}")
+
+
+def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
+    from transformers import GgufConfig
+
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**location)
+    model = AutoModelForCausalLM.from_pretrained(
+        **location, dtype=_torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config._name_or_path = file.stem
+    return model, tokenizer
+
+
+def _load(
+    path: str, dtype: str, quantization: str, device_map: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if path.lower().endswith(".gguf"):
+        return load_gguf(Path(path), dtype)
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype), "device_map": _device_map(device_map)}
+    if quantization == "bnb_4bit":
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.bfloat16 if dtype == "auto" else _torch_dtype(dtype)
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    return model, tokenizer
+
+
+def _device_map(device_map: str) -> str:
+    return "cpu" if device_map == "auto" and not torch.cuda.is_available() else device_map
+
+
+def _torch_dtype(dtype: str) -> Any:
+    return "auto" if dtype == "auto" else getattr(torch, dtype)
+
+
+def _require_bitsandbytes() -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("quantization bnb_4bit needs bitsandbytes: pip install 'iconoclast[quantized]'")
+
+
+def _prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
+    """Left padding, a pad token, a chat template."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if chat_template in TEMPLATES:
+        tokenizer.chat_template = TEMPLATES[chat_template]
+    elif chat_template is not None:
+        if not Path(chat_template).is_file():
+            raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. "
+            "Set chat_template to plain, raw, or a Jinja file."
+        )
+
+
+def _forward_problem(loaded: LanguageModel) -> str | None:
+    """Why a real forward pass fails, or None if it gives finite numbers."""
+    ids = torch.tensor(loaded.encode([Prompt("Hello")]), device=loaded.device)
+    try:
+        with torch.inference_mode():
+            logits = loaded.model(input_ids=ids).logits
+    except (RuntimeError, ValueError) as error:
+        return f"the forward pass fails ({_first_line(error)})"
+    return None if bool(torch.isfinite(logits).all()) else "the forward pass gives numbers that are not finite"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].replace(str(Path.home()), "~") if lines else type(error).__name__

@@ -1,0 +1,41 @@
+"""Which trials are worth a look, and in which order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iconoclast.evaluation.measure import Scores
+from iconoclast.search.space import EditParameters
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured candidate.
+
+    Attributes:
+        index: number of the trial in its study.
+        parameters: what was tried.
+        scores: what came out, on the selection prompts.
+    """
+
+    index: int
+    parameters: EditParameters
+    scores: Scores
+
+    @property
+    def key(self) -> tuple[int, int, float]:
+        """What trials are ordered by: refusals, overrefusals, KL divergence."""
+        return self.scores.refusals.count, self.scores.overrefusals.count, self.scores.kl_divergence
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that no other beats or equals in refusals, overrefusals and KL divergence at once, in that order."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.key, t.index)):
+        if not any(all(a <= b for a, b in zip(kept.key, trial.key, strict=True)) for kept in front):
+            front.append(trial)
+    return front
+
+
+def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
+    """The first trial of the front within the KL target; if there is none, the first; None of an empty front."""
+    return next((t for t in front if t.scores.kl_divergence <= kl_target), front[0] if front else None)

@@ -1,0 +1,82 @@
+"""What Optuna samples, and the edit that a sample stands for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from iconoclast.directions.estimators import Directions, DirectionSpec
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.profile import Profile
+from iconoclast.models.anatomy import Writer, site_directions
+from iconoclast.site import Site
+
+
+@dataclass(frozen=True)
+class EditParameters:
+    """One point of the search space: a direction, and a strength profile for every component."""
+
+    direction: DirectionSpec
+    profiles: Mapping[str, Profile]
+
+    def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: str) -> Edit:
+        """The edit of the model with these writers."""
+        resolved = directions.resolve(self.direction)
+        return Edit.build(site_directions(writers, resolved), self.profiles, row_normalization)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The ranges, for a model of `layers` layers. All parameters are sampled in every trial.
+
+    Attributes:
+        layers: number of transformer layers L; positions are ranges of N = L − 1.
+        components: residual writers to edit.
+        methods: direction estimators to choose from.
+        scopes: direction scopes to choose from.
+    """
+
+    layers: int
+    components: Sequence[str]
+    methods: Sequence[str]
+    scopes: Sequence[str]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Name → range, as Optuna takes it."""
+        n = max(self.layers - 1, 1)
+        space: dict[str, BaseDistribution] = {
+            "direction_method": CategoricalDistribution(list(self.methods)),
+            "direction_scope": CategoricalDistribution(list(self.scopes)),
+            "direction_index": FloatDistribution(0.4 * n, 0.9 * n),
+            "direction_blend": FloatDistribution(0.0, 1.0),
+        }
+        for component in self.components:
+            space |= {
+                f"{component}.max_weight": FloatDistribution(0.5, 2.0),
+                f"{component}.max_weight_position": FloatDistribution(0.4 * n, 1.0 * n),
+                f"{component}.min_weight_fraction": FloatDistribution(0.0, 1.0),
+                f"{component}.min_weight_distance": FloatDistribution(1.0, max(0.6 * n, 1.0)),
+            }
+        return space
+
+    def parameters(self, sample: Mapping[str, Any]) -> EditParameters:
+        """The edit parameters that a sample of `distributions` stands for."""
+        return EditParameters(
+            DirectionSpec(
+                sample["direction_method"],
+                sample["direction_blend"],
+                sample["direction_scope"],
+                min(sample["direction_index"], self.layers - 1),
+            ),
+            {component: self._profile(component, sample) for component in self.components},
+        )
+
+    def _profile(self, component: str, sample: Mapping[str, Any]) -> Profile:
+        peak = sample[f"{component}.max_weight"]
+        return Profile(
+            peak,
+            sample[f"{component}.max_weight_position"],
+            peak * sample[f"{component}.min_weight_fraction"],
+            sample[f"{component}.min_weight_distance"],
+        )

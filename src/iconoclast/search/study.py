@@ -1,0 +1,189 @@
+"""The study: ask for a batch of trials, measure them together, tell; kept in a journal and resumable."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
+
+from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.measure import Scores
+from iconoclast.search.objective import Objective
+from iconoclast.search.pareto import Trial
+from iconoclast.search.space import EditParameters, SearchSpace
+
+STUDY_NAME = "iconoclast"
+SCORES = "scores"
+PINNED = "settings"
+
+
+@dataclass
+class Study:
+    """An Optuna study of edits in a journal file.
+
+    Trial n of seed s is sampled by a sampler seeded from (s, n) that has seen the trials before its batch, so a study
+    that was interrupted goes on with the trials it would have had.
+    """
+
+    study: optuna.Study
+    space: SearchSpace
+    seed: int
+    startup_trials: int
+    batch: int
+
+    @classmethod
+    def open(
+        cls,
+        journal: Path,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        startup_trials: int = 16,
+        batch: int = 4,
+        pinned: Mapping[str, Any] | None = None,
+    ) -> "Study":
+        """Open the study in `journal`, or begin it.
+
+        Args:
+            journal: JSON-lines file.
+            space: what is sampled.
+            seed: seed of the sampler.
+            startup_trials: random trials before the sampler learns.
+            batch: trials measured together.
+            pinned: settings under which its trials can be compared; a study made with others is refused.
+
+        Raises:
+            RunFolderError: the journal is damaged, or the study was made with other settings.
+        """
+        study = optuna.create_study(
+            storage=_storage(journal),
+            study_name=STUDY_NAME,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
+        wanted = json.loads(json.dumps(dict(pinned or {}), default=str))
+        found = study.user_attrs.get(PINNED)
+        if found is None:
+            study.set_user_attr(PINNED, wanted)
+        elif found != wanted:
+            changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+            raise RunFolderError(
+                f"{journal.parent} holds a study made with other settings ({', '.join(changed)}). "
+                "Give the same settings to continue it, or another folder with --out."
+            )
+        return cls(study, space, seed, startup_trials, batch)
+
+    @classmethod
+    def read(cls, journal: Path, space: SearchSpace) -> "Study":
+        """A study that exists, to look at.
+
+        Raises:
+            RunFolderError: the journal holds no study.
+        """
+        try:
+            study = optuna.load_study(study_name=STUDY_NAME, storage=_storage(journal))
+        except KeyError:
+            raise RunFolderError(f"{journal} holds no study of this program.") from None
+        return cls(study, space, 0, 1, 1)
+
+    def trials(self) -> list[Trial]:
+        """All completed trials, by number."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [
+            Trial(t.number, self.space.parameters(t.params), Scores.from_dict(t.user_attrs[SCORES])) for t in complete
+        ]
+
+    def run(
+        self,
+        n_trials: int,
+        evaluate: Callable[[Sequence[EditParameters]], Sequence[Scores]],
+        objective: Objective,
+        told: Callable[[list[Trial]], None] = lambda trials: None,
+    ) -> None:
+        """Measure trials until the study has `n_trials` of them.
+
+        An interruption loses the batch that is being measured and nothing else; its trials are measured again by the
+        next call.
+
+        Args:
+            n_trials: trials in total, those measured before included.
+            evaluate: measures a batch.
+            objective: scores → values.
+            told: called with the trials of every finished batch.
+        """
+        while batch := self._next_batch(n_trials):
+            parameters = [self.space.parameters(trial.params) for trial in batch]
+            scores = evaluate(parameters)
+            for trial, result in zip(batch, scores, strict=True):
+                trial.set_user_attr(SCORES, result.as_dict())
+                self.study.tell(trial, objective(result))
+            told([Trial(t.number, p, s) for t, p, s in zip(batch, parameters, scores, strict=True)])
+
+    def _next_batch(self, n_trials: int) -> list[optuna.Trial]:
+        """The trials of the next batch: those an interruption left behind, and new ones up to the batch's end."""
+        trials = self.study.get_trials(deepcopy=False)
+        pending = [t.number for t in trials if t.state == TrialState.RUNNING]
+        batch = [self._ask(number, trials[number]._trial_id) for number in pending]
+        number = len(trials)
+        end = min(n_trials, (number + self.batch - 1) // self.batch * self.batch if batch else number + self.batch)
+        batch += [self._ask(new) for new in range(number, end)]
+        return batch
+
+    def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.sampler = TPESampler(
+                multivariate=True,
+                constant_liar=True,
+                n_startup_trials=self.startup_trials,
+                seed=_derived_seed(self.seed, number),
+            )
+        distributions = self.space.distributions()
+        if trial_id is None:
+            return self.study.ask(fixed_distributions=distributions)
+        trial = optuna.Trial(self.study, trial_id)
+        for name, distribution in distributions.items():
+            trial._suggest(name, distribution)
+        return trial
+
+
+class _KernelLock(JournalFileOpenLock):
+    """A lock that the operating system releases when its holder dies; Optuna's own ones make the next process wait."""
+
+    def __init__(self, journal: Path) -> None:
+        self._lock = FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _storage(journal: Path) -> JournalStorage:
+    if journal.is_file():
+        _drop_torn_line(journal)
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off a last line that a crash left unfinished: the next one would be appended to it and lost as well."""
+    with journal.open("rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _derived_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

@@ -1,0 +1,116 @@
+"""Shared fixtures: tiny random models, the real demo model, and a world without a network."""
+
+import os
+
+# Before any import of a Hugging Face library: no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+from iconoclast.models.loading import LanguageModel, load_model
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anywhere but this machine fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own environment reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("ICONOCLAST_"):
+            monkeypatch.delenv(name)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 261 tokens with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=SPECIAL[2:]
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def tiny_config(**changes: object) -> LlamaConfig:
+    """A llama of four layers and 32 dimensions for the tiny tokenizer."""
+    options: dict[str, object] = {
+        "vocab_size": 261,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**options, **changes})
+
+
+def save_tiny(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
+    """A random tiny model with its tokenizer in `folder`."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config or tiny_config())
+    with torch.no_grad():
+        for parameter in model.parameters():  # weights large enough that edits and prompts matter
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random llama."""
+    return save_tiny(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def tiny_lm(tiny_folder: Path) -> LanguageModel:
+    """A tiny random llama in float32, fresh for every test."""
+    return load_model(str(tiny_folder), dtypes=["float32"])
+
+
+@pytest.fixture(scope="session")
+def demo_lm() -> Iterator[LanguageModel]:
+    """The real demo model, SmolLM2-135M-Instruct in bfloat16; leave it as it is."""
+    yield load_model("demo")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real prompts that lies beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no prompts in {folder}")
+    return folder
