@@ -4,4 +4,56 @@ Prompts become residuals, residuals become directions, a direction and a profile
 live, the best one is exported, and what was exported is measured again.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iconoclast.config import Settings
+    from iconoclast.directions.estimators import Directions, DirectionSpec
+    from iconoclast.edits.edit import Edit
+    from iconoclast.edits.profile import Profile
+    from iconoclast.evaluation.measure import Scores, measure
+    from iconoclast.library import applied, estimate_directions, export, make_edit, residuals, search
+    from iconoclast.models.loading import LanguageModel, load_model
+    from iconoclast.prompts import PromptSet
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "DirectionSpec",
+    "Directions",
+    "Edit",
+    "LanguageModel",
+    "Profile",
+    "PromptSet",
+    "Scores",
+    "Settings",
+    "applied",
+    "estimate_directions",
+    "export",
+    "load_model",
+    "make_edit",
+    "measure",
+    "residuals",
+    "search",
+]
+
+_HOMES = {
+    "DirectionSpec": "directions.estimators",
+    "Directions": "directions.estimators",
+    "Edit": "edits.edit",
+    "LanguageModel": "models.loading",
+    "Profile": "edits.profile",
+    "PromptSet": "prompts",
+    "Scores": "evaluation.measure",
+    "Settings": "config",
+    "load_model": "models.loading",
+    "measure": "evaluation.measure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that the command line answers `--help` without loading torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'library')}"), name)

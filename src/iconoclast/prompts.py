@@ -4,16 +4,18 @@ import csv
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iconoclast.behaviors import PREFIX as BUILTIN
-from iconoclast.behaviors import builtin_prompts
 from iconoclast.config import PromptSource
 from iconoclast.errors import PromptsError
 
+BUILTIN = "builtin:"
 TABLES = (".csv", ".json", ".jsonl", ".parquet")
 WHOLE_FILE = ("train", "all", "")
 _SPLIT = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
@@ -102,7 +104,7 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     """All rows of the split, and the column that holds the prompts if it is already known."""
     dataset = source.dataset
     if dataset.startswith(BUILTIN):
-        splits = builtin_prompts(dataset)
+        splits = _builtin_prompts(dataset)
         if split in WHOLE_FILE:
             return [{"text": text} for part in splits.values() for text in part], "text"
         if split not in splits:
@@ -116,6 +118,26 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     if path.suffix.lower() in (*TABLES, ".txt") or dataset.startswith((".", "/", "~")):
         raise PromptsError(f"The prompt file {dataset} does not exist. Check the path of the data set.")
     return _read_hub(source, split), source.column
+
+
+def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
+    """The prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
+    name, _, role = dataset.removeprefix(BUILTIN).partition("/")
+    behaviors = _builtin_behaviors()
+    if name not in behaviors or role not in ("target", "benign"):
+        known = ", ".join(f"{BUILTIN}{n}/{r}" for n in sorted(behaviors) for r in ("target", "benign"))
+        raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
+    splits: dict[str, list[str]] = behaviors[name][role]
+    return splits
+
+
+@cache
+def _builtin_behaviors() -> dict[str, dict[str, Any]]:
+    return {
+        entry.name.removesuffix(".toml"): tomllib.loads(entry.read_text(encoding="utf-8"))
+        for entry in files("iconoclast.behaviors").iterdir()
+        if entry.name.endswith(".toml")
+    }
 
 
 def _read_file(path: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from iconoclast.cli.console import err, interruptible, out
 from iconoclast.cli.flags import with_settings
 from iconoclast.config import LoadedSettings, Settings, load_settings, setting_specs, settings_document
 from iconoclast.errors import IconoclastError
-from iconoclast.reports.tables import plain, print_lines, settings_table
+from iconoclast.reports.text import plain, print_lines, settings_lines, settings_reference
 
 INTERRUPTED = 130
 CONTEXT = {
@@ -134,6 +134,14 @@ def chat(
     chat_session(run_folder, trial)
 
 
+@app.command()
+def plot(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Draw the residuals of both prompt sets and all trials, as web pages in RUN/plots."""
+    from iconoclast.cli.session import plot_session
+
+    plot_session(run_folder)
+
+
 @config_app.callback(invoke_without_command=True)
 def config_root(ctx: typer.Context) -> None:
     """Look at the settings."""
@@ -154,7 +162,13 @@ def config_show(
     if as_json:
         out.print_json(data=_settings_json(loaded))
     else:
-        out.print(settings_table([(key, value, loaded.origin(key)) for key, value in _values(loaded.settings)]))
+        print_lines(out, *settings_lines([(k, v, loaded.origin(k)) for k, v in _values(loaded.settings)]))
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print what every setting is for, in Markdown (docs/settings.md is made of it)."""
+    print_lines(out, settings_reference().rstrip())
 
 
 def _values(settings: Settings) -> list[tuple[str, Any]]:

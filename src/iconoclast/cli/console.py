@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from iconoclast.reports.tables import plain
+from iconoclast.reports.text import plain
 
 out = Console()
 err = Console(stderr=True)

@@ -14,11 +14,13 @@ from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.prompts import PromptSet
-from iconoclast.reports.tables import before_after_table, front_table, plain, print_lines, samples_table
+from iconoclast.reports.plots import front_figure, require_plotly, residual_figure, write_page
+from iconoclast.reports.tables import before_after_table, front_table, samples_table
+from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
 from iconoclast.runs.export import Exported, Format, SavedRun, export_run, require_free
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import Run, started_run
+from iconoclast.runs.pipeline import Prompts, Run, collect_residuals, started_run
 
 SAMPLES = 3
 
@@ -102,6 +104,32 @@ def chat_session(run_folder: Path, trial: str) -> None:
             return
         conversation.reply(message, lambda piece: out.print(plain(piece), end="", soft_wrap=True, highlight=False))
         out.print()
+
+
+def plot_session(run_folder: Path) -> None:
+    """Plots of a run: residuals of the fitting prompts, and its trials."""
+    quiet_libraries()
+    require_plotly()
+    saved = SavedRun.open(RunFolder(run_folder), "best")
+    settings = saved.settings
+    prompts = Prompts.load(settings)
+    with shown_progress() as progress:
+        benign, target = collect_residuals(settings, prompts, saved.load_model(), progress)
+    sources = (settings.good_prompts, settings.bad_prompts)
+    figures = {
+        "residuals.html": residual_figure(
+            benign,
+            target,
+            (sources[0].residual_plot_label or "Benign prompts", sources[1].residual_plot_label or "Target prompts"),
+            (sources[0].residual_plot_color or "royalblue", sources[1].residual_plot_color or "darkorange"),
+            ([p.text for p in prompts.benign], [p.text for p in prompts.target]),
+        ),
+        "trials.html": front_figure(saved.trials, settings.kl_divergence_target, saved.base.refusals.rate),
+    }
+    for name, figure in figures.items():
+        file = run_folder / "plots" / name
+        write_page(figure, file)
+        print_lines(out, f"Wrote {file}")
 
 
 def _export(run_folder: Path, trial: str, kind: Format, to: Path) -> Exported:

@@ -88,6 +88,10 @@ class LiveEdits:
         if self._row_edits is not None and self._current is not None:
             self._activate(self._current[positions.cpu()])
 
+    def variant(self, row: int) -> int:
+        """The edit that a sequence carries."""
+        return 0 if self._row_edits is None else int(self._row_edits[row])
+
     def _activate(self, edits: Tensor) -> None:
         self._current = edits
         self._active = {site: t.of_rows(edits.to(t.inward.device)) for site, t in self._transforms.items()}

@@ -14,7 +14,7 @@ from iconoclast.errors import MeasurementError
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.statistics import Count
-from iconoclast.models.decoding import decode
+from iconoclast.models.decoding import FirstToken, decode
 from iconoclast.models.forward import affordable_rows, next_token_logprobs
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.progress import Progress, Silent
@@ -156,27 +156,21 @@ class Evaluator:
         """
         progress = progress or Silent()
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", len(edits) * self._steps_per_edit())
-        divergences = self.divergences(edits, progress.advance)
+        divergences, benign = self._benign(edits, progress.advance)
         target = self._responses(edits, self._target_ids, self.options.response_length, True, progress.advance)
-        benign = self._responses(edits, self._benign_ids, self.options.benign_response_length, True, progress.advance)
         return [self._scores(*results) for results in zip(divergences.tolist(), target, benign, strict=True)]
 
-    def divergences(self, edits: Sequence[Edit], advance: Callable[[int], None] = lambda n: None) -> Tensor:
+    def divergences(self, edits: Sequence[Edit]) -> Tensor:
         """First-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
-        count = len(self.benign)
-        reference = self.reference
-        result = torch.empty(len(edits) * count, device=reference.device)
+        divergence = _Divergences(self.reference, len(edits))
 
-        def fill(rows: int) -> None:
-            live = self._live(edits, count)
+        def run(rows: int) -> None:
+            live = self._live(edits, len(self.benign))
             for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids * len(edits), rows, live):
-                base = reference[[i % count for i in indices]]
-                result[indices] = kl_divergence(base, logprobs[:, : base.shape[1]])
-                advance(len(indices))
+                divergence.add(indices, logprobs)
 
-        self._adaptively(fill)
-        # A model broken so far that its logits are not numbers is as far away as can be.
-        return result.nan_to_num(nan=LARGEST_KL).clamp(max=LARGEST_KL).reshape(len(edits), count).cpu()
+        self._adaptively(run)
+        return divergence.result()
 
     def noise_floor(self, edits: int) -> float:
         """First-token KL of the base model against itself when it is measured in batches of `edits` candidates.
@@ -190,7 +184,20 @@ class Evaluator:
         return self._responses(edits, self.lm.encode(prompts.prompts), self.options.response_length, False)
 
     def _steps_per_edit(self) -> int:
-        return 2 * len(self.benign) + len(self.target)
+        return len(self.benign) + len(self.target)
+
+    def _benign(self, edits: Sequence[Edit], advance: Callable[[int], None]) -> tuple[Tensor, list[list[str]]]:
+        """Divergences and responses on the benign prompts, from the same passes."""
+        divergence = _Divergences(self.reference, len(edits))
+        responses = self._responses(
+            edits,
+            self._benign_ids,
+            self.options.benign_response_length,
+            True,
+            advance,
+            lambda indices, logits: divergence.add(indices, logits.float().log_softmax(-1)),
+        )
+        return divergence.result(), responses
 
     def _responses(
         self,
@@ -199,6 +206,7 @@ class Evaluator:
         length: int,
         stop_at_refusal: bool,
         advance: Callable[[int], None] = lambda n: None,
+        first: FirstToken = lambda indices, logits: None,
     ) -> list[list[str]]:
         def decided(index: int, tokens: list[int]) -> bool:
             return self.rules.has_refused(self._text(tokens))
@@ -206,7 +214,7 @@ class Evaluator:
         def run(rows: int) -> list[list[int]]:
             live = self._live(edits, len(ids))
             stop = decided if stop_at_refusal else None
-            return decode(self.lm, ids * len(edits), length, rows, live, stop, advance)
+            return decode(self.lm, ids * len(edits), length, rows, live, stop, first, advance)
 
         texts = [self._text(tokens) for tokens in self._adaptively(run)]
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
@@ -243,6 +251,23 @@ class Evaluator:
                         "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
                     ) from None
                 self._rows //= 2
+
+
+class _Divergences:
+    """Collects KL(base ‖ edited) of many edits, batch by batch; sequence i is prompt i mod prompts of its edit."""
+
+    def __init__(self, reference: Tensor, edits: int) -> None:
+        self._reference = reference
+        self._values = reference.new_zeros(edits * len(reference))
+
+    def add(self, indices: list[int], logprobs: Tensor) -> None:
+        base = self._reference[[i % len(self._reference) for i in indices]]
+        self._values[indices] = kl_divergence(base, logprobs[:, : base.shape[1]])
+
+    def result(self) -> Tensor:
+        """[edits, prompts]. A model broken so far that its logits are not numbers is as far away as can be."""
+        values = self._values.nan_to_num(nan=LARGEST_KL).clamp(max=LARGEST_KL)
+        return values.reshape(-1, len(self._reference)).cpu()
 
 
 def measure(

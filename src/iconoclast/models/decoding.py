@@ -5,24 +5,23 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from iconoclast.models.forward import (
-    RowListener,
-    Unedited,
-    batches_by_length,
-    contiguous_head,
-    inputs_of,
-    pad,
-)
+from iconoclast.models.forward import Decoding, RowListener, Unedited, read_prompts, step
 from iconoclast.models.loading import LanguageModel
 from iconoclast.prompts import Prompt
 
-CHECK_EVERY = 8
+CHECK_EVERY = 4
 """Tokens between two looks at which rows are decided (each look costs a device synchronisation)."""
+
+WORTH_LEAVING = 0.1
+"""Share of the rows that must be done before the others move together (which copies the cache)."""
 
 Decided = Callable[[int, list[int]], bool]
 """(sequence index, response tokens so far) → whether nothing that is still to come matters."""
+
+FirstToken = Callable[[list[int], Tensor], None]
+"""(sequence indices, logits of the first response token [rows, vocabulary])."""
 
 
 def decode(
@@ -32,6 +31,7 @@ def decode(
     rows: int,
     listener: RowListener | None = None,
     decided: Decided | None = None,
+    first: FirstToken = lambda indices, logits: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
     """The greedy continuation of every sequence, end-of-text token left out.
@@ -43,18 +43,77 @@ def decode(
         rows: sequences per batch.
         listener: what is applied while decoding, told which rows go on.
         decided: asked every few tokens; a decided row stops there, its continuation cut short.
+        first: given the logits of the first token, which have been computed anyway.
         advance: told how many sequences are finished.
     """
     listener = listener or Unedited()
     results: list[list[int]] = [[] for _ in sequences]
-    for batch in batches_by_length([len(s) for s in sequences], rows):
-        with (
-            torch.inference_mode(),
-            contiguous_head(lm.model),
-            listener.applied(torch.tensor(batch, device=lm.device)),
-        ):
-            _decode_batch(lm, [sequences[i] for i in batch], batch, max_new_tokens, listener, decided, results, advance)
+    for indices, logits, state in read_prompts(lm, sequences, rows, max_new_tokens, listener):
+        first(indices, logits)
+        batch = _Batch(lm, state, indices, listener, decided, results)
+        batch.run(logits, max_new_tokens, advance)
     return results
+
+
+class _Batch:
+    """The rows of one batch while they are decoded."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        state: Decoding,
+        indices: list[int],
+        listener: RowListener,
+        decided: Decided | None,
+        results: list[list[int]],
+    ) -> None:
+        self._lm = lm
+        self._state = state
+        self._indices = indices  # sequence of every row
+        self._open = [True] * len(indices)  # rows that are not done
+        self._listener = listener
+        self._decided = decided
+        self._results = results
+        self._ends = end_tokens(lm.model)
+
+    def run(self, logits: Tensor, max_new_tokens: int, advance: Callable[[int], None]) -> None:
+        tokens = logits.argmax(-1, keepdim=True)
+        for length in range(1, max_new_tokens + 1):
+            if length % CHECK_EVERY == 0 or length == max_new_tokens:
+                advance(self._close(tokens, length == max_new_tokens))
+                if not any(self._open):
+                    return
+                tokens = self._leave(tokens)
+            if length < max_new_tokens:
+                logits = step(self._lm, self._state, tokens[:, -1:])
+                tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+
+    def _close(self, tokens: Tensor, last: bool) -> int:
+        """Note the results of rows that are done; how many there were."""
+        closed = 0
+        for row, (index, ids) in enumerate(zip(self._indices, tokens.tolist(), strict=True)):
+            if not self._open[row]:
+                continue
+            response = list(itertools.takewhile(lambda token: token not in self._ends, ids))
+            ended = last or len(response) < len(ids)
+            if ended or (self._decided is not None and self._decided(index, response)):
+                self._results[index] = response
+                self._open[row] = False
+                closed += 1
+        return closed
+
+    def _leave(self, tokens: Tensor) -> Tensor:
+        """Drop the rows that are done, if they are many enough; the tokens of the others."""
+        if sum(self._open) > (1 - WORTH_LEAVING) * len(self._open):
+            return tokens
+        kept = torch.tensor([row for row, is_open in enumerate(self._open) if is_open], device=tokens.device)
+        self._indices = [self._indices[row] for row in kept.tolist()]
+        self._open = [True] * len(kept)
+        self._state.cache.batch_select_indices(kept)
+        self._state.mask = self._state.mask[kept]
+        self._state.positions = self._state.positions[kept]
+        self._listener.keep(kept)
+        return tokens[kept]
 
 
 THINKING_BLOCKS = (
@@ -108,62 +167,3 @@ def end_tokens(model: PreTrainedModel) -> list[int]:
     if ids is None:
         ids = model.config.get_text_config().eos_token_id
     return list(ids) if isinstance(ids, list | tuple) else [] if ids is None else [int(ids)]
-
-
-def _decode_batch(
-    lm: LanguageModel,
-    sequences: list[Sequence[int]],
-    indices: list[int],
-    max_new_tokens: int,
-    listener: RowListener,
-    decided: Decided | None,
-    results: list[list[int]],
-    advance: Callable[[int], None],
-) -> None:
-    pad_id = lm.tokenizer.pad_token_id
-    assert isinstance(pad_id, int)
-    batch = pad(sequences, pad_id, lm.device)
-    ends = end_tokens(lm.model)
-    stop = torch.tensor(ends, device=lm.device)
-    cache = DynamicCache(config=lm.model.config)
-    ids, mask, positions = batch.ids, batch.mask, batch.positions
-    tokens = torch.empty(len(sequences), 0, dtype=torch.long, device=lm.device)
-    alive = list(indices)  # sequence index of each row still in the batch
-    for step in range(1, max_new_tokens + 1):
-        logits = lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            **inputs_of(lm, position_ids=positions, logits_to_keep=1, use_cache=True),
-        ).logits
-        ids = logits[:, -1].argmax(-1, keepdim=True)
-        tokens = torch.cat([tokens, ids], dim=1)
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        positions = positions[:, -1:] + 1
-        if step % CHECK_EVERY == 0 or step == max_new_tokens:
-            ended = torch.isin(tokens, stop).any(1).tolist()
-            so_far = [_until_end(row, ends) for row in tokens.tolist()]
-            done = [
-                e or step == max_new_tokens or (decided is not None and decided(index, text))
-                for e, index, text in zip(ended, alive, so_far, strict=True)
-            ]
-            for index, text, finished in zip(alive, so_far, done, strict=True):
-                if finished:
-                    results[index] = text
-            advance(sum(done))
-            if all(done):
-                return
-            if any(done):
-                kept = torch.tensor([i for i, d in enumerate(done) if not d], device=lm.device)
-                alive = [alive[i] for i in kept.tolist()]
-                cache.batch_select_indices(kept)
-                listener.keep(kept)
-                ids, mask, positions, tokens = _select(kept, ids, mask, positions, tokens)
-
-
-def _select(kept: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor[kept] for tensor in tensors)
-
-
-def _until_end(row: list[int], ends: list[int]) -> list[int]:
-    return next((row[:i] for i, token in enumerate(row) if token in ends), row)

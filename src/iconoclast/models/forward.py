@@ -1,4 +1,4 @@
-"""Forward passes over many prompts: last-token residuals and next-token log-probabilities."""
+"""Forward passes over many sequences: last-token residuals and next-token log-probabilities."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +9,14 @@ from typing import Any, Protocol
 import psutil
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.cache import common_prefix, expanded, new_cache, shareable
 from iconoclast.models.loading import LanguageModel
+
+SHORTEST_PREFIX = 8
+"""A shared prefix of fewer tokens is not worth a pass of its own."""
 
 
 class RowListener(Protocol):
@@ -23,6 +28,10 @@ class RowListener(Protocol):
 
     def keep(self, positions: Tensor) -> None:
         """Only these positions of the batch go on, in this order."""
+        ...
+
+    def variant(self, row: int) -> int:
+        """Which variant of the model a row sees; rows of one variant can share work."""
         ...
 
 
@@ -37,22 +46,24 @@ class Unedited:
     def keep(self, positions: Tensor) -> None:
         """Nothing to follow."""
 
+    def variant(self, row: int) -> int:
+        """All rows see the same model."""
+        return 0
 
-@dataclass(frozen=True)
-class Padded:
-    """A left-padded batch: ids, attention mask and positions, each [rows, tokens]."""
 
-    ids: Tensor
+@dataclass
+class Decoding:
+    """A batch whose prompts have been read: what the next step needs.
+
+    Attributes:
+        cache: keys and values so far.
+        mask: attention mask over everything in the cache, [rows, tokens].
+        positions: position of the last token of each row, [rows, 1].
+    """
+
+    cache: DynamicCache
     mask: Tensor
     positions: Tensor
-
-
-def pad(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Padded:
-    """Left-pad token sequences to the longest of them."""
-    width = max(len(s) for s in sequences)
-    ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences], device=device)
-    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return Padded(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -77,32 +88,8 @@ def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_s
     return max(1, min(max_batch_size, int(free / 4 / (cache + activations + logits))))
 
 
-def inputs_of(lm: LanguageModel, **candidates: Any) -> dict[str, Any]:
-    """The keyword arguments among `candidates` that this model's forward names."""
-    parameters = inspect.signature(type(lm.model).forward).parameters
-    return {name: value for name, value in candidates.items() if name in parameters}
-
-
-@contextmanager
-def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """While this lasts, the language-model head gets a contiguous input.
-
-    With `logits_to_keep=1` it gets a slice, and PyTorch then copies the whole vocabulary matrix once per row when no
-    gradient is needed: most of the time of a prefill.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def last_token_residuals(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    rows: int,
-    advance: Callable[[int], None] = lambda n: None,
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, advance: Callable[[int], None] = lambda n: None
 ) -> Tensor:
     """The residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
 
@@ -121,11 +108,9 @@ def last_token_residuals(
 
     handles = [layer.register_forward_hook(catch(i)) for i, layer in enumerate(layers)]
     try:
-        with torch.inference_mode(), contiguous_head(lm.model):
-            for batch in batches_by_length([len(s) for s in sequences], rows):
-                _forward(lm, pad([sequences[i] for i in batch], _pad_id(lm), lm.device))
-                result[batch] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
-                advance(len(batch))
+        for indices, _ in next_token_logprobs(lm, sequences, rows):
+            result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
+            advance(len(indices))
     finally:
         for handle in handles:
             handle.remove()
@@ -143,25 +128,100 @@ def next_token_logprobs(
         rows: sequences per forward pass.
         listener: what is applied while the passes run.
     """
-    listener = listener or Unedited()
-    with contiguous_head(lm.model):
-        for batch in batches_by_length([len(s) for s in sequences], rows):
-            with torch.inference_mode(), listener.applied(torch.tensor(batch, device=lm.device)):
-                logits = _forward(lm, pad([sequences[i] for i in batch], _pad_id(lm), lm.device))
-            yield batch, logits[:, -1].float().log_softmax(-1)
+    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, listener or Unedited()):
+        yield indices, logits.float().log_softmax(-1)
 
 
-def _forward(lm: LanguageModel, batch: Padded) -> Tensor:
-    output = lm.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        **inputs_of(lm, position_ids=batch.positions, logits_to_keep=1, use_cache=False),
-    )
-    logits: Tensor = output.logits
-    return logits
+def read_prompts(
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, room: int, listener: RowListener
+) -> Iterator[tuple[list[int], Tensor, Decoding]]:
+    """Read all sequences, in batches by length: (indices, logits of the next token [rows, vocabulary], state).
+
+    What all sequences start with (system prompt, template) is read once per variant and shared. The listener is
+    applied while the caller works on a batch.
+
+    Args:
+        lm: the model.
+        sequences: token ids; `listener` sees sequence i as its row i.
+        rows: sequences per batch.
+        room: tokens that the caller will decode.
+        listener: what is applied.
+    """
+    shared = common_prefix(sequences) if shareable(lm.model) else 0
+    shared = shared if shared >= SHORTEST_PREFIX else 0
+    variants = [listener.variant(row) for row in range(len(sequences))]
+    order = {variant: i for i, variant in enumerate(dict.fromkeys(variants))}
+    with torch.inference_mode(), contiguous_head(lm.model):
+        prefix: DynamicCache | None = None
+        if shared:
+            first_rows = [variants.index(variant) for variant in order]
+            with listener.applied(torch.tensor(first_rows, device=lm.device)):
+                ids = torch.tensor([list(sequences[0][:shared])] * len(order), device=lm.device)
+                _, prefix = _forward(lm, ids, torch.ones_like(ids), _positions(torch.ones_like(ids)), shared)
+        for indices in batches_by_length([len(s) for s in sequences], rows):
+            ids, mask = _left_padded(lm, [sequences[i][shared:] for i in indices])
+            capacity = shared + ids.shape[1] + room
+            cache = None
+            if prefix is not None:
+                source = torch.tensor([order[variants[i]] for i in indices], device=lm.device)
+                cache = expanded(prefix, source, lm.model, capacity)
+            mask = torch.cat([mask.new_ones(len(indices), shared), mask], dim=1)
+            positions = _positions(mask)[:, shared:]
+            with listener.applied(torch.tensor(indices, device=lm.device)):
+                logits, cache = _forward(lm, ids, mask, positions, capacity, cache)
+                yield indices, logits, Decoding(cache, mask, positions[:, -1:])
 
 
-def _pad_id(lm: LanguageModel) -> int:
-    pad_id = lm.tokenizer.pad_token_id
-    assert isinstance(pad_id, int)
-    return pad_id
+def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
+    """Append one token [rows, 1] to every row of `state`; the logits of the next, [rows, vocabulary]."""
+    state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
+    state.positions = state.positions + 1
+    return _forward(lm, tokens, state.mask, state.positions, 0, state.cache)[0]
+
+
+@contextmanager
+def contiguous_head(model: nn.Module) -> Iterator[None]:
+    """While this lasts, the language-model head gets a contiguous input.
+
+    With `logits_to_keep=1` it gets a slice, and PyTorch then copies the whole vocabulary matrix once per row when no
+    gradient is needed: most of the time of a prefill.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _forward(
+    lm: LanguageModel,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    capacity: int,
+    cache: DynamicCache | None = None,
+) -> tuple[Tensor, DynamicCache]:
+    cache = new_cache(lm.model, capacity) if cache is None else cache
+    named = inspect.signature(type(lm.model).forward).parameters
+    optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
+    logits: Tensor = lm.model(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        **{name: value for name, value in optional.items() if name in named},
+    ).logits
+    return logits[:, -1], cache
+
+
+def _left_padded(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, [rows, longest]."""
+    pad = lm.tokenizer.pad_token_id
+    width = max(len(s) for s in sequences)
+    ids = [[pad] * (width - len(s)) + list(s) for s in sequences]
+    mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
+    return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,21 +1,14 @@
 """Tables for the terminal."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
+from iconoclast.reports.text import plain
 from iconoclast.runs.card import score_rows
 from iconoclast.search.pareto import Trial
-
-
-def plain(text: str) -> Text:
-    """Text from a model or a user: no markup, and no control characters that could move the cursor."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in text))
 
 
 def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Table:
@@ -73,31 +66,6 @@ def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[
     return table
 
 
-def settings_table(rows: Sequence[tuple[str, Any, str]]) -> Table:
-    """Settings: key, value, where it came from."""
-    table = Table(title="Effective settings", title_justify="left")
-    for name in ("Setting", "Value", "From"):
-        table.add_column(name, overflow="fold")
-    for key, value, origin in rows:
-        table.add_row(key, plain(_shown(value)), plain(origin), style="" if origin == "default" else "bold")
-    return table
-
-
-def print_lines(console: Console, *lines: str) -> None:
-    """Plain lines, unwrapped, so that scripts and tests can read them."""
-    for line in lines:
-        console.print(plain(line), soft_wrap=True, highlight=False)
-
-
 def _with_interval(count: Count) -> str:
     low, high = count.interval
     return f"{count} ({low:.0%}-{high:.0%})"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "(unset)"
-    if isinstance(value, list):
-        text = ", ".join(map(str, value))
-        return text if len(text) <= 120 else f"{text[:117]}..."
-    return str(value)

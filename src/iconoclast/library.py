@@ -1,0 +1,79 @@
+"""The steps of a run as functions, for notebooks and scripts; see the example in the README."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from iconoclast.config import Settings
+from iconoclast.directions import estimators
+from iconoclast.directions.estimators import Directions, DirectionSpec
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.edits.profile import Profile
+from iconoclast.models.anatomy import site_directions
+from iconoclast.models.forward import affordable_rows, last_token_residuals
+from iconoclast.models.loading import LanguageModel
+from iconoclast.progress import Progress
+from iconoclast.prompts import PromptSet
+from iconoclast.runs.export import Exported, Format, export_run
+from iconoclast.runs.pipeline import started_run
+from iconoclast.search.pareto import Trial
+
+
+def residuals(lm: LanguageModel, prompts: PromptSet) -> Tensor:
+    """The residual stream after every layer at the last token of each prompt: float32 [n, L, d], on the CPU."""
+    ids = lm.encode(prompts.prompts)
+    return last_token_residuals(lm, ids, affordable_rows(lm, max(map(len, ids)), 0, 512))
+
+
+def estimate_directions(lm: LanguageModel, benign: PromptSet, target: PromptSet, **options: Any) -> Directions:
+    """Directions from benign to target prompts; `options` as in `directions.estimators.estimate_directions`.
+
+    Raises:
+        DirectionError: fewer than two prompts on a side, or a subspace rank larger than the data allows.
+    """
+    return estimators.estimate_directions(residuals(lm, benign), residuals(lm, target), **options)
+
+
+def make_edit(
+    lm: LanguageModel,
+    directions: Directions,
+    profiles: Mapping[str, Profile],
+    direction: DirectionSpec | None = None,
+    row_normalization: str = "pre",
+) -> Edit:
+    """The edit of `lm` along one of its directions.
+
+    Args:
+        lm: the model.
+        directions: from `estimate_directions`.
+        profiles: component (attn.o_proj, mlp.down_proj) → strength by layer.
+        direction: which of the directions; unset, each layer's own difference of means.
+        row_normalization: none, pre or full; see `Edit`.
+    """
+    resolved = directions.resolve(direction or DirectionSpec())
+    return Edit.build(site_directions(lm.writers(), resolved), profiles, row_normalization)
+
+
+def applied(lm: LanguageModel, edit: Edit) -> AbstractContextManager[None]:
+    """While this context lasts, `lm.model` behaves as edited. No weight is touched."""
+    return LiveEdits(lm.writers(), [edit]).applied()
+
+
+def search(settings: Settings, progress: Progress | None = None) -> list[Trial]:
+    """Run or continue the search that `settings` describe; the Pareto front, the results being in the run folder."""
+    with started_run(settings, progress) as run:
+        run.optimize(settings.n_trials, progress)
+        run.measure_report(progress)
+        run.write_summary("complete")
+        return run.front()
+
+
+def export(
+    run: Path | str, to: Path | str, trial: str = "best", format: Format = "adapter", progress: Progress | None = None
+) -> Exported:
+    """Export a trial of a run folder as an adapter or merged weights, and measure what was written."""
+    return export_run(Path(run), trial, format, Path(to), progress)

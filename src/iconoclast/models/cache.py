@@ -1,0 +1,87 @@
+"""A key-value cache that is written in place, and a prefix of it that many rows share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer of full attention whose memory is there from the start; the library's own copies itself every token.
+
+    Args:
+        capacity: tokens it holds before it has to grow.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.capacity = capacity
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [rows, heads, tokens, size]; returns all of them so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._buffers is None or end > self.capacity:
+            self.capacity = max(self.capacity, 2 * end if self._buffers else end)
+            self._buffers = (self._buffer(key_states), self._buffer(value_states))
+            if start:
+                for buffer, states in zip(self._buffers, self.filled, strict=True):
+                    buffer[:, :, :start] = states
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; a row may be taken several times."""
+        keys, values = self.filled
+        self.is_initialized = False
+        self._buffers = None
+        self.update(keys[indices], values[indices])
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, each [rows, heads, tokens, size]."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        rows, heads, _, size = like.shape
+        return torch.empty(rows, heads, self.capacity, size, dtype=like.dtype, device=like.device)
+
+
+def new_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+    """An empty cache for `model`, its layers of full attention with room for `capacity` tokens."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def shareable(model: PreTrainedModel) -> bool:
+    """Whether rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
+    layers = new_cache(model, 1).layers
+    return bool(layers) and all(isinstance(layer, PreallocatedLayer) for layer in layers)
+
+
+def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacity: int) -> DynamicCache:
+    """A new cache of which row i begins with row `rows[i]` of `prefix`."""
+    cache = new_cache(model, capacity)
+    for source, layer in zip(prefix.layers, cache.layers, strict=True):
+        assert isinstance(source, PreallocatedLayer) and isinstance(layer, PreallocatedLayer)
+        keys, values = source.filled
+        layer.update(keys[rows], values[rows])
+    return cache
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences start with, the last token of the shortest left out."""
+    ordered = sorted(map(list, sequences))
+    first, last = ordered[0], ordered[-1]  # whatever these two share, all in between share
+    limit = min(map(len, ordered)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
