@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
@@ -160,15 +161,15 @@ def load_model(
         _require_bitsandbytes()
     if path.lower().endswith(".gguf") and quantization != "none":
         raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
-    failures = []
+    failures: dict[str, list[str]] = {}
     for dtype in dtypes:
         try:
             model, tokenizer = _load(path, dtype, quantization, device_map, trust_remote_code)
         except (RuntimeError, ValueError, ImportError) as error:
-            failures.append(f"{dtype}: {_first_line(error)}")
+            failures.setdefault(_first_line(error), []).append(dtype)
             note(f"dtype {dtype} does not load: {_first_line(error)}")
             continue
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
         _prepare(tokenizer, chat_template, name)
         model.requires_grad_(False)
@@ -183,11 +184,12 @@ def load_model(
             response_prefix,
         )
         if problem := _forward_problem(loaded):
-            failures.append(f"{dtype}: {problem}")
+            failures.setdefault(problem, []).append(dtype)
             note(f"dtype {dtype} is passed over: {problem}")
             continue
         return loaded
-    raise ModelError(f"The model {name} works in none of the dtypes tried. {'; '.join(failures)}")
+    reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())
+    raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
 
 def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

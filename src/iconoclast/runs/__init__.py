@@ -1,0 +1,1 @@
+"""Runs: the folder, the pipeline, the export."""

@@ -1,0 +1,115 @@
+"""The model card of an export: says that the model was edited, how, and what changed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iconoclast import __version__
+from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.statistics import Count
+from iconoclast.search.pareto import Trial
+
+
+def model_card(
+    *,
+    base: str,
+    kind: str,
+    trial: Trial,
+    row_normalization: str,
+    sites: int,
+    prompts: str,
+    before: Scores,
+    after: Scores,
+    approximation_error: float,
+) -> str:
+    """The README.md of an exported model, in the format of the hub.
+
+    Args:
+        base: the base model.
+        kind: adapter or merged.
+        trial: what was exported.
+        row_normalization: none, pre or full.
+        sites: number of edited matrices.
+        prompts: the prompt sets that `before` and `after` were measured on.
+        before: scores of the base model.
+        after: scores of the export itself, loaded from this folder's files.
+        approximation_error: largest relative error of a site's update in an adapter.
+    """
+    direction = trial.parameters.direction
+    where = f"layer index {direction.index:.2f}" if direction.scope == "global" else "each layer's own"
+    approximate = (
+        f"\nThe adapter is a low-rank approximation of the edit; the largest relative error of a matrix is {approximation_error:.1%}.\n"
+        if approximation_error
+        else ""
+    )
+    # A relation to a local folder would be a dead link on the hub.
+    relation = "" if Path(base).exists() or base == "demo" else f"base_model: {base}\n"
+    return f"""---
+{relation}library_name: {"peft" if kind == "adapter" else "transformers"}
+pipeline_tag: text-generation
+tags:
+- iconoclast
+- representation-editing
+- edited
+---
+
+# An edited version of {base}
+
+**This model was edited.** Its weights differ from {base} by an edit made with ICONOCLAST {__version__}, which changes how often the
+model refuses. It was not trained further. {_in_words(before.refusals, after.refusals)}
+
+## What was edited
+
+{sites} matrices that write to the residual stream ({_components(trial)}) lose a part of one direction, which separates
+prompts that show the behaviour from prompts that do not. Direction: {direction.method}, {direction.scope} ({where}). Row
+normalisation: {row_normalization}. The exact parameters are in `trial_information.json`, the settings in
+`iconoclast_config.toml`.
+{approximate}
+## What changed
+
+Measured on this export, loaded from these files, against its base. {prompts}
+
+| | base | this model |
+|---|---|---|
+{chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
+
+Refusals are found by marker phrases; the compliance score is a heuristic. KL divergence is that of the first response
+token, in nats.
+
+## Limits
+
+The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A model that refuses less
+also refuses less where it should. Whoever deploys it answers for its use, and the licence of {base} applies.
+"""
+
+
+def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
+    """The before/after table: name, base, edited."""
+    return [
+        ("Refusals (target prompts)", _counted(before.refusals), _counted(after.refusals)),
+        ("Overrefusals (benign prompts)", _counted(before.overrefusals), _counted(after.overrefusals)),
+        ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
+        ("Compliance score", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
+        ("First-token KL (benign prompts)", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
+    ]
+
+
+def _counted(count: Count) -> str:
+    low, high = count.interval
+    return f"{count} ({low:.0%} to {high:.0%})"
+
+
+def _components(trial: Trial) -> str:
+    return ", ".join(trial.parameters.profiles)
+
+
+def _in_words(before: Count, after: Count) -> str:
+    return (
+        f"Of {before.n} prompts that show the behaviour, the base model refused {before.count} and this model refuses "
+        f"{after.count}."
+    )
+
+
+def trial_information(trial: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """trial_information.json: the trial with what was measured of its export."""
+    return {"iconoclast_version": __version__, "trial": trial, **more}

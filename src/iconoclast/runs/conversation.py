@@ -1,0 +1,68 @@
+"""A conversation with a model under an edit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.models.loading import LanguageModel
+
+
+class Conversation:
+    """A conversation of several turns, the edit applied live.
+
+    Args:
+        lm: the model.
+        edit: its edit.
+        components: residual writers that the edit may touch.
+        system_prompt: opens the conversation.
+        longest: tokens per reply at most.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        edit: Edit,
+        components: Sequence[str],
+        system_prompt: str | None = None,
+        longest: int = 1024,
+    ) -> None:
+        self._lm = lm
+        self._live = LiveEdits(lm.writers(components), [edit])
+        self._longest = longest
+        self._messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+
+    def reply(self, message: str, emit: Callable[[str], None] = lambda piece: None) -> str:
+        """The model's greedy reply to `message`; `emit` gets it piece by piece while it is written."""
+        self._messages.append({"role": "user", "content": message})
+        ids = self._lm.encode_texts([self._lm.render_messages(self._messages)])
+        inputs = torch.tensor(ids, device=self._lm.device)
+        streamer = _Emitter(self._lm.tokenizer, emit)
+        with torch.inference_mode(), self._live.applied():
+            output: Any = self._lm.model.generate(  # type: ignore[operator]
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=self._longest,
+                do_sample=False,
+                streamer=streamer,
+                pad_token_id=self._lm.tokenizer.pad_token_id,
+            )
+        text = self._lm.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
+        assert isinstance(text, str)
+        self._messages.append({"role": "assistant", "content": text})
+        return text
+
+
+class _Emitter(TextStreamer):
+    """Hands finished text to a function instead of printing it."""
+
+    def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._emit = emit
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """A piece of text is final."""
+        self._emit(text)

@@ -1,0 +1,232 @@
+"""Export of a trial as an adapter or merged weights, measured again from the files that were written."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+import torch
+from peft import PeftModel
+
+from iconoclast.config import Settings, settings_document
+from iconoclast.directions.estimators import Directions
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.lora import save_adapter
+from iconoclast.edits.merge import save_merged
+from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.measure import Scores
+from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import PromptSet
+from iconoclast.runs.card import model_card, trial_information
+from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.runs.pipeline import Prompts, choose_trial, evaluator_of, load_settings_model, search_space, trial_document
+from iconoclast.search.pareto import Trial
+from iconoclast.search.study import Study
+
+Format = Literal["adapter", "merged"]
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What is needed of a finished or interrupted run to use one of its trials.
+
+    Attributes:
+        settings: the run's settings.
+        directions: its directions.
+        trial: the trial that was asked for.
+        trials: all completed trials.
+        base: scores of the base model on the evaluation prompts.
+        response_prefix: what the model's responses start with.
+    """
+
+    settings: Settings
+    directions: Directions
+    trial: Trial
+    trials: Sequence[Trial]
+    base: Scores
+    response_prefix: str
+
+    @classmethod
+    def open(cls, folder: RunFolder, which: str) -> "SavedRun":
+        """Read a run without loading its model.
+
+        Raises:
+            RunFolderError: there is no run, or no such trial.
+        """
+        settings = folder.settings()
+        baseline = folder.read_json(folder.baseline)
+        if not folder.journal.is_file():
+            raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
+        study = Study.read(folder.journal, search_space(settings, baseline["layers"]))
+        trials = study.trials()
+        trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
+        base = Scores.from_dict(baseline["base_metrics"])
+        return cls(settings, folder.load_directions(), trial, trials, base, baseline["response_prefix"])
+
+    def load_model(self, quantization: str | None = None) -> LanguageModel:
+        """The base model of the run."""
+        assert self.settings.model is not None
+        lm = load_settings_model(self.settings, self.settings.model, quantization)
+        return lm.with_prefix(self.response_prefix)
+
+    def edit(self, lm: LanguageModel) -> Edit:
+        """The trial's edit of `lm`."""
+        writers = lm.writers(self.settings.components)
+        return self.trial.parameters.edit(self.directions, writers, self.settings.row_normalization)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export and what was measured of it, on the same prompts throughout.
+
+    Attributes:
+        folder: where it is.
+        prompts: which prompts the scores are of.
+        base: the base model.
+        live: the edit applied live, as in the search.
+        exported: the export, loaded from its files.
+        approximation_error: largest relative error of a site's update; 0 unless row normalisation full was made low-rank.
+    """
+
+    folder: Path
+    prompts: str
+    base: Scores
+    live: Scores
+    exported: Scores
+    approximation_error: float
+
+
+def export_run(
+    run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None
+) -> Exported:
+    """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
+    saved = SavedRun.open(RunFolder(run), which)
+    require_free(to)
+    quantization = "none" if kind == "merged" else None
+    return export_trial(saved, saved.load_model(quantization), kind, to, progress)
+
+
+def export_trial(
+    saved: SavedRun, lm: LanguageModel, kind: Format, to: Path, progress: Progress | None = None
+) -> Exported:
+    """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
+
+    The scores are of the report prompts if the run has them, else of the evaluation prompts.
+
+    Args:
+        saved: the trial.
+        lm: the run's base model; for merged weights it must not be quantised.
+        kind: adapter (PEFT) or merged (plain transformers).
+        to: a folder that does not exist yet or is empty; it appears only when the export is complete.
+        progress: told what goes on.
+
+    Raises:
+        RunFolderError: `to` is in use.
+    """
+    progress = progress or Silent()
+    edit = saved.edit(lm)
+    prompts = Prompts.load(saved.settings)
+    target = prompts.target_report or prompts.target_evaluation
+    benign = prompts.benign_report or prompts.benign_evaluation
+    evaluator = evaluator_of(saved.settings, lm, target, benign)
+    base, live = evaluator.measure([Edit.nothing(), edit], progress)
+    with _appearing(to) as folder:
+        error = write_edit(edit, lm, kind, folder, saved.settings)
+        lm.tokenizer.save_pretrained(folder)
+        progress.start("Loading the export", 0)
+        exported_lm = _load_export(folder, kind, lm)
+        exported = evaluator_of(saved.settings, exported_lm, target, benign, evaluator.reference).measure(
+            [Edit.nothing()], progress
+        )[0]
+        result = Exported(to, _described(prompts, target, benign), base, live, exported, error)
+        _write_papers(saved, lm, kind, folder, result, len(edit.sites))
+    return result
+
+
+def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settings: Settings) -> float:
+    """Write the weights of an edit into an existing folder; the largest relative error of a site's update."""
+    writers = lm.writers(settings.components)
+    if kind == "adapter":
+        return save_adapter(edit, writers, lm.path, folder, settings.full_normalization_lora_rank)
+    save_merged(edit, writers, lm.model, folder)
+    return 0.0
+
+
+def require_free(to: Path) -> None:
+    """Raise RunFolderError unless `to` does not exist or is an empty folder."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunFolderError(f"{to} is in use. Give a folder that does not exist yet with --to.")
+
+
+@contextmanager
+def _appearing(to: Path) -> Iterator[Path]:
+    """A folder beside `to` that becomes `to` when all went well, and vanishes otherwise."""
+    require_free(to)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+        unfinished.chmod(0o755)
+    except OSError as error:
+        raise RunFolderError(f"The export folder {to} cannot be written: {error.strerror}.") from None
+    try:
+        yield unfinished
+        unfinished.replace(to)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _load_export(folder: Path, kind: Format, lm: LanguageModel) -> LanguageModel:
+    """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
+    if kind == "adapter":
+        peft = PeftModel.from_pretrained(lm.model, str(folder))
+        peft.requires_grad_(False).eval()
+        return lm
+    loaded = load_model(str(folder), dtypes=[lm.dtype], device_map="cpu" if lm.device.type == "cpu" else "auto")
+    return loaded.with_prefix(lm.response_prefix)
+
+
+def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
+    chosen = "the report prompts, which chose nothing" if target is prompts.target_report else (
+        "the selection prompts, which also chose the trial, so the figures flatter"
+    )
+    return f"Prompts: {len(target)} target ({target.source}) and {len(benign)} benign ({benign.source}): {chosen}."
+
+
+def _write_papers(
+    saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, sites: int
+) -> None:
+    assert saved.settings.model is not None
+    (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings_document(saved.settings)), encoding="utf-8")
+    write_json(
+        folder / "trial_information.json",
+        trial_information(
+            trial_document(saved.trial),
+            base_model=saved.settings.model,
+            format=kind,
+            row_normalization=saved.settings.row_normalization,
+            response_prefix=lm.response_prefix,
+            torch=torch.__version__,
+            measured_on=result.prompts,
+            base_metrics=result.base.as_dict(),
+            live_metrics=result.live.as_dict(),
+            export_metrics=result.exported.as_dict(),
+            approximation_error=result.approximation_error,
+        ),
+    )
+    card = model_card(
+        base=saved.settings.model,
+        kind=kind,
+        trial=saved.trial,
+        row_normalization=saved.settings.row_normalization,
+        sites=sites,
+        prompts=result.prompts,
+        before=result.base,
+        after=result.exported,
+        approximation_error=result.approximation_error,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

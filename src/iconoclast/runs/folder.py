@@ -1,0 +1,184 @@
+"""The run folder: what a run leaves behind, every file whole or not at all."""
+
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from iconoclast.config import Settings, settings_document
+from iconoclast.directions.estimators import Directions
+from iconoclast.errors import RunFolderError
+
+FREE_SETTINGS = frozenset(
+    "n_trials trials_per_batch exit_after_optimization batch_size max_batch_size device_map study_checkpoint_dir "
+    "full_normalization_lora_rank good_report_prompts bad_report_prompts".split()
+)
+"""Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, and the names in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Effective settings."""
+        return self.path / "iconoclast_config.toml"
+
+    @property
+    def journal(self) -> Path:
+        """The Optuna study."""
+        return self.path / "iconoclast_study.jsonl"
+
+    @property
+    def baseline(self) -> Path:
+        """The base model's scores and what was found out about the model."""
+        return self.path / "baseline.json"
+
+    @property
+    def directions(self) -> Path:
+        """Directions and benign basis."""
+        return self.path / "directions.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """The results."""
+        return self.path / "batch_summary.json"
+
+    def claim(self, settings: Settings) -> None:
+        """Begin a run here, or continue the one that is here.
+
+        Raises:
+            RunFolderError: the folder holds something else, or a run with other settings, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file. Give a folder for the run with --out.")
+        if self.config.is_file():
+            changed = changed_settings(self.settings(), settings)
+            if changed:
+                raise RunFolderError(
+                    f"{self.path} holds another run; these settings differ: {', '.join(changed)}. "
+                    "Give the same settings to continue it, or another folder with --out."
+                )
+        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise RunFolderError(f"{self.path} is not empty and holds no run. Give another folder with --out.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config, tomli_w.dumps(settings_document(settings)).encode())
+        except OSError as error:
+            raise RunFolderError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this lasts, no other process works on this run.
+
+        Raises:
+            RunFolderError: another process does.
+        """
+        existed = self.path.is_dir()
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(f"Another process is working on the run {self.path}. Wait for it, or stop it.") from None
+        except OSError as error:
+            raise RunFolderError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            if not self.config.is_file():  # nothing was begun: leave nothing behind
+                (self.path / ".lock").unlink(missing_ok=True)
+                if not existed:
+                    self.path.rmdir()
+
+    def settings(self) -> Settings:
+        """The settings of the run that is here.
+
+        Raises:
+            RunFolderError: there is no run.
+        """
+        try:
+            return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} holds no run: there is no {self.config.name} in it.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            raise RunFolderError(f"{self.config} is damaged or from another version: {first}") from None
+
+    def save_directions(self, directions: Directions) -> None:
+        """Keep the directions."""
+        tensors = {f"raw.{name}": tensor.contiguous() for name, tensor in directions.raw.items()}
+        write_whole(self.directions, save({**tensors, "basis": directions.basis.contiguous()}))
+
+    def load_directions(self) -> Directions:
+        """The directions kept here.
+
+        Raises:
+            RunFolderError: there are none, or the file is damaged.
+        """
+        try:
+            tensors = load_file(self.directions)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise RunFolderError(f"{self.directions} is missing or damaged ({error}). Start the run again.") from None
+        basis: torch.Tensor = tensors.pop("basis")
+        return Directions({name.removeprefix("raw."): tensor for name, tensor in tensors.items()}, basis)
+
+    def read_json(self, file: Path) -> dict[str, Any]:
+        """One of the JSON files.
+
+        Raises:
+            RunFolderError: it is missing or damaged.
+        """
+        try:
+            document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} has no {file.name} yet. Let the run measure the base model first.") from None
+        except json.JSONDecodeError as error:
+            raise RunFolderError(f"{file} is damaged: {error.msg} on line {error.lineno}.") from None
+        return document
+
+
+def pinned_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that must not change within a run, as plain data."""
+    return {key: value for key, value in settings_document(settings).items() if key not in FREE_SETTINGS}
+
+
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """Names of the pinned settings that differ."""
+    old, new = pinned_settings(before), pinned_settings(after)
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    write_whole(file, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace `file` by `content` in one step: a crash leaves the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,440 @@
+"""The main job in order: prompts, residuals, directions, baseline, search, summary. Resumable at every comma."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from iconoclast import __version__
+from iconoclast.config import PromptSource, Settings
+from iconoclast.directions.estimators import Directions, estimate_directions
+from iconoclast.directions.subspace import winsorize
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.evaluation.measure import Evaluator, MeasureOptions, Scores
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.models.decoding import find_response_prefix
+from iconoclast.models.forward import affordable_rows, last_token_residuals
+from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
+from iconoclast.search.objective import Objective
+from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.study import Study
+
+PREFIX_PROMPTS = 8
+"""Prompts of each set that are looked at for a common start of responses."""
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt sets of a run: those that fit directions, those that choose trials, those that are looked at once."""
+
+    benign: PromptSet
+    target: PromptSet
+    benign_evaluation: PromptSet
+    target_evaluation: PromptSet
+    benign_report: PromptSet | None = None
+    target_report: PromptSet | None = None
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Prompts":
+        """Load all sets that the settings name.
+
+        Raises:
+            PromptsError: a set cannot be read, or is too small.
+            SettingsError: one of the two report sets is missing.
+        """
+
+        def read(source: PromptSource, minimum: int = 1) -> PromptSet:
+            return load_prompts(source, settings.system_prompt, minimum)
+
+        report = settings.good_report_prompts, settings.bad_report_prompts
+        if (report[0] is None) != (report[1] is None):
+            raise SettingsError("Give both good_report_prompts and bad_report_prompts, or neither.")
+        return cls(
+            read(settings.good_prompts, 2),
+            read(settings.bad_prompts, 2),
+            read(settings.good_evaluation_prompts),
+            read(settings.bad_evaluation_prompts),
+            *(read(source) for source in report if source is not None),
+        )
+
+    def named(self) -> dict[str, PromptSet]:
+        """The sets under the names of their settings."""
+        names = {
+            "good_prompts": self.benign,
+            "bad_prompts": self.target,
+            "good_evaluation_prompts": self.benign_evaluation,
+            "bad_evaluation_prompts": self.target_evaluation,
+            "good_report_prompts": self.benign_report,
+            "bad_report_prompts": self.target_report,
+        }
+        return {name: prompts for name, prompts in names.items() if prompts is not None}
+
+    def overlaps(self) -> dict[str, int]:
+        """Pairs of sets with another purpose that share prompts, and how many."""
+        sets = self.named()
+        pairs = [
+            (a, b)
+            for i, a in enumerate(sets)
+            for b in list(sets)[i + 1 :]
+            if a.split("_", 1)[1] != b.split("_", 1)[1]
+        ]
+        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs}
+        return {pair: count for pair, count in shared.items() if count}
+
+
+@dataclass
+class Run:
+    """A run that is ready for trials: everything that is computed once."""
+
+    settings: Settings
+    folder: RunFolder
+    prompts: Prompts
+    lm: LanguageModel
+    directions: Directions
+    evaluator: Evaluator
+    base: Scores
+    noise_floor: float
+    study: Study
+    report: dict[str, Any] | None = field(default=None)
+
+    @property
+    def objective(self) -> Objective:
+        """What the search minimises."""
+        s = self.settings
+        return Objective(
+            self.base,
+            s.kl_divergence_target,
+            s.overrefusal_penalty,
+            s.harmful_marker_penalty,
+            s.compliance_gap_penalty,
+        )
+
+    def edit(self, parameters: EditParameters) -> Edit:
+        """The edit of a trial."""
+        writers = self.lm.writers(self.settings.components)
+        return parameters.edit(self.directions, writers, self.settings.row_normalization)
+
+    def front(self) -> list[Trial]:
+        """The Pareto front so far."""
+        return pareto_front(self.study.trials())
+
+    def best(self) -> Trial | None:
+        """The best trial so far."""
+        return best_trial(self.front(), self.settings.kl_divergence_target)
+
+    def trial(self, which: str) -> Trial:
+        """The trial of that number, or the best one.
+
+        Raises:
+            RunFolderError: there is no such completed trial.
+        """
+        trials = self.study.trials()
+        return choose_trial(trials, which, self.settings.kl_divergence_target, self.folder.path)
+
+    def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
+        """Measure trials until there are `n_trials`, writing the summary after every batch."""
+        progress = progress or Silent()
+        steps = _Remaining(progress, n_trials - len(self.study.trials()))
+
+        def evaluate(batch: Sequence[EditParameters]) -> Sequence[Scores]:
+            return self.evaluator.measure([self.edit(p) for p in batch], steps.of(len(batch)))
+
+        def told(trials: list[Trial]) -> None:
+            for trial in trials:
+                progress.note(_trial_line(trial))
+            self.write_summary("running")
+
+        self.report = None
+        self.study.run(n_trials, evaluate, self.objective, told)
+
+    def measure_report(self, progress: Progress | None = None) -> None:
+        """Measure the base model and the best trial on the report prompts, if there are any."""
+        best = self.best()
+        if self.prompts.benign_report is None or self.prompts.target_report is None or best is None:
+            return
+        evaluator = evaluator_of(
+            self.settings, self.lm, self.prompts.target_report, self.prompts.benign_report
+        )
+        base, edited = evaluator.measure([Edit.nothing(), self.edit(best.parameters)], progress)
+        self.report = {"trial": best.index, "base_metrics": base.as_dict(), "metrics": edited.as_dict()}
+
+    def write_summary(self, status: str) -> dict[str, Any]:
+        """Write batch_summary.json; `status` is running, complete or interrupted."""
+        best = self.best()
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "iconoclast_version": __version__,
+            "status": status,
+            "model": self.settings.model,
+            "study_checkpoint_dir": str(self.folder.path),
+            "completed_trials": len(self.study.trials()),
+            "prompts": {
+                name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.prompts.named().items()
+            },
+            "overlap": self.prompts.overlaps(),
+            "kl_divergence_target": self.settings.kl_divergence_target,
+            "kl_noise_floor": self.noise_floor,
+            "base_metrics": self.base.as_dict(),
+            "best_trial": None if best is None else best.index,
+            "pareto_trials": [trial_document(trial) for trial in self.front()],
+            "report": self.report,
+        }
+        write_json(self.folder.summary, document)
+        return document
+
+
+def run_folder(settings: Settings) -> RunFolder:
+    """The run folder that the settings name.
+
+    Raises:
+        SettingsError: no model is named.
+    """
+    if settings.model is None:
+        raise SettingsError(
+            "No model is named. Use `iconoclast run MODEL`, set model in the settings file, or try `iconoclast demo`."
+        )
+    slug = "".join(c if c.isalnum() or c in ".-_" else "--" for c in Path(settings.model).name or settings.model)
+    return RunFolder(settings.study_checkpoint_dir or Path("runs") / slug)
+
+
+@contextmanager
+def started_run(settings: Settings, progress: Progress | None = None) -> Iterator[Run]:
+    """A run ready for trials, begun or continued in its folder, which it holds while the context lasts.
+
+    Raises:
+        UserError: a setting, prompt set, model or folder is not usable; nothing was written then.
+    """
+    progress = progress or Silent()
+    start = time.monotonic()
+    folder = run_folder(settings)
+    assert settings.model is not None
+    resolve(settings.model)
+    if folder.config.is_file():
+        folder.claim(settings)
+    prompts = Prompts.load(settings)
+    for pair, count in prompts.overlaps().items():
+        progress.note(f"Overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them are flattering.")
+    with folder.locked():
+        progress.start(f"Loading {settings.model}", 0)
+        lm = load_settings_model(settings, settings.model, note=progress.note)
+        lm.writers(settings.components)
+        yield _prepared(settings, folder, prompts, lm, progress, start)
+
+
+def load_settings_model(
+    settings: Settings, model: str, quantization: str | None = None, note: Any = lambda message: None
+) -> LanguageModel:
+    """Load `model` as the settings say."""
+    return load_model(
+        model,
+        dtypes=settings.dtypes,
+        quantization=settings.quantization if quantization is None else quantization,
+        device_map=settings.device_map,
+        trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
+        response_prefix=settings.response_prefix or "",
+        note=note,
+    )
+
+
+def evaluator_of(
+    settings: Settings, lm: LanguageModel, target: PromptSet, benign: PromptSet, reference: Any = None
+) -> Evaluator:
+    """The evaluator that the settings describe."""
+    return Evaluator(
+        lm,
+        target,
+        benign,
+        ResponseRules(settings.refusal_markers, settings.disclaimer_markers),
+        MeasureOptions(
+            settings.max_response_length,
+            settings.max_benign_response_length,
+            settings.batch_size,
+            settings.max_batch_size,
+        ),
+        settings.components,
+        reference,
+    )
+
+
+def search_space(settings: Settings, layers: int) -> SearchSpace:
+    """The search space that the settings describe."""
+    return SearchSpace(layers, settings.components, settings.direction_methods, settings.direction_scopes)
+
+
+def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: Path) -> Trial:
+    """The trial of that number, or with "best" the best one.
+
+    Raises:
+        RunFolderError: there is no such completed trial.
+    """
+    if which == "best":
+        best = best_trial(pareto_front(trials), kl_target)
+        if best is None:
+            raise RunFolderError(f"{where} has no completed trial yet. Continue the run first.")
+        return best
+    found = next((trial for trial in trials if str(trial.index) == which), None)
+    if found is None:
+        numbers = f"0 to {max(t.index for t in trials)}" if trials else "none yet"
+        raise RunFolderError(f'{where} has no completed trial "{which}". Give best or a number; there are {numbers}.')
+    return found
+
+
+def trial_document(trial: Trial) -> dict[str, Any]:
+    """A trial for JSON."""
+    direction = trial.parameters.direction
+    return {
+        "index": trial.index,
+        **trial.scores.as_dict(),
+        "direction_method": direction.method,
+        "direction_scope": direction.scope,
+        "direction_index": direction.index if direction.scope == "global" else None,
+        "direction_blend": direction.blend if direction.method == "hybrid" else None,
+        "parameters": {
+            component: {
+                "max_weight": profile.max_weight,
+                "max_weight_position": profile.max_weight_position,
+                "min_weight": profile.min_weight,
+                "min_weight_distance": profile.min_weight_distance,
+            }
+            for component, profile in trial.parameters.profiles.items()
+        },
+    }
+
+
+def _prepared(
+    settings: Settings,
+    folder: RunFolder,
+    prompts: Prompts,
+    lm: LanguageModel,
+    progress: Progress,
+    start: float,
+) -> Run:
+    """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
+    known = folder.read_json(folder.baseline) if folder.baseline.is_file() else None
+    if known is not None:
+        lm = lm.with_prefix(known["response_prefix"])
+    elif settings.response_prefix is None:
+        progress.start("Looking at how responses start", 0)
+        sample = _alternating(prompts.benign, prompts.target)[: 2 * PREFIX_PROMPTS]
+        lm = lm.with_prefix(find_response_prefix(lm, sample, len(sample)))
+        if lm.response_prefix:
+            progress.note(f"Responses start with {lm.response_prefix!r}; measurements begin after it.")
+    fitted = None if known is not None and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
+    folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
+    if fitted is None:
+        directions = folder.load_directions()
+    else:
+        directions = fitted
+        folder.save_directions(directions)
+    evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
+    if known is None:
+        base = evaluator.measure([Edit.nothing()], progress)[0]
+        noise = evaluator.noise_floor(settings.trials_per_batch)
+        write_json(
+            folder.baseline,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "dtype": lm.dtype,
+                "layers": lm.layers,
+                "response_prefix": lm.response_prefix,
+                "kl_noise_floor": noise,
+                "base_metrics": base.as_dict(),
+            },
+        )
+    else:
+        base, noise = Scores.from_dict(known["base_metrics"]), known["kl_noise_floor"]
+    study = Study.open(
+        folder.journal,
+        search_space(settings, lm.layers),
+        seed=settings.seed,
+        startup_trials=settings.n_startup_trials,
+        batch=settings.trials_per_batch,
+        pinned=pinned_settings(settings) | {f"{k} (content)": s.fingerprint for k, s in prompts.named().items() if "report" not in k},
+    )
+    done = len(study.trials())
+    progress.note(
+        f"Ready for trials after {time.monotonic() - start:.0f} s"
+        + (f"; {done} of {settings.n_trials} trials are there already" if done else "")
+        + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.4f}."
+    )
+    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study)
+
+
+def collect_residuals(
+    settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Residuals of the fitting prompts: benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
+    ids = lm.encode(prompts.benign.prompts), lm.encode(prompts.target.prompts)
+    rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), settings.batch_size, settings.max_batch_size)
+    progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
+    benign, target = (
+        winsorize(last_token_residuals(lm, side, rows, progress.advance), settings.winsorization_quantile)
+        for side in ids
+    )
+    return benign, target
+
+
+def _fit(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> Directions:
+    benign, target = collect_residuals(settings, prompts, lm, progress)
+    return estimate_directions(
+        benign,
+        target,
+        methods=settings.direction_methods,
+        subspace_rank=settings.benign_subspace_rank,
+        orthogonalize=settings.orthogonalize_direction,
+        variance_floor=settings.direction_variance_floor,
+    )
+
+
+def _alternating(first: PromptSet, second: PromptSet) -> list[Any]:
+    return [p for pair in zip_longest(first, second) for p in pair if p is not None]
+
+
+def _trial_line(trial: Trial) -> str:
+    s = trial.scores
+    return (
+        f"Trial {trial.index}: {s.refusals} refusals, {s.overrefusals} overrefusals, "
+        f"KL {s.kl_divergence:.4f}, compliance {s.compliance:.2f}"
+    )
+
+
+@dataclass
+class _Remaining:
+    """Turns the progress of batches into the progress of all trials that are left."""
+
+    progress: Progress
+    trials: int
+    _started: bool = False
+
+    def of(self, batch: int) -> "_BatchProgress":
+        return _BatchProgress(self, batch)
+
+
+@dataclass
+class _BatchProgress:
+    all: _Remaining
+    batch: int
+
+    def start(self, task: str, total: int) -> None:
+        if not self.all._started:
+            self.all._started = True
+            self.all.progress.start("Trials", total // self.batch * self.all.trials)
+
+    def advance(self, steps: int = 1) -> None:
+        self.all.progress.advance(steps)
+
+    def note(self, message: str) -> None:
+        self.all.progress.note(message)

@@ -1,0 +1,101 @@
+"""Decoding: the greedy continuation, whoever else is in the batch."""
+
+import pytest
+import torch
+
+from iconoclast.models import decoding
+from iconoclast.models.decoding import decode, end_tokens, find_response_prefix
+from iconoclast.models.loading import LanguageModel
+from iconoclast.prompts import Prompt
+
+TEXTS = ["Hi", "Set an alarm for seven", "What is a prime number?", "Book a table", "Why is the sky blue at noon?"]
+
+
+@pytest.fixture
+def ids(tiny_lm: LanguageModel) -> list[list[int]]:
+    return tiny_lm.encode([Prompt(text) for text in TEXTS])
+
+
+def generated(lm: LanguageModel, ids: list[int], length: int) -> list[int]:
+    """What transformers' own greedy generation gives."""
+    inputs = torch.tensor([ids])
+    output = lm.model.generate(  # type: ignore[operator]
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=length, do_sample=False, pad_token_id=0
+    )
+    tokens = output[0, len(ids) :].tolist()
+    return tokens[: tokens.index(1)] if 1 in tokens else tokens
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_decoding_equals_the_librarys_greedy_generation(
+    tiny_lm: LanguageModel, ids: list[list[int]], rows: int
+) -> None:
+    assert decode(tiny_lm, ids, 21, rows) == [generated(tiny_lm, sequence, 21) for sequence in ids]
+
+
+def test_responses_end_at_the_end_token(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
+    whole = decode(tiny_lm, ids, 24, 5)
+    stop = whole[0][6]
+    tiny_lm.model.generation_config.eos_token_id = [1, stop]  # type: ignore[union-attr]
+    assert end_tokens(tiny_lm.model) == [1, stop]
+    for cut, response in zip(decode(tiny_lm, ids, 24, 5), whole, strict=True):
+        assert cut == (response[: response.index(stop)] if stop in response else response)
+
+
+def test_a_decided_row_leaves_and_the_others_go_on_as_if_it_had_stayed(
+    tiny_lm: LanguageModel, ids: list[list[int]]
+) -> None:
+    whole = decode(tiny_lm, ids, 24, 5)
+    asked: list[int] = []
+
+    def decided(index: int, tokens: list[int]) -> bool:
+        asked.append(index)
+        return index in (0, 3)
+
+    cut = decode(tiny_lm, ids, 24, 5, decided=decided)
+    assert [cut[i] for i in (1, 2, 4)] == [whole[i] for i in (1, 2, 4)]
+    for index in (0, 3):
+        assert asked.count(index) == 1
+        assert cut[index] == whole[index][: decoding.CHECK_EVERY]
+
+
+def test_the_first_tokens_logits_come_along(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
+    seen: dict[int, int] = {}
+
+    def first(indices: list[int], logits: torch.Tensor) -> None:
+        seen.update(zip(indices, logits.argmax(-1).tolist(), strict=True))
+
+    responses = decode(tiny_lm, ids, 5, 2, first=first)
+    assert {i: r[0] for i, r in enumerate(responses)} == seen
+
+
+def test_progress_counts_every_sequence_once(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
+    finished: list[int] = []
+    decode(tiny_lm, ids, 9, 2, advance=finished.append)
+    assert sum(finished) == len(ids)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, answers: dict[str, list[str]]) -> None:
+    """Let the model answer from a script: response prefix → responses."""
+
+    def decode_script(model: LanguageModel, ids: list[list[int]], length: int, rows: int) -> list[list[int]]:
+        return [model.encode_texts([text])[0][:length] for text in answers[model.response_prefix]]
+
+    monkeypatch.setattr(decoding, "decode", decode_script)
+
+
+@pytest.mark.parametrize(
+    ("answers", "prefix"),
+    [
+        ({"": ["Sure.", "No."]}, ""),
+        ({"": ["Answer: yes", "Answer: no"]}, "Answer: "),
+        ({"": ["<think>well", "<think>hm"], "<think></think>": ["Yes", "No"]}, "<think></think>"),
+        ({"": ["<think>well", "<think>hm"], "<think></think>": ["\n\nYes", "\n\nNo"]}, "<think></think>\n\n"),
+        ({"": ["[THINK]a", "[THINK]b"], "[THINK][/THINK]": ["Yes", "No"]}, "[THINK][/THINK]"),
+    ],
+)
+def test_the_common_start_of_responses_is_found_and_a_thinking_block_closed(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], prefix: str
+) -> None:
+    scripted(monkeypatch, tiny_lm, answers)
+    assert find_response_prefix(tiny_lm, [Prompt("a"), Prompt("b")], 2) == prefix

@@ -1,0 +1,196 @@
+"""A run from nothing to a summary on a tiny model: resumable, repeatable, and truthful about what it measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iconoclast.config import PromptSource, Settings
+from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.evaluation.measure import Evaluator
+from iconoclast.runs.pipeline import Prompts, started_run
+
+WORDS = ("alarm", "table", "taxi", "list", "bill", "song", "note", "light")
+
+
+@pytest.fixture
+def settings(tiny_folder: Path, tmp_path: Path) -> Settings:
+    target, benign = tmp_path / "target.txt", tmp_path / "benign.txt"
+    target.write_text("\n".join(f"Please set my {word}" for word in WORDS))
+    benign.write_text("\n".join(f"What is a {word}?" for word in WORDS))
+
+    def source(file: Path, split: str) -> PromptSource:
+        return PromptSource(dataset=str(file), split=split)
+
+    return Settings(
+        model=str(tiny_folder),
+        dtypes=["float32"],
+        good_prompts=source(benign, "train[:4]"),
+        bad_prompts=source(target, "train[:4]"),
+        good_evaluation_prompts=source(benign, "train[4:6]"),
+        bad_evaluation_prompts=source(target, "train[4:6]"),
+        good_report_prompts=source(benign, "train[6:]"),
+        bad_report_prompts=source(target, "train[6:]"),
+        benign_subspace_rank=1,
+        max_response_length=6,
+        max_benign_response_length=3,
+        # A random byte model never apologises: single letters make some of its responses refusals.
+        refusal_markers=["zz", "qx", "ee", "aa", "th"],
+        n_trials=6,
+        n_startup_trials=3,
+        trials_per_batch=2,
+        study_checkpoint_dir=tmp_path / "run",
+    )
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    with started_run(settings) as started:
+        started.optimize(settings.n_trials)
+        started.measure_report()
+        started.write_summary("complete")
+    return json.loads((settings.study_checkpoint_dir / "batch_summary.json").read_text())  # type: ignore[operator]
+
+
+def trials(settings: Settings) -> list[Any]:
+    with started_run(settings) as started:
+        return [(t.index, t.parameters, t.scores) for t in started.study.trials()]
+
+
+def test_the_summary_says_what_was_measured_over_how_many_prompts(settings: Settings) -> None:
+    summary = run(settings)
+    assert summary["model"] == settings.model
+    assert summary["study_checkpoint_dir"] == str(settings.study_checkpoint_dir)
+    assert summary["status"] == "complete" and summary["completed_trials"] == 6
+    assert summary["base_metrics"]["refusals"]["n"] == 2 and summary["base_metrics"]["kl_divergence"] < 1e-5
+    assert summary["prompts"]["good_prompts"]["n"] == 4 and len(summary["prompts"]) == 6
+    first = summary["pareto_trials"][0]
+    assert {
+        "index", "refusals", "overrefusals", "disclaimer_hits", "compliance_score", "kl_divergence",
+        "direction_method", "direction_scope", "direction_index", "direction_blend", "parameters",
+    } == set(first)  # fmt: skip
+    for trial in summary["pareto_trials"]:
+        low, high = trial["refusals"]["interval"]
+        assert low <= trial["refusals"]["count"] / trial["refusals"]["n"] <= high
+        assert set(trial["parameters"]) == {"attn.o_proj", "mlp.down_proj"}
+    keys = [(t["refusals"]["count"], t["overrefusals"]["count"], t["kl_divergence"]) for t in summary["pareto_trials"]]
+    assert keys == sorted(keys)
+    assert summary["report"]["trial"] == summary["best_trial"]
+    assert summary["report"]["metrics"]["refusals"]["n"] == 2
+
+
+def test_the_run_folder_holds_one_journal_and_no_leftovers(settings: Settings) -> None:
+    run(settings)
+    names = {entry.name for entry in settings.study_checkpoint_dir.iterdir()}  # type: ignore[union-attr]
+    assert [name for name in names if name.endswith(".jsonl")] == ["iconoclast_study.jsonl"]
+    assert names - {".lock", "iconoclast_study.jsonl.lock"} == {
+        "iconoclast_study.jsonl",
+        "iconoclast_config.toml",
+        "baseline.json",
+        "directions.safetensors",
+        "batch_summary.json",
+    }
+
+
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(settings: Settings, tmp_path: Path) -> None:
+    run(settings)
+    again = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "again"})
+    other = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "other", "seed": 1})
+    run(again)
+    run(other)
+    assert trials(settings) == trials(again)
+    assert [t[1] for t in trials(settings)] != [t[1] for t in trials(other)]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings)
+    broken = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "broken"})
+    measure, calls = Evaluator.measure, []
+
+    def failing(self: Evaluator, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # the base model and one batch have been measured
+            raise KeyboardInterrupt
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "measure", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken)
+    assert len(trials(broken)) == 2
+    run(broken)
+    assert trials(broken) == trials(settings)
+
+
+def test_a_second_start_measures_the_base_model_and_directions_no_second_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings)
+
+    def forbidden(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("iconoclast.runs.pipeline.last_token_residuals", forbidden)
+    monkeypatch.setattr(Evaluator, "measure", forbidden)
+    with started_run(settings) as started:
+        started.optimize(6)
+        assert len(started.study.trials()) == 6
+
+
+def test_n_trials_is_the_total(settings: Settings) -> None:
+    run(settings)
+    assert run(settings.model_copy(update={"n_trials": 7}))["completed_trials"] == 7
+    assert run(settings.model_copy(update={"n_trials": 3}))["completed_trials"] == 7
+
+
+def test_other_settings_are_refused_by_name_and_free_ones_are_not(settings: Settings) -> None:
+    run(settings)
+    with pytest.raises(RunFolderError, match="row_normalization, seed"):
+        run(settings.model_copy(update={"seed": 5, "row_normalization": "full"}))
+    run(settings.model_copy(update={"max_batch_size": 1, "trials_per_batch": 3}))
+
+
+def test_other_prompts_under_the_same_name_are_refused(settings: Settings) -> None:
+    run(settings)
+    file = Path(settings.bad_evaluation_prompts.dataset)
+    file.write_text(file.read_text().replace("bill", "mill"))
+    with pytest.raises(RunFolderError, match="bad_evaluation_prompts"):
+        run(settings)
+
+
+def test_two_processes_cannot_work_on_one_run(settings: Settings) -> None:
+    with started_run(settings), pytest.raises(RunFolderError, match="Another process"), started_run(settings):
+        pass
+
+
+def test_shared_prompts_are_reported(settings: Settings) -> None:
+    same = settings.model_copy(update={"bad_evaluation_prompts": settings.bad_prompts})
+    assert Prompts.load(same).overlaps() == {"bad_prompts and bad_evaluation_prompts": 4}
+    assert Prompts.load(settings).overlaps() == {}
+
+
+def test_one_report_set_alone_is_refused(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="both"):
+        Prompts.load(settings.model_copy(update={"good_report_prompts": None}))
+
+
+def test_nothing_is_left_behind_when_the_data_does_not_allow_the_rank(settings: Settings) -> None:
+    with (
+        pytest.raises(Exception, match="benign_subspace_rank 4 is larger"),
+        started_run(settings.model_copy(update={"benign_subspace_rank": 4})),
+    ):
+        pass
+    assert not settings.study_checkpoint_dir.exists()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("normalization", ["none", "pre", "full"])
+def test_a_batch_of_candidates_scores_as_each_alone(settings: Settings, normalization: str) -> None:
+    with started_run(settings.model_copy(update={"row_normalization": normalization})) as started:
+        started.optimize(4)
+        edits = [started.edit(trial.parameters) for trial in started.study.trials()]
+        together = started.evaluator.measure(edits)
+        for edit, scores in zip(edits, together, strict=True):
+            alone = started.evaluator.measure([edit])[0]
+            assert alone.refusals == scores.refusals and alone.overrefusals == scores.overrefusals
+            assert alone.kl_divergence == pytest.approx(scores.kl_divergence, abs=1e-4)
