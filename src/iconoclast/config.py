@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,10 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PromptSource(BaseModel):
@@ -153,9 +158,8 @@ class Settings(BaseSettings):
         min_length=1,
         description="One direction for all layers, taken at a searched layer index, or each layer's own.",
     )
-    direction_variance_floor: float = Field(
+    direction_variance_floor: Positive = Field(
         default=1e-6,
-        gt=0,
         description="Added to the pooled variance, so that a quiet coordinate cannot take over.",
     )
     orthogonalize_direction: bool = Field(
@@ -242,17 +246,16 @@ class Settings(BaseSettings):
         ],
         description="Phrases counted in target responses that hedge without refusing.",
     )
-    kl_divergence_target: float = Field(
+    kl_divergence_target: Positive = Field(
         default=0.1,
-        gt=0,
         description="KL divergence (nats) that is small enough; below it trials compete on behaviour alone, and the best trial is taken from those below it.",
     )
-    overrefusal_penalty: float = Field(default=0.32, ge=0, description="Weight of the overrefusal rate.")
-    harmful_marker_penalty: float = Field(
-        default=0.18, ge=0, description="Weight of the disclaimer rate in target responses."
+    overrefusal_penalty: Weight = Field(default=0.32, description="Weight of the overrefusal rate.")
+    harmful_marker_penalty: Weight = Field(
+        default=0.18, description="Weight of the disclaimer rate in target responses."
     )
-    compliance_gap_penalty: float = Field(
-        default=0.42, ge=0, description="Weight of 1 - compliance score of target responses."
+    compliance_gap_penalty: Weight = Field(
+        default=0.42, description="Weight of 1 - compliance score of target responses."
     )
 
     # Search
@@ -350,6 +353,10 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     for values, origin in layers:
         for path, value in _leaves(values):
             _check_known(path, origin)
+            if any(key in origins for key in map(".".join, _above(path))):
+                raise SettingsError(
+                    f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
+                )
             _put(merged, path, value)
             origins[".".join(path)] = origin
     return LoadedSettings(_validate(merged, origins), origins)
@@ -374,7 +381,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings file {file} is not valid TOML: {error}.") from None
     except OSError as error:
@@ -391,8 +398,12 @@ def _read_environment() -> dict[str, Any]:
     try:
         return EnvSettingsSource(Settings)()
     except SourceError as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise SettingsError(f"{error}{cause}. Lists are written as JSON, for example '[\"bfloat16\"]'.") from None
+        field = re.search(r'field "(\w+)"', str(error))
+        variable = ENVIRONMENT_PREFIX + field[1].upper() if field else "One of the ICONOCLAST_ variables"
+        raise SettingsError(
+            f'{variable} is not valid JSON ({error.__cause__}). Write a list as \'["a", "b"]\' and a prompt set key by key, '
+            "as in ICONOCLAST_GOOD_PROMPTS__SPLIT."
+        ) from None
 
 
 def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,6 +417,10 @@ def _put(target: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         target = target.setdefault(name, {})
     target[path[-1]] = value
+
+
+def _above(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (path[:end] for end in range(1, len(path)))
 
 
 def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -428,7 +443,7 @@ def _check_known(path: tuple[str, ...], origin: str, shown: str | None = None) -
 
 
 def _nearest(key: str, known: set[str]) -> str | None:
-    found = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.5)
     return found[0] if found else None
 
 
@@ -445,11 +460,12 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:
 
 
 def _problem(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    path = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(path)
-    origin = next((origins[k] for k in (key, key.rsplit(".", 1)[0]) if k in origins), "settings")
-    value = problem["input"]
-    shown = json.dumps(value, default=str, ensure_ascii=False)
+    key = ".".join(part for part in problem["loc"] if isinstance(part, str))
+    section = key.rsplit(".", 1)[0]
+    origin = next((o for k, o in origins.items() if k in (key, section) or k.startswith(section + ".")), "settings")
+    if problem["type"] == "missing":
+        return f"Setting {key} ({origin}) is missing. Give it, or leave out all of {section}."
+    shown = json.dumps(problem["input"], default=str, ensure_ascii=False)
     return f"Setting {key} ({origin}) has a bad value {shown[:120]}: {problem['msg']}."
 
 

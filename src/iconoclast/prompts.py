@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -90,12 +91,12 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
             f'The split "{source.split}" of {source.dataset} is not understood. Write it like "train", "train[:240]" or "test[10%:20%]".'
         )
     rows, column = _read(source, match["name"])
-    rows = _slice(rows, match["start"], match["stop"], source)
-    texts = [f"{source.prefix}{text}{source.suffix}" for text in _texts(rows, column, source)]
+    chosen = _slice(len(rows), match["start"], match["stop"], source)
+    texts = [f"{source.prefix}{text}{source.suffix}" for text in _texts(rows, chosen, column, source)]
     label = f"{source.dataset} {source.split}".strip()
     if len(texts) < minimum:
         found = "is empty" if not texts else f"holds {len(texts)} prompt{'s' * (len(texts) > 1)}"
-        raise PromptsError(f"The prompt set {label} {found}. At least {minimum} are needed here.")
+        raise PromptsError(f"The prompt set {label} {found}. This set needs at least {minimum}.")
     system = source.system_prompt if source.system_prompt is not None else system_prompt
     return PromptSet.of(texts, label, system or None)
 
@@ -110,7 +111,7 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
         if split not in splits:
             raise PromptsError(f'{dataset} has no split "{split}". It has {", ".join(splits)}.')
         return [{"text": text} for text in splits[split]], "text"
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser fails on an unknown user
     if path.is_file():
         return _select_split(_read_file(path), split, source), source.column
     if path.is_dir():
@@ -149,11 +150,11 @@ def _read_file(path: Path) -> list[Row]:
             f"The prompt file {path} is not UTF-8 text (byte {error.start}). Convert it to UTF-8."
         ) from None
     except OSError as error:
-        raise PromptsError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
+        raise PromptsError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from None
 
 
 def _read_text(path: Path) -> list[Row]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
     return [{"text": line} for line in lines if line]
 
 
@@ -166,10 +167,11 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise PromptsError(f"The prompt file {path} is not valid JSON: line {error.lineno}: {error.msg}.") from None
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PromptsError(f"The prompt file {path} is not valid JSON: {error}.") from None
     if not isinstance(document, list):
         raise PromptsError(f"The prompt file {path} must hold a JSON list of texts or of objects.")
     return [_row(item, f"{path}, item {number}") for number, item in enumerate(document, 1)]
@@ -182,8 +184,8 @@ def _read_jsonl(path: Path) -> list[Row]:
             continue
         try:
             rows.append(_row(json.loads(line), f"{path}, line {number}"))
-        except json.JSONDecodeError as error:
-            raise PromptsError(f"The prompt file {path} is not valid JSON on line {number}: {error.msg}.") from None
+        except (ValueError, RecursionError) as error:
+            raise PromptsError(f"The prompt file {path} is not valid JSON on line {number}: {error}.") from None
     return rows
 
 
@@ -201,7 +203,9 @@ def _read_parquet(path: Path) -> list[Row]:
 
     try:
         rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid:
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
         raise PromptsError(f"The prompt file {path} is not a valid parquet file.") from None
     return rows
 
@@ -232,12 +236,13 @@ def _read_hub(source: PromptSource, split: str, folder: Path | None = None) -> l
         OSError,
         ValueError,
         RuntimeError,
+        LookupError,
         datasets.exceptions.DatasetsError,
         HfHubHTTPError,
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PromptsError(
-            f"The data set {where} cannot be loaded: {reason} Give a hub id, a folder, or a csv, json, jsonl, parquet or txt file."
+            f"The data set {where} cannot be loaded: {reason.rstrip('.')}. Give a hub id, a folder, or a csv, json, jsonl, parquet or txt file."
         ) from None
     if isinstance(loaded, datasets.Dataset):
         return _select_split(loaded.to_list(), split, source)
@@ -247,25 +252,28 @@ def _read_hub(source: PromptSource, split: str, folder: Path | None = None) -> l
     return rows
 
 
-def _slice(rows: list[Row], start: str | None, stop: str | None, source: PromptSource) -> list[Row]:
-    size = len(rows)
+def _slice(size: int, start: str | None, stop: str | None, source: PromptSource) -> range:
     first = _position(start, size, 0)
     last = _position(stop, size, size)
     if not 0 <= first <= size or not 0 <= last <= size:
         raise PromptsError(
             f'The slice of "{source.split}" is out of range: {source.dataset} has {size} prompts in that split.'
         )
-    return rows[first:last]
+    return range(first, last)
 
 
 def _position(text: str | None, size: int, default: int) -> int:
     if text is None:
         return default
-    value = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    value = int(text.removesuffix("%"))
+    if text.endswith("%"):
+        if abs(value) > 100:
+            return size + 1  # out of range, whatever rounding would make of it
+        value = round(size * value / 100)
     return value + size if value < 0 else value
 
 
-def _texts(rows: list[Row], column: str | None, source: PromptSource) -> list[str]:
+def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSource) -> list[str]:
     if not rows:
         return []
     columns = [name for name, value in rows[0].items() if isinstance(value, str)]
@@ -277,11 +285,14 @@ def _texts(rows: list[Row], column: str | None, source: PromptSource) -> list[st
             )
         column = candidates[0]
     texts = []
-    for number, row in enumerate(rows, 1):
+    for index in chosen:
+        row = rows[index]
         if column not in row:
             raise PromptsError(f"{source.dataset} has no column {column}. It has {', '.join(map(str, row))}.")
         if not isinstance(row[column], str) or not row[column].strip():
-            raise PromptsError(f"{source.dataset}, row {number}: the column {column} holds no text.")
+            raise PromptsError(f"{source.dataset}, row {index + 1}: the column {column} holds no text.")
+        if any("\ud800" <= character <= "\udfff" for character in row[column]):
+            raise PromptsError(f"{source.dataset}, row {index + 1}: the text is no valid Unicode (a lone surrogate).")
         texts.append(row[column])
     return texts
 

@@ -6,42 +6,15 @@ from typing import Any
 
 import pytest
 
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config import Settings
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.measure import Evaluator
 from iconoclast.runs.pipeline import Prompts, started_run
 
-WORDS = ("alarm", "table", "taxi", "list", "bill", "song", "note", "light")
-
 
 @pytest.fixture
-def settings(tiny_folder: Path, tmp_path: Path) -> Settings:
-    target, benign = tmp_path / "target.txt", tmp_path / "benign.txt"
-    target.write_text("\n".join(f"Please set my {word}" for word in WORDS))
-    benign.write_text("\n".join(f"What is a {word}?" for word in WORDS))
-
-    def source(file: Path, split: str) -> PromptSource:
-        return PromptSource(dataset=str(file), split=split)
-
-    return Settings(
-        model=str(tiny_folder),
-        dtypes=["float32"],
-        good_prompts=source(benign, "train[:4]"),
-        bad_prompts=source(target, "train[:4]"),
-        good_evaluation_prompts=source(benign, "train[4:6]"),
-        bad_evaluation_prompts=source(target, "train[4:6]"),
-        good_report_prompts=source(benign, "train[6:]"),
-        bad_report_prompts=source(target, "train[6:]"),
-        benign_subspace_rank=1,
-        max_response_length=6,
-        max_benign_response_length=3,
-        # A random byte model never apologises: single letters make some of its responses refusals.
-        refusal_markers=["zz", "qx", "ee", "aa", "th"],
-        n_trials=6,
-        n_startup_trials=3,
-        trials_per_batch=2,
-        study_checkpoint_dir=tmp_path / "run",
-    )
+def settings(tiny_settings: Settings) -> Settings:
+    return tiny_settings
 
 
 def run(settings: Settings) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def main() -> None:
     """Entry point: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
     try:
         with interruptible():
-            app()
+            app(prog_name="iconoclast")
     except IconoclastError as error:
         err.print(plain(f"Error: {error}"), soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)

@@ -58,11 +58,18 @@ class Writer:
         """The weight as a float32 matrix [d, k], dequantised if need be, on its own device."""
         stored = self.module.weight
         assert isinstance(stored, Tensor)
-        if (state := getattr(stored, "quant_state", None)) is not None:
+        state = getattr(stored, "quant_state", None)
+        if state is None:
+            matrix = stored.detach().float()
+        elif getattr(state, "packing_format_for_cpu", False):
+            # bitsandbytes has rearranged the bits for the processor; what the module makes of the identity is W.
+            identity = torch.eye(state.shape[1], device=stored.device)
+            with torch.no_grad():
+                matrix = (self.module.forward(identity) - (0 if self.bias is None else self.bias)).T.float()
+        else:
             import bitsandbytes.functional
 
-            stored = bitsandbytes.functional.dequantize_4bit(stored.data, state)
-        matrix = stored.detach().float()
+            matrix = bitsandbytes.functional.dequantize_4bit(stored.data, state).float()
         return matrix.T if self.transposed else matrix
 
     @cached_property

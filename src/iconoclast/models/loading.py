@@ -1,6 +1,7 @@
 """From a name to a language model that is known to work: weights, tokenizer, chat format."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,12 +90,14 @@ class LanguageModel:
         """The text of a whole conversation, up to where the next response goes on."""
         try:
             text = self._template(messages)
-        except TemplateError:
+        except TemplateError as error:
             if messages[0]["role"] != "system":
-                raise
+                raise ModelError(
+                    f"The chat template of {self.name} fails on a plain user message ({error}). Set chat_template to plain, raw, or a Jinja file."
+                ) from None
             # Some templates have no system role: the instruction then opens the user's first turn.
             first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            text = self._template([{"role": "user", "content": first}, *messages[2:]])
+            return self.render_messages([{"role": "user", "content": first}, *messages[2:]])
         return text + self.response_prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -122,7 +125,7 @@ def resolve(name: str) -> str:
     """
     if name == DEMO:
         return str(demo_folder())
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or name.count("/") > 1:
@@ -246,7 +249,12 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name
     elif chat_template is not None:
         if not Path(chat_template).is_file():
             raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ModelError(f"The chat template {chat_template} is not UTF-8 text. Convert it to UTF-8.") from None
+        except OSError as error:
+            raise ModelError(f"The chat template {chat_template} cannot be read: {error.strerror}.") from None
     if not tokenizer.chat_template:
         raise ModelError(
             f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. "
@@ -266,5 +274,6 @@ def _forward_problem(loaded: LanguageModel) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    # Some libraries end their first line in the middle of a sentence.
+    lines = [" ".join(str(error).strip().replace(":\n", ": ").replace(": \n", ": ").split("\n", 1)[0].split())]
     return lines[0].replace(str(Path.home()), "~") if lines else type(error).__name__

@@ -14,8 +14,9 @@ from iconoclast.search.pareto import Trial
 def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Table:
     """The Pareto front, best trial marked, the base model in the last line."""
     table = Table(title="Pareto front (selection prompts)", title_justify="left")
-    for name in ("Trial", "Refusals", "Overrefusals", "KL divergence", "Compliance", "Direction"):
-        table.add_column(name, justify="left" if name == "Direction" else "right")
+    for name in ("Trial", "Refusals", "Overrefusals", "KL", "Compliance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Direction")
     for trial in front:
         direction = trial.parameters.direction
         place = f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"

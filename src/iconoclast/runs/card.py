@@ -73,8 +73,8 @@ Measured on this export, loaded from these files, against its base. {prompts}
 |---|---|---|
 {chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
 
-Refusals are found by marker phrases; the compliance score is a heuristic. KL divergence is that of the first response
-token, in nats.
+Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases, with 95 %
+intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats.
 
 ## Limits
 
@@ -86,11 +86,11 @@ also refuses less where it should. Whoever deploys it answers for its use, and t
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """The before/after table: name, base, edited."""
     return [
-        ("Refusals (target prompts)", _counted(before.refusals), _counted(after.refusals)),
-        ("Overrefusals (benign prompts)", _counted(before.overrefusals), _counted(after.overrefusals)),
+        ("Refusals", _counted(before.refusals), _counted(after.refusals)),
+        ("Overrefusals", _counted(before.overrefusals), _counted(after.overrefusals)),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
-        ("Compliance score", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
-        ("First-token KL (benign prompts)", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
+        ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
+        ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
     ]
 
 

@@ -2,11 +2,11 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli_w
 import torch
@@ -24,7 +24,14 @@ from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
 from iconoclast.runs.folder import RunFolder, write_json
-from iconoclast.runs.pipeline import Prompts, choose_trial, evaluator_of, load_settings_model, search_space, trial_document
+from iconoclast.runs.pipeline import (
+    Prompts,
+    choose_trial,
+    evaluator_of,
+    load_settings_model,
+    search_space,
+    trial_document,
+)
 from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Study
 
@@ -41,6 +48,7 @@ class SavedRun:
         trial: the trial that was asked for.
         trials: all completed trials.
         base: scores of the base model on the evaluation prompts.
+        report: what the run measured of the base model and its best trial on the report prompts, if it did.
         response_prefix: what the model's responses start with.
     """
 
@@ -49,6 +57,7 @@ class SavedRun:
     trial: Trial
     trials: Sequence[Trial]
     base: Scores
+    report: Mapping[str, Any] | None
     response_prefix: str
 
     @classmethod
@@ -59,14 +68,15 @@ class SavedRun:
             RunFolderError: there is no run, or no such trial.
         """
         settings = folder.settings()
-        baseline = folder.read_json(folder.baseline)
+        baseline = folder.read_baseline()
         if not folder.journal.is_file():
             raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
         study = Study.read(folder.journal, search_space(settings, baseline["layers"]))
         trials = study.trials()
         trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
         base = Scores.from_dict(baseline["base_metrics"])
-        return cls(settings, folder.load_directions(), trial, trials, base, baseline["response_prefix"])
+        report = folder.read_json(folder.summary).get("report") if folder.summary.is_file() else None
+        return cls(settings, folder.load_directions(), trial, trials, base, report, baseline["response_prefix"])
 
     def load_model(self, quantization: str | None = None) -> LanguageModel:
         """The base model of the run."""
@@ -101,9 +111,7 @@ class Exported:
     approximation_error: float
 
 
-def export_run(
-    run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None
-) -> Exported:
+def export_run(run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
     saved = SavedRun.open(RunFolder(run), which)
     require_free(to)
@@ -129,23 +137,32 @@ def export_trial(
         RunFolderError: `to` is in use.
     """
     progress = progress or Silent()
+    require_free(to)
     edit = saved.edit(lm)
     prompts = Prompts.load(saved.settings)
     target = prompts.target_report or prompts.target_evaluation
     benign = prompts.benign_report or prompts.benign_evaluation
     evaluator = evaluator_of(saved.settings, lm, target, benign)
-    base, live = evaluator.measure([Edit.nothing(), edit], progress)
+    reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
+    base, live = _known_scores(saved) or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         error = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
         progress.start("Loading the export", 0)
         exported_lm = _load_export(folder, kind, lm)
-        exported = evaluator_of(saved.settings, exported_lm, target, benign, evaluator.reference).measure(
+        exported = evaluator_of(saved.settings, exported_lm, target, benign, reference).measure(
             [Edit.nothing()], progress
         )[0]
         result = Exported(to, _described(prompts, target, benign), base, live, exported, error)
         _write_papers(saved, lm, kind, folder, result, len(edit.sites))
     return result
+
+
+def _known_scores(saved: SavedRun) -> list[Scores] | None:
+    """Base and live scores on the report prompts, if the run has measured them for this trial."""
+    if saved.report is None or saved.report["trial"] != saved.trial.index:
+        return None
+    return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
 
 
 def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settings: Settings) -> float:
@@ -158,9 +175,12 @@ def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settin
 
 
 def require_free(to: Path) -> None:
-    """Raise RunFolderError unless `to` does not exist or is an empty folder."""
+    """Raise RunFolderError unless `to` can become a folder: nothing is there, or an empty folder."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunFolderError(f"{to} is in use. Give a folder that does not exist yet with --to.")
+    above = next(parent for parent in to.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise RunFolderError(f"{to} cannot be a folder: {above} is a file. Give another folder with --to.")
 
 
 @contextmanager
@@ -191,15 +211,15 @@ def _load_export(folder: Path, kind: Format, lm: LanguageModel) -> LanguageModel
 
 
 def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
-    chosen = "the report prompts, which chose nothing" if target is prompts.target_report else (
-        "the selection prompts, which also chose the trial, so the figures flatter"
+    chosen = (
+        "the report prompts, which chose nothing"
+        if target is prompts.target_report
+        else ("the selection prompts, which also chose the trial, so the figures flatter")
     )
     return f"Prompts: {len(target)} target ({target.source}) and {len(benign)} benign ({benign.source}): {chosen}."
 
 
-def _write_papers(
-    saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, sites: int
-) -> None:
+def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, sites: int) -> None:
     assert saved.settings.model is not None
     (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings_document(saved.settings)), encoding="utf-8")
     write_json(

@@ -4,8 +4,8 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,18 @@ from iconoclast.directions.estimators import Directions
 from iconoclast.errors import RunFolderError
 
 FREE_SETTINGS = frozenset(
-    "n_trials trials_per_batch exit_after_optimization batch_size max_batch_size device_map study_checkpoint_dir "
-    "full_normalization_lora_rank good_report_prompts bad_report_prompts".split()
+    [
+        "n_trials",
+        "trials_per_batch",
+        "exit_after_optimization",
+        "batch_size",
+        "max_batch_size",
+        "device_map",
+        "study_checkpoint_dir",
+        "full_normalization_lora_rank",
+        "good_report_prompts",
+        "bad_report_prompts",
+    ]
 )
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 
@@ -59,11 +69,11 @@ class RunFolder:
         """The results."""
         return self.path / "batch_summary.json"
 
-    def claim(self, settings: Settings) -> None:
-        """Begin a run here, or continue the one that is here.
+    def check(self, settings: Settings) -> None:
+        """Whether a run with these settings can begin or continue here. Touches nothing.
 
         Raises:
-            RunFolderError: the folder holds something else, or a run with other settings, or cannot be written.
+            RunFolderError: the folder holds something else, or a run with other settings.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file. Give a folder for the run with --out.")
@@ -76,36 +86,50 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and holds no run. Give another folder with --out.")
+
+    def claim(self, settings: Settings) -> None:
+        """Begin a run here, or continue the one that is here; the folder is locked and has been checked.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.config, tomli_w.dumps(settings_document(settings)).encode())
         except OSError as error:
-            raise RunFolderError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
+            raise self._unwritable(error) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While this lasts, no other process works on this run.
+        """While this lasts, no other process works on this run. If no run is begun meanwhile, nothing stays behind.
 
         Raises:
             RunFolderError: another process does.
         """
-        existed = self.path.is_dir()
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
-            raise RunFolderError(f"Another process is working on the run {self.path}. Wait for it, or stop it.") from None
+            raise RunFolderError(
+                f"Another process is working on the run {self.path}. Wait for it, or stop it."
+            ) from None
         except OSError as error:
-            raise RunFolderError(f"The run folder {self.path} cannot be written: {error.strerror}.") from None
+            raise self._unwritable(error) from None
         try:
             yield
         finally:
             lock.release()
-            if not self.config.is_file():  # nothing was begun: leave nothing behind
+            if not self.config.is_file():
                 (self.path / ".lock").unlink(missing_ok=True)
-                if not existed:
-                    self.path.rmdir()
+                with suppress(OSError):  # somebody else has put something there
+                    for folder in made:
+                        folder.rmdir()
+
+    def _unwritable(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"The run folder {self.path} cannot be written: {error.strerror}. Give another with --out."
+        )
 
     def settings(self) -> Settings:
         """The settings of the run that is here.
@@ -115,11 +139,15 @@ class RunFolder:
         """
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunFolderError(f"{self.path} holds no run: there is no {self.config.name} in it.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            raise RunFolderError(f"{self.config} is damaged or from another version: {first}") from None
+        except OSError as error:
+            raise RunFolderError(f"{self.config} cannot be read: {error.strerror}.") from None
+        except ValidationError as error:
+            keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+            raise RunFolderError(f"{self.config} is damaged or from another version: see {keys}.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{self.config} is damaged: {error}.") from None
 
     def save_directions(self, directions: Directions) -> None:
         """Keep the directions."""
@@ -139,19 +167,31 @@ class RunFolder:
         basis: torch.Tensor = tensors.pop("basis")
         return Directions({name.removeprefix("raw."): tensor for name, tensor in tensors.items()}, basis)
 
-    def read_json(self, file: Path) -> dict[str, Any]:
-        """One of the JSON files.
+    def read_json(self, file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """One of the JSON files, with these keys in it.
 
         Raises:
             RunFolderError: it is missing or damaged.
         """
         try:
-            document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            document = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunFolderError(f"{self.path} has no {file.name} yet. Let the run measure the base model first.") from None
-        except json.JSONDecodeError as error:
-            raise RunFolderError(f"{file} is damaged: {error.msg} on line {error.lineno}.") from None
+            raise RunFolderError(
+                f"{self.path} has no {file.name} yet. Let the run measure the base model first."
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{file} is damaged: {error}. Delete it and start the run again.") from None
+        if not isinstance(document, dict) or not all(key in document for key in keys):
+            raise RunFolderError(f"{file} is damaged: it lacks {', '.join(keys)}. Delete it and start the run again.")
         return document
+
+    def read_baseline(self) -> dict[str, Any]:
+        """What is known of the base model.
+
+        Raises:
+            RunFolderError: it has not been measured yet, or the file is damaged.
+        """
+        return self.read_json(self.baseline, ("layers", "response_prefix", "kl_noise_floor", "base_metrics"))
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:

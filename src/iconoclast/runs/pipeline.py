@@ -85,10 +85,7 @@ class Prompts:
         """Pairs of sets with another purpose that share prompts, and how many."""
         sets = self.named()
         pairs = [
-            (a, b)
-            for i, a in enumerate(sets)
-            for b in list(sets)[i + 1 :]
-            if a.split("_", 1)[1] != b.split("_", 1)[1]
+            (a, b) for i, a in enumerate(sets) for b in list(sets)[i + 1 :] if a.split("_", 1)[1] != b.split("_", 1)[1]
         ]
         shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs}
         return {pair: count for pair, count in shared.items() if count}
@@ -164,9 +161,7 @@ class Run:
         best = self.best()
         if self.prompts.benign_report is None or self.prompts.target_report is None or best is None:
             return
-        evaluator = evaluator_of(
-            self.settings, self.lm, self.prompts.target_report, self.prompts.benign_report
-        )
+        evaluator = evaluator_of(self.settings, self.lm, self.prompts.target_report, self.prompts.benign_report)
         base, edited = evaluator.measure([Edit.nothing(), self.edit(best.parameters)], progress)
         self.report = {"trial": best.index, "base_metrics": base.as_dict(), "metrics": edited.as_dict()}
 
@@ -181,7 +176,8 @@ class Run:
             "study_checkpoint_dir": str(self.folder.path),
             "completed_trials": len(self.study.trials()),
             "prompts": {
-                name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.prompts.named().items()
+                name: {"source": s.source, "n": len(s), "sha256": s.fingerprint}
+                for name, s in self.prompts.named().items()
             },
             "overlap": self.prompts.overlaps(),
             "kl_divergence_target": self.settings.kl_divergence_target,
@@ -221,12 +217,12 @@ def started_run(settings: Settings, progress: Progress | None = None) -> Iterato
     folder = run_folder(settings)
     assert settings.model is not None
     resolve(settings.model)
-    if folder.config.is_file():
-        folder.claim(settings)
+    folder.check(settings)
     prompts = Prompts.load(settings)
     for pair, count in prompts.overlaps().items():
         progress.note(f"Overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them are flattering.")
     with folder.locked():
+        folder.check(settings)  # again: another process may have begun a run meanwhile
         progress.start(f"Loading {settings.model}", 0)
         lm = load_settings_model(settings, settings.model, note=progress.note)
         lm.writers(settings.components)
@@ -323,7 +319,7 @@ def _prepared(
     start: float,
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
-    known = folder.read_json(folder.baseline) if folder.baseline.is_file() else None
+    known = folder.read_baseline() if folder.baseline.is_file() else None
     if known is not None:
         lm = lm.with_prefix(known["response_prefix"])
     elif settings.response_prefix is None:
@@ -362,7 +358,8 @@ def _prepared(
         seed=settings.seed,
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
-        pinned=pinned_settings(settings) | {f"{k} (content)": s.fingerprint for k, s in prompts.named().items() if "report" not in k},
+        pinned=pinned_settings(settings)
+        | {f"{k} (content)": s.fingerprint for k, s in prompts.named().items() if "report" not in k},
     )
     done = len(study.trials())
     progress.note(

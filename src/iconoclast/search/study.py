@@ -65,13 +65,12 @@ class Study:
         Raises:
             RunFolderError: the journal is damaged, or the study was made with other settings.
         """
-        study = optuna.create_study(
-            storage=_storage(journal),
-            study_name=STUDY_NAME,
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
-        )
         wanted = json.loads(json.dumps(dict(pinned or {}), default=str))
+        storage = _storage(journal)
+        try:
+            study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        except KeyError:  # there is none yet
+            study = optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=["minimize", "minimize"])
         found = study.user_attrs.get(PINNED)
         if found is None:
             study.set_user_attr(PINNED, wanted)
@@ -174,7 +173,10 @@ class _KernelLock(JournalFileOpenLock):
 def _storage(journal: Path) -> JournalStorage:
     if journal.is_file():
         _drop_torn_line(journal)
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
+    except ValueError as error:
+        raise RunFolderError(f"The journal {journal} is damaged: {error}. Restore it from a copy.") from None
 
 
 def _drop_torn_line(journal: Path) -> None:

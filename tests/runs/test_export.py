@@ -1,0 +1,133 @@
+"""Exports: what is loaded from the files is what was measured live."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iconoclast.config import Settings
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import RunFolderError
+from iconoclast.runs import export as export_module
+from iconoclast.runs.export import SavedRun, export_run
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import started_run
+
+
+@pytest.fixture
+def finished(tiny_settings: Settings) -> Path:
+    with started_run(tiny_settings) as run:
+        run.optimize(4)
+        run.measure_report()
+        run.write_summary("complete")
+    assert tiny_settings.study_checkpoint_dir is not None
+    return tiny_settings.study_checkpoint_dir
+
+
+def live_logits(run: Path, trial: str, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    saved = SavedRun.open(RunFolder(run), trial)
+    lm = saved.load_model()
+    with torch.no_grad():
+        base = lm.model(input_ids=ids).logits
+        with LiveEdits(lm.writers(), [saved.edit(lm)]).applied():
+            return base, lm.model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize("trial", ["best", "2"])
+def test_an_export_loads_with_the_plain_libraries_and_equals_the_live_edit(
+    finished: Path, tmp_path: Path, tiny_folder: Path, kind: str, trial: str
+) -> None:
+    to = tmp_path / "exports" / kind
+    result = export_run(finished, trial, kind, to)  # type: ignore[arg-type]
+    ids = torch.randint(5, 261, (2, 9))
+    if kind == "adapter":
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), str(to))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(to)
+    base, live = live_logits(finished, trial, ids)
+    with torch.no_grad():
+        exported = model(input_ids=ids).logits
+    torch.testing.assert_close(exported, live, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(exported, base, atol=1e-2)
+    assert result.exported.refusals == result.live.refusals
+    assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
+    assert AutoTokenizer.from_pretrained(to).chat_template
+
+
+def test_lora_a_and_b_are_what_the_documents_say(finished: Path, tmp_path: Path, tiny_settings: Settings) -> None:
+    plain = tiny_settings.model_copy(update={"row_normalization": "none", "study_checkpoint_dir": tmp_path / "plain"})
+    with started_run(plain) as run:
+        run.optimize(1)
+    saved = SavedRun.open(RunFolder(tmp_path / "plain"), "0")
+    lm = saved.load_model()
+    edit = saved.edit(lm)
+    weights = {site: lm.writers()[site].weight().clone() for site in edit.sites}
+    export_run(tmp_path / "plain", "0", "adapter", tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(lm.path)
+    state = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).state_dict()
+    for site in edit.sites:
+        v, strength = edit.directions[site], edit.strengths[site]
+        a = state[f"base_model.model.{site.module}.lora_A.default.weight"]
+        b = state[f"base_model.model.{site.module}.lora_B.default.weight"]
+        torch.testing.assert_close(a[0], v @ weights[site])
+        torch.testing.assert_close(b[:, 0], -strength * v)
+
+
+def test_the_papers_say_that_the_model_was_edited_and_what_changed(finished: Path, tmp_path: Path) -> None:
+    result = export_run(finished, "best", "merged", tmp_path / "merged")
+    names = {entry.name for entry in (tmp_path / "merged").iterdir()}
+    assert {"README.md", "iconoclast_config.toml", "trial_information.json", "config.json", "tokenizer.json"} <= names
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert card.startswith("---\n") and "**This model was edited.**" in card
+    assert str(result.exported.refusals) in card and "chose nothing" in card
+    information = json.loads((tmp_path / "merged" / "trial_information.json").read_text())
+    assert information["export_metrics"]["refusals"]["n"] == 2
+    assert information["trial"]["parameters"]
+
+
+def test_a_full_edit_reports_how_far_its_adapter_is_off(tmp_path: Path, tiny_settings: Settings) -> None:
+    full = tiny_settings.model_copy(update={"row_normalization": "full", "study_checkpoint_dir": tmp_path / "full"})
+    with started_run(full) as run:
+        run.optimize(2)
+    coarse = export_run(tmp_path / "full", "0", "adapter", tmp_path / "coarse")
+    assert 0 < coarse.approximation_error < 1
+    assert "low-rank approximation" in (tmp_path / "coarse" / "README.md").read_text()
+    assert export_run(tmp_path / "full", "0", "merged", tmp_path / "exact").approximation_error == 0
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunFolderError, match="in use"):
+        export_run(finished, "best", "adapter", tmp_path / "used")
+    assert [entry.name for entry in (tmp_path / "used").iterdir()] == ["thesis.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "save_merged", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_run(finished, "best", "merged", tmp_path / "out" / "merged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_4_bit_run_exports_merged_weights_in_full_precision(
+    tmp_path: Path, tiny_settings: Settings, tiny_folder: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    small = tiny_settings.model_copy(update={"quantization": "bnb_4bit", "study_checkpoint_dir": tmp_path / "4bit"})
+    with started_run(small) as run:
+        assert run.lm.quantization == "bnb_4bit"
+        run.optimize(1)
+    export_run(tmp_path / "4bit", "0", "merged", tmp_path / "merged")
+    export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    edited = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert edited and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in edited)

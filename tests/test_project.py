@@ -1,0 +1,63 @@
+"""The project itself: documents that cannot drift, and extras that exist."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from iconoclast import __version__
+from iconoclast.prompts import PromptSet
+from iconoclast.reports.text import settings_reference
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_settings_document_is_the_settings() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_reference(), (
+        "run: iconoclast config reference > docs/settings.md"
+    )
+
+
+def test_the_specification_names_modules_and_tests_that_exist() -> None:
+    for name in re.findall(r"`((?:tests|configs)/[\w./-]+)`", (ROOT / "docs" / "specification.md").read_text()):
+        assert (ROOT / name).exists(), name
+    for row in (ROOT / "docs" / "specification.md").read_text().splitlines():
+        cells = row.split("|")
+        if len(cells) > 4:
+            for name in re.findall(r"`([\w/]+\.py|[\w]+/)`", cells[2]):
+                assert (ROOT / "src" / "iconoclast" / name).exists(), name
+
+
+def test_extras_and_version_are_as_promised() -> None:
+    assert {"research", "benchmark", "quantized", "cluster", "dev"} == set(PROJECT["optional-dependencies"])
+    assert PROJECT["version"] == __version__ and PROJECT["license"] == "AGPL-3.0-or-later"
+
+
+def test_the_two_commands_are_the_first_thing_in_the_readme() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert lines[2:5] == ["```sh", lines[3], lines[4]] and lines[3].startswith("make demo")
+    assert lines[4].startswith("make test")
+
+
+@pytest.mark.parametrize("role", ["target", "benign"])
+def test_built_in_splits_are_disjoint(role: str) -> None:
+    splits = [PromptSet.load(f"builtin:everyday/{role}", split=name) for name in ("fit", "select", "report")]
+    for i, first in enumerate(splits):
+        assert first.overlap(first) == len(first)
+        for second in splits[i + 1 :]:
+            assert first.overlap(second) == 0
+
+
+def test_no_prompt_of_others_stands_in_the_tree(shared_data: Path) -> None:
+    import json
+
+    ours = {
+        prompt.text.casefold()
+        for role in ("target", "benign")
+        for prompt in PromptSet.load(f"builtin:everyday/{role}", split="all")
+    }
+    for file in shared_data.glob("*.jsonl"):
+        theirs = {json.loads(line)["text"].casefold() for line in file.read_text().splitlines()}
+        assert not ours & theirs
