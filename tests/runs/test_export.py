@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny, tiny_config
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,17 +118,19 @@ def test_an_export_that_fails_leaves_nothing(finished: Path, tmp_path: Path, mon
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_4_bit_run_exports_merged_weights_in_full_precision(
-    tmp_path: Path, tiny_settings: Settings, tiny_folder: Path
-) -> None:
+def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, tiny_settings: Settings) -> None:
     pytest.importorskip("bitsandbytes")
-    small = tiny_settings.model_copy(update={"quantization": "bnb_4bit", "study_checkpoint_dir": tmp_path / "4bit"})
+    # The 4-bit kernels need a few more dimensions than the tiny model has.
+    folder = save_tiny(tmp_path / "base", tiny_config(hidden_size=64, intermediate_size=128))
+    small = tiny_settings.model_copy(
+        update={"model": str(folder), "quantization": "bnb_4bit", "study_checkpoint_dir": tmp_path / "4bit"}
+    )
     with started_run(small) as run:
         assert run.lm.quantization == "bnb_4bit"
         run.optimize(1)
     export_run(tmp_path / "4bit", "0", "merged", tmp_path / "merged")
     export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tiny_folder).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     edited = {name for name in base if not torch.equal(base[name], merged[name])}
     assert edited and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in edited)

@@ -43,11 +43,13 @@ def _median(states: Tensor) -> Tensor:
 
 def geometric_median(states: Tensor, iterations: int = 64) -> Tensor:
     """The point with the least summed distance to all states [n, L, d] → [L, d], by Weiszfeld's algorithm."""
-    point = states.mean(0)
+    mean = states.mean(0)
+    states = states - mean  # a mean that happens to be one of the states must not hold the iteration
+    point = torch.zeros_like(mean)
     for _ in range(iterations):
         weights = 1 / (states - point).norm(dim=-1, keepdim=True).clamp(min=1e-8)
         point = (weights * states).sum(0) / weights.sum(0)
-    return point
+    return point + mean
 
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -124,14 +126,17 @@ def interpolate(directions: Tensor, index: float) -> Tensor:
     """The unit direction at a float layer index: the two neighbours of [L, d] interpolated and renormalised → [d].
 
     Raises:
-        DirectionError: the index is outside of the layers.
+        DirectionError: the index is outside of the layers, or the neighbours are opposite.
     """
     last = directions.shape[0] - 1
     if not 0 <= index <= last:
         raise DirectionError(f"The direction index {index} is outside of the layers 0 to {last}.")
     low = min(int(index), max(last - 1, 0))
     high = min(low + 1, last)
-    return normalize(torch.lerp(directions[low], directions[high], index - low), dim=-1)
+    between = torch.lerp(directions[low], directions[high], index - low)
+    if float(between.norm()) < SMALLEST_REMAINDER:
+        raise DirectionError(f"Layers {low} and {high} have opposite directions, and there is none between them.")
+    return normalize(between, dim=-1)
 
 
 def estimate_directions(

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from iconoclast.errors import DirectionError
 
+NOTHING = 1e-5
+"""What is smaller than this share of the rest is rounding."""
+
 
 def winsorize(states: Tensor, quantile: float) -> Tensor:
     """Clip the magnitudes of every residual vector at its own `quantile`.
@@ -23,7 +26,7 @@ def winsorize(states: Tensor, quantile: float) -> Tensor:
 
 
 def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
-    """Orthonormal basis of the benign subspace of every layer: float32 [L, d, c].
+    """Orthonormal basis of the benign subspace of every layer: float32 [L, d, c]; a column may be zero.
 
     The top `rank` principal directions of the centred benign residuals, and with `include_mean` their mean as well,
     made orthonormal together. (Removing one after the other puts back a part of the first.)
@@ -37,22 +40,29 @@ def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
         DirectionError: n prompts in d dimensions do not have `rank` principal directions to spare.
     """
     n, layers, d = benign.shape
-    if rank > min(n - 1, d - 1 - include_mean):
-        raise DirectionError(
-            f"benign_subspace_rank {rank} is larger than the data allows: {n} benign prompts in {d} dimensions give at "
-            f"most {max(0, min(n - 1, d - 1 - include_mean))}. Lower it or give more prompts."
-        )
+    most = max(0, min(n - 1, d - 1 - include_mean))
+    if rank > most:
+        raise DirectionError(_too_large(rank, f"{n} benign prompts in {d} dimensions give at most {most}"))
     bases = []
     for layer in range(layers):
         states = benign[:, layer].float()
         mean = states.mean(0)
-        columns = [mean[:, None]] if include_mean else []
-        if rank:
-            principal = torch.linalg.svd(states - mean, full_matrices=False).Vh[:rank]
-            columns.insert(0, principal.T)
-        stacked = torch.cat(columns, dim=1) if columns else states.new_zeros(d, 0)
-        bases.append(torch.linalg.qr(stacked).Q)
+        _, spread, principal = torch.linalg.svd(states - mean, full_matrices=False)
+        most = int((spread > NOTHING * spread[0]).sum())
+        if rank > most:
+            raise DirectionError(_too_large(rank, f"the benign residuals of layer {layer} vary in {most} directions"))
+        basis = principal[:rank].T
+        if include_mean:
+            # A mean that is nothing, or that the others span, becomes a column of zeros: there is no more to remove.
+            left = project_out(mean[None], basis[None])[0]
+            exists = left.norm() > NOTHING * states.norm(dim=-1).mean()
+            basis = torch.cat([basis, torch.where(exists, left / left.norm(), 0.0)[:, None]], dim=1)
+        bases.append(basis)
     return torch.stack(bases)
+
+
+def _too_large(rank: int, reason: str) -> str:
+    return f"benign_subspace_rank {rank} is larger than the data allows: {reason}. Lower it or give more, different prompts."
 
 
 def project_out(directions: Tensor, basis: Tensor) -> Tensor:

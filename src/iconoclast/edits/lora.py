@@ -6,6 +6,7 @@ from pathlib import Path
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from iconoclast.edits.edit import Edit, low_rank_factors
 from iconoclast.models.anatomy import Writer
@@ -33,6 +34,8 @@ def save_adapter(edit: Edit, writers: Mapping[Site, Writer], base: str, folder: 
         direction = edit.directions[site].to(weight.device)
         a, b, error = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, rank)
         worst = max(worst, error)
+        missing = rank - len(a)  # a matrix has no more singular values than its smaller side
+        a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
         tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous().cpu()
         tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous().cpu()
     config = LoraConfig(

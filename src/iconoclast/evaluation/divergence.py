@@ -14,5 +14,5 @@ def kl_divergence(base: Tensor, edited: Tensor) -> Tensor:
     Returns:
         [...]; rounding never makes it negative. Tokens that the base model rules out count nothing.
     """
-    terms = base.exp() * (base - edited)
-    return torch.where(base == -torch.inf, 0.0, terms).sum(-1).clamp(min=0)
+    probability = base.exp()
+    return torch.where(probability == 0, 0.0, probability * (base - edited)).sum(-1).clamp(min=0)

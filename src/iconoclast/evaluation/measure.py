@@ -49,7 +49,7 @@ class Scores:
     @property
     def disclaimer_rate(self) -> float:
         """Disclaimer markers per target response."""
-        return self.disclaimer_hits / self.refusals.n
+        return self.disclaimer_hits / self.refusals.n if self.refusals.n else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; without the values of single prompts."""

@@ -149,9 +149,9 @@ class Run:
             return self.evaluator.measure([self.edit(p) for p in batch], steps.of(len(batch)))
 
         def told(trials: list[Trial]) -> None:
+            self.write_summary("running")
             for trial in trials:
                 progress.note(_trial_line(trial))
-            self.write_summary("running")
 
         self.report = None
         self.study.run(n_trials, evaluate, self.objective, told)

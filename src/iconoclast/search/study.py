@@ -131,29 +131,33 @@ class Study:
     def _next_batch(self, n_trials: int) -> list[optuna.Trial]:
         """The trials of the next batch: those an interruption left behind, and new ones up to the batch's end."""
         trials = self.study.get_trials(deepcopy=False)
-        pending = [t.number for t in trials if t.state == TrialState.RUNNING]
-        batch = [self._ask(number, trials[number]._trial_id) for number in pending]
+        done = sum(trial.state == TrialState.COMPLETE for trial in trials)
+        pending = [trial for trial in trials if trial.state == TrialState.RUNNING][: max(0, n_trials - done)]
+        batch = [self._ask(trial.number, trial._trial_id) for trial in pending]
         number = len(trials)
         end = min(n_trials, (number + self.batch - 1) // self.batch * self.batch if batch else number + self.batch)
         batch += [self._ask(new) for new in range(number, end)]
         return batch
 
     def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
+        """A new trial, or one that an interruption left behind, perhaps with a part of its parameters."""
+        self.study.sampler = self._sampler(str(number))
+        trial = self.study.ask() if trial_id is None else optuna.Trial(self.study, trial_id)
+        _ = trial.relative_params  # what the sampler has learnt, drawn here and now
+        for name, distribution in self.space.distributions().items():
+            self.study.sampler = self._sampler(f"{number}/{name}")  # so that what is there already changes nothing
+            trial._suggest(name, distribution)
+        return trial
+
+    def _sampler(self, what: str) -> TPESampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.study.sampler = TPESampler(
+            return TPESampler(
                 multivariate=True,
                 constant_liar=True,
                 n_startup_trials=self.startup_trials,
-                seed=_derived_seed(self.seed, number),
+                seed=_derived_seed(self.seed, what),
             )
-        distributions = self.space.distributions()
-        if trial_id is None:
-            return self.study.ask(fixed_distributions=distributions)
-        trial = optuna.Trial(self.study, trial_id)
-        for name, distribution in distributions.items():
-            trial._suggest(name, distribution)
-        return trial
 
 
 class _KernelLock(JournalFileOpenLock):
@@ -175,7 +179,7 @@ def _storage(journal: Path) -> JournalStorage:
         _drop_torn_line(journal)
     try:
         return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"The journal {journal} is damaged: {error}. Restore it from a copy.") from None
 
 
@@ -187,5 +191,5 @@ def _drop_torn_line(journal: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _derived_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+def _derived_seed(seed: int, what: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:4], "big")

@@ -1,0 +1,186 @@
+"""The commands as a user types them: whole processes, interrupted, killed, and at a terminal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+import tomli_w
+
+from iconoclast.config import Settings, settings_document
+
+COMMAND = [sys.executable, "-m", "iconoclast.cli"]
+
+
+@pytest.fixture
+def config(tiny_settings: Settings, tmp_path: Path) -> Path:
+    file = tmp_path / "settings.toml"
+    document = settings_document(tiny_settings)
+    del document["study_checkpoint_dir"]
+    file.write_text(tomli_w.dumps(document))
+    return file
+
+
+def finished(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        timeout=300,
+        check=False,
+    )
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(word):
+            return
+    raise AssertionError(f"the process ended before {word!r}")
+
+
+def summary(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "batch_summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_run_without_a_terminal_ends_by_itself_and_shows_what_it_found(config: Path, tmp_path: Path) -> None:
+    done = finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 3)
+    assert done.returncode == 0, done.stderr
+    assert "Pareto front" in done.stdout and "batch_summary.json" in done.stdout
+    assert "Ready for trials after" in done.stderr and "noise floor" in done.stderr
+    assert summary(tmp_path / "run")["completed_trials"] == 3
+
+
+def test_without_a_command_run_is_meant_and_variables_count(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    done = finished(
+        ICONOCLAST_CONFIG_TEMPLATE=str(config),
+        ICONOCLAST_EXIT_AFTER_OPTIMIZATION="true",
+        ICONOCLAST_N_TRIALS="2",
+        ICONOCLAST_STUDY_CHECKPOINT_DIR=str(folder),
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(folder)["completed_trials"] == 2
+    again = finished("--config", config, "--out", folder, "--n-trials", "4")
+    assert again.returncode == 0, again.stderr
+    assert summary(folder)["completed_trials"] == 4
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
+    config: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    arguments = ("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 400)
+    process = started(*arguments)
+    wait_for_line(process, "Trial 3")
+    process.send_signal(stop)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To continue" in rest and "Traceback" not in rest
+    kept = summary(tmp_path / "run")
+    assert kept["status"] == "interrupted" and 4 <= int(str(kept["completed_trials"])) < 400
+
+
+def test_a_killed_run_goes_on_where_it_was_with_the_trials_it_would_have_had(config: Path, tmp_path: Path) -> None:
+    arguments = ("--config", config, "--n-trials", 10, "--exit-after-optimization")
+    assert finished("run", *arguments, "--out", tmp_path / "whole").returncode == 0
+    process = started("run", *arguments, "--out", tmp_path / "killed")
+    wait_for_line(process, "Trial 3")
+    process.kill()
+    process.wait()
+    before = summary(tmp_path / "killed")["completed_trials"]
+    assert finished("run", *arguments, "--out", tmp_path / "killed").returncode == 0
+    assert 4 <= int(str(before)) < 10 or before == 10
+    assert summary(tmp_path / "killed")["pareto_trials"] == summary(tmp_path / "whole")["pareto_trials"]
+
+
+def test_export_measures_and_prints_the_difference(config: Path, tmp_path: Path) -> None:
+    assert finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 2).returncode == 0
+    done = finished("export", tmp_path / "run", "--trial", "1", "--format", "merged", "--to", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert "Difference of the export from the live edit: +0 refusals" in done.stdout
+    plotted = finished("plot", tmp_path / "run")
+    assert plotted.returncode == 0, plotted.stderr
+    assert (tmp_path / "run" / "plots" / "residuals.html").is_file()
+
+
+def test_chat_answers_from_a_pipe_and_ends_with_it(config: Path, tmp_path: Path) -> None:
+    assert finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 1).returncode == 0
+    done = subprocess.run(
+        [*COMMAND, "chat", str(tmp_path / "run")],
+        input="Hello\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert len(done.stdout) > 1
+
+
+def test_at_a_terminal_a_finished_run_offers_what_to_do(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    terminal = pexpect.spawn(
+        COMMAND[0],
+        [*COMMAND[1:], "run", "--config", str(config), "--out", str(folder), "--n-trials", "2"],
+        timeout=120,
+        encoding="utf-8",
+        dimensions=(40, 200),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    terminal.expect("What now?")
+    terminal.sendline("more")
+    terminal.expect("How many more?")
+    terminal.sendline("2")
+    terminal.expect("What now?")
+    terminal.sendline("adapter")
+    terminal.expect("Which trial?")
+    terminal.sendline("77")
+    terminal.expect("Into which folder?")
+    terminal.sendline(str(tmp_path / "adapter"))
+    terminal.expect('no completed trial "77"')
+    terminal.expect("What now?")
+    terminal.sendline("adapter")
+    terminal.expect("Which trial?")
+    terminal.sendline("")
+    terminal.expect("Into which folder?")
+    terminal.sendline(str(tmp_path / "adapter"))
+    terminal.expect("Difference of the export")
+    terminal.expect("What now?")
+    terminal.sendline("chat")
+    terminal.expect("Which trial?")
+    terminal.sendline("best")
+    terminal.expect("> ")
+    terminal.sendline("Hello")
+    terminal.expect("> ")
+    terminal.sendline("")
+    terminal.expect("What now?")
+    terminal.sendline("quit")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+    assert summary(folder)["completed_trials"] == 4
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_command_line_answers_at_once() -> None:
+    start = time.monotonic()
+    assert finished("--version").stdout.startswith("iconoclast ")
+    assert time.monotonic() - start < 3

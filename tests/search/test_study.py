@@ -1,0 +1,307 @@
+"""The study: reproducible, resumable after any interruption, and kept in a journal that survives a crash."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.statistics import Count
+from iconoclast.search.objective import Objective
+from iconoclast.search.pareto import Trial
+from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.study import Study
+
+SPACE = SearchSpace(8, ["attn.o_proj"], ["mean", "median", "hybrid"], ["global", "per_layer"])
+OBJECTIVE = Objective(Scores(Count(18, 20), Count(0, 20), 3, 0.2, 0.0), 0.1, 0.32, 0.18, 0.42)
+TOTAL, BATCH, STARTUP = 12, 4, 6  # the last batches are sampled by a model of the first ones
+
+
+def scores_of(parameters: EditParameters) -> Scores:
+    """What a model might answer, without a model: a strong edit in the right place refuses little and moves far."""
+    profile = parameters.profiles["attn.o_proj"]
+    strength = profile.max_weight * (1 - abs(profile.max_weight_position - 4) / 8)
+    refusals = max(0, round(18 - 10 * strength - (parameters.direction.method == "mean")))
+    return Scores(Count(refusals, 20), Count(0, 20), 1, 1 - refusals / 20, 0.03 * strength**2)
+
+
+def evaluate(batch: Sequence[EditParameters]) -> list[Scores]:
+    """Scores of a batch."""
+    return [scores_of(parameters) for parameters in batch]
+
+
+class Recorder:
+    """An evaluation that remembers its batches, and is interrupted at some of them."""
+
+    def __init__(self, interrupted: Sequence[int] = ()) -> None:
+        self.batches: list[list[EditParameters]] = []
+        self._interrupted = set(interrupted)
+
+    def __call__(self, batch: Sequence[EditParameters]) -> list[Scores]:
+        number = len(self.batches)
+        self.batches.append(list(batch))
+        if number in self._interrupted:
+            raise KeyboardInterrupt
+        return evaluate(batch)
+
+
+def opened(folder: Path, **changes: object) -> Study:
+    """The study of a folder."""
+    options: dict[str, object] = {"seed": 3, "startup_trials": STARTUP, "batch": BATCH, "pinned": {"model": "tiny"}}
+    return Study.open(folder / "study.jsonl", SPACE, **(options | changes))  # type: ignore[arg-type]
+
+
+def run(study: Study, total: int = TOTAL, evaluation: Callable[..., list[Scores]] = evaluate) -> list[Trial]:
+    """Run a study to the end: all of its trials."""
+    study.run(total, evaluation, OBJECTIVE)
+    return study.trials()
+
+
+def run_until_done(folder: Path, evaluation: Callable[..., list[Scores]], total: int = TOTAL) -> list[Trial]:
+    """Open and run, again and again, until nothing interrupts."""
+    for _ in range(20):
+        try:
+            return run(opened(folder), total, evaluation)
+        except KeyboardInterrupt:
+            continue
+    raise AssertionError("the study never ends")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
+    """The trials of a study that nothing interrupts."""
+    return run(opened(tmp_path_factory.mktemp("undisturbed")))
+
+
+def test_a_study_has_the_trials_asked_for_in_order(undisturbed: list[Trial]) -> None:
+    assert [trial.index for trial in undisturbed] == list(range(TOTAL))
+    assert all(trial.scores == scores_of(trial.parameters) for trial in undisturbed)
+
+
+def test_no_trial_is_tried_twice(undisturbed: list[Trial]) -> None:
+    assert len({repr(trial.parameters) for trial in undisturbed}) == TOTAL
+
+
+def test_one_seed_is_one_study(undisturbed: list[Trial], tmp_path: Path) -> None:
+    assert run(opened(tmp_path)) == undisturbed
+
+
+def test_another_seed_is_another_study(undisturbed: list[Trial], tmp_path: Path) -> None:
+    other = run(opened(tmp_path, seed=4))
+    assert not {repr(t.parameters) for t in other} & {repr(t.parameters) for t in undisturbed}
+
+
+def test_the_sampler_learns_from_the_scores(undisturbed: list[Trial], tmp_path: Path) -> None:
+    def worst(batch: Sequence[EditParameters]) -> list[Scores]:
+        return [
+            Scores(Count(20 - s.refusals.count, 20), s.overrefusals, 0, 0.5, s.kl_divergence) for s in evaluate(batch)
+        ]
+
+    other = run(opened(tmp_path), evaluation=worst)
+    random = (STARTUP + BATCH - 1) // BATCH * BATCH  # a batch that starts at random is random to its end
+    assert [t.parameters for t in other[:random]] == [t.parameters for t in undisturbed[:random]]
+    assert all(a.parameters != b.parameters for a, b in zip(other[random:], undisturbed[random:], strict=True))
+
+
+def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) -> None:
+    recorder, told = Recorder(), []
+    opened(tmp_path).run(10, recorder, OBJECTIVE, told.append)
+    assert [len(batch) for batch in recorder.batches] == [4, 4, 2]
+    assert [[t.index for t in trials] for trials in told] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [[t.parameters for t in trials] for trials in told] == recorder.batches
+
+
+def test_the_values_are_the_objectives(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    for kept, trial in zip(study.study.trials, run(study, 4), strict=False):
+        assert tuple(kept.values) == OBJECTIVE(trial.scores)
+    assert all(tuple(t.values) == OBJECTIVE(scores_of(SPACE.parameters(t.params))) for t in study.study.trials)
+
+
+# Interruptions.
+
+
+@pytest.mark.parametrize("interrupted", [[0], [1], [2], [0, 1], [0, 1, 2], [1, 3], [0, 2, 4]])
+def test_an_interrupted_study_has_the_trials_it_would_have_had(
+    undisturbed: list[Trial], tmp_path: Path, interrupted: list[int]
+) -> None:
+    recorder = Recorder(interrupted)
+    assert run_until_done(tmp_path, recorder) == undisturbed
+    for number in interrupted:  # what an interruption lost is measured again, as it was
+        assert recorder.batches[number + 1] == recorder.batches[number]
+    assert len(recorder.batches) == TOTAL // BATCH + len(interrupted)
+
+
+@pytest.mark.parametrize("after", range(BATCH))
+def test_an_interruption_between_two_results_of_a_batch_loses_only_the_others(
+    undisturbed: list[Trial], tmp_path: Path, after: int
+) -> None:
+    study, told = opened(tmp_path), 0
+
+    def objective(scores: Scores) -> tuple[float, float]:
+        nonlocal told
+        if told == BATCH + after:
+            raise KeyboardInterrupt
+        told += 1
+        return OBJECTIVE(scores)
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(TOTAL, evaluate, objective)  # type: ignore[arg-type]
+    assert opened(tmp_path).trials() == undisturbed[: BATCH + after]
+    recorder = Recorder()
+    assert run(opened(tmp_path), TOTAL, recorder) == undisturbed
+    assert [len(batch) for batch in recorder.batches] == [BATCH - after, BATCH]
+
+
+def interrupt_sampling(monkeypatch: pytest.MonkeyPatch, study: Study, at: int) -> None:
+    """Make the study's storage raise when it is given its parameter number `at`."""
+    storage, set_trial_param, given = study.study._storage, study.study._storage.set_trial_param, 0
+
+    def guarded(*args: object) -> None:
+        nonlocal given
+        if given == at:
+            raise KeyboardInterrupt
+        given += 1
+        set_trial_param(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "set_trial_param", guarded)
+
+
+PARAMETERS = len(SPACE.distributions())
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(0, id="before the first trial"),
+        pytest.param(2 * PARAMETERS, id="between two random trials"),
+        pytest.param(2 * PARAMETERS + 3, id="within a random trial"),
+        pytest.param(9 * PARAMETERS, id="between two learnt trials"),
+        pytest.param(9 * PARAMETERS + 3, id="within a learnt trial"),
+    ],
+)
+def test_an_interruption_while_trials_are_sampled_changes_nothing(
+    undisturbed: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    study = opened(tmp_path)
+    interrupt_sampling(monkeypatch, study, at)
+    with pytest.raises(KeyboardInterrupt):
+        run(study)
+    assert run(opened(tmp_path)) == undisturbed
+
+
+def test_an_evaluation_that_fails_leaves_its_batch_to_be_measured_again(
+    undisturbed: list[Trial], tmp_path: Path
+) -> None:
+    def failing(batch: Sequence[EditParameters]) -> list[Scores]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        run(opened(tmp_path), evaluation=failing)
+    assert opened(tmp_path).trials() == []
+    assert run(opened(tmp_path)) == undisturbed
+
+
+# How many trials.
+
+
+def test_the_number_of_trials_is_the_total(undisturbed: list[Trial], tmp_path: Path) -> None:
+    assert run(opened(tmp_path), 4) == undisturbed[:4]
+    assert run(opened(tmp_path), 8) == undisturbed[:8]
+    recorder = Recorder()
+    assert run(opened(tmp_path), 8, recorder) == undisturbed[:8]
+    assert run(opened(tmp_path), 3, recorder) == undisturbed[:8]
+    assert recorder.batches == []
+    assert run(opened(tmp_path), TOTAL) == undisturbed
+
+
+@pytest.mark.parametrize("total", [1, 5, 9])
+def test_a_total_that_fills_no_batch_is_met_exactly(undisturbed: list[Trial], tmp_path: Path, total: int) -> None:
+    assert run_until_done(tmp_path, Recorder([0]), total) == undisturbed[:total]
+
+
+def test_a_total_lowered_after_an_interruption_is_met_exactly(undisturbed: list[Trial], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(opened(tmp_path), TOTAL, Recorder([0]))
+    assert run(opened(tmp_path), 2) == undisturbed[:2]
+
+
+def test_the_width_of_a_batch_may_change(tmp_path: Path) -> None:
+    run(opened(tmp_path, batch=4), 4)
+    recorder = Recorder([1])
+    with pytest.raises(KeyboardInterrupt):
+        run(opened(tmp_path, batch=2), 10, recorder)
+    trials = run(opened(tmp_path, batch=3), 10, recorder)
+    assert [t.index for t in trials] == list(range(10))
+    assert len({repr(t.parameters) for t in trials}) == 10
+
+
+# The journal.
+
+
+def test_a_study_can_be_read_without_its_settings(undisturbed: list[Trial], tmp_path: Path) -> None:
+    run(opened(tmp_path))
+    assert Study.read(tmp_path / "study.jsonl", SPACE).trials() == undisturbed
+
+
+@pytest.mark.parametrize("part", ['{"op_code":5,"worker_id":"', "{", '{"op_code":6}'])
+def test_a_last_line_that_a_crash_left_unfinished_is_survived(
+    undisturbed: list[Trial], tmp_path: Path, part: str
+) -> None:
+    run(opened(tmp_path), 8)
+    with (tmp_path / "study.jsonl").open("a") as journal:
+        journal.write(part)
+    assert opened(tmp_path).trials() == undisturbed[:8]
+    assert run(opened(tmp_path)) == undisturbed
+    assert opened(tmp_path).trials() == undisturbed
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10, 20, 40, 80])
+def test_a_journal_that_lost_its_end_is_continued(undisturbed: list[Trial], tmp_path: Path, lines: int) -> None:
+    run(opened(tmp_path), 8)
+    journal = tmp_path / "study.jsonl"
+    written = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(written[:-lines]) + written[-lines][:7])
+    left = opened(tmp_path).trials()
+    assert left == undisturbed[: len(left)]
+    trials = run(opened(tmp_path))
+    assert [t.index for t in trials] == list(range(TOTAL))
+    assert trials[: len(left)] == left
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    pinned = {"model": "tiny", "seed": 3, "components": ["attn.o_proj"]}
+    opened(tmp_path, pinned=pinned)
+    opened(tmp_path, pinned=dict(reversed(pinned.items())))
+    with pytest.raises(RunFolderError, match=r"other settings \(components, seed\)"):
+        opened(tmp_path, pinned=pinned | {"seed": 4, "components": ["mlp.down_proj"]})
+    with pytest.raises(RunFolderError, match=r"other settings \(model\)"):
+        opened(tmp_path, pinned={"seed": 3, "components": ["attn.o_proj"]})
+    assert opened(tmp_path, pinned=pinned).trials() == []
+
+
+def test_pinned_settings_are_compared_as_the_journal_writes_them(tmp_path: Path) -> None:
+    opened(tmp_path, pinned={"components": ("a", "b"), "folder": tmp_path})
+    opened(tmp_path, pinned={"components": ["a", "b"], "folder": str(tmp_path)})
+
+
+def test_a_journal_without_a_study_cannot_be_read(tmp_path: Path) -> None:
+    journal = tmp_path / "study.jsonl"
+    journal.write_text("")
+    with pytest.raises(RunFolderError, match="holds no study"):
+        Study.read(journal, SPACE)
+
+
+@pytest.mark.parametrize("damage", ["not json", '{"hello": 1}'])
+@pytest.mark.parametrize("how", ["open", "read"])
+def test_a_damaged_journal_is_an_error_that_says_so(tmp_path: Path, damage: str, how: str) -> None:
+    run(opened(tmp_path), 4)
+    journal = tmp_path / "study.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[len(lines) // 2] = damage + "\n"
+    journal.write_text("".join(lines))
+    with pytest.raises(RunFolderError, match="is damaged"):
+        opened(tmp_path) if how == "open" else Study.read(journal, SPACE)
