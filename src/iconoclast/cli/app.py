@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from iconoclast import __version__
-from iconoclast.cli.console import err, interruptible, out
+from iconoclast.cli.console import err, interruptible, out, quiet_imports
 from iconoclast.cli.flags import with_settings
 from iconoclast.config import LoadedSettings, Settings, load_settings, setting_specs, settings_document
 from iconoclast.errors import IconoclastError
@@ -196,6 +196,7 @@ def main() -> None:
     """Entry point: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
     try:
         with interruptible():
+            quiet_imports()
             app(prog_name="iconoclast")
     except IconoclastError as error:
         err.print(plain(f"Error: {error}"), soft_wrap=True, highlight=False)

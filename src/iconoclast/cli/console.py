@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from rich.console import Console
@@ -66,7 +66,7 @@ class RichProgress:
 def shown_progress() -> Iterator[RichProgress]:
     """Progress that is visible while the context lasts."""
     progress = RichProgress()
-    with progress._bars:
+    with progress._bars if err.is_terminal else nullcontext():
         yield progress
 
 
@@ -84,13 +84,17 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def quiet_libraries() -> None:
-    """Other libraries' progress bars, advice and chatter stay off the terminal."""
+def quiet_imports() -> None:
+    """What other libraries say while they are imported stays off the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+
+
+def quiet_libraries() -> None:
+    """Other libraries' progress bars, advice and chatter stay off the terminal."""
     import datasets
     import optuna
     from transformers.utils import logging as transformers_logging

@@ -77,7 +77,7 @@ class _Batch:
         self._ends = end_tokens(lm.model)
 
     def run(self, logits: Tensor, max_new_tokens: int, advance: Callable[[int], None]) -> None:
-        tokens = logits.argmax(-1, keepdim=True)
+        tokens = _greedy(logits)
         for length in range(1, max_new_tokens + 1):
             if length % CHECK_EVERY == 0 or length == max_new_tokens:
                 advance(self._close(tokens, length == max_new_tokens))
@@ -86,7 +86,7 @@ class _Batch:
                 tokens = self._leave(tokens)
             if length < max_new_tokens:
                 logits = step(self._lm, self._state, tokens[:, -1:])
-                tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+                tokens = torch.cat([tokens, _greedy(logits)], dim=1)
 
     def _close(self, tokens: Tensor, last: bool) -> int:
         """Note the results of rows that are done; how many there were."""
@@ -114,6 +114,11 @@ class _Batch:
         self._state.positions = self._state.positions[kept]
         self._listener.keep(kept)
         return tokens[kept]
+
+
+def _greedy(logits: Tensor) -> Tensor:
+    """The most likely token of every row, [rows, 1]; among equals the first, as with argmax, which takes twice as long."""
+    return logits.max(-1, keepdim=True).indices
 
 
 THINKING_BLOCKS = (

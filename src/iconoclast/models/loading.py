@@ -16,6 +16,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, find_writers
 from iconoclast.models.demo import demo_folder, ensure_demo
 from iconoclast.prompts import Prompt
+from iconoclast.site import Site
 
 DEMO = "demo"
 COMPONENTS = ("attn.o_proj", "mlp.down_proj")
@@ -51,7 +52,7 @@ class LanguageModel:
     dtype: str
     quantization: str = "none"
     response_prefix: str = ""
-    _writers: dict[tuple[str, ...], dict[Any, Writer]] = field(default_factory=dict, repr=False)
+    _writers: dict[tuple[str, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +71,7 @@ class LanguageModel:
         """Width of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Any, Writer]:
+    def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
         """Site → writer for the components; see `anatomy.find_writers`."""
         key = tuple(components)
         if key not in self._writers:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class Prompts:
         }
         return {name: prompts for name, prompts in names.items() if prompts is not None}
 
+    def document(self) -> dict[str, Any]:
+        """What was loaded, for JSON."""
+        return {name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.named().items()}
+
     def overlaps(self) -> dict[str, int]:
         """Pairs of sets with another purpose that share prompts, and how many."""
         sets = self.named()
@@ -104,7 +108,7 @@ class Run:
     base: Scores
     noise_floor: float
     study: Study
-    report: dict[str, Any] | None = field(default=None)
+    report: dict[str, Any] | None = None
 
     @property
     def objective(self) -> Objective:
@@ -153,13 +157,14 @@ class Run:
             for trial in trials:
                 progress.note(_trial_line(trial))
 
-        self.report = None
         self.study.run(n_trials, evaluate, self.objective, told)
 
     def measure_report(self, progress: Progress | None = None) -> None:
-        """Measure the base model and the best trial on the report prompts, if there are any."""
+        """Measure the base model and the best trial on the report prompts, if there are any, once."""
         best = self.best()
         if self.prompts.benign_report is None or self.prompts.target_report is None or best is None:
+            return
+        if self.report is not None and self.report["trial"] == best.index:
             return
         evaluator = evaluator_of(self.settings, self.lm, self.prompts.target_report, self.prompts.benign_report)
         base, edited = evaluator.measure([Edit.nothing(), self.edit(best.parameters)], progress)
@@ -175,10 +180,7 @@ class Run:
             "model": self.settings.model,
             "study_checkpoint_dir": str(self.folder.path),
             "completed_trials": len(self.study.trials()),
-            "prompts": {
-                name: {"source": s.source, "n": len(s), "sha256": s.fingerprint}
-                for name, s in self.prompts.named().items()
-            },
+            "prompts": self.prompts.document(),
             "overlap": self.prompts.overlaps(),
             "kl_divergence_target": self.settings.kl_divergence_target,
             "kl_noise_floor": self.noise_floor,
@@ -320,46 +322,25 @@ def _prepared(
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
     known = folder.read_baseline() if folder.baseline.is_file() else None
-    if known is not None:
-        lm = lm.with_prefix(known["response_prefix"])
-    elif settings.response_prefix is None:
-        progress.start("Looking at how responses start", 0)
-        sample = _alternating(prompts.benign, prompts.target)[: 2 * PREFIX_PROMPTS]
-        lm = lm.with_prefix(find_response_prefix(lm, sample, len(sample)))
-        if lm.response_prefix:
-            progress.note(f"Responses start with {lm.response_prefix!r}; measurements begin after it.")
-    fitted = None if known is not None and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
+    lm = lm.with_prefix(known["response_prefix"] if known else _response_prefix(settings, prompts, lm, progress))
+    fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
     folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
-    if fitted is None:
-        directions = folder.load_directions()
-    else:
-        directions = fitted
-        folder.save_directions(directions)
+    if fitted is not None:
+        folder.save_directions(fitted)
+    directions = fitted or folder.load_directions()
     evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
     if known is None:
-        base = evaluator.measure([Edit.nothing()], progress)[0]
-        noise = evaluator.noise_floor(settings.trials_per_batch)
-        write_json(
-            folder.baseline,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "dtype": lm.dtype,
-                "layers": lm.layers,
-                "response_prefix": lm.response_prefix,
-                "kl_noise_floor": noise,
-                "base_metrics": base.as_dict(),
-            },
-        )
-    else:
-        base, noise = Scores.from_dict(known["base_metrics"]), known["kl_noise_floor"]
+        known = _baseline(evaluator, settings.trials_per_batch, progress)
+        write_json(folder.baseline, known)
+    base, noise = Scores.from_dict(known["base_metrics"]), known["kl_noise_floor"]
+    contents = {f"{name} (content)": s.fingerprint for name, s in prompts.named().items() if "report" not in name}
     study = Study.open(
         folder.journal,
         search_space(settings, lm.layers),
         seed=settings.seed,
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
-        pinned=pinned_settings(settings)
-        | {f"{k} (content)": s.fingerprint for k, s in prompts.named().items() if "report" not in k},
+        pinned=pinned_settings(settings) | contents,
     )
     done = len(study.trials())
     progress.note(
@@ -367,7 +348,41 @@ def _prepared(
         + (f"; {done} of {settings.n_trials} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.4f}."
     )
-    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study)
+    report = _known_report(folder, prompts)
+    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, report)
+
+
+def _response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:
+    if settings.response_prefix is not None:
+        return settings.response_prefix
+    progress.start("Looking at how responses start", 0)
+    sample = _alternating(prompts.benign, prompts.target)[: 2 * PREFIX_PROMPTS]
+    prefix = find_response_prefix(lm, sample, len(sample))
+    if prefix:
+        progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
+    return prefix
+
+
+def _baseline(evaluator: Evaluator, batch: int, progress: Progress) -> dict[str, Any]:
+    """What baseline.json says of the base model."""
+    base = evaluator.measure([Edit.nothing()], progress)[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "dtype": evaluator.lm.dtype,
+        "layers": evaluator.lm.layers,
+        "response_prefix": evaluator.lm.response_prefix,
+        "kl_noise_floor": evaluator.noise_floor(batch),
+        "base_metrics": base.as_dict(),
+    }
+
+
+def _known_report(folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
+    """What an earlier start measured on the same report prompts."""
+    if not folder.summary.is_file():
+        return None
+    summary = folder.read_json(folder.summary, ("prompts", "report"))
+    report: dict[str, Any] | None = summary["report"]
+    return report if summary["prompts"] == prompts.document() else None
 
 
 def collect_residuals(
