@@ -353,6 +353,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     for values, origin in layers:
         for path, value in _leaves(values):
             _check_known(path, origin)
+            if value == {}:  # an empty section says nothing
+                continue
             if any(key in origins for key in map(".".join, _above(path))):
                 raise SettingsError(
                     f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
@@ -462,7 +464,8 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:
 def _problem(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     key = ".".join(part for part in problem["loc"] if isinstance(part, str))
     section = key.rsplit(".", 1)[0]
-    origin = next((o for k, o in origins.items() if k in (key, section) or k.startswith(section + ".")), "settings")
+    near = (k for k in origins if k == section or k.startswith(f"{section}."))
+    origin = origins[key] if key in origins else origins.get(next(near, ""), "settings")
     if problem["type"] == "missing":
         return f"Setting {key} ({origin}) is missing. Give it, or leave out all of {section}."
     shown = json.dumps(problem["input"], default=str, ensure_ascii=False)

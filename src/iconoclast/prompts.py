@@ -92,7 +92,7 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
         )
     rows, column = _read(source, match["name"])
     chosen = _slice(len(rows), match["start"], match["stop"], source)
-    texts = [f"{source.prefix}{text}{source.suffix}" for text in _texts(rows, chosen, column, source)]
+    texts = _texts(rows, chosen, column, source)
     label = f"{source.dataset} {source.split}".strip()
     if len(texts) < minimum:
         found = "is empty" if not texts else f"holds {len(texts)} prompt{'s' * (len(texts) > 1)}"
@@ -276,8 +276,8 @@ def _position(text: str | None, size: int, default: int) -> int:
 def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSource) -> list[str]:
     if not rows:
         return []
-    columns = [name for name, value in rows[0].items() if isinstance(value, str)]
     if column is None:
+        columns = list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, str)))
         candidates = ["text"] if "text" in columns else [name for name in columns if name != "split"]
         if len(candidates) != 1:
             raise PromptsError(
@@ -291,9 +291,10 @@ def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSou
             raise PromptsError(f"{source.dataset} has no column {column}. It has {', '.join(map(str, row))}.")
         if not isinstance(row[column], str) or not row[column].strip():
             raise PromptsError(f"{source.dataset}, row {index + 1}: the column {column} holds no text.")
-        if any("\ud800" <= character <= "\udfff" for character in row[column]):
+        text = f"{source.prefix}{row[column]}{source.suffix}"
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptsError(f"{source.dataset}, row {index + 1}: the text is no valid Unicode (a lone surrogate).")
-        texts.append(row[column])
+        texts.append(text)
     return texts
 
 

@@ -1,6 +1,5 @@
 """4-bit weights: edited live without being touched."""
 
-
 import pytest
 import torch
 from conftest import save_tiny, tiny_config
@@ -25,9 +24,7 @@ def test_the_sites_are_really_4_bit(quantized: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
-def test_a_live_edit_of_4_bit_weights_is_the_edit_of_their_values(
-    quantized: LanguageModel, normalization: str
-) -> None:
+def test_a_live_edit_of_4_bit_weights_is_the_edit_of_their_values(quantized: LanguageModel, normalization: str) -> None:
     site, writer = next(iter(quantized.writers().items()))
     direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
     before = writer.module.weight.clone()  # type: ignore[operator, union-attr]

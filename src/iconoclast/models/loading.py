@@ -91,7 +91,7 @@ class LanguageModel:
         """The text of a whole conversation, up to where the next response goes on."""
         try:
             text = self._template(messages)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ArithmeticError) as error:
             if messages[0]["role"] != "system":
                 raise ModelError(
                     f"The chat template of {self.name} fails on a plain user message ({error}). Set chat_template to plain, raw, or a Jinja file."
@@ -169,7 +169,7 @@ def load_model(
     for dtype in dtypes:
         try:
             model, tokenizer = _load(path, dtype, quantization, device_map, trust_remote_code)
-        except (RuntimeError, ValueError, ImportError) as error:
+        except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
             failures.setdefault(_first_line(error), []).append(dtype)
             note(f"dtype {dtype} does not load: {_first_line(error)}")
             continue
@@ -268,10 +268,10 @@ def _forward_problem(loaded: LanguageModel) -> str | None:
     ids = torch.tensor(loaded.encode([Prompt("Hello")]), device=loaded.device)
     try:
         with torch.inference_mode():
-            logits = loaded.model(input_ids=ids).logits
+            finite = bool(torch.isfinite(loaded.model(input_ids=ids).logits).all())
     except (RuntimeError, ValueError) as error:
         return f"the forward pass fails ({_first_line(error)})"
-    return None if bool(torch.isfinite(logits).all()) else "the forward pass gives numbers that are not finite"
+    return None if finite else "the forward pass gives numbers that are not finite"
 
 
 def _first_line(error: BaseException) -> str:

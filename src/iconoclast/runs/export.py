@@ -160,7 +160,7 @@ def export_trial(
 
 def _known_scores(saved: SavedRun) -> list[Scores] | None:
     """Base and live scores on the report prompts, if the run has measured them for this trial."""
-    if saved.report is None or saved.report["trial"] != saved.trial.index:
+    if saved.report is None or saved.report.get("trial") != saved.trial.index:
         return None
     return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
 

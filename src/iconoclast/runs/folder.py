@@ -164,6 +164,8 @@ class RunFolder:
             tensors = load_file(self.directions)
         except (FileNotFoundError, SafetensorError) as error:
             raise RunFolderError(f"{self.directions} is missing or damaged ({error}). Start the run again.") from None
+        if "basis" not in tensors or len(tensors) < 2:
+            raise RunFolderError(f"{self.directions} is damaged: directions or basis are missing. Start the run again.")
         basis: torch.Tensor = tensors.pop("basis")
         return Directions({name.removeprefix("raw."): tensor for name, tensor in tensors.items()}, basis)
 
@@ -182,7 +184,8 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{file} is damaged: {error}. Delete it and start the run again.") from None
         if not isinstance(document, dict) or not all(key in document for key in keys):
-            raise RunFolderError(f"{file} is damaged: it lacks {', '.join(keys)}. Delete it and start the run again.")
+            wanted = f"an object with {', '.join(keys)}" if keys else "an object"
+            raise RunFolderError(f"{file} is damaged: it must hold {wanted}. Delete it and start the run again.")
         return document
 
     def read_baseline(self) -> dict[str, Any]:
