@@ -48,7 +48,7 @@ class Study:
         space: SearchSpace,
         *,
         seed: int = 0,
-        startup_trials: int = 16,
+        startup_trials: int = 8,
         batch: int = 4,
         pinned: Mapping[str, Any] | None = None,
     ) -> "Study":
