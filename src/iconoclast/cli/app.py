@@ -91,9 +91,9 @@ def run(
     if out_folder is not None:
         flags["study_checkpoint_dir"] = str(out_folder)
     settings = load_settings(flags, config).settings
-    from iconoclast.cli.session import run_session
+    from iconoclast.cli.actions import run_action
 
-    run_session(settings)
+    run_action(settings)
 
 
 @app.command()
@@ -105,9 +105,9 @@ def demo(
 
     Searches, exports an adapter and merged weights, measures both again, and shows the responses side by side.
     """
-    from iconoclast.cli.session import demo_session
+    from iconoclast.cli.actions import demo_action
 
-    demo_session(out_folder, n_trials)
+    demo_action(out_folder, n_trials)
 
 
 @app.command()
@@ -118,9 +118,9 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="adapter (PEFT) or merged (whole model).")] = "adapter",
 ) -> None:
     """Write a trial's edit as an adapter or merged weights, and measure what was written."""
-    from iconoclast.cli.session import export_session
+    from iconoclast.cli.actions import export_action
 
-    export_session(run_folder, trial, kind, to)
+    export_action(run_folder, trial, kind, to)
 
 
 @app.command()
@@ -129,17 +129,17 @@ def chat(
     trial: TrialOption = "best",
 ) -> None:
     """Talk to the model with a trial's edit applied. An empty line or Ctrl-D ends it."""
-    from iconoclast.cli.session import chat_session
+    from iconoclast.cli.actions import chat_action
 
-    chat_session(run_folder, trial)
+    chat_action(run_folder, trial)
 
 
 @app.command()
 def plot(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw the residuals of both prompt sets and all trials, as web pages in RUN/plots."""
-    from iconoclast.cli.session import plot_session
+    from iconoclast.cli.actions import plot_action
 
-    plot_session(run_folder)
+    plot_action(run_folder)
 
 
 @config_app.callback(invoke_without_command=True)

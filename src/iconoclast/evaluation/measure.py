@@ -137,15 +137,14 @@ class Evaluator:
     def reference(self) -> Tensor:
         """First-token log-probabilities of the base model on the benign prompts, float32 [benign, vocabulary]."""
         if self._reference is None:
-            vocabulary = self.lm.model.config.get_text_config().vocab_size
-            reference = torch.empty(len(self.benign), vocabulary, device=self.lm.device)
+            by_prompt: dict[int, Tensor] = {}
 
             def fill(rows: int) -> None:
                 for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids, rows):
-                    reference[indices] = logprobs[:, :vocabulary]
+                    by_prompt.update(zip(indices, logprobs, strict=True))
 
             self._adaptively(fill)
-            self._reference = reference
+            self._reference = torch.stack([by_prompt[i] for i in range(len(self.benign))])
         return self._reference
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
@@ -262,7 +261,7 @@ class _Divergences:
 
     def add(self, indices: list[int], logprobs: Tensor) -> None:
         base = self._reference[[i % len(self._reference) for i in indices]]
-        self._values[indices] = kl_divergence(base, logprobs[:, : base.shape[1]])
+        self._values[indices] = kl_divergence(base, logprobs)
 
     def result(self) -> Tensor:
         """[edits, prompts]. A model broken so far that its logits are not numbers is as far away as can be."""

@@ -25,7 +25,7 @@ from iconoclast.runs.pipeline import Prompts, Run, collect_residuals, started_ru
 SAMPLES = 3
 
 
-def run_session(settings: Settings) -> None:
+def run_action(settings: Settings) -> None:
     """A run, then, for a user at a terminal, what to do with it."""
     quiet_libraries()
     folder = search(settings)
@@ -56,7 +56,7 @@ def search(settings: Settings, samples: bool = False) -> Path:
         return run.folder.path
 
 
-def demo_session(out_folder: Path, n_trials: int) -> None:
+def demo_action(out_folder: Path, n_trials: int) -> None:
     """The demo: search, both exports, measured again, three responses."""
     quiet_libraries()
     settings = Settings(
@@ -78,7 +78,7 @@ def demo_session(out_folder: Path, n_trials: int) -> None:
     print_lines(out, f"Run folder: {out_folder}", f"Try it: iconoclast chat {out_folder}")
 
 
-def export_session(run_folder: Path, trial: str, kind: str, to: Path) -> None:
+def export_action(run_folder: Path, trial: str, kind: str, to: Path) -> None:
     """Export a trial and show what the export measures."""
     quiet_libraries()
     if kind not in ("adapter", "merged"):
@@ -86,7 +86,7 @@ def export_session(run_folder: Path, trial: str, kind: str, to: Path) -> None:
     _print_export(_export(run_folder, trial, kind, to))  # type: ignore[arg-type]
 
 
-def chat_session(run_folder: Path, trial: str) -> None:
+def chat_action(run_folder: Path, trial: str) -> None:
     """A conversation with the edited model."""
     quiet_libraries()
     saved = SavedRun.open(RunFolder(run_folder), trial)
@@ -106,7 +106,7 @@ def chat_session(run_folder: Path, trial: str) -> None:
         out.print()
 
 
-def plot_session(run_folder: Path) -> None:
+def plot_action(run_folder: Path) -> None:
     """Plots of a run: residuals of the fitting prompts, and its trials."""
     quiet_libraries()
     require_plotly()
@@ -227,10 +227,10 @@ def _menu(settings: Settings, folder: Path) -> None:
                 continue
             trial = Prompt.ask("Which trial?", default="best", console=out)
             if action == "chat":
-                chat_session(folder, trial)
+                chat_action(folder, trial)
             else:
                 to = Path(Prompt.ask("Into which folder?", default=str(folder / action), console=out))
-                export_session(folder, trial, action, to)
+                export_action(folder, trial, action, to)
         except EOFError:
             return
         except (RunFolderError, SettingsError) as error:
