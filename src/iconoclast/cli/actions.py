@@ -3,7 +3,8 @@
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.prompt import IntPrompt, Prompt
@@ -36,24 +37,35 @@ def run_action(settings: Settings) -> None:
 
 def search(settings: Settings, samples: bool = False) -> Path:
     """Run or continue the search, print the front, and return the run folder."""
-    with shown_progress() as progress, started_run(settings, progress) as run:
-        try:
-            run.optimize(settings.n_trials, progress)
-            run.measure_report(progress)
-        except KeyboardInterrupt:
-            run.write_summary("interrupted")
-            command = f"iconoclast run {shlex.quote(str(settings.model))} --out {shlex.quote(str(run.folder.path))}"
-            print_lines(
-                err,
-                f"Interrupted with {len(run.study.trials())} trials kept in {run.folder.path}.",
-                f"To continue: the same command again, for example {command}",
-            )
-            raise
-        run.write_summary("complete")
-        _print_results(run)
-        if samples:
-            _print_samples(run)
-        return run.folder.path
+    try:
+        with shown_progress() as progress, started_run(settings, progress) as run:
+            with _summarized(run):
+                run.optimize(settings.n_trials, progress)
+                run.measure_report(progress)
+            _print_results(run)
+            if samples:
+                _print_samples(run)
+            return run.folder.path
+    except KeyboardInterrupt:
+        print_lines(err, "Interrupted. The same command goes on from here.")
+        raise
+
+
+@contextmanager
+def _summarized(run: Run) -> Iterator[None]:
+    """However the search ends, its summary is written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.write_summary("interrupted")
+        config = shlex.quote(str(run.folder.config))
+        print_lines(
+            err,
+            f"{len(run.study.trials())} trials are kept in {run.folder.path}.",
+            f"To continue: iconoclast run --config {config}",
+        )
+        raise
+    run.write_summary("complete")
 
 
 def demo_action(out_folder: Path, n_trials: int) -> None:

@@ -72,16 +72,20 @@ def shown_progress() -> Iterator[RichProgress]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While this lasts, a request to terminate ends the work as Ctrl-C does: keeping what is done."""
+    """While this lasts, Ctrl-C and a request to terminate end the work alike: keeping what is done.
+
+    Also in the background of a script, where the shell has told the process to ignore an interrupt.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def quiet_imports() -> None:
