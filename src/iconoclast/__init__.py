@@ -57,3 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'library')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

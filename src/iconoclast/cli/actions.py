@@ -1,15 +1,14 @@
 """What the commands do once their arguments are understood."""
 
-import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.prompt import IntPrompt, Prompt
 
-from iconoclast.cli.console import err, out, quiet_libraries, shown_progress
+from iconoclast.cli.console import err, out, program, quiet_libraries, shown_progress
 from iconoclast.config import PromptSource, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
@@ -19,7 +18,7 @@ from iconoclast.reports.plots import front_figure, require_plotly, residual_figu
 from iconoclast.reports.tables import before_after_table, front_table, samples_table
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
-from iconoclast.runs.export import Exported, Format, SavedRun, export_run, require_free
+from iconoclast.runs.export import Exported, Format, SavedRun, export_run, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import Prompts, Run, collect_residuals, started_run
 
@@ -42,6 +41,7 @@ def search(settings: Settings, samples: bool = False) -> Path:
             with _summarized(run):
                 run.optimize(settings.n_trials, progress)
                 run.measure_report(progress)
+            progress.close()
             _print_results(run)
             if samples:
                 _print_samples(run)
@@ -62,7 +62,7 @@ def _summarized(run: Run) -> Iterator[None]:
         print_lines(
             err,
             f"{len(run.study.trials())} trials are kept in {run.folder.path}.",
-            f"To continue: iconoclast run --config {config}",
+            f"To continue: {program()} run --config {config}",
         )
         raise
     run.write_summary("complete")
@@ -87,7 +87,7 @@ def demo_action(out_folder: Path, n_trials: int) -> None:
             columns += [("base model", result.base), ("edit, live", result.live)]
         columns.append((f"{kind} export", result.exported))
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
-    print_lines(out, f"Run folder: {out_folder}", f"Try it: iconoclast chat {out_folder}")
+    print_lines(out, f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 
 def export_action(run_folder: Path, trial: str, kind: str, to: Path) -> None:
@@ -110,11 +110,12 @@ def chat_action(run_folder: Path, trial: str) -> None:
     while True:
         try:
             message = out.input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if not message:
             return
-        conversation.reply(message, lambda piece: out.print(plain(piece), end="", soft_wrap=True, highlight=False))
+        with suppress(KeyboardInterrupt):  # Ctrl-C ends a long reply, not the conversation
+            conversation.reply(message, lambda piece: out.print(plain(piece), end="", soft_wrap=True, highlight=False))
         out.print()
 
 
@@ -150,17 +151,16 @@ def _export(run_folder: Path, trial: str, kind: Format, to: Path) -> Exported:
 
 
 def _export_or_keep(run_folder: Path, kind: Format) -> Exported:
-    """Export the best trial beside the run; an export of an earlier demo gets a number, not overwritten."""
-    for number in itertools.count(1):
-        to = run_folder / (kind if number == 1 else f"{kind}-{number}")
-        try:
-            require_free(to)
-        except RunFolderError:
-            continue
-        result = _export(run_folder, "best", kind, to)
-        print_lines(out, f"Exported {kind} to {to}.")
-        return result
-    raise AssertionError
+    """Export the best trial beside the run, unless an earlier demo has done so."""
+    best = SavedRun.open(RunFolder(run_folder), "best").trial
+    to = run_folder / kind if not (run_folder / kind).exists() else run_folder / f"{kind}-trial-{best.index}"
+    for there in (run_folder / kind, to):
+        if (kept := read_export(there, best.index)) is not None:
+            print_lines(out, f"The {kind} in {there} is of this trial.")
+            return kept
+    result = _export(run_folder, "best", kind, to)
+    print_lines(out, f"Exported {kind} to {to}.")
+    return result
 
 
 def _print_results(run: Run) -> None:

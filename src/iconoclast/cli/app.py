@@ -13,7 +13,7 @@ from iconoclast.cli.console import err, interruptible, out, quiet_imports
 from iconoclast.cli.flags import with_settings
 from iconoclast.config import LoadedSettings, Settings, load_settings, setting_specs, settings_document
 from iconoclast.errors import IconoclastError
-from iconoclast.reports.text import plain, print_lines, settings_lines, settings_reference
+from iconoclast.reports.text import print_lines, settings_lines, settings_reference
 
 INTERRUPTED = 130
 CONTEXT = {
@@ -199,7 +199,7 @@ def main() -> None:
             quiet_imports()
             app(prog_name="iconoclast")
     except IconoclastError as error:
-        err.print(plain(f"Error: {error}"), soft_wrap=True, highlight=False)
+        print_lines(err, f"Error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print_lines(err, "Interrupted.")

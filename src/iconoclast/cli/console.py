@@ -2,28 +2,36 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from iconoclast.reports.text import plain
+from iconoclast.reports.text import print_lines
 
 out = Console()
 err = Console(stderr=True)
+
+
+def program() -> str:
+    """How the user can call this program: by its name, or by its path where the name is not found."""
+    called = Path(sys.argv[0])
+    return "iconoclast" if shutil.which("iconoclast") or called.name != "iconoclast" else os.path.relpath(called)
 
 
 class RichProgress:
@@ -33,7 +41,7 @@ class RichProgress:
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             # Batches end in bursts; a long window keeps the estimate honest.
@@ -59,7 +67,11 @@ class RichProgress:
 
     def note(self, message: str) -> None:
         """A line that stays."""
-        err.print(plain(message), soft_wrap=True, highlight=False)
+        print_lines(err, message)
+
+    def close(self) -> None:
+        """The work is done: the bar goes away."""
+        self._bars.stop()
 
 
 @contextmanager

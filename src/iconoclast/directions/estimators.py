@@ -89,6 +89,9 @@ class Directions:
     raw: Mapping[str, Tensor]
     basis: Tensor
 
+    def __repr__(self) -> str:
+        return f"Directions({', '.join(self.raw)}; {self.layers} layers, {self.basis.shape[-1]} dimensions kept out)"
+
     @property
     def layers(self) -> int:
         """Number of layers L."""

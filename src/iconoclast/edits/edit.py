@@ -39,6 +39,9 @@ class Edit:
         if self.directions.keys() != self.strengths.keys():
             raise ValueError("every edited site needs one direction and one strength")
 
+    def __repr__(self) -> str:
+        return f"Edit({len(self.strengths)} sites, row normalisation {self.row_normalization})"
+
     @classmethod
     def nothing(cls) -> "Edit":
         """The edit that changes nothing: the base model."""

@@ -50,4 +50,7 @@ def ensure_demo() -> Path:
 
 
 if __name__ == "__main__":
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     ensure_demo()

@@ -45,8 +45,8 @@ class LanguageModel:
         response_prefix: text that every response starts with; part of the prompt for all measurements.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     name: str
     path: str
     dtype: str
@@ -161,6 +161,8 @@ def load_model(
         ModelError: nothing there, not a causal language model, no chat template, or no dtype works.
     """
     path = str(ensure_demo()) if name == DEMO else resolve(name)
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
     if quantization != "none":
         _require_bitsandbytes()
     if path.lower().endswith(".gguf") and quantization != "none":

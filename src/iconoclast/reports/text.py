@@ -41,9 +41,9 @@ def settings_reference() -> str:
 
 
 def print_lines(console: Console, *lines: str) -> None:
-    """Plain lines, unwrapped, so that scripts and tests can read them."""
+    """Plain lines: wrapped between words on a terminal, whole elsewhere, so that scripts can read them."""
     for line in lines:
-        console.print(plain(line), soft_wrap=True, highlight=False)
+        console.print(plain(line), soft_wrap=not console.is_terminal, highlight=False)
 
 
 def _shown(value: Any) -> str:

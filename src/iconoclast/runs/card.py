@@ -9,6 +9,8 @@ from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.search.pareto import Trial
 
+DEMO_RELATION = "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n"
+
 
 def model_card(
     *,
@@ -36,14 +38,18 @@ def model_card(
         approximation_error: largest relative error of a site's update in an adapter.
     """
     direction = trial.parameters.direction
-    where = f"layer index {direction.index:.2f}" if direction.scope == "global" else "each layer's own"
+    where = (
+        f"one for all layers, taken at layer {direction.index:.2f}"
+        if direction.scope == "global"
+        else "each layer's own"
+    )
+    name = _shown_name(base)
     approximate = (
         f"\nThe adapter is a low-rank approximation of the edit; the largest relative error of a matrix is {approximation_error:.1%}.\n"
         if approximation_error
         else ""
     )
-    # A relation to a local folder would be a dead link on the hub.
-    relation = "" if Path(base).exists() or base == "demo" else f"base_model: {base}\n"
+    relation = DEMO_RELATION if base == "demo" else "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
 {relation}library_name: {"peft" if kind == "adapter" else "transformers"}
 pipeline_tag: text-generation
@@ -53,17 +59,17 @@ tags:
 - edited
 ---
 
-# An edited version of {base}
+# An edited version of {name}
 
-**This model was edited.** Its weights differ from {base} by an edit made with ICONOCLAST {__version__}, which changes how often the
+**This model was edited.** Its weights differ from {name} by an edit made with ICONOCLAST {__version__}, which changes how often the
 model refuses. It was not trained further. {_in_words(before.refusals, after.refusals)}
 
 ## What was edited
 
-{sites} matrices that write to the residual stream ({_components(trial)}) lose a part of one direction, which separates
-prompts that show the behaviour from prompts that do not. Direction: {direction.method}, {direction.scope} ({where}). Row
-normalisation: {row_normalization}. The exact parameters are in `trial_information.json`, the settings in
-`iconoclast_config.toml`.
+{sites} matrices that write to the residual stream ({_components(trial)}) write less of a direction that separates prompts
+that show the behaviour from prompts that do not: a strength below 1 weakens the direction, 1 removes it, more than 1
+reverses it. {_strengths(trial)} Direction: {direction.method}, {where}. Row normalisation: {row_normalization}. The exact
+parameters are in `trial_information.json`, the settings and prompt sets in `iconoclast_config.toml`.
 {approximate}
 ## What changed
 
@@ -74,13 +80,48 @@ Measured on this export, loaded from these files, against its base. {prompts}
 {chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
 
 Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases, with 95 %
-intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats.
+intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats; the
+base model's own is the noise of its arithmetic in batches of another shape.
+
+## How to load it
+
+```python
+{_snippet(kind, base)}
+```
 
 ## Limits
 
-The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A model that refuses less
-also refuses less where it should. Whoever deploys it answers for its use, and the licence of {base} applies.
+The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A response without a marker
+phrase counts as no refusal, also if it makes no sense: read some. A model that refuses less also refuses less where it
+should. Whoever deploys it answers for its use, and the licence of {name} applies.
 """
+
+
+def _shown_name(base: str) -> str:
+    """A name that says something to a stranger, and nothing of the author's folders."""
+    return "SmolLM2-135M-Instruct" if base == "demo" else Path(base).name if Path(base).exists() else base
+
+
+def _snippet(kind: str, base: str) -> str:
+    if kind == "merged":
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
+        )
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{_shown_name(base)}", dtype="auto")\n'
+        'model = PeftModel.from_pretrained(base, "THIS FOLDER")'
+    )
+
+
+def _strengths(trial: Trial) -> str:
+    peaks = (
+        f"{component} peaks at {profile.max_weight:.2f} in layer {profile.max_weight_position:.1f}"
+        for component, profile in trial.parameters.profiles.items()
+    )
+    return f"Strength: {', '.join(peaks)}."
 
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
@@ -90,7 +131,7 @@ def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
         ("Overrefusals", _counted(before.overrefusals), _counted(after.overrefusals)),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
-        ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
+        ("First-token KL", f"0 (noise {before.kl_divergence:.4f})", f"{after.kl_divergence:.4f}"),
     ]
 
 

@@ -37,8 +37,8 @@ class Conversation:
 
     def reply(self, message: str, emit: Callable[[str], None] = lambda piece: None) -> str:
         """The model's greedy reply to `message`; `emit` gets it piece by piece while it is written."""
-        self._messages.append({"role": "user", "content": message})
-        ids = self._lm.encode_texts([self._lm.render_messages(self._messages)])
+        messages = [*self._messages, {"role": "user", "content": message}]
+        ids = self._lm.encode_texts([self._lm.render_messages(messages)])
         inputs = torch.tensor(ids, device=self._lm.device)
         streamer = _Emitter(self._lm.tokenizer, emit)
         with torch.inference_mode(), self._live.applied():
@@ -52,7 +52,7 @@ class Conversation:
             )
         text = self._lm.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
         assert isinstance(text, str)
-        self._messages.append({"role": "assistant", "content": text})
+        self._messages = [*messages, {"role": "assistant", "content": text}]
         return text
 
 

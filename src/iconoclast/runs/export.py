@@ -1,5 +1,6 @@
 """Export of a trial as an adapter or merged weights, measured again from the files that were written."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from iconoclast.search.study import Study
 
 Format = Literal["adapter", "merged"]
 
+INFORMATION = "trial_information.json"
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -67,6 +70,8 @@ class SavedRun:
         Raises:
             RunFolderError: there is no run, or no such trial.
         """
+        if (folder.path / INFORMATION).is_file():
+            raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
         settings = folder.settings()
         baseline = folder.read_baseline()
         if not folder.journal.is_file():
@@ -158,6 +163,17 @@ def export_trial(
     return result
 
 
+def read_export(folder: Path, trial: int) -> Exported | None:
+    """What was measured of the export in `folder`, if it is one of this trial."""
+    try:
+        known = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+        base, live, exported = (Scores.from_dict(known[f"{name}_metrics"]) for name in ("base", "live", "export"))
+        index, prompts, error = known["trial"]["index"], known["measured_on"], known["approximation_error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Exported(folder, prompts, base, live, exported, error) if index == trial else None
+
+
 def _known_scores(saved: SavedRun) -> list[Scores] | None:
     """Base and live scores on the report prompts, if the run has measured them for this trial."""
     if saved.report is None or saved.report.get("trial") != saved.trial.index:
@@ -169,7 +185,7 @@ def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settin
     """Write the weights of an edit into an existing folder; the largest relative error of a site's update."""
     writers = lm.writers(settings.components)
     if kind == "adapter":
-        return save_adapter(edit, writers, lm.path, folder, settings.full_normalization_lora_rank)
+        return save_adapter(edit, writers, lm.name, folder, settings.full_normalization_lora_rank)
     save_merged(edit, writers, lm.model, folder)
     return 0.0
 
@@ -223,7 +239,7 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
     assert saved.settings.model is not None
     (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings_document(saved.settings)), encoding="utf-8")
     write_json(
-        folder / "trial_information.json",
+        folder / INFORMATION,
         trial_information(
             trial_document(saved.trial),
             base_model=saved.settings.model,

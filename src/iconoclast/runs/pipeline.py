@@ -24,7 +24,7 @@ from iconoclast.models.loading import LanguageModel, load_model, resolve
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
-from iconoclast.search.objective import Objective
+from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.study import Study
@@ -345,9 +345,14 @@ def _prepared(
     done = len(study.trials())
     progress.note(
         f"Ready for trials after {time.monotonic() - start:.0f} s"
-        + (f"; {done} of {settings.n_trials} trials are there already" if done else "")
+        + (f"; {done} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.4f}."
     )
+    if base.refusals.rate <= LOW_REFUSAL_RATE:
+        progress.note(
+            f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
+            "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
+        )
     report = _known_report(folder, prompts)
     return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, report)
 
