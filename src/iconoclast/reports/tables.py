@@ -52,7 +52,7 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
     base = columns[0][1]
     rows = [score_rows(base, scores) for _, scores in columns]
     for line in zip(*rows, strict=True):
-        table.add_row(line[0][0], *(cells[2] for cells in line))
+        table.add_row(line[0][0], line[0][1], *(cells[2] for cells in line[1:]))
     return table
 
 
