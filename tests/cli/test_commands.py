@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_where_it_was_with_the_trials_it_would_have_had(con
     process.wait()
     before = summary(tmp_path / "killed")["completed_trials"]
     assert finished("run", *arguments, "--out", tmp_path / "killed").returncode == 0
-    assert 4 <= int(str(before)) < 10 or before == 10
+    assert before in (4, 6, 8)  # whole batches of two, and not all of them
     assert summary(tmp_path / "killed")["pareto_trials"] == summary(tmp_path / "whole")["pareto_trials"]
 
 

@@ -11,7 +11,7 @@ from rich.prompt import IntPrompt, Prompt
 from iconoclast.cli.console import err, out, program, quiet_libraries, shown_progress
 from iconoclast.config import PromptSource, Settings
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.errors import SettingsError, UserError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.prompts import PromptSet
 from iconoclast.reports.plots import front_figure, require_plotly, residual_figure, write_page
@@ -53,7 +53,7 @@ def search(settings: Settings, samples: bool = False) -> Path:
 
 @contextmanager
 def _summarized(run: Run) -> Iterator[None]:
-    """However the search ends, its summary is written."""
+    """The summary is written when the search is done, and also when it is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -232,10 +232,9 @@ def _menu(settings: Settings, folder: Path) -> None:
             if action == "quit":
                 return
             if action == "more":
-                settings = settings.model_copy(
-                    update={"n_trials": settings.n_trials + IntPrompt.ask("How many more?", default=8, console=out)}
-                )
-                search(settings)
+                done = RunFolder(folder).read_json(RunFolder(folder).summary, ["completed_trials"])["completed_trials"]
+                more = IntPrompt.ask("How many more?", default=8, console=out)
+                search(settings.model_copy(update={"n_trials": done + more}))
                 continue
             trial = Prompt.ask("Which trial?", default="best", console=out)
             if action == "chat":
@@ -245,5 +244,5 @@ def _menu(settings: Settings, folder: Path) -> None:
                 export_action(folder, trial, action, to)
         except EOFError:
             return
-        except (RunFolderError, SettingsError) as error:
+        except UserError as error:
             print_lines(err, f"Error: {error}")

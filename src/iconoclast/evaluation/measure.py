@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError
@@ -279,8 +280,6 @@ def measure(
 ) -> list[Scores]:
     """The scores of every edit of `lm`; without `rules`, the default refusal and disclaimer markers are used."""
     if rules is None:
-        from iconoclast.config import Settings
-
         defaults = Settings()
         rules = ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers)
     return Evaluator(lm, target, benign, rules, options).measure(edits)

@@ -149,12 +149,12 @@ def export_trial(
     benign = prompts.benign_report or prompts.benign_evaluation
     evaluator = evaluator_of(saved.settings, lm, target, benign)
     reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
-    base, live = _known_scores(saved) or evaluator.measure([Edit.nothing(), edit], progress)
+    base, live = _known_scores(saved, lm) or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         error = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
         progress.start("Loading the export", 0)
-        exported_lm = _load_export(folder, kind, lm)
+        exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
         exported = evaluator_of(saved.settings, exported_lm, target, benign, reference).measure(
             [Edit.nothing()], progress
         )[0]
@@ -174,9 +174,11 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     return Exported(folder, prompts, base, live, exported, error) if index == trial else None
 
 
-def _known_scores(saved: SavedRun) -> list[Scores] | None:
-    """Base and live scores on the report prompts, if the run has measured them for this trial."""
+def _known_scores(saved: SavedRun, lm: LanguageModel) -> list[Scores] | None:
+    """Base and live scores on the report prompts, if the run has measured them for this trial and in this precision."""
     if saved.report is None or saved.report.get("trial") != saved.trial.index:
+        return None
+    if lm.quantization != saved.settings.quantization:
         return None
     return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
 
@@ -216,13 +218,14 @@ def _appearing(to: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _load_export(folder: Path, kind: Format, lm: LanguageModel) -> LanguageModel:
+def _load_export(folder: Path, kind: Format, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
     """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
     if kind == "adapter":
         peft = PeftModel.from_pretrained(lm.model, str(folder))
         peft.requires_grad_(False).eval()
         return lm
-    loaded = load_model(str(folder), dtypes=[lm.dtype], device_map="cpu" if lm.device.type == "cpu" else "auto")
+    device_map = "cpu" if lm.device.type == "cpu" else "auto"
+    loaded = load_model(str(folder), dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code)
     return loaded.with_prefix(lm.response_prefix)
 
 
