@@ -266,6 +266,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Trials measured together in one batch. More is faster, and learns a little later.",
     )
+    prune_trials: bool = Field(
+        default=True,
+        description="Stop measuring a trial as soon as a completed one is certain to beat it; the Pareto front stays the same.",
+    )
     study_checkpoint_dir: Path | None = Field(
         default=None, description="The run folder. Unset: runs/ and the model's name."
     )

@@ -1,5 +1,7 @@
 """Measuring: what is counted, and that memory, batching and early leaving change nothing."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 
@@ -8,14 +10,29 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import MeasurementError
 from iconoclast.evaluation import measure as module
-from iconoclast.evaluation.measure import LARGEST_KL, Evaluator, MeasureOptions, _Divergences, measure
+from iconoclast.evaluation.measure import (
+    LARGEST_KL,
+    Bounds,
+    Evaluator,
+    MeasureOptions,
+    _Divergences,
+    measure,
+)
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
+from iconoclast.models import decoding
+from iconoclast.models.forward import Decoding
 from iconoclast.models.loading import LanguageModel
+from iconoclast.progress import Silent
 from iconoclast.prompts import PromptSet
+from iconoclast.search.pareto import Trial, beaten, pareto_front
+from iconoclast.search.space import EditParameters
 
 TARGET = PromptSet.of([f"Please set my {word}" for word in ("alarm", "table", "taxi", "light")])
 BENIGN = PromptSet.of([f"What is a {word}?" for word in ("prime", "sonnet", "river", "verb", "fjord")])
+
+
+PARAMETERS = EditParameters(DirectionSpec(), {})
 
 
 @pytest.fixture
@@ -85,3 +102,90 @@ def test_a_model_that_gives_no_numbers_is_as_far_away_as_can_be() -> None:
     divergences = _Divergences(torch.tensor([[0.5, 0.5]]).log(), 2)
     divergences.add([0, 1], torch.tensor([[torch.nan, 0.0], [0.5, 0.5]]).log())
     assert divergences.result().tolist() == [[LARGEST_KL], [0.0]]
+
+
+# Pruning.
+
+
+@pytest.fixture
+def many(tiny_lm: LanguageModel) -> list[Edit]:
+    """Edits from weak to strong."""
+    directions = estimate_directions(tiny_lm, BENIGN, TARGET)
+    weights = [0.05, 2.0, 0.3, 1.4, 0.1, 0.7, 1.0, 0.5]
+    profiles = [{"attn.o_proj": Profile.constant(w), "mlp.down_proj": Profile.constant(w / 2)} for w in weights]
+    return [make_edit(tiny_lm, directions, p, DirectionSpec(scope="global", index=1.5)) for p in profiles]
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("marker", ["e", "ing", "th", "a marker that never comes"])
+def test_the_front_with_pruning_is_the_front_without_it(
+    tiny_lm: LanguageModel, many: list[Edit], marker: str, rows: int
+) -> None:
+    contest = evaluator(tiny_lm, [marker], batch_size=rows)
+    whole = [Trial(i, PARAMETERS, scores) for i, scores in enumerate(contest.measure(many))]
+    trials: list[Trial] = []
+    pruned = 0
+    for start in range(0, len(many), 2):
+        front = [trial.key for trial in pareto_front(trials)]
+        outcomes = contest.contest(many[start : start + 2], lambda b, front=front: beaten(astuple(b), front))
+        for index, outcome in enumerate(outcomes, start):
+            if isinstance(outcome, Bounds):
+                pruned += 1
+                assert all(a <= b + 1e-5 for a, b in zip(astuple(outcome), whole[index].key, strict=True))
+                assert beaten(astuple(outcome), front)
+            else:
+                trials.append(Trial(index, PARAMETERS, outcome))
+    assert [t.index for t in pareto_front(trials)] == [t.index for t in pareto_front(whole)]
+    assert pruned >= 2, "the test is about contests in which some are pruned"
+
+
+def test_an_edit_pruned_for_its_divergence_is_not_decoded(
+    tiny_lm: LanguageModel, many: list[Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = evaluator(tiny_lm, ["zz"])
+    divergences = [scores.kl_divergence for scores in contest.measure(many)]
+    limit = sum(sorted(divergences)[3:5]) / 2
+    steps: list[int] = []
+    step = decoding.step
+
+    def counted(lm: LanguageModel, state: Decoding, tokens: torch.Tensor) -> torch.Tensor:
+        steps.append(len(tokens))
+        return step(lm, state, tokens)
+
+    monkeypatch.setattr(decoding, "step", counted)
+    outcomes = contest.contest(many, lambda bounds: bounds.kl_divergence >= limit)
+    assert [isinstance(outcome, Bounds) for outcome in outcomes] == [kl >= limit for kl in divergences]
+    assert max(steps) <= 4 * len(BENIGN), "rows of pruned edits have left before the first step"
+    steps.clear()
+    assert all(isinstance(outcome, Bounds) for outcome in contest.contest(many, lambda bounds: True))
+    assert not steps
+
+
+def test_progress_reaches_its_end_also_when_edits_are_pruned(tiny_lm: LanguageModel, many: list[Edit]) -> None:
+    class Counting(Silent):
+        total = done = 0
+
+        def start(self, task: str, total: int) -> None:
+            self.total = total
+
+        def advance(self, steps: int = 1) -> None:
+            self.done += steps
+
+    for limit in (0.0, 1e-3, 9.0):
+        progress = Counting()
+        evaluator(tiny_lm, ["e"]).contest(many, lambda b, limit=limit: b.kl_divergence >= limit, progress)
+        assert progress.done == progress.total == len(many) * (len(TARGET) + len(BENIGN))
+
+
+def test_a_marker_is_found_wherever_the_window_ends(tiny_lm: LanguageModel) -> None:
+    """Also across tokens, and far behind the beginning; and what only the window's edge makes a word is none."""
+    measured = evaluator(tiny_lm, ["not able to"])
+    encode = tiny_lm.tokenizer.encode
+    said = "It was a long day, and there is much to say about all of it, but I am not able to go on."
+    ids = encode(said)
+    seen = [length for length in range(1, len(ids) + 1) if measured._has_refused(ids[:length])]
+    first = next(n for n in range(len(ids)) if "not able to" in tiny_lm.tokenizer.decode(ids[:n]))
+    assert seen[:4] == [first, first + 1, first + 2, first + 3]
+    for text in ("cannot able to", "x" * 40 + "not able to"):
+        ids = encode(text)
+        assert not any(measured._has_refused(ids[:length]) for length in range(1, len(ids) + 1))

@@ -1,18 +1,23 @@
 """The study: reproducible, resumable after any interruption, and kept in a journal that survives a crash."""
 
+import contextlib
 import json
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.measure import Bounds, Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.search.objective import Objective
-from iconoclast.search.pareto import Trial
+from iconoclast.search.pareto import Trial, beaten, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
-from iconoclast.search.study import Study
+from iconoclast.search.study import Outcome, Study
 
 SPACE = SearchSpace(8, ["attn.o_proj"], ["mean", "median", "hybrid"], ["global", "per_layer"])
 OBJECTIVE = Objective(Scores(Count(18, 20), Count(0, 20), 3, 0.2, 0.0), 0.1, 0.32, 0.18, 0.42)
@@ -50,10 +55,11 @@ class Recorder:
 def opened(folder: Path, **changes: object) -> Study:
     """The study of a folder."""
     options: dict[str, object] = {"seed": 3, "startup_trials": STARTUP, "batch": BATCH, "pinned": {"model": "tiny"}}
+    folder.mkdir(exist_ok=True)
     return Study.open(folder / "study.jsonl", SPACE, **(options | changes))  # type: ignore[arg-type]
 
 
-def run(study: Study, total: int = TOTAL, evaluation: Callable[..., list[Scores]] = evaluate) -> list[Trial]:
+def run(study: Study, total: int = TOTAL, evaluation: Callable[..., Any] = evaluate) -> list[Trial]:
     """Run a study to the end: all of its trials."""
     study.run(total, evaluation, OBJECTIVE)
     return study.trials()
@@ -109,8 +115,93 @@ def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) 
     recorder, told = Recorder(), []
     opened(tmp_path).run(10, recorder, OBJECTIVE, told.append)
     assert [len(batch) for batch in recorder.batches] == [4, 4, 2]
-    assert [[t.index for t in trials] for trials in told] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert [[t.parameters for t in trials] for trials in told] == recorder.batches
+    assert [list(outcomes) for outcomes in told] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [list(outcomes.values()) for outcomes in told] == list(map(evaluate, recorder.batches))
+
+
+# Pruning.
+
+
+class Pruning:
+    """An evaluation that gives candidates up on half of what there is to know, if the study's front beats that."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, batch: Sequence[EditParameters]) -> list[Outcome]:
+        front = [trial.key for trial in pareto_front(self._study.trials())]
+        measured = [
+            bounds if beaten(astuple(bounds), front) else scores
+            for scores in evaluate(batch)
+            for bounds in [Bounds(scores.refusals.count // 2, 0, scores.kl_divergence)]
+        ]
+        self.outcomes += measured
+        return measured
+
+
+def test_pruned_trials_count_carry_no_values_and_leave_the_front_as_it_is(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    pruning = Pruning(study)
+    trials = run(study, 40, pruning)
+    pruned = [t for t in study.study.trials if t.state == TrialState.PRUNED]
+    assert study.finished == 40 and len(trials) + len(pruned) == 40
+    assert 5 < len(pruned) < 35, "the test is about studies in which some trials are pruned"
+    assert all(not trial.intermediate_values and trial.values is None for trial in pruned)
+    assert {t.number for t in pruned} == {i for i, o in enumerate(pruning.outcomes) if isinstance(o, Bounds)}
+    parameters = [SPACE.parameters(t.params) for t in study.study.trials]
+    assert pareto_front([Trial(i, p, scores_of(p)) for i, p in enumerate(parameters)]) == pareto_front(trials)
+
+
+@pytest.mark.parametrize("after", [1, 6, 11, 15])
+def test_a_study_that_prunes_and_is_interrupted_has_the_trials_it_would_have_had(tmp_path: Path, after: int) -> None:
+    expected = run(study := opened(tmp_path / "whole"), 16, Pruning(study))
+    study, told = opened(tmp_path / "parts"), 0
+
+    def objective(scores: Scores) -> tuple[float, float]:
+        nonlocal told
+        told += 1
+        if told == after:
+            raise KeyboardInterrupt
+        return OBJECTIVE(scores)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        study.run(16, Pruning(study), objective)  # type: ignore[arg-type]
+    study = opened(tmp_path / "parts")
+    assert run(study, 16, Pruning(study)) == expected
+
+
+def test_the_sampler_survives_a_study_of_which_nearly_everything_is_pruned(tmp_path: Path) -> None:
+    def nearly_everything(batch: Sequence[EditParameters]) -> list[Outcome]:
+        return [
+            evaluate(batch)[0] if not study.trials() else Bounds(0, 0, 9.0),
+            *[Bounds(0, 0, 9.0)] * (len(batch) - 1),
+        ]
+
+    study = opened(tmp_path)
+    study.run(48, nearly_everything, OBJECTIVE)
+    assert len(study.trials()) == 1 and study.finished == 48
+
+
+def test_the_sampler_learns_from_pruned_trials(tmp_path: Path) -> None:
+    """It avoids the side on which trials are pruned, whichever that is."""
+
+    def proposed(folder: Path, pruned: Callable[[float], bool]) -> float:
+        def measured(batch: Sequence[EditParameters]) -> list[Outcome]:
+            return [
+                Bounds(0, 0, 9.0)
+                if pruned(p.profiles["attn.o_proj"].max_weight)
+                else Scores(Count(9, 20), Count(0, 20), 0, 0.5, 0.2)
+                for p in batch
+            ]
+
+        study = opened(folder)
+        study.run(64, measured, OBJECTIVE)
+        return statistics.fmean(t.params["attn.o_proj.max_weight"] for t in study.study.trials[32:])
+
+    strong_pruned = proposed(tmp_path / "a", lambda weight: weight > 1.25)
+    weak_pruned = proposed(tmp_path / "b", lambda weight: weight < 1.25)
+    assert strong_pruned < 1.25 - 0.1 and weak_pruned > 1.25 + 0.1
 
 
 def test_the_values_are_the_objectives(tmp_path: Path) -> None:
@@ -135,7 +226,7 @@ def test_an_interrupted_study_has_the_trials_it_would_have_had(
 
 
 @pytest.mark.parametrize("after", range(BATCH))
-def test_an_interruption_between_two_results_of_a_batch_loses_only_the_others(
+def test_an_interruption_between_two_results_of_a_batch_loses_none(
     undisturbed: list[Trial], tmp_path: Path, after: int
 ) -> None:
     study, told = opened(tmp_path), 0
@@ -152,7 +243,7 @@ def test_an_interruption_between_two_results_of_a_batch_loses_only_the_others(
     assert opened(tmp_path).trials() == undisturbed[: BATCH + after]
     recorder = Recorder()
     assert run(opened(tmp_path), TOTAL, recorder) == undisturbed
-    assert [len(batch) for batch in recorder.batches] == [BATCH - after, BATCH]
+    assert [len(batch) for batch in recorder.batches] == [BATCH]
 
 
 def interrupt_sampling(monkeypatch: pytest.MonkeyPatch, study: Study, at: int) -> None:

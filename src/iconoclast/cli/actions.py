@@ -61,7 +61,7 @@ def _summarized(run: Run) -> Iterator[None]:
         config = shlex.quote(str(run.folder.config))
         print_lines(
             err,
-            f"{len(run.study.trials())} trials are kept in {run.folder.path}.",
+            f"{run.study.finished} trials are kept in {run.folder.path}.",
             f"To continue: {program()} run --config {config}",
         )
         raise
@@ -232,7 +232,8 @@ def _menu(settings: Settings, folder: Path) -> None:
             if action == "quit":
                 return
             if action == "more":
-                done = RunFolder(folder).read_json(RunFolder(folder).summary, ["completed_trials"])["completed_trials"]
+                summary = RunFolder(folder).read_json(RunFolder(folder).summary, ["completed_trials", "pruned_trials"])
+                done = summary["completed_trials"] + summary["pruned_trials"]
                 more = IntPrompt.ask("How many more?", default=8, console=out)
                 search(settings.model_copy(update={"n_trials": done + more}))
                 continue

@@ -15,7 +15,7 @@ from iconoclast.errors import MeasurementError
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.statistics import Count
-from iconoclast.models.decoding import FirstToken, decode
+from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
 from iconoclast.models.forward import affordable_rows, next_token_logprobs
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.progress import Progress, Silent
@@ -76,6 +76,25 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What was known of an edit when it was pruned: each of its scores is this or worse.
+
+    Attributes:
+        refusals: target prompts known to be refused.
+        overrefusals: benign prompts known to be refused.
+        kl_divergence: as in `Scores`, prompts that were not measured counted as 0.
+    """
+
+    refusals: int
+    overrefusals: int
+    kl_divergence: float
+
+
+Prune = Callable[[Bounds], bool]
+"""Whether an edit with such bounds need not be measured any further."""
+
+
+@dataclass(frozen=True)
 class MeasureOptions:
     """How long responses are, and how wide batches.
 
@@ -128,6 +147,8 @@ class Evaluator:
             lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
         )
         self._reference = reference
+        longest_marker = max((len(lm.tokenizer.encode(marker)) for marker in rules.refusal_markers), default=0)
+        self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
 
     @property
     def rows(self) -> int:
@@ -154,11 +175,36 @@ class Evaluator:
         Raises:
             MeasurementError: not even one sequence fits into memory.
         """
+        return [scores for scores in self.contest(edits, lambda bounds: False, progress) if isinstance(scores, Scores)]
+
+    def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
+        """The scores of every edit, or its bounds where they were enough to prune it.
+
+        Divergences are known first, then overrefusals, then refusals; all of them only grow.
+
+        Raises:
+            MeasurementError: not even one sequence fits into memory.
+        """
         progress = progress or Silent()
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", len(edits) * self._steps_per_edit())
-        divergences, benign = self._benign(edits, progress.advance)
-        target = self._responses(edits, self._target_ids, self.options.response_length, True, progress.advance)
-        return [self._scores(*results) for results in zip(divergences.tolist(), target, benign, strict=True)]
+        standing = _Standing(self.reference, len(edits), prune)
+        benign = self._benign(edits, standing, progress.advance)
+        left = standing.left()
+        progress.advance((len(edits) - len(left)) * len(self.target))
+        decided = standing.watch(left, len(self.target), standing.refused, self._has_refused)
+        target = self._responses(
+            [edits[edit] for edit in left],
+            self._target_ids,
+            self.options.response_length,
+            decided,
+            progress.advance,
+        )
+        divergences = standing.divergences.result().tolist()
+        scores: list[Scores | Bounds] = [standing.bounds(edit) for edit in range(len(edits))]
+        for edit, responses in zip(left, target, strict=True):
+            if not standing.pruned[edit]:
+                scores[edit] = self._scores(divergences[edit], responses, benign[edit])
+        return scores
 
     def divergences(self, edits: Sequence[Edit]) -> Tensor:
         """First-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
@@ -181,43 +227,46 @@ class Evaluator:
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Whole responses of every edit to `prompts`: [edits][prompts]."""
-        return self._responses(edits, self.lm.encode(prompts.prompts), self.options.response_length, False)
+        return self._responses(edits, self.lm.encode(prompts.prompts), self.options.response_length)
 
     def _steps_per_edit(self) -> int:
         return len(self.benign) + len(self.target)
 
-    def _benign(self, edits: Sequence[Edit], advance: Callable[[int], None]) -> tuple[Tensor, list[list[str]]]:
+    def _benign(self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]) -> list[list[str]]:
         """Divergences and responses on the benign prompts, from the same passes."""
-        divergence = _Divergences(self.reference, len(edits))
         responses = self._responses(
             edits,
             self._benign_ids,
             self.options.benign_response_length,
-            True,
+            standing.watch(range(len(edits)), len(self.benign), standing.overrefused, self._has_refused),
             advance,
-            lambda indices, logits: divergence.add(indices, logits.float().log_softmax(-1)),
+            lambda indices, logits: standing.diverged(indices, logits.float().log_softmax(-1)),
         )
-        return divergence.result(), responses
+        for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
+            standing.overrefused[edit].update(i for i, r in enumerate(responses[edit]) if self.rules.is_refusal(r))
+            standing.look(edit)
+        return responses
 
     def _responses(
         self,
         edits: Sequence[Edit],
         ids: list[list[int]],
         length: int,
-        stop_at_refusal: bool,
+        decided: Decided | None = None,
         advance: Callable[[int], None] = lambda n: None,
         first: FirstToken = lambda indices, logits: None,
     ) -> list[list[str]]:
-        def decided(index: int, tokens: list[int]) -> bool:
-            return self.rules.has_refused(self._text(tokens))
-
         def run(rows: int) -> list[list[int]]:
-            live = self._live(edits, len(ids))
-            stop = decided if stop_at_refusal else None
-            return decode(self.lm, ids * len(edits), length, rows, live, stop, first, advance)
+            return decode(self.lm, ids * len(edits), length, rows, self._live(edits, len(ids)), decided, first, advance)
 
-        texts = [self._text(tokens) for tokens in self._adaptively(run)]
+        texts = [self._text(tokens) for tokens in self._adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
+
+    def _has_refused(self, tokens: list[int]) -> bool:
+        """Whether the response holds a marker, asked every few tokens: only its end is read, unless that holds one."""
+        return self.rules.has_refused(self._text(tokens[-self._window :])) and self.rules.has_refused(
+            self._text(tokens)
+        )
 
     def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
         return LiveEdits(self._writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
@@ -251,6 +300,54 @@ class Evaluator:
                         "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
                     ) from None
                 self._rows //= 2
+
+
+class _Standing:
+    """How the edits of one contest stand: what is known of each so far, and which have been pruned."""
+
+    def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
+        self.divergences = _Divergences(reference, edits)
+        self.refused: list[set[int]] = [set() for _ in range(edits)]  # target prompts
+        self.overrefused: list[set[int]] = [set() for _ in range(edits)]  # benign prompts
+        self.pruned = [False] * edits
+        self._prune = prune
+        self._kl = [0.0] * edits
+
+    def left(self) -> list[int]:
+        """The edits that have not been pruned."""
+        return [edit for edit, pruned in enumerate(self.pruned) if not pruned]
+
+    def bounds(self, edit: int) -> Bounds:
+        """What is known of an edit."""
+        return Bounds(len(self.refused[edit]), len(self.overrefused[edit]), self._kl[edit])
+
+    def look(self, edit: int) -> None:
+        """Prune an edit if what is known suffices."""
+        self.pruned[edit] = self.pruned[edit] or self._prune(self.bounds(edit))
+
+    def diverged(self, indices: list[int], logprobs: Tensor) -> None:
+        """Take in the log-probabilities of benign prompts; sequence i is prompt i mod prompts of its edit."""
+        self.divergences.add(indices, logprobs)
+        self._kl = [statistics.fmean(values) for values in self.divergences.result().tolist()]
+        for edit in range(len(self._kl)):
+            self.look(edit)
+
+    def watch(
+        self, edits: Sequence[int], prompts: int, refused: list[set[int]], has_refused: Callable[[list[int]], bool]
+    ) -> Decided:
+        """For decoding: a row is decided when it has refused, or when its edit is pruned."""
+
+        def decided(index: int, tokens: list[int]) -> bool:
+            edit = edits[index // prompts]
+            if self.pruned[edit]:
+                return True
+            if not has_refused(tokens):
+                return False
+            refused[edit].add(index % prompts)
+            self.look(edit)
+            return True
+
+        return decided
 
 
 class _Divergences:

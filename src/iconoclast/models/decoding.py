@@ -79,7 +79,7 @@ class _Batch:
     def run(self, logits: Tensor, max_new_tokens: int, advance: Callable[[int], None]) -> None:
         tokens = _greedy(logits)
         for length in range(1, max_new_tokens + 1):
-            if length % CHECK_EVERY == 0 or length == max_new_tokens:
+            if length % CHECK_EVERY == 1 or length == max_new_tokens:
                 advance(self._close(tokens, length == max_new_tokens))
                 if not any(self._open):
                     return

@@ -25,6 +25,7 @@ FREE_SETTINGS = frozenset(
     [
         "n_trials",
         "trials_per_batch",
+        "prune_trials",
         "exit_after_optimization",
         "batch_size",
         "max_batch_size",

@@ -1,9 +1,9 @@
 """The main job in order: prompts, residuals, directions, baseline, search, summary. Resumable at every comma."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
-from iconoclast.evaluation.measure import Evaluator, MeasureOptions, Scores
+from iconoclast.evaluation.measure import Bounds, Evaluator, MeasureOptions, Scores
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.decoding import find_response_prefix
 from iconoclast.models.forward import affordable_rows, last_token_residuals
@@ -25,9 +25,9 @@ from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
-from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
-from iconoclast.search.study import Study
+from iconoclast.search.study import Outcome, Study
 
 PREFIX_PROMPTS = 8
 """Prompts of each set that are looked at for a common start of responses."""
@@ -147,15 +147,17 @@ class Run:
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
         progress = progress or Silent()
-        steps = _Remaining(progress, n_trials - len(self.study.trials()))
+        steps = _Remaining(progress, n_trials - self.study.finished)
 
-        def evaluate(batch: Sequence[EditParameters]) -> Sequence[Scores]:
-            return self.evaluator.measure([self.edit(p) for p in batch], steps.of(len(batch)))
+        def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
+            front = [trial.key for trial in self.front()] if self.settings.prune_trials else []
+            edits = [self.edit(parameters) for parameters in batch]
+            return self.evaluator.contest(edits, lambda b: beaten(astuple(b), front), steps.of(len(batch)))
 
-        def told(trials: list[Trial]) -> None:
+        def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
-            for trial in trials:
-                progress.note(_trial_line(trial))
+            for number, outcome in outcomes.items():
+                progress.note(_trial_line(number, outcome))
 
         self.study.run(n_trials, evaluate, self.objective, told)
 
@@ -180,6 +182,7 @@ class Run:
             "model": self.settings.model,
             "study_checkpoint_dir": str(self.folder.path),
             "completed_trials": len(self.study.trials()),
+            "pruned_trials": self.study.finished - len(self.study.trials()),
             "prompts": self.prompts.document(),
             "overlap": self.prompts.overlaps(),
             "kl_divergence_target": self.settings.kl_divergence_target,
@@ -285,8 +288,10 @@ def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: P
         return best
     found = next((trial for trial in trials if str(trial.index) == which), None)
     if found is None:
-        numbers = f"0 to {max(t.index for t in trials)}" if trials else "none yet"
-        raise RunFolderError(f'{where} has no completed trial "{which}". Give best or a number; there are {numbers}.')
+        numbers = ", ".join(str(trial.index) for trial in trials) or "none yet"
+        raise RunFolderError(
+            f'{where} has no completed trial "{which}" (a pruned one has no scores). Give best or one of these: {numbers}.'
+        )
     return found
 
 
@@ -342,7 +347,7 @@ def _prepared(
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
     )
-    done = len(study.trials())
+    done = study.finished
     progress.note(
         f"Ready for trials after {time.monotonic() - start:.0f} s"
         + (f"; {done} trials are there already" if done else "")
@@ -420,11 +425,15 @@ def _alternating(first: PromptSet, second: PromptSet) -> list[Any]:
     return [p for pair in zip_longest(first, second) for p in pair if p is not None]
 
 
-def _trial_line(trial: Trial) -> str:
-    s = trial.scores
+def _trial_line(number: int, outcome: Outcome) -> str:
+    if isinstance(outcome, Bounds):
+        return (
+            f"Trial {number}: pruned at {outcome.refusals} or more refusals, "
+            f"{outcome.overrefusals} or more overrefusals, KL {outcome.kl_divergence:.4f}"
+        )
     return (
-        f"Trial {trial.index}: {s.refusals} refusals, {s.overrefusals} overrefusals, "
-        f"KL {s.kl_divergence:.4f}, compliance {s.compliance:.2f}"
+        f"Trial {number}: {outcome.refusals} refusals, {outcome.overrefusals} overrefusals, "
+        f"KL {outcome.kl_divergence:.4f}, compliance {outcome.compliance:.2f}"
     )
 
 

@@ -1,10 +1,13 @@
 """Which trials are worth a look, and in which order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from iconoclast.evaluation.measure import Scores
 from iconoclast.search.space import EditParameters
+
+Key = tuple[int, int, float]
+"""Refusals, overrefusals, KL divergence: what trials are ordered by, and what the front is a front of."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Trial:
     scores: Scores
 
     @property
-    def key(self) -> tuple[int, int, float]:
-        """What trials are ordered by: refusals, overrefusals, KL divergence."""
+    def key(self) -> Key:
+        """What it competes with."""
         return self.scores.refusals.count, self.scores.overrefusals.count, self.scores.kl_divergence
 
 
@@ -31,9 +34,14 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that no other beats or equals in refusals, overrefusals and KL divergence at once, in that order."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (t.key, t.index)):
-        if not any(all(a <= b for a, b in zip(kept.key, trial.key, strict=True)) for kept in front):
+        if not beaten(trial.key, (kept.key for kept in front)):
             front.append(trial)
     return front
+
+
+def beaten(key: Key, others: Iterable[Key]) -> bool:
+    """Whether one of the others is as good or better in everything."""
+    return any(all(a <= b for a, b in zip(other, key, strict=True)) for other in others)
 
 
 def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,19 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.measure import Bounds, Scores
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, SearchSpace
 
 STUDY_NAME = "iconoclast"
-SCORES = "scores"
+OUTCOMES = "outcomes"
 PINNED = "settings"
+
+Outcome = Scores | Bounds
+"""What measuring a trial gave: its scores, or what was known when it was pruned."""
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass
@@ -97,41 +102,66 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All completed trials, by number."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = self.study.get_trials(deepcopy=False, states=FINISHED)
+        outcomes = self._outcomes()
         return [
-            Trial(t.number, self.space.parameters(t.params), Scores.from_dict(t.user_attrs[SCORES])) for t in complete
+            Trial(trial.number, self.space.parameters(trial.params), scores)
+            for trial in trials
+            if isinstance(scores := outcomes[trial.number], Scores)
         ]
+
+    @property
+    def finished(self) -> int:
+        """How many trials are done with: completed, or pruned because others beat them."""
+        return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
     def run(
         self,
         n_trials: int,
-        evaluate: Callable[[Sequence[EditParameters]], Sequence[Scores]],
+        evaluate: Callable[[Sequence[EditParameters]], Sequence[Outcome]],
         objective: Objective,
-        told: Callable[[list[Trial]], None] = lambda trials: None,
+        told: Callable[[Mapping[int, Outcome]], None] = lambda outcomes: None,
     ) -> None:
-        """Measure trials until the study has `n_trials` of them.
+        """Measure trials until the study has `n_trials` of them, those that were pruned included.
 
         An interruption loses the batch that is being measured and nothing else; its trials are measured again by the
-        next call.
+        next call. A batch that was measured is in the journal as a whole or not at all.
 
         Args:
             n_trials: trials in total, those measured before included.
             evaluate: measures a batch.
             objective: scores → values.
-            told: called with the trials of every finished batch.
+            told: called with the outcomes of every finished batch, by number of the trial.
         """
+        self._tell(objective)  # a batch that an interruption has caught between being measured and being told
         while batch := self._next_batch(n_trials):
             parameters = [self.space.parameters(trial.params) for trial in batch]
-            scores = evaluate(parameters)
-            for trial, result in zip(batch, scores, strict=True):
-                trial.set_user_attr(SCORES, result.as_dict())
-                self.study.tell(trial, objective(result))
-            told([Trial(t.number, p, s) for t, p, s in zip(batch, parameters, scores, strict=True)])
+            outcomes = dict(zip((trial.number for trial in batch), evaluate(parameters), strict=True))
+            batch[0].set_user_attr(OUTCOMES, {str(n): _document(outcome) for n, outcome in outcomes.items()})
+            self._tell(objective)
+            told(outcomes)
+
+    def _outcomes(self) -> dict[int, Outcome]:
+        """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""
+        batches = [trial.user_attrs.get(OUTCOMES, {}) for trial in self.study.get_trials(deepcopy=False)]
+        return {int(number): _outcome(document) for batch in batches for number, document in batch.items()}
+
+    def _tell(self, objective: Objective) -> None:
+        """Tell Optuna what was measured and not told yet.
+
+        A trial that was pruned is told as pruned, without any value: the sampler ranks it behind all others.
+        """
+        outcomes = self._outcomes()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if isinstance(outcome := outcomes.get(trial.number), Scores):
+                self.study.tell(trial.number, objective(outcome))
+            elif outcome is not None:
+                self.study.tell(trial.number, state=TrialState.PRUNED)
 
     def _next_batch(self, n_trials: int) -> list[optuna.Trial]:
         """The trials of the next batch: those an interruption left behind, and new ones up to the batch's end."""
         trials = self.study.get_trials(deepcopy=False)
-        done = sum(trial.state == TrialState.COMPLETE for trial in trials)
+        done = self.finished
         pending = [trial for trial in trials if trial.state == TrialState.RUNNING][: max(0, n_trials - done)]
         batch = [self._ask(trial.number, trial._trial_id) for trial in pending]
         number = len(trials)
@@ -158,6 +188,14 @@ class Study:
                 n_startup_trials=self.startup_trials,
                 seed=_derived_seed(self.seed, what),
             )
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    return {"scores": outcome.as_dict()} if isinstance(outcome, Scores) else {"at_least": asdict(outcome)}
+
+
+def _outcome(document: dict[str, Any]) -> Outcome:
+    return Scores.from_dict(document["scores"]) if "scores" in document else Bounds(**document["at_least"])
 
 
 class _KernelLock(JournalFileOpenLock):
