@@ -13,6 +13,9 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.site import Site
 
+_NEVER = 1_000_000
+"""The first layer that an edit of nothing touches."""
+
 
 @dataclass(frozen=True)
 class _SiteTransforms:
@@ -67,6 +70,7 @@ class LiveEdits:
             if any(site in edit.strengths for edit in edits)
         }
         self._row_edits = None if row_edits is None else torch.tensor(list(row_edits))
+        self._first_layers = [min((site.layer for site in edit.strengths), default=_NEVER) for edit in edits]
         self._current: Tensor | None = None
         self._active: dict[Site, _SiteTransforms] = {}
 
@@ -91,6 +95,10 @@ class LiveEdits:
     def variant(self, row: int) -> int:
         """The edit that a sequence carries."""
         return 0 if self._row_edits is None else int(self._row_edits[row])
+
+    def first_layer(self, row: int) -> int:
+        """The first layer that the edit of a sequence touches."""
+        return self._first_layers[self.variant(row)]
 
     def _activate(self, edits: Tensor) -> None:
         self._current = edits

@@ -1,5 +1,6 @@
 """(model, edits, prompts) → scores. Many edits are measured in the same batches."""
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,15 @@ from iconoclast.errors import MeasurementError
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.statistics import Count
+from iconoclast.models.base_states import BaseStates, base_states
 from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
-from iconoclast.models.forward import affordable_rows, next_token_logprobs
+from iconoclast.models.forward import affordable_rows, next_token_logprobs, read_prompts
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
+
+ROWS_AT_A_TIME = 16
+"""Rows of logits whose divergence is computed at once: so few that they stay in the processor's cache."""
 
 LARGEST_KL = 100.0
 """Stands for an infinite divergence, in nats: samplers cannot learn from infinity, and JSON cannot write it."""
@@ -140,15 +145,24 @@ class Evaluator:
         self.rules = rules
         self.options = options or MeasureOptions()
         self._writers = lm.writers(components)
-        self._target_ids = lm.encode(target.prompts)
-        self._benign_ids = lm.encode(benign.prompts)
-        longest = max(len(ids) for ids in self._target_ids + self._benign_ids)
+        self._target = _Encoded(lm.encode(target.prompts))
+        self._benign = _Encoded(lm.encode(benign.prompts))
+        longest = max(len(ids) for ids in self._target.ids + self._benign.ids)
         self._rows = affordable_rows(
             lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
         )
         self._reference = reference
         longest_marker = max((len(lm.tokenizer.encode(marker)) for marker in rules.refusal_markers), default=0)
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
+
+    def leave_out_lower_layers(self) -> bool:
+        """From now on, compute no layers below the first one that an edit touches: what the base model gives is kept.
+
+        Returns whether it is possible. It is tried out first: the log-probabilities must stay what they are.
+        """
+        for encoded in (self._target, self._benign):
+            encoded.lower = self._adaptively(functools.partial(base_states, self.lm, encoded.ids))
+        return self._target.lower is not None and self._benign.lower is not None
 
     @property
     def rows(self) -> int:
@@ -162,7 +176,7 @@ class Evaluator:
             by_prompt: dict[int, Tensor] = {}
 
             def fill(rows: int) -> None:
-                for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids, rows):
+                for indices, logprobs in next_token_logprobs(self.lm, self._benign.ids, rows):
                     by_prompt.update(zip(indices, logprobs, strict=True))
 
             self._adaptively(fill)
@@ -188,13 +202,13 @@ class Evaluator:
         progress = progress or Silent()
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", len(edits) * self._steps_per_edit())
         standing = _Standing(self.reference, len(edits), prune)
-        benign = self._benign(edits, standing, progress.advance)
+        benign = self._benign_responses(edits, standing, progress.advance)
         left = standing.left()
         progress.advance((len(edits) - len(left)) * len(self.target))
         decided = standing.watch(left, len(self.target), standing.refused, self._has_refused)
         target = self._responses(
             [edits[edit] for edit in left],
-            self._target_ids,
+            self._target,
             self.options.response_length,
             decided,
             progress.advance,
@@ -212,8 +226,8 @@ class Evaluator:
 
         def run(rows: int) -> None:
             live = self._live(edits, len(self.benign))
-            for indices, logprobs in next_token_logprobs(self.lm, self._benign_ids * len(edits), rows, live):
-                divergence.add(indices, logprobs)
+            for indices, logits, _ in read_prompts(self.lm, self._benign.ids * len(edits), rows, 0, live):
+                divergence.add(indices, logits)
 
         self._adaptively(run)
         return divergence.result()
@@ -227,20 +241,22 @@ class Evaluator:
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Whole responses of every edit to `prompts`: [edits][prompts]."""
-        return self._responses(edits, self.lm.encode(prompts.prompts), self.options.response_length)
+        return self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
 
     def _steps_per_edit(self) -> int:
         return len(self.benign) + len(self.target)
 
-    def _benign(self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]) -> list[list[str]]:
+    def _benign_responses(
+        self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]
+    ) -> list[list[str]]:
         """Divergences and responses on the benign prompts, from the same passes."""
         responses = self._responses(
             edits,
-            self._benign_ids,
+            self._benign,
             self.options.benign_response_length,
             standing.watch(range(len(edits)), len(self.benign), standing.overrefused, self._has_refused),
             advance,
-            lambda indices, logits: standing.diverged(indices, logits.float().log_softmax(-1)),
+            standing.diverged,
         )
         for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
             standing.overrefused[edit].update(i for i, r in enumerate(responses[edit]) if self.rules.is_refusal(r))
@@ -250,14 +266,17 @@ class Evaluator:
     def _responses(
         self,
         edits: Sequence[Edit],
-        ids: list[list[int]],
+        encoded: "_Encoded",
         length: int,
         decided: Decided | None = None,
         advance: Callable[[int], None] = lambda n: None,
         first: FirstToken = lambda indices, logits: None,
     ) -> list[list[str]]:
+        ids = encoded.ids
+
         def run(rows: int) -> list[list[int]]:
-            return decode(self.lm, ids * len(edits), length, rows, self._live(edits, len(ids)), decided, first, advance)
+            live = self._live(edits, len(ids))
+            return decode(self.lm, ids * len(edits), length, rows, live, decided, first, advance, encoded.lower)
 
         texts = [self._text(tokens) for tokens in self._adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
@@ -302,6 +321,14 @@ class Evaluator:
                 self._rows //= 2
 
 
+@dataclass
+class _Encoded:
+    """Prompts as token ids, and what the base model's lower layers give for them, if that is kept."""
+
+    ids: list[list[int]]
+    lower: BaseStates | None = None
+
+
 class _Standing:
     """How the edits of one contest stand: what is known of each so far, and which have been pruned."""
 
@@ -325,9 +352,9 @@ class _Standing:
         """Prune an edit if what is known suffices."""
         self.pruned[edit] = self.pruned[edit] or self._prune(self.bounds(edit))
 
-    def diverged(self, indices: list[int], logprobs: Tensor) -> None:
-        """Take in the log-probabilities of benign prompts; sequence i is prompt i mod prompts of its edit."""
-        self.divergences.add(indices, logprobs)
+    def diverged(self, indices: list[int], logits: Tensor) -> None:
+        """Take in the first token's logits of benign prompts; sequence i is prompt i mod prompts of its edit."""
+        self.divergences.add(indices, logits)
         self._kl = [statistics.fmean(values) for values in self.divergences.result().tolist()]
         for edit in range(len(self._kl)):
             self.look(edit)
@@ -357,9 +384,12 @@ class _Divergences:
         self._reference = reference
         self._values = reference.new_zeros(edits * len(reference))
 
-    def add(self, indices: list[int], logprobs: Tensor) -> None:
-        base = self._reference[[i % len(self._reference) for i in indices]]
-        self._values[indices] = kl_divergence(base, logprobs)
+    def add(self, indices: list[int], logits: Tensor) -> None:
+        for start in range(0, len(indices), ROWS_AT_A_TIME):
+            some = indices[start : start + ROWS_AT_A_TIME]
+            base = self._reference[[i % len(self._reference) for i in some]]
+            edited = logits[start : start + ROWS_AT_A_TIME].float().log_softmax(-1)
+            self._values[some] = kl_divergence(base, edited)
 
     def result(self) -> Tensor:
         """[edits, prompts]. A model broken so far that its logits are not numbers is as far away as can be."""

@@ -79,6 +79,15 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
     return cache
 
 
+def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, capacity: int) -> DynamicCache:
+    """A new cache with the rows of all `caches`, in their order; they hold as many tokens each."""
+    cache = new_cache(model, capacity)
+    for layer, *parts in zip(cache.layers, *(c.layers for c in caches), strict=True):
+        states = zip(*(part.filled for part in parts), strict=True)
+        layer.update(*(torch.cat(tensors) for tensors in states))
+    return cache
+
+
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences start with, the last token of the shortest left out."""
     ordered = sorted(map(list, sequences))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iconoclast.models.forward import Decoding, RowListener, Unedited, read_prompts, step
+from iconoclast.models.forward import Decoding, LowerLayers, RowListener, Unedited, read_prompts, step
 from iconoclast.models.loading import LanguageModel
 from iconoclast.prompts import Prompt
 
@@ -33,6 +33,7 @@ def decode(
     decided: Decided | None = None,
     first: FirstToken = lambda indices, logits: None,
     advance: Callable[[int], None] = lambda n: None,
+    lower: LowerLayers | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of every sequence, end-of-text token left out.
 
@@ -45,10 +46,11 @@ def decode(
         decided: asked every few tokens; a decided row stops there, its continuation cut short.
         first: given the logits of the first token, which have been computed anyway.
         advance: told how many sequences are finished.
+        lower: layers that need not be computed below a variant's first changed one.
     """
     listener = listener or Unedited()
     results: list[list[int]] = [[] for _ in sequences]
-    for indices, logits, state in read_prompts(lm, sequences, rows, max_new_tokens, listener):
+    for indices, logits, state in read_prompts(lm, sequences, rows, max_new_tokens - 1, listener, lower):
         first(indices, logits)
         batch = _Batch(lm, state, indices, listener, decided, results)
         batch.run(logits, max_new_tokens, advance)

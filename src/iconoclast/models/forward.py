@@ -1,8 +1,9 @@
 """Forward passes over many sequences: last-token residuals and next-token log-probabilities."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from iconoclast.models.anatomy import decoder_layers
-from iconoclast.models.cache import common_prefix, expanded, new_cache, shareable
+from iconoclast.models.cache import common_prefix, expanded, joined, new_cache, shareable
 from iconoclast.models.loading import LanguageModel
 
 SHORTEST_PREFIX = 8
@@ -34,6 +35,10 @@ class RowListener(Protocol):
         """Which variant of the model a row sees; rows of one variant can share work."""
         ...
 
+    def first_layer(self, row: int) -> int:
+        """The first decoder layer of which a row sees another output than the base model gives."""
+        ...
+
 
 class Unedited:
     """The listener that changes nothing."""
@@ -49,6 +54,30 @@ class Unedited:
     def variant(self, row: int) -> int:
         """All rows see the same model."""
         return 0
+
+    def first_layer(self, row: int) -> int:
+        """Every layer is computed."""
+        return 0
+
+
+class LowerLayers(Protocol):
+    """What the base model's lower layers give for sequences, so that variants need not compute them again."""
+
+    def knows(self, sequences: Sequence[Sequence[int]], shared: int) -> bool:
+        """Whether these sequences, which have `shared` tokens in common, are those it was made for."""
+        ...
+
+    def level(self, first_layer: int) -> int:
+        """How many layers from the first one are known, none of them after `first_layer`."""
+        ...
+
+    def answering(self, level: int, sequences: Sequence[Sequence[int]], width: int) -> AbstractContextManager[None]:
+        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
+        ...
+
+    def fill(self, cache: DynamicCache, level: int, sequences: Sequence[Sequence[int]], width: int) -> None:
+        """Append the keys and values of those layers and tokens to `cache`."""
+        ...
 
 
 @dataclass
@@ -118,7 +147,11 @@ def last_token_residuals(
 
 
 def next_token_logprobs(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, listener: RowListener | None = None
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    rows: int,
+    listener: RowListener | None = None,
+    lower: LowerLayers | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Log-probabilities of the token after each sequence, in batches: (indices, float32 [rows, vocabulary]).
 
@@ -127,13 +160,19 @@ def next_token_logprobs(
         sequences: token ids; `listener` sees sequence i as its row i.
         rows: sequences per forward pass.
         listener: what is applied while the passes run.
+        lower: layers that need not be computed below a variant's first changed one.
     """
-    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, listener or Unedited()):
+    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, listener or Unedited(), lower):
         yield indices, logits.float().log_softmax(-1)
 
 
 def read_prompts(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, room: int, listener: RowListener
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    rows: int,
+    room: int,
+    listener: RowListener,
+    lower: LowerLayers | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Decoding]]:
     """Read all sequences, in batches by length: (indices, logits of the next token [rows, vocabulary], state).
 
@@ -144,13 +183,17 @@ def read_prompts(
         lm: the model.
         sequences: token ids; `listener` sees sequence i as its row i.
         rows: sequences per batch.
-        room: tokens that the caller will decode.
+        room: tokens that the caller will append; with 0 the state is not to be used.
         listener: what is applied.
+        lower: layers that need not be computed below a variant's first changed one.
     """
     shared = common_prefix(sequences) if shareable(lm.model) else 0
     shared = shared if shared >= SHORTEST_PREFIX else 0
     variants = [listener.variant(row) for row in range(len(sequences))]
     order = {variant: i for i, variant in enumerate(dict.fromkeys(variants))}
+    if lower is not None and not lower.knows(sequences, shared):
+        lower = None
+    levels = [0 if lower is None else lower.level(listener.first_layer(row)) for row in range(len(sequences))]
     with torch.inference_mode(), contiguous_head(lm.model):
         prefix: DynamicCache | None = None
         if shared:
@@ -158,18 +201,37 @@ def read_prompts(
             with listener.applied(torch.tensor(first_rows, device=lm.device)):
                 ids = torch.tensor([list(sequences[0][:shared])] * len(order), device=lm.device)
                 _, prefix = _forward(lm, ids, torch.ones_like(ids), _positions(torch.ones_like(ids)), shared)
-        for indices in batches_by_length([len(s) for s in sequences], rows):
+        for batch in batches_by_length([len(s) for s in sequences], rows):
+            indices = sorted(batch, key=lambda i: levels[i])
             ids, mask = _left_padded(lm, [sequences[i][shared:] for i in indices])
-            capacity = shared + ids.shape[1] + room
-            cache = None
-            if prefix is not None:
-                source = torch.tensor([order[variants[i]] for i in indices], device=lm.device)
-                cache = expanded(prefix, source, lm.model, capacity)
+            width = ids.shape[1]
             mask = torch.cat([mask.new_ones(len(indices), shared), mask], dim=1)
             positions = _positions(mask)[:, shared:]
+            parts = []
+            for level, group in itertools.groupby(range(len(indices)), key=lambda row: levels[indices[row]]):
+                part = list(group)
+                members = [indices[row] for row in part]
+                at = slice(part[0], part[-1] + 1)
+                capacity = shared + width + (room if len(part) == len(indices) else 0)
+                cache = None
+                if prefix is not None:
+                    source = torch.tensor([order[variants[i]] for i in members], device=lm.device)
+                    cache = expanded(prefix, source, lm.model, capacity)
+                with ExitStack() as stack:
+                    stack.enter_context(listener.applied(torch.tensor(members, device=lm.device)))
+                    if lower is not None and level:
+                        stack.enter_context(lower.answering(level, [sequences[i] for i in members], width))
+                    logits, cache = _forward(lm, ids[at], mask[at], positions[at], capacity, cache)
+                if lower is not None and level and room:
+                    lower.fill(cache, level, [sequences[i] for i in members], width)
+                parts.append((logits, cache))
+            cache = (
+                parts[0][1]
+                if len(parts) == 1 or not room
+                else joined([c for _, c in parts], lm.model, shared + width + room)
+            )
             with listener.applied(torch.tensor(indices, device=lm.device)):
-                logits, cache = _forward(lm, ids, mask, positions, capacity, cache)
-                yield indices, logits, Decoding(cache, mask, positions[:, -1:])
+                yield indices, torch.cat([logits for logits, _ in parts]), Decoding(cache, mask, positions[:, -1:])
 
 
 def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:

@@ -347,6 +347,9 @@ def _prepared(
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
     )
+    progress.start("Looking at what the lower layers give", 0)
+    if not evaluator.leave_out_lower_layers():
+        progress.note("All layers are computed for every candidate: what the lower ones give cannot be kept.")
     done = study.finished
     progress.note(
         f"Ready for trials after {time.monotonic() - start:.0f} s"

@@ -1,0 +1,197 @@
+"""What the base model's layers give for a list of prompts: computed once, for every edit that begins above them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.cache import PreallocatedLayer, shareable
+from iconoclast.models.forward import Unedited, read_prompts, step
+from iconoclast.models.loading import LanguageModel
+
+LARGEST_SHARE = 1 / 16
+"""Share of the free memory that the states of one list of prompts may take."""
+
+SAMPLE = 4
+"""Prompts on which it is checked that the short cut changes nothing."""
+
+TOLERANCE = 1e-3
+"""Largest difference of a probability that the short cut may make; the same numbers go in, in the same shapes."""
+
+
+@dataclass
+class BaseStates:
+    """Outputs, keys and values of the base model's layers for a list of prompts; `models.forward.LowerLayers`.
+
+    Tensors are left-padded and begin where the prompts differ.
+
+    Attributes:
+        shared: tokens that all prompts start with, which are left out.
+        outputs: number of layers from the first → output of the last of them, [prompts, tokens, d].
+        keys: of each layer that can be left out, [prompts, heads, tokens, size].
+        values: the same.
+        rows: prompt → row of the tensors.
+        layers: the model's layers.
+        tuples: whether a layer's output comes in a tuple.
+    """
+
+    shared: int
+    outputs: dict[int, Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+    rows: dict[tuple[int, ...], int]
+    layers: Sequence[nn.Module] = field(repr=False)
+    tuples: bool
+
+    def knows(self, sequences: Sequence[Sequence[int]], shared: int) -> bool:
+        """Whether these sequences, which have `shared` tokens in common, are those it was made for."""
+        return shared == self.shared and all(tuple(sequence) in self.rows for sequence in sequences)
+
+    def level(self, first_layer: int) -> int:
+        """How many layers from the first one are known, none of them after `first_layer`."""
+        return max((level for level in self.outputs if level <= first_layer), default=0)
+
+    @contextmanager
+    def answering(self, level: int, sequences: Sequence[Sequence[int]], width: int) -> Iterator[None]:
+        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
+        known = self.outputs[level]
+        output = known[self._places(sequences).to(known.device), -width:]
+        layers = self.layers[:level]
+        own = [layer.__dict__.get("forward") for layer in layers]  # as offloading puts one there
+        for layer in layers:
+            layer.forward = lambda *args, **kwargs: (output,) if self.tuples else output
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, own, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
+
+    def fill(self, cache: DynamicCache, level: int, sequences: Sequence[Sequence[int]], width: int) -> None:
+        """Append the keys and values of those layers and tokens to `cache`."""
+        places = self._places(sequences)
+        for layer, keys, values in zip(cache.layers[:level], self.keys, self.values, strict=False):
+            assert isinstance(layer, PreallocatedLayer)
+            of = places.to(keys.device)
+            layer.update(keys[of, :, -width:], values[of, :, -width:])
+
+    def _places(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([self.rows[tuple(sequence)] for sequence in sequences])
+
+
+def base_states(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int) -> BaseStates | None:
+    """The states of `sequences`, or None if the model's layers cannot be left out or memory does not suffice.
+
+    Whether they can is tried out: on a few of the sequences, log-probabilities with and without the short cut must be
+    the same.
+
+    Args:
+        lm: the model, nothing applied.
+        sequences: token ids.
+        rows: sequences per forward pass.
+    """
+    distinct = [list(sequence) for sequence in dict.fromkeys(map(tuple, sequences))]
+    if not shareable(lm.model) or len(distinct) < 2:
+        return None
+    by_length = sorted(distinct, key=len)
+    sample = [by_length[i * (len(by_length) - 1) // (SAMPLE - 1)] for i in range(SAMPLE)]
+    sample = [list(sequence) for sequence in dict.fromkeys(map(tuple, sample))]
+    levels = _affordable_levels(lm, distinct)
+    if not levels or not _holds(lm, sample):
+        return None
+    return _collected(lm, distinct, rows, levels)
+
+
+def _affordable_levels(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[int]:
+    """After how many layers the output is kept: after each, or after every second, third, … for want of memory."""
+    config = lm.model.config.get_text_config()
+    width = torch.finfo(lm.model.dtype).bits // 8
+    tokens = len(sequences) * max(map(len, sequences))
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * lm.layers * heads * head_dim * width * tokens
+    output = config.hidden_size * width * tokens
+    free = torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
+    count = min(lm.layers - 1, int((free * LARGEST_SHARE - cache) / output))
+    if count < 1:
+        return []
+    stride = -(-(lm.layers - 1) // count)
+    return list(range(stride, lm.layers, stride))
+
+
+def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, levels: Sequence[int]) -> BaseStates:
+    layers = decoder_layers(lm.model)
+    caught: dict[int, Tensor] = {}
+    tuples = False
+
+    def catch(level: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal tuples
+            tuples = isinstance(output, tuple)
+            caught[level] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [layers[level - 1].register_forward_hook(catch(level)) for level in levels]
+    states: BaseStates | None = None
+    try:
+        for indices, _, state in read_prompts(lm, sequences, rows, 1, Unedited()):
+            width = next(iter(caught.values())).shape[1]
+            shared = state.mask.shape[1] - width
+            cached = [
+                layer.filled for layer in state.cache.layers[: max(levels)] if isinstance(layer, PreallocatedLayer)
+            ]
+            keys, values = ([tensor[:, :, shared:] for tensor in tensors] for tensors in zip(*cached, strict=True))
+            if states is None:  # the first batch holds the longest prompts
+                n = len(sequences)
+                states = BaseStates(
+                    shared,
+                    {level: tensor.new_zeros(n, *tensor.shape[1:]) for level, tensor in caught.items()},
+                    [tensor.new_zeros(n, *tensor.shape[1:]) for tensor in keys],
+                    [tensor.new_zeros(n, *tensor.shape[1:]) for tensor in values],
+                    {tuple(sequence): i for i, sequence in enumerate(sequences)},
+                    list(layers),
+                    tuples,
+                )
+            for level, output in caught.items():
+                states.outputs[level][indices, -width:] = output
+            for all_prompts, tensor in zip(states.keys + states.values, keys + values, strict=True):
+                all_prompts[indices, :, -width:] = tensor
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert states is not None
+    return states
+
+
+class _From(Unedited):
+    """A variant that is said to begin at a layer, and changes nothing."""
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+
+    def first_layer(self, row: int) -> int:
+        """Where it is said to begin."""
+        return self._layer
+
+
+def _holds(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> bool:
+    """Whether the next two tokens of `sequences` are as likely with the short cut as without it."""
+    levels = sorted({max(1, lm.layers // 2), lm.layers - 1})
+    states = _collected(lm, sequences, len(sequences), levels)
+
+    def two_tokens(layer: int) -> Tensor:
+        ((_, first, state),) = read_prompts(lm, sequences, len(sequences), 1, _From(layer), states)
+        second = step(lm, state, first.argmax(-1, keepdim=True))
+        return torch.stack([first, second]).float().softmax(-1)
+
+    with torch.inference_mode():
+        whole = two_tokens(0)
+        return all(float((two_tokens(level) - whole).abs().max()) <= TOLERANCE for level in levels)
