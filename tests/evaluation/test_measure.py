@@ -66,7 +66,7 @@ def test_the_base_model_diverges_from_itself_by_nothing_and_an_edit_by_something
     assert scores[0].kl_divergence < 1e-5
     assert 1e-4 < scores[1].kl_divergence < scores[2].kl_divergence
     assert len(scores[1].kl_by_prompt) == 5
-    assert evaluator(tiny_lm, ["zz"]).noise_floor(3) < 1e-5
+    assert evaluator(tiny_lm, ["zz"]).noise_floor() < 1e-5
 
 
 def test_memory_that_does_not_suffice_halves_the_batch_and_loses_nothing(

@@ -16,7 +16,7 @@ from iconoclast.errors import MeasurementError
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.statistics import Count
-from iconoclast.models.base_states import BaseStates, base_states
+from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
 from iconoclast.models.forward import affordable_rows, next_token_logprobs, read_prompts
 from iconoclast.models.loading import COMPONENTS, LanguageModel
@@ -160,6 +160,8 @@ class Evaluator:
 
         Returns whether it is possible. It is tried out first: the log-probabilities must stay what they are.
         """
+        if not can_be_left_out(self.lm, self._target.ids):
+            return False
         for encoded in (self._target, self._benign):
             encoded.lower = self._adaptively(functools.partial(base_states, self.lm, encoded.ids))
         return self._target.lower is not None and self._benign.lower is not None
@@ -232,12 +234,12 @@ class Evaluator:
         self._adaptively(run)
         return divergence.result()
 
-    def noise_floor(self, edits: int) -> float:
-        """First-token KL of the base model against itself when it is measured in batches of `edits` candidates.
+    def noise_floor(self) -> float:
+        """First-token KL of the base model against itself when it is measured in batches of another make-up.
 
         Two candidates that differ by less are equal: the shape of a batch alone moves the result by this much.
         """
-        return float(self.divergences([Edit.nothing()] * edits).mean())
+        return float(self.divergences([Edit.nothing()] * 3).mean())
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Whole responses of every edit to `prompts`: [edits][prompts]."""

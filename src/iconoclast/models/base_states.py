@@ -86,27 +86,41 @@ class BaseStates:
         return torch.tensor([self.rows[tuple(sequence)] for sequence in sequences])
 
 
-def base_states(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int) -> BaseStates | None:
-    """The states of `sequences`, or None if the model's layers cannot be left out or memory does not suffice.
+def can_be_left_out(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> bool:
+    """Whether lower layers can be left out: on a few of the sequences, the next two tokens must stay as likely.
 
-    Whether they can is tried out: on a few of the sequences, log-probabilities with and without the short cut must be
-    the same.
+    Args:
+        lm: the model, nothing applied.
+        sequences: token ids.
+    """
+    distinct = sorted(set(map(tuple, sequences)), key=lambda sequence: (len(sequence), sequence))
+    if not shareable(lm.model) or lm.layers < 2:
+        return False
+    sample = list(dict.fromkeys(distinct[i * (len(distinct) - 1) // (SAMPLE - 1)] for i in range(SAMPLE)))
+    levels = sorted({max(1, lm.layers // 2), lm.layers - 1})
+    states = _collected(lm, sample, len(sample), levels)
+
+    def two_tokens(layer: int) -> Tensor:
+        ((_, first, state),) = read_prompts(lm, sample, len(sample), 1, _From(layer), states)
+        second = step(lm, state, first.argmax(-1, keepdim=True))
+        return torch.stack([first, second]).float().softmax(-1)
+
+    with torch.inference_mode():
+        whole = two_tokens(0)
+        return all(float((two_tokens(level) - whole).abs().max()) <= TOLERANCE for level in levels)
+
+
+def base_states(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int) -> BaseStates | None:
+    """The states of `sequences`, after as many layers as memory allows; None if it allows none.
 
     Args:
         lm: the model, nothing applied.
         sequences: token ids.
         rows: sequences per forward pass.
     """
-    distinct = [list(sequence) for sequence in dict.fromkeys(map(tuple, sequences))]
-    if not shareable(lm.model) or len(distinct) < 2:
-        return None
-    by_length = sorted(distinct, key=len)
-    sample = [by_length[i * (len(by_length) - 1) // (SAMPLE - 1)] for i in range(SAMPLE)]
-    sample = [list(sequence) for sequence in dict.fromkeys(map(tuple, sample))]
+    distinct = list(dict.fromkeys(map(tuple, sequences)))
     levels = _affordable_levels(lm, distinct)
-    if not levels or not _holds(lm, sample):
-        return None
-    return _collected(lm, distinct, rows, levels)
+    return _collected(lm, distinct, rows, levels) if levels else None
 
 
 def _affordable_levels(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -142,7 +156,7 @@ def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int,
     handles = [layers[level - 1].register_forward_hook(catch(level)) for level in levels]
     states: BaseStates | None = None
     try:
-        for indices, _, state in read_prompts(lm, sequences, rows, 1, Unedited()):
+        for indices, _, state in read_prompts(lm, sequences, rows, 0, Unedited()):
             width = next(iter(caught.values())).shape[1]
             shared = state.mask.shape[1] - width
             cached = [
@@ -180,18 +194,3 @@ class _From(Unedited):
     def first_layer(self, row: int) -> int:
         """Where it is said to begin."""
         return self._layer
-
-
-def _holds(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether the next two tokens of `sequences` are as likely with the short cut as without it."""
-    levels = sorted({max(1, lm.layers // 2), lm.layers - 1})
-    states = _collected(lm, sequences, len(sequences), levels)
-
-    def two_tokens(layer: int) -> Tensor:
-        ((_, first, state),) = read_prompts(lm, sequences, len(sequences), 1, _From(layer), states)
-        second = step(lm, state, first.argmax(-1, keepdim=True))
-        return torch.stack([first, second]).float().softmax(-1)
-
-    with torch.inference_mode():
-        whole = two_tokens(0)
-        return all(float((two_tokens(level) - whole).abs().max()) <= TOLERANCE for level in levels)

@@ -74,18 +74,33 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
     cache = new_cache(model, capacity)
     for source, layer in zip(prefix.layers, cache.layers, strict=True):
         assert isinstance(source, PreallocatedLayer) and isinstance(layer, PreallocatedLayer)
-        keys, values = source.filled
-        layer.update(keys[rows], values[rows])
+        layer.update(*(states[rows.to(states.device)] for states in source.filled))
     return cache
 
 
-def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """A new cache with the rows of all `caches`, in their order; they hold as many tokens each."""
+def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, capacity: int) -> DynamicCache:
+    """A new cache with the rows of all `caches`, in their order.
+
+    Each begins with `shared` tokens; what follows is moved to the right end of the longest, as left padding has it.
+    """
     cache = new_cache(model, capacity)
-    for layer, *parts in zip(cache.layers, *(c.layers for c in caches), strict=True):
-        states = zip(*(part.filled for part in parts), strict=True)
-        layer.update(*(torch.cat(tensors) for tensors in states))
+    for layer, *parts in zip(cache.layers, *(cache.layers for cache in caches), strict=True):
+        both = zip(*(part.filled for part in parts), strict=True)
+        layer.update(*(_stacked(tensors, shared) for tensors in both))
     return cache
+
+
+def _stacked(tensors: Sequence[Tensor], shared: int) -> Tensor:
+    """[rows, heads, tokens, size] of several batches, one below the other; what is between is zero, and masked."""
+    rows, width = sum(len(tensor) for tensor in tensors), max(tensor.shape[2] for tensor in tensors)
+    result = tensors[0].new_zeros(rows, tensors[0].shape[1], width, tensors[0].shape[3])
+    start = 0
+    for tensor in tensors:
+        end, own = start + len(tensor), tensor.shape[2] - shared
+        result[start:end, :, :shared] = tensor[:, :, :shared]
+        result[start:end, :, width - own :] = tensor[:, :, shared:]
+        start = end
+    return result
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -1,7 +1,7 @@
 """Forward passes over many sequences: last-token residuals and next-token log-probabilities."""
 
+import functools
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from transformers import DynamicCache
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.cache import common_prefix, expanded, joined, new_cache, shareable
 from iconoclast.models.loading import LanguageModel
+
+PART_TOKENS = 2048
+"""Tokens that are read at once: enough for matrix products at full speed, few enough to hold sequences of like length."""
 
 SHORTEST_PREFIX = 8
 """A shared prefix of fewer tokens is not worth a pass of its own."""
@@ -183,55 +186,111 @@ def read_prompts(
         lm: the model.
         sequences: token ids; `listener` sees sequence i as its row i.
         rows: sequences per batch.
-        room: tokens that the caller will append; with 0 the state is not to be used.
+        room: tokens that the caller will append; with 0 batches are as small as is fast, and only what was computed is
+            in the state.
         listener: what is applied.
         lower: layers that need not be computed below a variant's first changed one.
     """
-    shared = common_prefix(sequences) if shareable(lm.model) else 0
-    shared = shared if shared >= SHORTEST_PREFIX else 0
-    variants = [listener.variant(row) for row in range(len(sequences))]
-    order = {variant: i for i, variant in enumerate(dict.fromkeys(variants))}
-    if lower is not None and not lower.knows(sequences, shared):
-        lower = None
-    levels = [0 if lower is None else lower.level(listener.first_layer(row)) for row in range(len(sequences))]
     with torch.inference_mode(), contiguous_head(lm.model):
-        prefix: DynamicCache | None = None
-        if shared:
-            first_rows = [variants.index(variant) for variant in order]
-            with listener.applied(torch.tensor(first_rows, device=lm.device)):
-                ids = torch.tensor([list(sequences[0][:shared])] * len(order), device=lm.device)
-                _, prefix = _forward(lm, ids, torch.ones_like(ids), _positions(torch.ones_like(ids)), shared)
-        for batch in batches_by_length([len(s) for s in sequences], rows):
-            indices = sorted(batch, key=lambda i: levels[i])
-            ids, mask = _left_padded(lm, [sequences[i][shared:] for i in indices])
-            width = ids.shape[1]
-            mask = torch.cat([mask.new_ones(len(indices), shared), mask], dim=1)
-            positions = _positions(mask)[:, shared:]
-            parts = []
-            for level, group in itertools.groupby(range(len(indices)), key=lambda row: levels[indices[row]]):
-                part = list(group)
-                members = [indices[row] for row in part]
-                at = slice(part[0], part[-1] + 1)
-                capacity = shared + width + (room if len(part) == len(indices) else 0)
-                cache = None
-                if prefix is not None:
-                    source = torch.tensor([order[variants[i]] for i in members], device=lm.device)
-                    cache = expanded(prefix, source, lm.model, capacity)
-                with ExitStack() as stack:
-                    stack.enter_context(listener.applied(torch.tensor(members, device=lm.device)))
-                    if lower is not None and level:
-                        stack.enter_context(lower.answering(level, [sequences[i] for i in members], width))
-                    logits, cache = _forward(lm, ids[at], mask[at], positions[at], capacity, cache)
-                if lower is not None and level and room:
-                    lower.fill(cache, level, [sequences[i] for i in members], width)
-                parts.append((logits, cache))
-            cache = (
-                parts[0][1]
-                if len(parts) == 1 or not room
-                else joined([c for _, c in parts], lm.model, shared + width + room)
-            )
+        reader = _Reader(lm, sequences, rows, room, listener, lower)
+        for parts in reader.batches():
+            indices, logits, state = reader.read(parts)
             with listener.applied(torch.tensor(indices, device=lm.device)):
-                yield indices, torch.cat([logits for logits, _ in parts]), Decoding(cache, mask, positions[:, -1:])
+                yield indices, logits, state
+
+
+class _Reader:
+    """Reads prompts in parts of like length and equal lower layers, and puts the parts together to batches."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sequences: Sequence[Sequence[int]],
+        rows: int,
+        room: int,
+        listener: RowListener,
+        lower: LowerLayers | None,
+    ) -> None:
+        self._lm = lm
+        self._sequences = sequences
+        self._rows = rows
+        self._room = room
+        self._listener = listener
+        self._joinable = shareable(lm.model)
+        shared = common_prefix(sequences) if self._joinable else 0
+        self._shared = shared if shared >= SHORTEST_PREFIX else 0
+        self._lower = lower if lower is not None and lower.knows(sequences, self._shared) else None
+        every = range(len(sequences))
+        self._levels = [0 if self._lower is None else self._lower.level(listener.first_layer(row)) for row in every]
+        variants = [listener.variant(row) for row in every]
+        first_rows = {variant: row for row, variant in reversed(list(enumerate(variants)))}
+        places = {variant: place for place, variant in enumerate(first_rows)}
+        self._places = [places[variant] for variant in variants]  # of a sequence's variant in the prefix
+        self._prefix: DynamicCache | None = None
+        if self._shared:
+            ids = torch.tensor([list(sequences[0][: self._shared])] * len(first_rows), device=lm.device)
+            mask = torch.ones_like(ids)
+            with listener.applied(torch.tensor(list(first_rows.values()), device=lm.device)):
+                _, self._prefix = _forward(lm, ids, mask, _positions(mask), self._shared)
+
+    def batches(self) -> Iterator[list[list[int]]]:
+        """Batches of sequences, in the parts in which they are read; where nothing follows, each part is a batch."""
+        size = self._rows if self._room else len(self._sequences)
+        for batch in batches_by_length([len(s) for s in self._sequences], size):
+            parts = self._parts(batch)
+            yield from [parts] if self._room else ([part] for part in parts)
+
+    def read(self, parts: list[list[int]]) -> tuple[list[int], Tensor, Decoding]:
+        """Read a batch: (indices of its rows, logits, state)."""
+        width = max(self._own(part[0]) for part in parts)
+        capacity = self._shared + width + self._room
+        read = [self._read_part(part, capacity if len(parts) == 1 else 0) for part in parts]
+        caches = [cache for _, cache in read]
+        cache = caches[0] if len(parts) == 1 else joined(caches, self._lm.model, self._shared, capacity)
+        indices = [i for part in parts for i in part]
+        _, mask, positions = self._inputs(indices)
+        return indices, torch.cat([logits for logits, _ in read]), Decoding(cache, mask, positions[:, -1:])
+
+    def _parts(self, batch: Sequence[int]) -> list[list[int]]:
+        """The batch in parts of about `PART_TOKENS`, the longest sequence of each first."""
+        if self._room and not self._joinable:
+            return [list(batch)]
+        parts: list[list[int]] = []
+        for i in sorted(batch, key=lambda i: (self._levels[i], -len(self._sequences[i]))):
+            part = parts[-1] if parts else None
+            limit = min(self._rows, -(-PART_TOKENS // self._own(part[0]))) if part else 0
+            if part and self._levels[i] == self._levels[part[0]] and len(part) < limit:
+                part.append(i)
+            else:
+                parts.append([i])
+        return parts
+
+    def _own(self, index: int) -> int:
+        """Tokens of a sequence that it does not share with all others."""
+        return len(self._sequences[index]) - self._shared
+
+    def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Own ids [rows, own tokens], attention mask [rows, all tokens] and positions [rows, own tokens]."""
+        ids, mask = _left_padded(self._lm, [self._sequences[i][self._shared :] for i in indices])
+        mask = torch.cat([mask.new_ones(len(indices), self._shared), mask], dim=1)
+        return ids, mask, _positions(mask)[:, self._shared :]
+
+    def _read_part(self, part: list[int], capacity: int) -> tuple[Tensor, DynamicCache]:
+        lm, lower, level = self._lm, self._lower, self._levels[part[0]]
+        ids, mask, positions = self._inputs(part)
+        capacity = capacity or mask.shape[1]
+        cache: DynamicCache | None = None
+        if self._prefix is not None:
+            cache = expanded(self._prefix, torch.tensor([self._places[i] for i in part]), lm.model, capacity)
+        sequences = [self._sequences[i] for i in part]
+        with ExitStack() as stack:
+            stack.enter_context(self._listener.applied(torch.tensor(part, device=lm.device)))
+            if lower is not None and level:
+                stack.enter_context(lower.answering(level, sequences, ids.shape[1]))
+            logits, cache = _forward(lm, ids, mask, positions, capacity, cache)
+        if lower is not None and level and self._room:
+            lower.fill(cache, level, sequences, ids.shape[1])
+        return logits, cache
 
 
 def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
@@ -265,8 +324,8 @@ def _forward(
     cache: DynamicCache | None = None,
 ) -> tuple[Tensor, DynamicCache]:
     cache = new_cache(lm.model, capacity) if cache is None else cache
-    named = inspect.signature(type(lm.model).forward).parameters
     optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
+    named = _parameters(type(lm.model).forward)
     logits: Tensor = lm.model(
         input_ids=ids,
         attention_mask=mask,
@@ -274,6 +333,11 @@ def _forward(
         **{name: value for name, value in optional.items() if name in named},
     ).logits
     return logits[:, -1], cache
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _left_padded(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -335,7 +335,7 @@ def _prepared(
     directions = fitted or folder.load_directions()
     evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
     if known is None:
-        known = _baseline(evaluator, settings.trials_per_batch, progress)
+        known = _baseline(evaluator, progress)
         write_json(folder.baseline, known)
     base, noise = Scores.from_dict(known["base_metrics"]), known["kl_noise_floor"]
     contents = {f"{name} (content)": s.fingerprint for name, s in prompts.named().items() if "report" not in name}
@@ -376,7 +376,7 @@ def _response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, pr
     return prefix
 
 
-def _baseline(evaluator: Evaluator, batch: int, progress: Progress) -> dict[str, Any]:
+def _baseline(evaluator: Evaluator, progress: Progress) -> dict[str, Any]:
     """What baseline.json says of the base model."""
     base = evaluator.measure([Edit.nothing()], progress)[0]
     return {
@@ -384,7 +384,7 @@ def _baseline(evaluator: Evaluator, batch: int, progress: Progress) -> dict[str,
         "dtype": evaluator.lm.dtype,
         "layers": evaluator.lm.layers,
         "response_prefix": evaluator.lm.response_prefix,
-        "kl_noise_floor": evaluator.noise_floor(batch),
+        "kl_noise_floor": evaluator.noise_floor(),
         "base_metrics": base.as_dict(),
     }
 
