@@ -1,9 +1,12 @@
-"""What one candidate costs: ICONOCLAST at several batch widths against plain `generate`, interleaved.
+"""What one candidate costs, how that grows, and where the time goes.
 
-    .venv/bin/python benchmarks/speed.py --data ../shared/data --widths 1 4 16 --rounds 3
+    .venv/bin/python benchmarks/speed.py --data DATA cost          # against plain `generate`, interleaved rounds
+    .venv/bin/python benchmarks/speed.py --data DATA prompts       # more prompts; likewise tokens, layers
+    .venv/bin/python benchmarks/speed.py --data DATA equality      # batched scores against one-at-a-time scores
+    .venv/bin/python benchmarks/speed.py --data DATA profile       # where the time goes, and the naive limit
 
-The work of a candidate is that of METHODS: 20 requests of 96 new tokens, and the first-token log-probabilities of 64
-knowledge prompts. `generate` does it once with nothing edited, all requests in one batch.
+The work of a candidate is that of METHODS unless a table varies it: 20 requests of 96 new tokens, and the first-token
+log-probabilities of 64 knowledge prompts. `generate` does it once with nothing edited, all requests in one batch.
 """
 
 import argparse
@@ -11,13 +14,16 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from iconoclast.config import Settings
-from iconoclast.directions.estimators import DirectionSpec
+from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.measure import Evaluator, MeasureOptions
@@ -26,18 +32,86 @@ from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.prompts import PromptSet
+from iconoclast.search.space import SearchSpace
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
 
 
-def candidates(lm: LanguageModel, target: PromptSet, benign: PromptSet, count: int) -> list[Edit]:
-    """Edits as a search tries them: strengths from weak to strong, peaks from the middle to the end."""
-    directions = estimate_directions(lm, benign, target, subspace_rank=8)
-    edits = []
-    for i in range(count):
-        share = i / max(1, count - 1)
-        profile = Profile(0.5 + 1.5 * share, 12 + 17 * (i * 7 % count) / count, 0.3, 4 + 12 * (i * 5 % count) / count)
-        spec = DirectionSpec("mean", scope="global", index=12 + 13 * (i * 3 % count) / count)
-        edits.append(make_edit(lm, directions, {"attn.o_proj": profile, "mlp.down_proj": profile}, spec))
-    return edits
+@dataclass
+class Bench:
+    """The model, its directions, and the prompts to measure on."""
+
+    lm: LanguageModel
+    directions: Directions
+    data: Path
+    rounds: int
+
+    def prompts(self, name: str, count: int) -> PromptSet:
+        """The first prompts of the select split."""
+        return PromptSet.load(str(self.data / f"{name}.jsonl"), split=f"select[:{count}]", column="text")
+
+    def evaluator(self, requests: int = 20, knowledge: int = 64, tokens: int = 96, lower: bool = True) -> Evaluator:
+        """An evaluator as a search has it, warm."""
+        defaults = Settings()
+        evaluator = Evaluator(
+            self.lm,
+            self.prompts("requests", requests),
+            self.prompts("knowledge", knowledge),
+            ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers),
+            MeasureOptions(tokens, 1),
+        )
+        if lower:
+            evaluator.leave_out_lower_layers()
+        evaluator.measure([Edit.nothing()])
+        return evaluator
+
+    def sampled(self, count: int) -> list[Edit]:
+        """Candidates at random from the search space, as the first trials of a search are."""
+        settings = Settings()
+        space = SearchSpace(self.lm.layers, settings.components, settings.direction_methods, settings.direction_scopes)
+        generator = torch.Generator().manual_seed(0)
+        writers = self.lm.writers()
+        edits = []
+        for _ in range(count):
+            sample = {}
+            for name, d in space.distributions().items():
+                share = float(torch.rand((), generator=generator))
+                choices = getattr(d, "choices", None)
+                sample[name] = choices[int(share * len(choices))] if choices else d.low + share * (d.high - d.low)  # type: ignore[attr-defined]
+            edits.append(space.parameters(sample).edit(self.directions, writers, "pre"))
+        return edits
+
+    def from_layer(self, first: int, count: int) -> list[Edit]:
+        """Candidates that edit every layer from `first` on."""
+        profile_of = {
+            c: Profile(1.0, self.lm.layers - 1, 0.5, self.lm.layers - 1 - first)
+            for c in ("attn.o_proj", "mlp.down_proj")
+        }
+        return [
+            make_edit(self.lm, self.directions, profile_of, DirectionSpec("mean", index=15 + i)) for i in range(count)
+        ]
+
+
+Ways = dict[str, tuple[int, Callable[[], object]]]
+"""Name → (candidates, work)."""
+
+
+def compare(ways: Ways, rounds: int) -> None:
+    """Run all ways in turn, several times, and print what a candidate costs."""
+    costs: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (count, work) in ways.items():
+            start = time.perf_counter()
+            work()
+            costs[name].append((time.perf_counter() - start) / count)
+    for name, values in costs.items():
+        raw = json.dumps([round(value, 2) for value in values])
+        print(f"{name:>34}: {statistics.median(values):6.2f} s a candidate  {raw}", flush=True)
+
+
+def chosen(edits: Sequence[Edit], width: int) -> list[Edit]:
+    """`width` of the edits, from all over the list: the same kind at every width, so that rows leave at the same rate."""
+    return [edits[i * len(edits) // width] for i in range(width)]
 
 
 def plain_generate(lm: LanguageModel, target: PromptSet, benign: PromptSet, tokens: int) -> None:
@@ -49,55 +123,127 @@ def plain_generate(lm: LanguageModel, target: PromptSet, benign: PromptSet, toke
             lm.model.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=lm.tokenizer.pad_token_id)  # type: ignore[operator]
 
 
-def seconds(work: Callable[[], object]) -> float:
+def cost(bench: Bench) -> None:
+    evaluator, edits = bench.evaluator(), bench.sampled(max(WIDTHS))
+    whole = bench.evaluator(lower=False)
+    ways: Ways = {
+        "plain generate, nothing edited": (1, lambda: plain_generate(bench.lm, evaluator.target, evaluator.benign, 96))
+    }
+    for width in WIDTHS:
+        ways[f"{width} a batch"] = (width, partial(evaluator.measure, chosen(edits, width)))
+    ways["16 a batch, lower layers each time"] = (16, lambda: whole.measure(chosen(edits, 16)))
+    compare(ways, bench.rounds)
+
+
+def varied(bench: Bench, evaluators: Iterator[tuple[str, Evaluator]], edits: Sequence[Edit]) -> None:
+    compare({name: (len(edits), partial(e.measure, edits)) for name, e in evaluators}, bench.rounds)
+
+
+def prompts(bench: Bench) -> None:
+    sizes = ((10, 32), (20, 64), (40, 128), (80, 128))
+    varied(bench, ((f"{r} requests, {k} knowledge", bench.evaluator(r, k)) for r, k in sizes), bench.sampled(8))
+
+
+def tokens(bench: Bench) -> None:
+    varied(bench, ((f"{n} tokens", bench.evaluator(tokens=n)) for n in (24, 48, 96, 192)), bench.sampled(8))
+
+
+def layers(bench: Bench) -> None:
+    evaluator = bench.evaluator()
+    last = bench.lm.layers - 1
+    ways: Ways = {}
+    for first in (last - 2, 2 * last // 3, last // 2, last // 4, 0):
+        edits = bench.from_layer(first, 8)
+        ways[f"layers {first} to {last} edited"] = (8, partial(evaluator.measure, edits))
+    compare(ways, bench.rounds)
+
+
+def equality(bench: Bench) -> None:
+    evaluator, edits = bench.evaluator(), bench.sampled(16)
+    together, alone = evaluator.measure(edits), [evaluator.measure([edit])[0] for edit in edits]
+    refusals = [abs(a.refusals.count - b.refusals.count) for a, b in zip(together, alone, strict=True)]
+    divergences = [abs(a.kl_divergence - b.kl_divergence) for a, b in zip(together, alone, strict=True)]
+    print(f"16 candidates in one batch against one at a time; noise floor {evaluator.noise_floor():.4f} nats")
+    print(f"  KL: median difference {statistics.median(divergences):.4f}, largest {max(divergences):.4f}")
+    print(f"  refusals of {len(evaluator.target)}: differences {sorted(refusals)}")
+    for a, b in zip(together, alone, strict=True):
+        print(f"    {a.refusals.count:3d} | {b.refusals.count:3d}   {a.kl_divergence:.4f} | {b.kl_divergence:.4f}")
+
+
+GROUPS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "edits (batched products)": ("aten::bmm", "aten::baddbmm"),
+    "argmax": ("aten::max", "aten::argmax"),
+    "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::_to_copy", "aten::clone"),
+}
+
+
+def profiled(bench: Bench) -> None:
+    evaluator, edits = bench.evaluator(), bench.sampled(16)
+    start = time.perf_counter()
+    evaluator.measure(edits)
+    plain = (time.perf_counter() - start) / len(edits)
+    with profile(activities=[ProfilerActivity.CPU]) as taken:
+        evaluator.measure(edits)
+    rows = taken.key_averages()
+    total = sum(row.self_cpu_time_total for row in rows)
+    print(f"16 candidates a batch, {plain:.2f} s a candidate:")
+    left = 100.0
+    for name, prefixes in GROUPS.items():
+        share = 100 * sum(row.self_cpu_time_total for row in rows if row.key.startswith(prefixes)) / total
+        left -= share
+        print(f"  {name:>28}: {share:4.1f} %")
+    print(f"  {'everything else':>28}: {left:4.1f} %")
+
+    lm, config = bench.lm, bench.lm.model.config.get_text_config()
+    head = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for p in lm.model.parameters()) - head * (1 if config.tie_word_embeddings else 2)
+    lengths = [len(ids) for ids in lm.encode(evaluator.target.prompts)]
+    read = sum(lengths) + sum(len(ids) for ids in lm.encode(evaluator.benign.prompts))
+    new = 96 * len(lengths)
+    operations = 2 * body * (read + new) + 2 * head * (new + len(evaluator.benign))
+    a, b = torch.randn(1024, 1536, dtype=lm.model.dtype), torch.randn(1536, 1536, dtype=lm.model.dtype)
+    best = min(_seconds(lambda: a @ b) for _ in range(50))
+    speed = 2 * 1024 * 1536 * 1536 / best
+    print(
+        f"naive limit: {operations / 1e12:.2f} TFLOP at {speed / 1e12:.2f} TFLOP/s = {operations / speed:.2f} s a candidate"
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
+TABLES = {
+    "cost": cost,
+    "prompts": prompts,
+    "tokens": tokens,
+    "layers": layers,
+    "equality": equality,
+    "profile": profiled,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], default=[], help="all of them unless named")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--data", type=Path, required=True, help="folder with requests.jsonl and knowledge.jsonl")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=int, default=20)
-    parser.add_argument("--knowledge", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-
-    def load(name: str, split: str) -> PromptSet:
-        return PromptSet.load(str(arguments.data / f"{name}.jsonl"), split=split, column="text")
-
     lm = load_model(arguments.model)
-    target, benign = (
-        load("requests", f"select[:{arguments.requests}]"),
-        load("knowledge", f"select[:{arguments.knowledge}]"),
-    )
-    edits = candidates(lm, load("requests", "fit"), load("knowledge", "fit"), max(arguments.widths))
-    defaults = Settings()
-    rules = ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers)
-    evaluator = Evaluator(lm, target, benign, rules, MeasureOptions(arguments.tokens, 1))
-    evaluator.measure(edits[:1])  # the base model's log-probabilities, and warm memory
-
-    ways: dict[str, Callable[[], object]] = {
-        "plain generate": lambda: plain_generate(lm, target, benign, arguments.tokens)
-    }
-    for width in arguments.widths:
-        # The same candidates at every width, so that rows leave at the same rate.
-        chosen = edits[:: max(1, len(edits) // width)][:width]
-        ways[f"{width} a batch"] = lambda chosen=chosen: evaluator.measure(chosen)
-    costs: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(arguments.rounds):
-        for name, work in ways.items():
-            count = 1 if name == "plain generate" else int(name.split()[0])
-            costs[name].append(seconds(work) / count)
-
+    sets = [
+        PromptSet.load(str(arguments.data / f"{n}.jsonl"), split="fit", column="text")
+        for n in ("knowledge", "requests")
+    ]
+    bench = Bench(lm, estimate_directions(lm, *sets, subspace_rank=8), arguments.data, arguments.rounds)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, values in costs.items():
-        print(
-            f"{name:>16}: {statistics.median(values):6.2f} s a candidate  {json.dumps([round(v, 2) for v in values])}"
-        )
+    for name in arguments.tables or TABLES:
+        print(f"\n{name}", flush=True)
+        TABLES[name](bench)
 
 
 if __name__ == "__main__":

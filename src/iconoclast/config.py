@@ -262,9 +262,9 @@ class Settings(BaseSettings):
     n_trials: int = Field(default=200, ge=1, description="Trials in total, those of an earlier start included.")
     n_startup_trials: int = Field(default=8, ge=1, description="Random trials before the sampler learns from them.")
     trials_per_batch: int = Field(
-        default=4,
+        default=16,
         ge=1,
-        description="Trials measured together in one batch. More is faster, and learns a little later.",
+        description="Trials measured together in one batch, the random ones apart. More is faster, and learns later.",
     )
     prune_trials: bool = Field(
         default=True,

@@ -189,3 +189,18 @@ def test_a_marker_is_found_wherever_the_window_ends(tiny_lm: LanguageModel) -> N
     for text in ("cannot able to", "x" * 40 + "not able to"):
         ids = encode(text)
         assert not any(measured._has_refused(ids[:length]) for length in range(1, len(ids) + 1))
+
+
+def test_leaving_lower_layers_out_changes_no_score(tiny_lm: LanguageModel, many: list[Edit]) -> None:
+    directions = estimate_directions(tiny_lm, BENIGN, TARGET)
+    spec = DirectionSpec(scope="global", index=1.5)
+    upper = [{c: Profile(1.0, 3.0, 0.5, span) for c in ("attn.o_proj", "mlp.down_proj")} for span in (0.5, 1.5, 2.5)]
+    edits = [*many, Edit.nothing(), *(make_edit(tiny_lm, directions, profile, spec) for profile in upper)]
+    measured = evaluator(tiny_lm, ["e"])
+    expected = measured.measure(edits)
+    assert measured.leave_out_lower_layers()
+    for scores, whole in zip(measured.measure(edits), expected, strict=True):
+        assert (scores.refusals, scores.overrefusals, scores.disclaimer_hits) == (
+            whole.refusals, whole.overrefusals, whole.disclaimer_hits,
+        )  # fmt: skip
+        assert scores.kl_divergence == pytest.approx(whole.kl_divergence, abs=1e-5)

@@ -1,10 +1,17 @@
 """Decoding: the greedy continuation, whoever else is in the batch."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.edits.profile import Profile
 from iconoclast.models import decoding
 from iconoclast.models.decoding import decode, end_tokens, find_response_prefix
+from iconoclast.models.forward import read_prompts, step
 from iconoclast.models.loading import LanguageModel
 from iconoclast.prompts import Prompt
 
@@ -67,6 +74,37 @@ def test_the_first_tokens_logits_come_along(tiny_lm: LanguageModel, ids: list[li
 
     responses = decode(tiny_lm, ids, 5, 2, first=first)
     assert {i: r[0] for i, r in enumerate(responses)} == seen
+
+
+class Waiting(TorchDispatchMode):
+    """Counts the operations for which a processor would have to wait for its accelerator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal)
+        self.count += operation.overloadpacket in waits
+        return operation(*args, **(kwargs or {}))
+
+
+def test_no_token_waits_for_the_accelerator(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
+    """Between two looks at the responses nothing is read back: a token's work is queued and nothing more."""
+    writers = tiny_lm.writers()
+    edits = [
+        Edit.build({site: torch.ones(32) / 32**0.5 for site in writers}, {"mlp.down_proj": Profile.constant(w)}, how)
+        for w, how in ((0.5, "pre"), (1.0, "full"))
+    ]
+    live = LiveEdits(writers, edits, [0] * len(ids) + [1] * len(ids))
+    with Waiting() as seen:
+        assert bool(torch.ones(1)), "and the count counts"
+    assert seen.count == 1
+    for _, logits, state in read_prompts(tiny_lm, ids * 2, 64, 8, live):
+        with Waiting() as waiting:
+            for _ in range(3):
+                logits = step(tiny_lm, state, decoding._greedy(logits))
+        assert waiting.count == 0
 
 
 def test_progress_counts_every_sequence_once(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:

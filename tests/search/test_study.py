@@ -21,7 +21,7 @@ from iconoclast.search.study import Outcome, Study
 
 SPACE = SearchSpace(8, ["attn.o_proj"], ["mean", "median", "hybrid"], ["global", "per_layer"])
 OBJECTIVE = Objective(Scores(Count(18, 20), Count(0, 20), 3, 0.2, 0.0), 0.1, 0.32, 0.18, 0.42)
-TOTAL, BATCH, STARTUP = 12, 4, 6  # the last batches are sampled by a model of the first ones
+TOTAL, BATCH, STARTUP = 12, 4, 4  # the last batches are sampled by a model of the first ones
 
 
 def scores_of(parameters: EditParameters) -> Scores:
@@ -106,9 +106,18 @@ def test_the_sampler_learns_from_the_scores(undisturbed: list[Trial], tmp_path: 
         ]
 
     other = run(opened(tmp_path), evaluation=worst)
-    random = (STARTUP + BATCH - 1) // BATCH * BATCH  # a batch that starts at random is random to its end
-    assert [t.parameters for t in other[:random]] == [t.parameters for t in undisturbed[:random]]
-    assert all(a.parameters != b.parameters for a, b in zip(other[random:], undisturbed[random:], strict=True))
+    assert [t.parameters for t in other[:STARTUP]] == [t.parameters for t in undisturbed[:STARTUP]]
+    assert all(a.parameters != b.parameters for a, b in zip(other[STARTUP:], undisturbed[STARTUP:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("startup", "batch", "sizes"),
+    [(4, 4, [4, 4, 4]), (6, 4, [4, 2, 4, 2]), (2, 8, [2, 8, 2]), (1, 1, [1] * 12), (20, 8, [8, 4])],
+)
+def test_random_trials_have_batches_of_their_own(tmp_path: Path, startup: int, batch: int, sizes: list[int]) -> None:
+    recorder = Recorder()
+    run(opened(tmp_path, startup_trials=startup, batch=batch), TOTAL, recorder)
+    assert [len(batch) for batch in recorder.batches] == sizes
 
 
 def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) -> None:

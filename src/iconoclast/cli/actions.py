@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from rich.prompt import IntPrompt, Prompt
 
 from iconoclast.cli.console import err, out, program, quiet_libraries, shown_progress
@@ -28,16 +29,16 @@ SAMPLES = 3
 def run_action(settings: Settings) -> None:
     """A run, then, for a user at a terminal, what to do with it."""
     quiet_libraries()
-    folder = search(settings)
+    folder = search(settings, began=psutil.Process().create_time())
     if settings.exit_after_optimization or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
     _menu(settings, folder)
 
 
-def search(settings: Settings, samples: bool = False) -> Path:
+def search(settings: Settings, samples: bool = False, began: float | None = None) -> Path:
     """Run or continue the search, print the front, and return the run folder."""
     try:
-        with shown_progress() as progress, started_run(settings, progress) as run:
+        with shown_progress() as progress, started_run(settings, progress, began) as run:
             with _summarized(run):
                 run.optimize(settings.n_trials, progress)
                 run.measure_report(progress)
@@ -79,7 +80,7 @@ def demo_action(out_folder: Path, n_trials: int) -> None:
         good_report_prompts=PromptSource(dataset="builtin:everyday/benign", split="report"),
         bad_report_prompts=PromptSource(dataset="builtin:everyday/target", split="report"),
     )
-    search(settings, samples=True)
+    search(settings, samples=True, began=psutil.Process().create_time())
     columns: list[tuple[str, Scores]] = []
     for kind in ("adapter", "merged"):
         result = _export_or_keep(out_folder, kind)
@@ -174,9 +175,11 @@ def _print_results(run: Run) -> None:
         if best.scores.kl_divergence <= target
         else f"no trial is within the KL target of {target:g}"
     )
+    measured, finished = len(run.study.trials()), run.study.finished
     print_lines(
         out,
         f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.4f} mean nothing.",
+        f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
     )
     if run.report is None:
         print_lines(

@@ -211,14 +211,19 @@ def run_folder(settings: Settings) -> RunFolder:
 
 
 @contextmanager
-def started_run(settings: Settings, progress: Progress | None = None) -> Iterator[Run]:
+def started_run(settings: Settings, progress: Progress | None = None, began: float | None = None) -> Iterator[Run]:
     """A run ready for trials, begun or continued in its folder, which it holds while the context lasts.
+
+    Args:
+        settings: what to run.
+        progress: told what happens.
+        began: when the user asked for it, if that was earlier, in seconds since 1970; set-up time counts from there.
 
     Raises:
         UserError: a setting, prompt set, model or folder is not usable; nothing was written then.
     """
     progress = progress or Silent()
-    start = time.monotonic()
+    began = time.time() if began is None else began
     folder = run_folder(settings)
     assert settings.model is not None
     resolve(settings.model)
@@ -231,7 +236,7 @@ def started_run(settings: Settings, progress: Progress | None = None) -> Iterato
         progress.start(f"Loading {settings.model}", 0)
         lm = load_settings_model(settings, settings.model, note=progress.note)
         lm.writers(settings.components)
-        yield _prepared(settings, folder, prompts, lm, progress, start)
+        yield _prepared(settings, folder, prompts, lm, progress, began)
 
 
 def load_settings_model(
@@ -323,7 +328,7 @@ def _prepared(
     prompts: Prompts,
     lm: LanguageModel,
     progress: Progress,
-    start: float,
+    began: float,
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
     known = folder.read_baseline() if folder.baseline.is_file() else None
@@ -352,7 +357,7 @@ def _prepared(
         progress.note("All layers are computed for every candidate: what the lower ones give cannot be kept.")
     done = study.finished
     progress.note(
-        f"Ready for trials after {time.monotonic() - start:.0f} s"
+        f"Ready for trials after {time.time() - began:.0f} s"
         + (f"; {done} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.4f}."
     )

@@ -165,9 +165,16 @@ class Study:
         pending = [trial for trial in trials if trial.state == TrialState.RUNNING][: max(0, n_trials - done)]
         batch = [self._ask(trial.number, trial._trial_id) for trial in pending]
         number = len(trials)
-        end = min(n_trials, (number + self.batch - 1) // self.batch * self.batch if batch else number + self.batch)
+        end = min(n_trials, self._batch_end(min((trial.number for trial in pending), default=number)))
         batch += [self._ask(new) for new in range(number, end)]
         return batch
+
+    def _batch_end(self, number: int) -> int:
+        """Where the batch of a trial ends. The random trials have batches of their own: others learn from them."""
+        random = self.startup_trials
+        if number < random:
+            return min(random, (number // self.batch + 1) * self.batch)
+        return random + ((number - random) // self.batch + 1) * self.batch
 
     def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
         """A new trial, or one that an interruption left behind, perhaps with a part of its parameters."""

@@ -1,0 +1,240 @@
+"""Whole runs of ICONOCLAST and heretic side by side: same model, prompts, response length and markers, run in turn.
+
+    .venv/bin/python benchmarks/peer.py --data DATA --heretic OTHER_VENV/bin/heretic --out FOLDER --trials 24 --rounds 2
+
+heretic runs as its users run it: its own defaults, and its own search for a batch size and a response prefix. Times
+are those of the two Optuna journals: set-up from the start of the process to the start of the first trial, a trial from
+there to the completion of the last, divided by their number. Overrefusals, which heretic does not measure, are left out
+of ICONOCLAST's trials. In the end heretic's trials are made again as Edits and measured here: the scores must be the same.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tomli_w
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from iconoclast.config import Settings
+from iconoclast.directions.estimators import Directions, DirectionSpec, estimate_directions
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.profile import Profile
+from iconoclast.evaluation.measure import Evaluator, MeasureOptions
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.models.anatomy import site_directions
+from iconoclast.models.forward import last_token_residuals
+from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.prompts import PromptSet
+
+SYSTEM = "You are a helpful assistant."
+SETS = {
+    "good_prompts": ("knowledge", "fit"),
+    "bad_prompts": ("requests", "fit"),
+    "good_evaluation_prompts": ("knowledge", "select"),
+    "bad_evaluation_prompts": ("requests", "select"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One whole run of one tool, in seconds and MiB."""
+
+    tool: str
+    seed: int
+    setup: float
+    trial: float
+    whole: float
+    peak_memory: float
+    base_refusals: int
+    front: list[tuple[int, float]]
+
+
+def write_prompts(data: Path, folder: Path, requests: int, knowledge: int) -> dict[str, Path]:
+    """The prompt sets as text files, one prompt a line, which both tools read."""
+    limits = {("requests", "select"): requests, ("knowledge", "select"): knowledge}
+    files = {}
+    for setting, (name, split) in SETS.items():
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        texts = [" ".join(row["text"].split()) for row in rows if row["split"] == split][: limits.get((name, split))]
+        files[setting] = folder / f"{setting}.txt"
+        files[setting].write_text("\n".join(texts) + "\n")
+    return files
+
+
+def run(command: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Run a command in `folder`: (time of its start, peak resident memory in MiB)."""
+    started = time.time()
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        _, _, usage = os.wait4(process.pid, 0)
+    return started, usage.ru_maxrss / 1024
+
+
+def journal_of(file: Path) -> optuna.Study:
+    """The study in a journal."""
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def times(study: optuna.Study, started: float, wanted: int) -> tuple[float, float, float]:
+    """Seconds of set-up, of one trial, and of the whole run until its last trial."""
+    finished = [t for t in study.trials if t.datetime_complete is not None]
+    assert len(finished) == wanted, f"{len(finished)} of {wanted} trials are there"
+    first = min(t.datetime_start.timestamp() for t in finished if t.datetime_start)
+    last = max(t.datetime_complete.timestamp() for t in finished if t.datetime_complete)
+    return first - started, (last - first) / wanted, last - started
+
+
+def heretic(
+    program: str, model: Path, files: dict[str, Path], folder: Path, arguments: argparse.Namespace, seed: int
+) -> Measured:
+    """A whole run of heretic. When the trials are done it asks what to do, finds no terminal and ends."""
+    settings: dict[str, Any] = {name: {"dataset": str(file)} for name, file in files.items()}
+    settings |= {"n_trials": arguments.trials, "max_response_length": arguments.tokens, "seed": seed}
+    settings |= {"refusal_markers": list(Settings().refusal_markers), "system_prompt": SYSTEM}
+    settings["n_startup_trials"] = min(60, arguments.trials // 2)
+    (folder / "config.toml").write_text(tomli_w.dumps(settings))
+    started, memory = run([program, "--model", str(model)], folder)
+    (journal,) = (folder / "checkpoints").glob("*.jsonl")
+    study = journal_of(journal)
+    scores = [(t.user_attrs["refusals"], t.user_attrs["kl_divergence"]) for t in study.trials]
+    base = study.trials[0].user_attrs["base_refusals"]
+    return Measured("heretic", seed, *times(study, started, arguments.trials), memory, base, front_of(scores))
+
+
+def iconoclast(model: Path, files: dict[str, Path], folder: Path, arguments: argparse.Namespace, seed: int) -> Measured:
+    """A whole run of ICONOCLAST."""
+    settings: dict[str, Any] = {name: {"dataset": str(file)} for name, file in files.items()}
+    settings |= {
+        "model": str(model),
+        "n_trials": arguments.trials,
+        "max_response_length": arguments.tokens,
+        "seed": seed,
+    }
+    settings |= {"system_prompt": SYSTEM, "max_benign_response_length": 1, "exit_after_optimization": True}
+    settings["trials_per_batch"] = arguments.batch
+    (folder / "settings.toml").write_text(tomli_w.dumps(settings))
+    program = str(Path(sys.executable).parent / "iconoclast")
+    started, memory = run([program, "run", "--config", "settings.toml", "--out", "run"], folder)
+    summary = json.loads((folder / "run" / "batch_summary.json").read_text())
+    scores = [(t["refusals"]["count"], t["kl_divergence"]) for t in summary["pareto_trials"]]
+    taken = times(journal_of(folder / "run" / "iconoclast_study.jsonl"), started, arguments.trials)
+    return Measured("iconoclast", seed, *taken, memory, summary["base_metrics"]["refusals"]["count"], front_of(scores))
+
+
+def front_of(scores: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Refusals and divergences that nothing beats."""
+    front: list[tuple[int, float]] = []
+    for refusals, divergence in sorted(scores):
+        if not front or divergence < front[-1][1]:
+            front.append((refusals, round(divergence, 4)))
+    return front
+
+
+def heretic_directions(lm: LanguageModel, benign: PromptSet, target: PromptSet) -> Directions:
+    """heretic's: mean difference, orthogonal to the benign mean; after the last layer it takes the normed states."""
+    residuals = [last_token_residuals(lm, lm.encode(prompts.prompts), 128) for prompts in (benign, target)]
+    norm = lm.model.get_decoder().norm  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        for states in residuals:
+            states[:, -1] = norm(states[:, -1].to(lm.model.dtype)).float()
+    return estimate_directions(*residuals, methods=["mean"], subspace_rank=0, orthogonalize=True)
+
+
+def replay(lm: LanguageModel, study: optuna.Study, files: dict[str, Path], arguments: argparse.Namespace) -> None:
+    """heretic's trials as Edits, measured here, beside what heretic measured."""
+    sets = {name: PromptSet.load(str(file), system_prompt=SYSTEM) for name, file in files.items()}
+    directions = heretic_directions(lm, sets["good_prompts"], sets["bad_prompts"])
+    writers = lm.writers()
+    edits = []
+    for trial in study.trials:
+        index = trial.user_attrs["direction_index"]
+        spec = DirectionSpec("mean", scope="per_layer" if index is None else "global", index=index or 0.0)
+        profiles = {
+            component: Profile(p["max_weight"], p["max_weight_position"], p["min_weight"], p["min_weight_distance"])
+            for component, p in trial.user_attrs["parameters"].items()
+        }
+        edits.append(Edit.build(site_directions(writers, directions.resolve(spec)), profiles, "full"))
+    settings = Settings()
+    evaluator = Evaluator(
+        lm,
+        sets["bad_evaluation_prompts"],
+        sets["good_evaluation_prompts"],
+        ResponseRules(settings.refusal_markers, settings.disclaimer_markers),
+        MeasureOptions(arguments.tokens, 1),
+    )
+    print(f"\nheretic's trials made again and measured here (noise floor {evaluator.noise_floor():.4f} nats):")
+    ours = evaluator.measure(edits)
+    pairs = [
+        (t.user_attrs["refusals"], s.refusals.count, t.user_attrs["kl_divergence"], s.kl_divergence)
+        for t, s in zip(study.trials, ours, strict=True)
+    ]
+    for theirs, here, their_kl, kl in pairs:
+        print(f"  refusals {theirs:3d} | {here:3d}   KL {their_kl:.4f} | {kl:.4f}")
+    print(f"  largest difference of refusals {max(abs(a - b) for a, b, _, _ in pairs)},", end=" ")
+    print(f"median difference of KL {statistics.median(abs(a - b) for _, _, a, b in pairs):.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with requests.jsonl and knowledge.jsonl")
+    parser.add_argument("--heretic", required=True, help="the heretic program, in an environment of its own")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=Settings().trials_per_batch, help="ICONOCLAST's trials_per_batch")
+    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--knowledge", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=96)
+    arguments = parser.parse_args()
+
+    out = arguments.out.resolve()
+    out.mkdir(parents=True)
+    files = write_prompts(arguments.data, out, arguments.requests, arguments.knowledge)
+    lm = load_model(arguments.model)  # converts the demo model, if it must be
+    model = Path(resolve(arguments.model))
+    runs: list[Measured] = []
+    for seed in range(arguments.rounds):
+        for tool in ("heretic", "iconoclast"):
+            folder = out / f"{tool}-{seed}"
+            folder.mkdir()
+            if tool == "heretic":
+                runs.append(heretic(arguments.heretic, model, files, folder, arguments, seed))
+            else:
+                runs.append(iconoclast(model, files, folder, arguments, seed))
+            print(json.dumps(asdict(runs[-1])), flush=True)
+
+    print(
+        f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians:"
+    )
+    for name in ("setup", "trial", "whole", "peak_memory"):
+        theirs, ours = (
+            statistics.median(getattr(r, name) for r in runs if r.tool == tool) for tool in ("heretic", "iconoclast")
+        )
+        print(f"{name:>12}: heretic {theirs:7.1f}   iconoclast {ours:7.1f}   ratio {theirs / ours:5.1f}")
+    (journal,) = (out / "heretic-0" / "checkpoints").glob("*.jsonl")
+    replay(lm, journal_of(journal), files, arguments)
+
+
+if __name__ == "__main__":
+    main()
