@@ -268,7 +268,7 @@ class Settings(BaseSettings):
     )
     prune_trials: bool = Field(
         default=True,
-        description="Stop measuring a trial as soon as a completed one is certain to beat it; the Pareto front stays the same.",
+        description="Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost.",
     )
     study_checkpoint_dir: Path | None = Field(
         default=None, description="The run folder. Unset: runs/ and the model's name."

@@ -19,7 +19,7 @@ from iconoclast.models import forward
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import decode
-from iconoclast.models.forward import next_token_logprobs, read_prompts, step
+from iconoclast.models.forward import read_prompts, step
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.prompts import Prompt, PromptSet
 
@@ -58,8 +58,8 @@ def live(lm: LanguageModel, edits: Sequence[Edit], prompts: int) -> LiveEdits:
 def logprobs(lm: LanguageModel, edits: Sequence[Edit], rows: int, states: BaseStates | None) -> Tensor:
     ids = lm.encode(PROMPTS) * len(edits)
     result = torch.full((len(ids), 261), torch.nan)
-    for indices, values in next_token_logprobs(lm, ids, rows, live(lm, edits, len(PROMPTS)), states):
-        result[indices] = values
+    for indices, logits, _ in read_prompts(lm, ids, rows, 0, live(lm, edits, len(PROMPTS)), states):
+        result[indices] = logits.log_softmax(-1)
     return result
 
 
@@ -106,7 +106,7 @@ def test_layers_below_the_first_edited_one_are_not_computed(tiny_lm: LanguageMod
         layer.self_attn.register_forward_hook(lambda *args, i=index: computed.append(i))
     for edit, lowest in zip(edits, (3, 1, 0, 2, 3), strict=True):
         computed.clear()
-        list(next_token_logprobs(tiny_lm, ids, 8, live(tiny_lm, [edit], len(ids)), states))
+        list(read_prompts(tiny_lm, ids, 8, 0, live(tiny_lm, [edit], len(ids)), states))
         prefix = list(range(4))  # what the prompts share is read as a whole
         assert computed == prefix + list(range(lowest, 4))
 
@@ -170,11 +170,10 @@ def test_models_of_full_attention_can_leave_layers_out(config: PreTrainedConfig,
         def first_layer(self, row: int) -> int:
             return row % 5
 
-    for (indices, logits, state), (_, expected, whole) in zip(
+    for (indices, logits, state), (others, expected, whole) in zip(
         read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, forward.Unedited()), strict=True
     ):
-        order = torch.tensor(indices).argsort()
-        expected_order = torch.tensor(next(read_prompts(lm, ids, 8, 2, forward.Unedited()))[0]).argsort()
+        order, expected_order = torch.tensor(indices).argsort(), torch.tensor(others).argsort()
         torch.testing.assert_close(logits[order], expected[expected_order], atol=2e-4, rtol=2e-4)
         again, expected_again = (step(lm, s, torch.full((len(ids), 1), 70)) for s in (state, whole))
         torch.testing.assert_close(again[order], expected_again[expected_order], atol=2e-4, rtol=2e-4)

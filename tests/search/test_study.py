@@ -4,7 +4,6 @@ import contextlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ class Pruning:
     def __call__(self, batch: Sequence[EditParameters]) -> list[Outcome]:
         front = [trial.key for trial in pareto_front(self._study.trials())]
         measured = [
-            bounds if beaten(astuple(bounds), front) else scores
+            bounds if beaten(bounds.key, front) else scores
             for scores in evaluate(batch)
             for bounds in [Bounds(scores.refusals.count // 2, 0, scores.kl_divergence)]
         ]

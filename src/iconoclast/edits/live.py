@@ -35,7 +35,10 @@ class _SiteTransforms:
         shape = output.shape
         y = output.reshape(len(self.inward), -1, shape[-1]).float()
         z = y if self.bias is None else y - self.bias
-        z = torch.baddbmm(z, z @ self.inward[:, :, None], self.outward[:, None, :], alpha=-1)
+        if z.shape[1] == 1:  # a step of decoding, for which batched products of vectors are slow
+            z = torch.addcmul(z, (z * self.inward[:, None]).sum(-1, keepdim=True), self.outward[:, None], value=-1)
+        else:
+            z = torch.baddbmm(z, z @ self.inward[:, :, None], self.outward[:, None], alpha=-1)
         if self.scale is not None:
             z = z * self.scale[:, None, :]
         if self.bias is not None:

@@ -1,6 +1,5 @@
 """(model, edits, prompts) → scores. Many edits are measured in the same batches."""
 
-import functools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +93,11 @@ class Bounds:
     overrefusals: int
     kl_divergence: float
 
+    @property
+    def key(self) -> tuple[int, int, float]:
+        """What a trial with these scores would compete with."""
+        return self.refusals, self.overrefusals, self.kl_divergence
+
 
 Prune = Callable[[Bounds], bool]
 """Whether an edit with such bounds need not be measured any further."""
@@ -158,13 +162,19 @@ class Evaluator:
     def leave_out_lower_layers(self) -> bool:
         """From now on, compute no layers below the first one that an edit touches: what the base model gives is kept.
 
-        Returns whether it is possible. It is tried out first: the log-probabilities must stay what they are.
+        Returns whether it is possible: memory must suffice, and on a few prompts that are tried out first the
+        log-probabilities must stay what they are.
         """
-        if not can_be_left_out(self.lm, self._target.ids):
-            return False
-        for encoded in (self._target, self._benign):
-            encoded.lower = self._adaptively(functools.partial(base_states, self.lm, encoded.ids))
-        return self._target.lower is not None and self._benign.lower is not None
+        both = (self._target, self._benign)
+        try:
+            if can_be_left_out(self.lm, self._target.ids):
+                for encoded in both:
+                    encoded.lower = base_states(self.lm, encoded.ids, self._rows)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if any(encoded.lower is None for encoded in both):
+            self._target.lower = self._benign.lower = None
+        return self._target.lower is not None
 
     @property
     def rows(self) -> int:
@@ -196,7 +206,7 @@ class Evaluator:
     def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
         """The scores of every edit, or its bounds where they were enough to prune it.
 
-        Divergences are known first, then overrefusals, then refusals; all of them only grow.
+        On benign prompts divergences and overrefusals become known, on target prompts refusals; all of them only grow.
 
         Raises:
             MeasurementError: not even one sequence fits into memory.
@@ -207,12 +217,11 @@ class Evaluator:
         benign = self._benign_responses(edits, standing, progress.advance)
         left = standing.left()
         progress.advance((len(edits) - len(left)) * len(self.target))
-        decided = standing.watch(left, len(self.target), standing.refused, self._has_refused)
         target = self._responses(
             [edits[edit] for edit in left],
             self._target,
             self.options.response_length,
-            decided,
+            lambda: standing.watch(left, len(self.target), standing.refused, self._has_refused),
             progress.advance,
         )
         divergences = standing.divergences.result().tolist()
@@ -256,7 +265,7 @@ class Evaluator:
             edits,
             self._benign,
             self.options.benign_response_length,
-            standing.watch(range(len(edits)), len(self.benign), standing.overrefused, self._has_refused),
+            lambda: standing.watch(range(len(edits)), len(self.benign), standing.overrefused, self._has_refused),
             advance,
             standing.diverged,
         )
@@ -270,7 +279,7 @@ class Evaluator:
         edits: Sequence[Edit],
         encoded: "_Encoded",
         length: int,
-        decided: Decided | None = None,
+        watch: Callable[[], Decided] | None = None,
         advance: Callable[[int], None] = lambda n: None,
         first: FirstToken = lambda indices, logits: None,
     ) -> list[list[str]]:
@@ -278,6 +287,7 @@ class Evaluator:
 
         def run(rows: int) -> list[list[int]]:
             live = self._live(edits, len(ids))
+            decided = None if watch is None else watch()
             return decode(self.lm, ids * len(edits), length, rows, live, decided, first, advance, encoded.lower)
 
         texts = [self._text(tokens) for tokens in self._adaptively(run)] if edits else []
@@ -364,7 +374,10 @@ class _Standing:
     def watch(
         self, edits: Sequence[int], prompts: int, refused: list[set[int]], has_refused: Callable[[list[int]], bool]
     ) -> Decided:
-        """For decoding: a row is decided when it has refused, or when its edit is pruned."""
+        """For decoding from the start: a row is decided when it has refused, or when its edit is pruned."""
+        for edit in edits:  # what an attempt that ran out of memory has seen is seen again
+            refused[edit].clear()
+            self.pruned[edit] = False
 
         def decided(index: int, tokens: list[int]) -> bool:
             edit = edits[index // prompts]

@@ -38,7 +38,7 @@ class BaseStates:
         values: the same.
         rows: prompt → row of the tensors.
         layers: the model's layers.
-        tuples: whether a layer's output comes in a tuple.
+        tuple_length: of a layer's output, which begins with the states; None if it is a tensor.
     """
 
     shared: int
@@ -47,7 +47,7 @@ class BaseStates:
     values: list[Tensor]
     rows: dict[tuple[int, ...], int]
     layers: Sequence[nn.Module] = field(repr=False)
-    tuples: bool
+    tuple_length: int | None
 
     def knows(self, sequences: Sequence[Sequence[int]], shared: int) -> bool:
         """Whether these sequences, which have `shared` tokens in common, are those it was made for."""
@@ -64,8 +64,9 @@ class BaseStates:
         output = known[self._places(sequences).to(known.device), -width:]
         layers = self.layers[:level]
         own = [layer.__dict__.get("forward") for layer in layers]  # as offloading puts one there
+        answer = output if self.tuple_length is None else (output, *[None] * (self.tuple_length - 1))
         for layer in layers:
-            layer.forward = lambda *args, **kwargs: (output,) if self.tuples else output
+            layer.forward = lambda *args, **kwargs: answer
         try:
             yield
         finally:
@@ -143,12 +144,12 @@ def _affordable_levels(lm: LanguageModel, sequences: Sequence[Sequence[int]]) ->
 def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, levels: Sequence[int]) -> BaseStates:
     layers = decoder_layers(lm.model)
     caught: dict[int, Tensor] = {}
-    tuples = False
+    tuple_length: int | None = None
 
     def catch(level: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            nonlocal tuples
-            tuples = isinstance(output, tuple)
+            nonlocal tuple_length
+            tuple_length = len(output) if isinstance(output, tuple) else None
             caught[level] = output[0] if isinstance(output, tuple) else output
 
         return hook
@@ -172,7 +173,7 @@ def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int,
                     [tensor.new_zeros(n, *tensor.shape[1:]) for tensor in values],
                     {tuple(sequence): i for i, sequence in enumerate(sequences)},
                     list(layers),
-                    tuples,
+                    tuple_length,
                 )
             for level, output in caught.items():
                 states.outputs[level][indices, -width:] = output

@@ -43,7 +43,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         keys, values = self.filled
         self.is_initialized = False
         self._buffers = None
-        self.update(keys[indices], values[indices])
+        self.update(keys[indices.to(keys.device)], values[indices.to(values.device)])
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Greedy decoding of many rows at once; a row leaves the batch when it is decided."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -119,8 +120,15 @@ class _Batch:
 
 
 def _greedy(logits: Tensor) -> Tensor:
-    """The most likely token of every row, [rows, 1]; among equals the first, as with argmax, which takes twice as long."""
-    return logits.max(-1, keepdim=True).indices
+    """The most likely token of every row, [rows, 1]; among equals the first.
+
+    Looked for in the best of many chunks: PyTorch takes several times as long for argmax as for the maximum.
+    """
+    rows, vocabulary = logits.shape
+    size = math.gcd(vocabulary, 256)
+    chunks = logits.reshape(rows, -1, size)
+    best = chunks.amax(-1).max(-1, keepdim=True).indices
+    return best * size + chunks[torch.arange(rows, device=logits.device), best[:, 0]].max(-1, keepdim=True).indices
 
 
 THINKING_BLOCKS = (

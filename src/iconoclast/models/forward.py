@@ -150,22 +150,16 @@ def last_token_residuals(
 
 
 def next_token_logprobs(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    rows: int,
-    listener: RowListener | None = None,
-    lower: LowerLayers | None = None,
+    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Log-probabilities of the token after each sequence, in batches: (indices, float32 [rows, vocabulary]).
 
     Args:
         lm: the model.
-        sequences: token ids; `listener` sees sequence i as its row i.
+        sequences: token ids.
         rows: sequences per forward pass.
-        listener: what is applied while the passes run.
-        lower: layers that need not be computed below a variant's first changed one.
     """
-    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, listener or Unedited(), lower):
+    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, Unedited()):
         yield indices, logits.float().log_softmax(-1)
 
 
@@ -226,12 +220,7 @@ class _Reader:
         first_rows = {variant: row for row, variant in reversed(list(enumerate(variants)))}
         places = {variant: place for place, variant in enumerate(first_rows)}
         self._places = [places[variant] for variant in variants]  # of a sequence's variant in the prefix
-        self._prefix: DynamicCache | None = None
-        if self._shared:
-            ids = torch.tensor([list(sequences[0][: self._shared])] * len(first_rows), device=lm.device)
-            mask = torch.ones_like(ids)
-            with listener.applied(torch.tensor(list(first_rows.values()), device=lm.device)):
-                _, self._prefix = _forward(lm, ids, mask, _positions(mask), self._shared)
+        self._prefix = self._read_prefix(list(first_rows.values())) if self._shared else None
 
     def batches(self) -> Iterator[list[list[int]]]:
         """Batches of sequences, in the parts in which they are read; where nothing follows, each part is a batch."""
@@ -274,6 +263,18 @@ class _Reader:
         ids, mask = _left_padded(self._lm, [self._sequences[i][self._shared :] for i in indices])
         mask = torch.cat([mask.new_ones(len(indices), self._shared), mask], dim=1)
         return ids, mask, _positions(mask)[:, self._shared :]
+
+    def _read_prefix(self, variants: list[int]) -> DynamicCache:
+        """What all sequences start with, read once for each variant; a variant is given by a row that sees it."""
+        lm, caches = self._lm, []
+        some = max(1, min(self._rows, PART_TOKENS // self._shared))
+        for start in range(0, len(variants), some):
+            rows = torch.tensor(variants[start : start + some], device=lm.device)
+            ids = torch.tensor([list(self._sequences[0][: self._shared])] * len(rows), device=lm.device)
+            mask = torch.ones_like(ids)
+            with self._listener.applied(rows):
+                caches.append(_forward(lm, ids, mask, _positions(mask), self._shared)[1])
+        return caches[0] if len(caches) == 1 else joined(caches, lm.model, self._shared, self._shared)
 
     def _read_part(self, part: list[int], capacity: int) -> tuple[Tensor, DynamicCache]:
         lm, lower, level = self._lm, self._lower, self._levels[part[0]]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Run:
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
             front = [trial.key for trial in self.front()] if self.settings.prune_trials else []
             edits = [self.edit(parameters) for parameters in batch]
-            return self.evaluator.contest(edits, lambda b: beaten(astuple(b), front), steps.of(len(batch)))
+            return self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
@@ -354,7 +354,9 @@ def _prepared(
     )
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
-        progress.note("All layers are computed for every candidate: what the lower ones give cannot be kept.")
+        progress.note(
+            "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
+        )
     done = study.finished
     progress.note(
         f"Ready for trials after {time.time() - began:.0f} s"

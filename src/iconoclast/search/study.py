@@ -101,9 +101,15 @@ class Study:
         return cls(study, space, 0, 1, 1)
 
     def trials(self) -> list[Trial]:
-        """All completed trials, by number."""
+        """All completed trials, by number.
+
+        Raises:
+            RunFolderError: the journal does not say what was measured.
+        """
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
         outcomes = self._outcomes()
+        if any(trial.number not in outcomes for trial in trials):
+            raise RunFolderError("The study has trials without outcomes: another version made it. Begin a new run.")
         return [
             Trial(trial.number, self.space.parameters(trial.params), scores)
             for trial in trials
@@ -149,7 +155,7 @@ class Study:
     def _tell(self, objective: Objective) -> None:
         """Tell Optuna what was measured and not told yet.
 
-        A trial that was pruned is told as pruned, without any value: the sampler ranks it behind all others.
+        A trial that was pruned is told so, without any value: the sampler ranks it behind all completed ones.
         """
         outcomes = self._outcomes()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
