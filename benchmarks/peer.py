@@ -2,10 +2,14 @@
 
     .venv/bin/python benchmarks/peer.py --data DATA --heretic OTHER_VENV/bin/heretic --out FOLDER --trials 24 --rounds 2
 
-heretic runs as its users run it: its own defaults, and its own search for a batch size and a response prefix. Times
-are those of the two Optuna journals: set-up from the start of the process to the start of the first trial, a trial from
-there to the completion of the last, divided by their number. Overrefusals, which heretic does not measure, are left out
-of ICONOCLAST's trials. In the end heretic's trials are made again as Edits and measured here: the scores must be the same.
+heretic runs with its defaults and its own search for a batch size and a response prefix; only prompts, system prompt,
+markers, response length, seed, the number of trials and (half of them) of random ones are given. With --quick it is told
+the batch size and that there is no prefix, which saves most of its set-up when only trials are of interest.
+
+Times are those of the two Optuna journals: set-up from the start of the process to the start of the first trial, and from
+there to the completion of the last, divided by their number. ICONOCLAST's trials include those that it prunes, as its
+users have them (speed.py has the cost of a whole one), and look for overrefusals in one token only, as heretic does not
+measure any. In the end heretic's trials are made again as Edits and measured here: the scores must be the same.
 """
 
 import argparse
@@ -109,16 +113,19 @@ def heretic(
 ) -> Measured:
     """A whole run of heretic. When the trials are done it asks what to do, finds no terminal and ends."""
     settings: dict[str, Any] = {name: {"dataset": str(file)} for name, file in files.items()}
-    settings |= {"n_trials": arguments.trials, "max_response_length": arguments.tokens, "seed": seed}
+    trials = arguments.heretic_trials or arguments.trials
+    settings |= {"n_trials": trials, "max_response_length": arguments.tokens, "seed": seed}
+    if arguments.quick:
+        settings |= {"batch_size": 128, "response_prefix": ""}
     settings |= {"refusal_markers": list(Settings().refusal_markers), "system_prompt": SYSTEM}
-    settings["n_startup_trials"] = min(60, arguments.trials // 2)
+    settings["n_startup_trials"] = trials // 2
     (folder / "config.toml").write_text(tomli_w.dumps(settings))
     started, memory = run([program, "--model", str(model)], folder)
     (journal,) = (folder / "checkpoints").glob("*.jsonl")
     study = journal_of(journal)
     scores = [(t.user_attrs["refusals"], t.user_attrs["kl_divergence"]) for t in study.trials]
     base = study.trials[0].user_attrs["base_refusals"]
-    return Measured("heretic", seed, *times(study, started, arguments.trials), memory, base, front_of(scores))
+    return Measured("heretic", seed, *times(study, started, trials), memory, base, front_of(scores))
 
 
 def iconoclast(model: Path, files: dict[str, Path], folder: Path, arguments: argparse.Namespace, seed: int) -> Measured:
@@ -201,6 +208,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--heretic-trials", type=int, help="another number of trials for heretic")
+    parser.add_argument("--quick", action="store_true", help="spare heretic its search for a batch size and a prefix")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=Settings().trials_per_batch, help="ICONOCLAST's trials_per_batch")
     parser.add_argument("--requests", type=int, default=20)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from iconoclast.models.anatomy import decoder_layers
-from iconoclast.models.cache import common_prefix, expanded, joined, new_cache, shareable
+from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, new_cache, shareable
 from iconoclast.models.loading import LanguageModel
 
 PART_TOKENS = 2048
@@ -298,7 +298,12 @@ def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
     """Append one token [rows, 1] to every row of `state`; the logits of the next, [rows, vocabulary]."""
     state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
     state.positions = state.positions + 1
-    return _forward(lm, tokens, state.mask, state.positions, 0, state.cache)[0]
+    mask = state.mask
+    full = all(isinstance(layer, PreallocatedLayer) for layer in state.cache.layers)
+    if full and lm.model.config._attn_implementation == "sdpa":
+        # As the attention takes it: making it from [rows, tokens], the library looks at its values and waits for a GPU.
+        mask = mask[:, None, None].bool()
+    return _forward(lm, tokens, mask, state.positions, 0, state.cache)[0]
 
 
 @contextmanager
