@@ -174,7 +174,7 @@ GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm"),
     "attention": ("aten::_scaled_dot_product",),
     "edits (batched products)": ("aten::bmm", "aten::baddbmm"),
-    "argmax": ("aten::max", "aten::argmax"),
+    "argmax": ("aten::max", "aten::amax", "aten::argmax"),
     "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::_to_copy", "aten::clone"),
 }
 

@@ -212,7 +212,8 @@ class Evaluator:
             MeasurementError: not even one sequence fits into memory.
         """
         progress = progress or Silent()
-        progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", len(edits) * self._steps_per_edit())
+        steps = len(edits) * (len(self.benign) + len(self.target))
+        progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", steps)
         standing = _Standing(self.reference, len(edits), prune)
         benign = self._benign_responses(edits, standing, progress.advance)
         left = standing.left()
@@ -253,9 +254,6 @@ class Evaluator:
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Whole responses of every edit to `prompts`: [edits][prompts]."""
         return self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
-
-    def _steps_per_edit(self) -> int:
-        return len(self.benign) + len(self.target)
 
     def _benign_responses(
         self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]
