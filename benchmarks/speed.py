@@ -31,6 +31,7 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.packed import packed
 from iconoclast.prompts import PromptSet
 from iconoclast.search.space import SearchSpace
 
@@ -171,7 +172,7 @@ def equality(bench: Bench) -> None:
 
 
 GROUPS = {
-    "matrix products": ("aten::mm", "aten::addmm"),
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
     "attention": ("aten::_scaled_dot_product",),
     "edits (batched products)": ("aten::bmm", "aten::baddbmm"),
     "argmax": ("aten::max", "aten::amax", "aten::argmax"),
@@ -241,9 +242,10 @@ def main() -> None:
     ]
     bench = Bench(lm, estimate_directions(lm, *sets, subspace_rank=8), arguments.data, arguments.rounds)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name in arguments.tables or TABLES:
-        print(f"\n{name}", flush=True)
-        TABLES[name](bench)
+    with packed(lm.model):  # as a run has it
+        for name in arguments.tables or TABLES:
+            print(f"\n{name}", flush=True)
+            TABLES[name](bench)
 
 
 if __name__ == "__main__":

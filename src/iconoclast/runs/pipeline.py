@@ -21,6 +21,7 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.decoding import find_response_prefix
 from iconoclast.models.forward import affordable_rows, last_token_residuals
 from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
@@ -236,7 +237,8 @@ def started_run(settings: Settings, progress: Progress | None = None, began: flo
         progress.start(f"Loading {settings.model}", 0)
         lm = load_settings_model(settings, settings.model, note=progress.note)
         lm.writers(settings.components)
-        yield _prepared(settings, folder, prompts, lm, progress, began)
+        with packed(lm.model):
+            yield _prepared(settings, folder, prompts, lm, progress, began)
 
 
 def load_settings_model(
