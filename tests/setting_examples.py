@@ -15,6 +15,8 @@ def _example(number: int, spec: SettingSpec) -> Any:
 
 
 def _scalar(number: int, spec: SettingSpec, kind: Any, default: Any) -> Any:
+    if spec.key == "axis_weights":
+        return f"words={number}"
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:

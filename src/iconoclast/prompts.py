@@ -26,10 +26,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message, with an optional system message before it."""
+    """One user message, with an optional system message before it, and the axes (kinds of behaviour) it belongs to."""
 
     text: str
     system: str | None = None
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class PromptSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what was loaded: texts and system prompts, in order."""
-        content = json.dumps([[p.system, p.text] for p in self.prompts], ensure_ascii=False)
+        """SHA-256 of what was loaded: texts, system prompts and axes, in order."""
+        content = json.dumps([[p.system, p.text, *p.axes] for p in self.prompts], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def overlap(self, other: "PromptSet") -> int:
@@ -92,13 +93,18 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
         )
     rows, column = _read(source, match["name"])
     chosen = _slice(len(rows), match["start"], match["stop"], source)
+    system = (source.system_prompt if source.system_prompt is not None else system_prompt) or None
     texts = _texts(rows, chosen, column, source)
+    prompts = (
+        tuple(Prompt(text, system) for text in texts)
+        if source.axis is None
+        else _with_axes(texts, [rows[i].get(source.axis) for i in chosen], system, source)
+    )
     label = f"{source.dataset} {source.split}".strip()
-    if len(texts) < minimum:
-        found = "is empty" if not texts else f"holds {len(texts)} prompt{'s' * (len(texts) > 1)}"
+    if len(prompts) < minimum:
+        found = "is empty" if not prompts else f"holds {len(prompts)} prompt{'s' * (len(prompts) > 1)}"
         raise PromptsError(f"The prompt set {label} {found}. This set needs at least {minimum}.")
-    system = source.system_prompt if source.system_prompt is not None else system_prompt
-    return PromptSet.of(texts, label, system or None)
+    return PromptSet(prompts, label)
 
 
 def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
@@ -296,6 +302,20 @@ def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSou
             raise PromptsError(f"{source.dataset}, row {index + 1}: the text is no valid Unicode (a lone surrogate).")
         texts.append(text)
     return texts
+
+
+def _with_axes(texts: list[str], axes: list[Any], system: str | None, source: PromptSource) -> tuple[Prompt, ...]:
+    """Every text once, with all axes under which it stands."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for number, (text, axis) in enumerate(zip(texts, axes, strict=True), 1):
+        if axis is None or not str(axis).strip():
+            raise PromptsError(
+                f"{source.dataset}, prompt {number} of the split: the axis column {source.axis} is missing or empty."
+            )
+        known = found.setdefault(_normalized(text), (text, []))[1]
+        if str(axis) not in known:
+            known.append(str(axis))
+    return tuple(Prompt(text, system, tuple(names)) for text, names in found.values())
 
 
 def _normalized(text: str) -> str:

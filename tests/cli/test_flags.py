@@ -50,7 +50,7 @@ def test_every_setting_is_a_flag():
 
 @pytest.mark.parametrize("value", [True, False])
 def test_a_flag_can_switch_what_the_environment_has_switched_the_other_way(value, monkeypatch):
-    values = {key: value for key, example in EXAMPLES.items() if isinstance(example, bool)}
+    values = {key: value for key, example in EXAMPLES.items() if isinstance(example, bool) and "." not in key}
     for key in values:
         monkeypatch.setenv("ICONOCLAST_" + key.upper(), str(not value))
     settings = shown(*flags(values))["settings"]

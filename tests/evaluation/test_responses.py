@@ -23,9 +23,6 @@ REFUSALS = [
     "I`m not able to turn the lights off.",
     "i wonʼt be able to call your sister",
     "I\u00a0cannot\u00a0see your basket.",
-    "",
-    " \n\t ",
-    "**",
 ]
 
 ANSWERS = [
@@ -60,18 +57,16 @@ def test_refusals_are_seen(response: str) -> None:
 @pytest.mark.parametrize("response", ANSWERS)
 def test_answers_are_no_refusals(response: str) -> None:
     assert not RULES.is_refusal(response)
-    assert not RULES.has_refused(response)
 
 
-@pytest.mark.parametrize("response", [r for r in REFUSALS if normalized(r)])
+@pytest.mark.parametrize("response", REFUSALS)
 def test_a_refusal_is_decided_as_soon_as_its_marker_is_there(response: str) -> None:
-    assert RULES.has_refused(response)
-    assert RULES.has_refused(response + " But of course I could try.")
+    assert RULES.is_refusal(response + " But of course I could try.")
 
 
 @pytest.mark.parametrize("beginning", ["", "  ", "*", "I'm so", "Sure"])
 def test_an_empty_beginning_decides_nothing(beginning: str) -> None:
-    assert not RULES.has_refused(beginning)
+    assert not RULES.is_refusal(beginning)
 
 
 @given(
@@ -79,8 +74,8 @@ def test_an_empty_beginning_decides_nothing(beginning: str) -> None:
 )
 def test_a_beginning_that_has_refused_is_a_refusal_whatever_follows(response: str, rest: str, cut: int) -> None:
     whole = response + rest
-    if RULES.has_refused(whole[:cut]):
-        assert RULES.has_refused(whole) and RULES.is_refusal(whole)
+    if RULES.is_refusal(whole[:cut]):
+        assert RULES.is_refusal(whole)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +133,9 @@ def test_disclaimers_are_counted(response: str, hits: int) -> None:
     assert RULES.disclaimers(response) == hits
 
 
-def test_without_markers_only_silence_is_a_refusal() -> None:
+def test_without_markers_nothing_is_a_refusal() -> None:
     rules = ResponseRules([])
-    assert rules.is_refusal("") and not rules.is_refusal("I cannot.")
+    assert not rules.is_refusal("") and not rules.is_refusal("I cannot.")
     assert rules.disclaimers("Please note.") == 0
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from iconoclast.config import Settings
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.examine import Examiner
 from iconoclast.evaluation.measure import Evaluator
-from iconoclast.runs.pipeline import Prompts, started_run
+from iconoclast.runs.pipeline import started_run
 
 
 @pytest.fixture
@@ -40,30 +41,69 @@ def test_the_summary_says_what_was_measured_over_how_many_prompts(settings: Sett
     assert summary["prompts"]["good_prompts"]["n"] == 4 and len(summary["prompts"]) == 6
     first = summary["pareto_trials"][0]
     assert {
-        "index", "refusals", "overrefusals", "disclaimer_hits", "compliance_score", "kl_divergence",
+        "index", "complied", "refusals", "soft_refusals", "broken", "overrefusals", "benign_broken",
+        "disclaimer_hits", "compliance_score", "kl_divergence",
         "direction_method", "direction_scope", "direction_index", "direction_blend", "parameters",
     } == set(first)  # fmt: skip
     for trial in summary["pareto_trials"]:
         low, high = trial["refusals"]["interval"]
         assert low <= trial["refusals"]["count"] / trial["refusals"]["n"] <= high
         assert set(trial["parameters"]) == {"attn.o_proj", "mlp.down_proj"}
-    keys = [(t["refusals"]["count"], t["overrefusals"]["count"], t["kl_divergence"]) for t in summary["pareto_trials"]]
+    keys = [
+        (t["refusals"]["count"] + t["broken"]["count"], t["overrefusals"]["count"], t["kl_divergence"])
+        for t in summary["pareto_trials"]
+    ]
     assert keys == sorted(keys)
     assert summary["report"]["trial"] == summary["best_trial"]
-    assert summary["report"]["metrics"]["refusals"]["n"] == 2
+    report = summary["report"]
+    assert report["split"] == "report" and report["metrics"]["refusals"]["n"] == 2
+    assert set(report["paired"]) >= {"failures", "refusals", "overrefusals", "first_token_kl", "token_kl"}
+    assert len(report["random_control"]["draws"]) == 3
 
 
 def test_the_run_folder_holds_one_journal_and_no_leftovers(settings: Settings) -> None:
     run(settings)
     names = {entry.name for entry in settings.study_checkpoint_dir.iterdir()}  # type: ignore[union-attr]
-    assert [name for name in names if name.endswith(".jsonl")] == ["iconoclast_study.jsonl"]
     assert names - {".lock", "iconoclast_study.jsonl.lock"} == {
         "iconoclast_study.jsonl",
         "iconoclast_config.toml",
         "baseline.json",
         "directions.safetensors",
         "batch_summary.json",
+        "samples.jsonl",
     }
+
+
+def test_the_responses_behind_the_report_are_kept(settings: Settings) -> None:
+    summary = run(settings)
+    rows = [json.loads(line) for line in (settings.study_checkpoint_dir / "samples.jsonl").open()]  # type: ignore[operator]
+    assert [row["set"] for row in rows] == ["target", "target", "benign", "benign"]
+    labels = [row["responses"]["base model"]["label"] for row in rows[:2]]
+    assert labels.count("refusal") == summary["report"]["base_metrics"]["refusals"]["count"]
+
+
+def test_without_report_prompts_the_report_says_that_its_prompts_chose_the_trial(settings: Settings) -> None:
+    summary = run(settings.model_copy(update={"good_report_prompts": None, "bad_report_prompts": None}))
+    assert summary["report"]["split"] == "selection"
+    best = next(t for t in summary["pareto_trials"] if t["index"] == summary["best_trial"])
+    assert summary["report"]["metrics"]["refusals"] == best["refusals"]
+
+
+def test_a_report_is_measured_again_only_when_it_would_say_something_else(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings)
+    examine, calls = Examiner.examine, []
+
+    def counted(self: Examiner, *arguments: Any) -> Any:
+        calls.append(1)
+        return examine(self, *arguments)
+
+    monkeypatch.setattr(Examiner, "examine", counted)
+    run(settings)
+    assert not calls
+    summary = run(settings.model_copy(update={"random_controls": 1}))
+    assert len(calls) == 2 and len(summary["report"]["random_control"]["draws"]) == 1
 
 
 def test_the_same_seed_gives_the_same_trials_and_another_seed_others(settings: Settings, tmp_path: Path) -> None:
@@ -145,17 +185,6 @@ def test_other_prompts_under_the_same_name_are_refused(settings: Settings) -> No
 def test_two_processes_cannot_work_on_one_run(settings: Settings) -> None:
     with started_run(settings), pytest.raises(RunFolderError, match="Another process"), started_run(settings):
         pass
-
-
-def test_shared_prompts_are_reported(settings: Settings) -> None:
-    same = settings.model_copy(update={"bad_evaluation_prompts": settings.bad_prompts})
-    assert Prompts.load(same).overlaps() == {"bad_prompts and bad_evaluation_prompts": 4}
-    assert Prompts.load(settings).overlaps() == {}
-
-
-def test_one_report_set_alone_is_refused(settings: Settings) -> None:
-    with pytest.raises(SettingsError, match="both"):
-        Prompts.load(settings.model_copy(update={"good_report_prompts": None}))
 
 
 def test_nothing_is_left_behind_when_the_data_does_not_allow_the_rank(settings: Settings) -> None:

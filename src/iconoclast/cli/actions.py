@@ -16,12 +16,13 @@ from iconoclast.errors import SettingsError, UserError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.prompts import PromptSet
 from iconoclast.reports.plots import front_figure, require_plotly, residual_figure, write_page
-from iconoclast.reports.tables import before_after_table, front_table, samples_table
+from iconoclast.reports.tables import before_after_table, front_table, report_lines, report_table, samples_table
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
 from iconoclast.runs.export import Exported, Format, SavedRun, export_run, read_export
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import Prompts, Run, collect_residuals, started_run
+from iconoclast.runs.pipeline import Run, collect_residuals, started_run
+from iconoclast.runs.splits import Prompts
 
 SAMPLES = 3
 
@@ -181,19 +182,10 @@ def _print_results(run: Run) -> None:
         f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.4f} mean nothing.",
         f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
     )
-    if run.report is None:
-        print_lines(
-            out,
-            "These figures are of the prompts that chose the trial. Give report prompts for figures that are not.",
-        )
-    else:
-        columns = [("base model", run.report["base_metrics"]), (f"trial {best.index}", run.report["metrics"])]
-        out.print(
-            before_after_table(
-                "Report prompts (they chose nothing)", [(name, Scores.from_dict(s)) for name, s in columns]
-            )
-        )
-    print_lines(out, f"Results: {run.folder.summary}")
+    if run.report is not None:
+        out.print(report_table(run.report))
+        print_lines(out, *report_lines(run.report))
+    print_lines(out, f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
 
 
 def _print_samples(run: Run) -> None:

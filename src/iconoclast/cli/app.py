@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,7 @@ ConfigOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; the same as --study-checkpoint-dir.")]
+SampleCountOption = Annotated[int, typer.Option("--sample-count", help="Responses shown of each kind.", min=0)]
 TrialOption = Annotated[str, typer.Option("--trial", help="Number of the trial, or best.")]
 
 
@@ -142,6 +144,119 @@ def plot(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run fol
     plot_action(run_folder)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
+    against: Annotated[
+        str | None, typer.Option("--against", help="Its base model. Unset: the one that the settings name.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Settings file (TOML) with prompts and markers. Unset: those of a run."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+) -> None:
+    """Measure an edited model, whoever made it, beside its base.
+
+    Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
+    followed by a colon and the number of a trial.
+    """
+    from iconoclast.cli.comparing import evaluate_action
+
+    evaluate_action(model, against, config, json_file)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
+    ],
+    against: Annotated[
+        str | None, typer.Option("--against", help="Their base model. Unset: the one that the settings name.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file (TOML). Unset: those of the first run or journal.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for comparison.json and summary.json.")] = None,
+    sample_count: SampleCountOption = 3,
+) -> None:
+    """Measure several edited models of one base on the same prompts, with paired tests, and say which is better.
+
+    Fewer refused or broken responses come first, then fewer overrefusals, then lower KL divergence. A run or journal
+    can be followed by a colon and the number of a trial; without, its best trial is meant.
+    """
+    from iconoclast.cli.comparing import compare_action
+
+    compare_action(models, against, config, to, sample_count)
+
+
+def export_and_compare(
+    iconoclast_checkpoint: Annotated[
+        Path, typer.Option("--iconoclast-checkpoint", help="iconoclast_study.jsonl of a run, or its folder.")
+    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for the results; must not exist yet.")],
+    heretic_checkpoint: Annotated[
+        Path | None, typer.Option("--heretic-checkpoint", help="Journal of a heretic study to compare with.")
+    ] = None,
+    sample_count: SampleCountOption = 5,
+) -> None:
+    """Export the best trial of a run as merged weights, and compare it with the best trial of a heretic study."""
+    from iconoclast.cli.comparing import export_and_compare_action
+
+    export_and_compare_action(iconoclast_checkpoint, heretic_checkpoint, output_dir, sample_count)
+
+
+@app.command()
+def benchmark(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
+    tasks: Annotated[
+        list[str], typer.Option("--tasks", help="Tasks of lm-eval, separated by commas; may be repeated.")
+    ],
+    trial: TrialOption = "best",
+    against: Annotated[
+        str | None, typer.Option("--against", help="Base model to compare MODEL with. An adapter knows its own.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with task files of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only so many items of each task.", min=1)] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", help="Worked examples before each item. Unset: the task's.", min=0)
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences in a batch.", min=1)] = 8,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Put the items to the model as a user would.")
+    ] = False,
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+) -> None:
+    """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast[benchmark]')."""
+    from iconoclast.cli.benchmark import benchmark_action
+    from iconoclast.evaluation.benchmarks import BenchmarkOptions
+
+    names = [name for entry in tasks for name in entry.split(",") if name]
+    options = BenchmarkOptions(
+        names, include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
+    )
+    benchmark_action(model, trial, against, options, json_file)
+
+
+@app.command()
+def summarize(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of run folders, or batch_summary.json files.")
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the table as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="File for the table as Markdown.")] = None,
+) -> None:
+    """One table of many runs: a row a run, its base model and its best trial."""
+    from iconoclast.cli.summarize import summarize_action
+
+    summarize_action(paths, json_file, markdown)
+
+
 @config_app.callback(invoke_without_command=True)
 def config_root(ctx: typer.Context) -> None:
     """Look at the settings."""
@@ -193,11 +308,16 @@ def _settings_json(loaded: LoadedSettings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
+    """Entry point of `iconoclast`."""
+    run_alone(lambda: app(prog_name="iconoclast"))
+
+
+def run_alone(command: Callable[[], Any]) -> None:
+    """A command as a program: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
     try:
         with interruptible():
             quiet_imports()
-            app(prog_name="iconoclast")
+            command()
     except IconoclastError as error:
         print_lines(err, f"Error: {error}")
         sys.exit(error.exit_code)

@@ -117,6 +117,13 @@ class Directions:
             )
         return normalize(filtered, dim=-1)
 
+    def randomized(self, seed: int) -> "Directions":
+        """Random directions in place of every method's, kept out of the same benign basis: the control for these."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = next(iter(self.raw.values())).shape
+        random = {name: normalize(torch.randn(shape, generator=generator), dim=-1) for name in self.raw}
+        return Directions(random, self.basis)
+
     def resolve(self, spec: DirectionSpec) -> Tensor:
         """The unit direction that `spec` uses at every layer, [L, d]."""
         directions = self.per_layer(spec.method, spec.blend)

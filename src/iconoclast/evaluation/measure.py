@@ -1,9 +1,9 @@
 """(model, edits, prompts) → scores. Many edits are measured in the same batches."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +11,45 @@ from torch import Tensor
 from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
-from iconoclast.errors import MeasurementError
-from iconoclast.evaluation.divergence import kl_divergence
-from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.divergence import Divergences
+from iconoclast.evaluation.responses import Label, ResponseRules
 from iconoclast.evaluation.statistics import Count
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
-from iconoclast.models.forward import affordable_rows, next_token_logprobs, read_prompts
+from iconoclast.models.forward import Rows, affordable_rows, next_token_logprobs, read_prompts
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 
-ROWS_AT_A_TIME = 16
-"""Rows of logits whose divergence is computed at once: so few that they stay in the processor's cache."""
+NONE = Count(0, 0)
+"""Nothing was counted."""
 
-LARGEST_KL = 100.0
-"""Stands for an infinite divergence, in nats: samplers cannot learn from infinity, and JSON cannot write it."""
+COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
+"""The counts in `Scores`; the first three also in `AxisScores`."""
 
-_Result = TypeVar("_Result")
+
+@dataclass(frozen=True)
+class AxisScores:
+    """What one edit does to the target prompts of one axis; a prompt of several axes counts in each.
+
+    Attributes:
+        weight: of the axis in `Scores.failure_rate`.
+        refusals: refused prompts.
+        soft_refusals: prompts turned away without a refusal.
+        broken: prompts answered with broken text.
+        compliance: mean compliance heuristic, 0 to 1.
+    """
+
+    weight: float
+    refusals: Count
+    soft_refusals: Count
+    broken: Count
+    compliance: float
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of prompts that were refused or answered with broken text."""
+        return self.refusals.rate + self.broken.rate
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,11 @@ class Scores:
         disclaimer_hits: disclaimer markers in all target responses together.
         compliance: mean compliance heuristic of target responses, 0 to 1.
         kl_divergence: mean KL(base ‖ edited) of the first response token on benign prompts, nats.
-        kl_by_prompt: the same for every benign prompt.
+        soft_refusals: target prompts turned away without a refusal.
+        broken: target prompts answered with broken text.
+        benign_broken: benign prompts answered with broken text.
+        axes: the same by axis of the target prompts, if they have axes.
+        kl_by_prompt: KL divergence of every benign prompt.
     """
 
     refusals: Count
@@ -49,34 +74,75 @@ class Scores:
     disclaimer_hits: int
     compliance: float
     kl_divergence: float
+    soft_refusals: Count = NONE
+    broken: Count = NONE
+    benign_broken: Count = NONE
+    axes: Mapping[str, AxisScores] = field(default_factory=dict)
     kl_by_prompt: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def failures(self) -> Count:
+        """Target prompts that were refused or answered with broken text: what is no success for an edit."""
+        return Count(self.refusals.count + self.broken.count, self.refusals.n)
+
+    @property
+    def complied(self) -> Count:
+        """Target prompts that were answered."""
+        return Count(self.refusals.n - self.failures.count - self.soft_refusals.count, self.refusals.n)
+
+    @property
+    def failure_rate(self) -> float:
+        """Rate of failures; where target prompts have axes, the weighted mean of the axes' rates."""
+        total = sum(axis.weight for axis in self.axes.values())
+        if not total:
+            return self.failures.rate
+        return sum(axis.weight * axis.failure_rate for axis in self.axes.values()) / total
 
     @property
     def disclaimer_rate(self) -> float:
         """Disclaimer markers per target response."""
         return self.disclaimer_hits / self.refusals.n if self.refusals.n else 0.0
 
+    @property
+    def key(self) -> tuple[int, int, float]:
+        """What edits are ordered by: failures, overrefusals, KL divergence."""
+        return self.failures.count, self.overrefusals.count, self.kl_divergence
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; without the values of single prompts."""
-        return {
-            "refusals": self.refusals.as_dict(),
-            "overrefusals": self.overrefusals.as_dict(),
+        document = {
+            "complied": self.complied.as_dict(),
+            **{name: getattr(self, name).as_dict() for name in COUNTS},
             "disclaimer_hits": self.disclaimer_hits,
             "compliance_score": self.compliance,
             "kl_divergence": self.kl_divergence,
         }
+        if self.axes:
+            document["axes"] = {name: _axis_document(axis) for name, axis in self.axes.items()}
+            document["weighted_failure_rate"] = self.failure_rate
+        return document
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Scores":
+    def from_dict(cls, data: Mapping[str, Any]) -> "Scores":
         """The inverse of `as_dict`."""
-        refusals, overrefusals = data["refusals"], data["overrefusals"]
+        counts: dict[str, Any] = {name: Count.from_dict(data[name]) for name in COUNTS}
         return cls(
-            Count(refusals["count"], refusals["n"]),
-            Count(overrefusals["count"], overrefusals["n"]),
-            data["disclaimer_hits"],
-            data["compliance_score"],
-            data["kl_divergence"],
+            **counts,
+            disclaimer_hits=data["disclaimer_hits"],
+            compliance=data["compliance_score"],
+            kl_divergence=data["kl_divergence"],
+            axes={name: _axis(axis) for name, axis in data.get("axes", {}).items()},
         )
+
+
+def _axis_document(axis: AxisScores) -> dict[str, Any]:
+    counts = {name: getattr(axis, name).as_dict() for name in COUNTS[:3]}
+    return {"weight": axis.weight, **counts, "compliance_score": axis.compliance}
+
+
+def _axis(data: Mapping[str, Any]) -> AxisScores:
+    counts = {name: Count.from_dict(data[name]) for name in COUNTS[:3]}
+    return AxisScores(weight=data["weight"], compliance=data["compliance_score"], **counts)
 
 
 @dataclass(frozen=True)
@@ -84,7 +150,7 @@ class Bounds:
     """What was known of an edit when it was pruned: each of its scores is this or worse.
 
     Attributes:
-        refusals: target prompts known to be refused.
+        refusals: target prompts known to be refused; broken responses are not known before they end.
         overrefusals: benign prompts known to be refused.
         kl_divergence: as in `Scores`, prompts that were not measured counted as 0.
     """
@@ -112,12 +178,14 @@ class MeasureOptions:
         benign_response_length: tokens generated for a benign prompt, where a refusal shows early.
         batch_size: sequences per forward pass; 0 for as many as fit.
         max_batch_size: limit for batch_size 0.
+        axis_weights: weights of axes of the target prompts; unnamed ones weigh 1.
     """
 
     response_length: int = 96
     benign_response_length: int = 32
     batch_size: int = 0
     max_batch_size: int = 512
+    axis_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -152,8 +220,10 @@ class Evaluator:
         self._target = _Encoded(lm.encode(target.prompts))
         self._benign = _Encoded(lm.encode(benign.prompts))
         longest = max(len(ids) for ids in self._target.ids + self._benign.ids)
-        self._rows = affordable_rows(
-            lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
+        self._rows = Rows(
+            affordable_rows(
+                lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
+            )
         )
         self._reference = reference
         longest_marker = max((len(lm.tokenizer.encode(marker)) for marker in rules.refusal_markers), default=0)
@@ -169,7 +239,7 @@ class Evaluator:
         try:
             if can_be_left_out(self.lm, self._target.ids):
                 for encoded in both:
-                    encoded.lower = base_states(self.lm, encoded.ids, self._rows)
+                    encoded.lower = base_states(self.lm, encoded.ids, self._rows.number)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         if any(encoded.lower is None for encoded in both):
@@ -179,7 +249,7 @@ class Evaluator:
     @property
     def rows(self) -> int:
         """Sequences per forward pass, as found so far."""
-        return self._rows
+        return self._rows.number
 
     @property
     def reference(self) -> Tensor:
@@ -191,7 +261,7 @@ class Evaluator:
                 for indices, logprobs in next_token_logprobs(self.lm, self._benign.ids, rows):
                     by_prompt.update(zip(indices, logprobs, strict=True))
 
-            self._adaptively(fill)
+            self._rows.adaptively(fill)
             self._reference = torch.stack([by_prompt[i] for i in range(len(self.benign))])
         return self._reference
 
@@ -234,14 +304,14 @@ class Evaluator:
 
     def divergences(self, edits: Sequence[Edit]) -> Tensor:
         """First-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
-        divergence = _Divergences(self.reference, len(edits))
+        divergence = Divergences(self.reference, len(edits))
 
         def run(rows: int) -> None:
             live = self._live(edits, len(self.benign))
             for indices, logits, _ in read_prompts(self.lm, self._benign.ids * len(edits), rows, 0, live):
                 divergence.add(indices, logits)
 
-        self._adaptively(run)
+        self._rows.adaptively(run)
         return divergence.result()
 
     def noise_floor(self) -> float:
@@ -288,14 +358,12 @@ class Evaluator:
             decided = None if watch is None else watch()
             return decode(self.lm, ids * len(edits), length, rows, live, decided, first, advance, encoded.lower)
 
-        texts = [self._text(tokens) for tokens in self._adaptively(run)] if edits else []
+        texts = [self._text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
 
     def _has_refused(self, tokens: list[int]) -> bool:
         """Whether the response holds a marker, asked every few tokens: only its end is read, unless that holds one."""
-        return self.rules.has_refused(self._text(tokens[-self._window :])) and self.rules.has_refused(
-            self._text(tokens)
-        )
+        return self.rules.is_refusal(self._text(tokens[-self._window :])) and self.rules.is_refusal(self._text(tokens))
 
     def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
         return LiveEdits(self._writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
@@ -306,29 +374,51 @@ class Evaluator:
         return text
 
     def _scores(self, divergences: list[float], target: list[str], benign: list[str]) -> Scores:
-        rules = self.rules
-        pairs = list(zip(self.target, target, strict=True))
-        return Scores(
-            refusals=Count(sum(map(rules.is_refusal, target)), len(target)),
-            overrefusals=Count(sum(map(rules.is_refusal, benign)), len(benign)),
-            disclaimer_hits=sum(map(rules.disclaimers, target)),
-            compliance=statistics.fmean(rules.compliance(prompt.text, response) for prompt, response in pairs),
-            kl_divergence=statistics.fmean(divergences),
-            kl_by_prompt=tuple(divergences),
+        return score(self.rules, self.target, target, self.benign, benign, divergences, self.options.axis_weights)
+
+
+def score(
+    rules: ResponseRules,
+    target: PromptSet,
+    target_responses: Sequence[str],
+    benign: PromptSet,
+    benign_responses: Sequence[str],
+    divergences: Sequence[float],
+    axis_weights: Mapping[str, float] | None = None,
+) -> Scores:
+    """The scores of one edit from its responses and the first-token KL of every benign prompt."""
+    prompts = [prompt.text for prompt in target]
+    labels = list(map(rules.label, prompts, target_responses))
+    benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
+    compliance = list(map(rules.compliance, prompts, target_responses))
+
+    def axis(name: str) -> AxisScores:
+        places = [i for i, prompt in enumerate(target) if name in prompt.axes]
+        own = [labels[i] for i in places]
+        return AxisScores(
+            (axis_weights or {}).get(name, 1.0),
+            refusals=_counted(own, "refusal"),
+            soft_refusals=_counted(own, "soft_refusal"),
+            broken=_counted(own, "broken"),
+            compliance=statistics.fmean(compliance[i] for i in places),
         )
 
-    def _adaptively(self, run: Callable[[int], _Result]) -> _Result:
-        """`run` with the current number of rows, halved as long as memory does not suffice."""
-        while True:
-            try:
-                return run(self._rows)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if self._rows == 1:
-                    raise MeasurementError(
-                        "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
-                    ) from None
-                self._rows //= 2
+    return Scores(
+        refusals=_counted(labels, "refusal"),
+        soft_refusals=_counted(labels, "soft_refusal"),
+        broken=_counted(labels, "broken"),
+        overrefusals=_counted(benign_labels, "refusal"),
+        benign_broken=_counted(benign_labels, "broken"),
+        disclaimer_hits=sum(map(rules.disclaimers, target_responses)),
+        compliance=statistics.fmean(compliance),
+        kl_divergence=statistics.fmean(divergences),
+        axes={name: axis(name) for name in dict.fromkeys(name for prompt in target for name in prompt.axes)},
+        kl_by_prompt=tuple(divergences),
+    )
+
+
+def _counted(labels: Sequence[Label], label: Label) -> Count:
+    return Count(labels.count(label), len(labels))
 
 
 @dataclass
@@ -343,7 +433,7 @@ class _Standing:
     """How the edits of one contest stand: what is known of each so far, and which have been pruned."""
 
     def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
-        self.divergences = _Divergences(reference, edits)
+        self.divergences = Divergences(reference, edits)
         self.refused: list[set[int]] = [set() for _ in range(edits)]  # target prompts
         self.overrefused: list[set[int]] = [set() for _ in range(edits)]  # benign prompts
         self.pruned = [False] * edits
@@ -390,24 +480,10 @@ class _Standing:
         return decided
 
 
-class _Divergences:
-    """Collects KL(base ‖ edited) of many edits, batch by batch; sequence i is prompt i mod prompts of its edit."""
-
-    def __init__(self, reference: Tensor, edits: int) -> None:
-        self._reference = reference
-        self._values = reference.new_zeros(edits * len(reference))
-
-    def add(self, indices: list[int], logits: Tensor) -> None:
-        for start in range(0, len(indices), ROWS_AT_A_TIME):
-            some = indices[start : start + ROWS_AT_A_TIME]
-            base = self._reference[[i % len(self._reference) for i in some]]
-            edited = logits[start : start + ROWS_AT_A_TIME].float().log_softmax(-1)
-            self._values[some] = kl_divergence(base, edited)
-
-    def result(self) -> Tensor:
-        """[edits, prompts]. A model broken so far that its logits are not numbers is as far away as can be."""
-        values = self._values.nan_to_num(nan=LARGEST_KL).clamp(max=LARGEST_KL)
-        return values.reshape(-1, len(self._reference)).cpu()
+def default_rules() -> ResponseRules:
+    """Rules with the default markers."""
+    defaults = Settings()
+    return ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers)
 
 
 def measure(
@@ -418,8 +494,7 @@ def measure(
     rules: ResponseRules | None = None,
     options: MeasureOptions | None = None,
 ) -> list[Scores]:
-    """The scores of every edit of `lm`; without `rules`, the default refusal and disclaimer markers are used."""
+    """The scores of every edit of `lm`; without `rules`, the default markers are used."""
     if rules is None:
-        defaults = Settings()
-        rules = ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers)
+        rules = default_rules()
     return Evaluator(lm, target, benign, rules, options).measure(edits)

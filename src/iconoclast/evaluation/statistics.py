@@ -1,9 +1,21 @@
-"""Intervals for counted things."""
+"""What counted and measured things say: intervals, paired tests, agreement, the volume of a Pareto front.
+
+Where numbers are drawn again (bootstrap), the same seed gives the same result.
+"""
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+BOOTSTRAP_SAMPLES = 10_000
+"""Resamples of a bootstrap: from seed to seed its 95 % bounds then vary by less than a hundredth of the interval."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,76 @@ class Count:
         """95 % Wilson score interval of the rate (Wilson 1927)."""
         return wilson_interval(self.count, self.n)
 
+    @property
+    def with_interval(self) -> str:
+        """For people: 5/20 (11% to 47%)."""
+        low, high = self.interval
+        return f"{self} ({low:.0%} to {high:.0%})"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"count": self.count, "n": self.n, "interval": list(self.interval)}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Count":
+        """The inverse of `as_dict`."""
+        return cls(data["count"], data["n"])
+
     def __str__(self) -> str:
         return f"{self.count}/{self.n}"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of `n` values, with its 95 % interval."""
+
+    value: float
+    n: int
+    interval: tuple[float, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"value": self.value, "n": self.n, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Whether something became more or less frequent among the same items.
+
+    Attributes:
+        only_before: items that had it before and not after.
+        only_after: items that have it after and had not before.
+        p_value: two-sided; the probability of a split at least as uneven if both ways are equally likely.
+    """
+
+    only_before: int
+    only_after: int
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference between two measurements of the same items.
+
+    Attributes:
+        value: mean of second - first.
+        n: number of items.
+        interval: 95 % interval of the mean.
+        p_value: two-sided, against a mean of 0.
+    """
+
+    value: float
+    n: int
+    interval: tuple[float, float]
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "interval": list(self.interval)}
 
 
 def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -41,3 +117,106 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At the ends the interval touches 0 or 1 exactly; rounding must not put it outside.
     return (0.0 if count == 0 else centre - half), (1.0 if count == n else centre + half)
+
+
+def mean_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0) -> Mean:
+    """The mean of `values` with its 95 % percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+
+    It needs no normal distribution, but some dozens of values: of few skewed ones it is too narrow.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
+    """
+    return Mean(fmean(values), len(values), _middle(_resampled_means(values, samples, seed)))
+
+
+def paired_bootstrap(
+    first: Sequence[float], second: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> Difference:
+    """Mean of second - first over the same items, with its 95 % percentile bootstrap interval and p-value.
+
+    The p-value is twice the share of resampled means on the other side of 0, the observed one counted in so that it is
+    never 0 (Davison & Hinkley 1997, section 4.2): at least 2 / (samples + 1).
+
+    Raises:
+        ValueError: the sequences are empty or differ in length, or a value is not finite.
+    """
+    _require_pairs(first, second)
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    means = _resampled_means(differences, samples, seed)
+    other_side = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p_value = min(1.0, 2 * (other_side + 1) / (samples + 1))
+    return Difference(fmean(differences), len(differences), _middle(means), p_value)
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+    """McNemar's exact test: the binomial test of the items that changed (McNemar 1947). Nothing changed: p is 1.
+
+    Raises:
+        ValueError: the sequences are empty or differ in length.
+    """
+    _require_pairs(before, after)
+    changes = Counter((bool(a), bool(b)) for a, b in zip(before, after, strict=True))
+    only_before, only_after = changes[True, False], changes[False, True]
+    changed = only_before + only_after
+    tail = sum(math.comb(changed, k) for k in range(min(only_before, only_after) + 1))
+    return McNemar(only_before, only_after, min(1.0, 2 * tail / 2**changed))
+
+
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
+    """Agreement of two raters beyond chance, at most 1 (Cohen 1960); None where both give one and the same label only.
+
+    Raises:
+        ValueError: the sequences are empty or differ in length.
+    """
+    _require_pairs(first, second)
+    n = len(first)
+    agreed = sum(a == b for a, b in zip(first, second, strict=True))
+    labels = Counter(first), Counter(second)
+    by_chance = sum(count * labels[1][label] for label, count in labels[0].items())  # n² times the share
+    return None if by_chance == n * n else (n * agreed - by_chance) / (n * n - by_chance)
+
+
+def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Share of the rectangle from (0, 0) to `reference` that is as bad as one of the points, or worse, in both objectives.
+
+    Both are minimised: 1 is a point at (0, 0), 0 no point within the rectangle (Zitzler & Thiele 1998).
+
+    Raises:
+        ValueError: the reference is not positive and finite.
+    """
+    if not all(0 < limit < math.inf for limit in reference):
+        raise ValueError(f"The reference must be positive and finite, not {reference}.")
+    within = [(x / reference[0], y / reference[1]) for x, y in points if x < reference[0] and y < reference[1]]
+    share, height = 0.0, 1.0
+    for x, y in sorted((max(x, 0.0), max(y, 0.0)) for x, y in within):
+        if y < height:
+            share += (1 - x) * (height - y)
+            height = y
+    return share
+
+
+def _require_pairs(first: Sized, second: Sized) -> None:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(
+            f"Two sequences of the same length are needed, with something in them; these hold {len(first)} and {len(second)}."
+        )
+
+
+def _resampled_means(values: Sequence[float], samples: int, seed: int) -> "NDArray[numpy.float64]":
+    """Means of as many values drawn with replacement, [samples]."""
+    import numpy
+
+    array = numpy.asarray(values, dtype=numpy.float64)
+    if not array.size or not numpy.isfinite(array).all():
+        raise ValueError("One value at least is needed, and only finite ones.")
+    random = numpy.random.default_rng(seed)
+    return numpy.array([array[random.integers(0, array.size, array.size)].mean() for _ in range(samples)])
+
+
+def _middle(means: "NDArray[numpy.float64]") -> tuple[float, float]:
+    """The interval with 95 % of the values in it, and as many on either side."""
+    import numpy
+
+    low, high = numpy.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

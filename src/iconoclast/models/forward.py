@@ -5,13 +5,14 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from iconoclast.errors import MeasurementError
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, new_cache, shareable
 from iconoclast.models.loading import LanguageModel
@@ -21,6 +22,9 @@ PART_TOKENS = 2048
 
 SHORTEST_PREFIX = 8
 """A shared prefix of fewer tokens is not worth a pass of its own."""
+
+
+_Result = TypeVar("_Result")
 
 
 class RowListener(Protocol):
@@ -120,6 +124,30 @@ def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_s
     return max(1, min(max_batch_size, int(free / 4 / (cache + activations + logits))))
 
 
+class Rows:
+    """How many sequences go through the model at once: halved whenever memory does not suffice, and nothing is lost."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def adaptively(self, run: Callable[[int], _Result]) -> _Result:
+        """What `run` gives when it is told the number of rows.
+
+        Raises:
+            MeasurementError: not even one sequence fits into memory.
+        """
+        while True:
+            try:
+                return run(self.number)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if self.number == 1:
+                    raise MeasurementError(
+                        "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
+                    ) from None
+                self.number //= 2
+
+
 def last_token_residuals(
     lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, advance: Callable[[int], None] = lambda n: None
 ) -> Tensor:
@@ -161,6 +189,28 @@ def next_token_logprobs(
     """
     for indices, logits, _ in read_prompts(lm, sequences, rows, 0, Unedited()):
         yield indices, logits.float().log_softmax(-1)
+
+
+def continuation_logits(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> Tensor:
+    """Logits of every token of given continuations, read at once (teacher forcing).
+
+    Args:
+        lm: the model, with whatever is applied to it.
+        prompts: token ids.
+        continuations: token ids that follow each prompt, at least one.
+
+    Returns:
+        [rows, longest continuation, vocabulary]; those of a shorter continuation stand at the end of its row.
+    """
+    sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
+    longest = max(map(len, continuations))
+    with torch.inference_mode(), contiguous_head(lm.model):
+        ids, mask = _left_padded(lm, sequences)
+        optional = {"position_ids": _positions(mask), "logits_to_keep": longest, "use_cache": False}
+        logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **_accepted(lm.model, optional)).logits
+    return logits[:, -longest:]
 
 
 def read_prompts(
@@ -330,15 +380,17 @@ def _forward(
     cache: DynamicCache | None = None,
 ) -> tuple[Tensor, DynamicCache]:
     cache = new_cache(lm.model, capacity) if cache is None else cache
-    optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
-    named = _parameters(type(lm.model).forward)
+    optional = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
     logits: Tensor = lm.model(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=cache,
-        **{name: value for name, value in optional.items() if name in named},
+        input_ids=ids, attention_mask=mask, past_key_values=cache, **_accepted(lm.model, optional)
     ).logits
     return logits[:, -1], cache
+
+
+def _accepted(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the model's forward pass knows."""
+    named = _parameters(type(model).forward)
+    return {name: value for name, value in options.items() if name in named}
 
 
 @functools.cache

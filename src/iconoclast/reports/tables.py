@@ -1,13 +1,14 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
 from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.reports.text import plain
-from iconoclast.runs.card import score_rows
+from iconoclast.runs.card import COUNTED, score_rows
 from iconoclast.search.pareto import Trial
 
 
@@ -24,8 +25,8 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
         s = trial.scores
         table.add_row(
             f"{trial.index}{mark}",
-            _with_interval(s.refusals),
-            _with_interval(s.overrefusals),
+            s.refusals.with_interval,
+            s.overrefusals.with_interval,
             f"{s.kl_divergence:.4f}",
             f"{s.compliance:.2f}",
             f"{direction.method}, {place}",
@@ -34,8 +35,8 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
     table.add_section()
     table.add_row(
         "base",
-        _with_interval(base.refusals),
-        _with_interval(base.overrefusals),
+        base.refusals.with_interval,
+        base.overrefusals.with_interval,
         "0",
         f"{base.compliance:.2f}",
         "",
@@ -56,6 +57,97 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
     return table
 
 
+def report_table(report: Mapping[str, Any]) -> Table:
+    """The report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
+    about = (
+        "Report prompts: they chose nothing"
+        if report["split"] == "report"
+        else "Selection prompts: they chose the trial"
+    )
+    return examinations_table(
+        about, [("base model", report["base_metrics"]), (f"trial {report['trial']}", report["metrics"])]
+    )
+
+
+def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Examinations (`Examination.as_dict`) side by side, the base model first."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name, _ in columns:
+        table.add_column(plain(name), justify="right")
+    for row, cells in _examination_rows([metrics for _, metrics in columns]):
+        table.add_row(row, *cells)
+    return table
+
+
+def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    base = columns[0]
+    for title, name in (*COUNTED, ("Borderline overrefusals", "borderline_overrefusals")):
+        if name in base:
+            yield title, [Count.from_dict(m[name]).with_interval for m in columns]
+    for axis in base.get("axes", {}):
+        yield f"Refusals, {axis}", [Count.from_dict(m["axes"][axis]["refusals"]).with_interval for m in columns]
+    for i, (tokens, whole) in enumerate((entry["tokens"], entry) for entry in base["refusals_by_length"]):
+        if whole is not base["refusals_by_length"][-1]:
+            yield (
+                f"Refusals after {tokens} tokens",
+                [Count.from_dict(m["refusals_by_length"][i]).with_interval for m in columns],
+            )
+    for judge in base.get("judges", {}):
+        yield f"Refusals by {judge}", [_judged(m["judges"][judge]) for m in columns]
+    yield "Disclaimer hits", [str(m["disclaimer_hits"]) for m in columns]
+    yield "Compliance (heuristic)", [f"{m['compliance_score']:.2f}" for m in columns]
+    yield "First-token KL, nats", [_mean(m["first_token_kl"]) for m in columns]
+    yield f"KL over {base['token_kl']['tokens']} tokens, nats", [_mean(m["token_kl"]) for m in columns]
+    yield "Perplexity of the base's answers", [f"{m['perplexity']['value']:.3f}" for m in columns]
+
+
+def _judged(judged: Mapping[str, Any]) -> str:
+    kappa = judged["kappa_with_markers"]
+    agreement = "" if kappa is None else f", κ {kappa:.2f}"
+    unknown = judged["unknown"]["count"]
+    return f"{Count.from_dict(judged['refusal']).with_interval}{agreement}" + (
+        f", {unknown} unknown" if unknown else ""
+    )
+
+
+def _mean(mean: Mapping[str, Any]) -> str:
+    low, high = mean["interval"]
+    return f"{mean['value']:.4f} ({low:.4f} to {high:.4f})"
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """What else a report says, a line each: tests, lengths, control, judges."""
+    failures, tokens = report["paired"]["failures"], report["metrics"]["token_kl"]["tokens"]
+    lines = [
+        f"Refused or broken, prompt by prompt: {failures['only_before']} only before, {failures['only_after']} only after "
+        f"(p = {failures['p_value']:.2g}, exact McNemar test). KL is over the first token, and over the {tokens} first tokens "
+        "of the base model's own answers.",
+    ]
+    for name, metrics in (("base model", report["base_metrics"]), ("edit", report["metrics"])):
+        if not metrics["refusals_settled"]:
+            lines.append(
+                f"Refusals of the {name} are still growing at the end of the response: set a larger max_response_length."
+            )
+        for judge, judged in metrics.get("judges", {}).items():
+            if "problem" in judged:
+                lines.append(f"Judge {judge}: {judged['problem']}")
+    if control := report.get("random_control"):
+        lines.append(
+            f"Random directions of the same strength: {control['mean_failures']:.1f} refused or broken on average, KL "
+            f"{control['mean_kl_divergence']:.4f} ({len(control['draws'])} draws)."
+        )
+        if control["as_strong_as_the_edit"]:
+            lines.append(
+                "WARNING: they remove at least half of what the edit removes. The direction hardly matters here."
+            )
+    if report["split"] == "selection":
+        lines.append(
+            "These prompts chose the trial, which flatters it. Give good_report_prompts and bad_report_prompts."
+        )
+    return lines
+
+
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
     """Responses side by side."""
     table = Table(title="Responses", title_justify="left", show_lines=True)
@@ -65,8 +157,3 @@ def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[
     for i, prompt in enumerate(prompts):
         table.add_row(plain(prompt), *(plain(texts[i].strip()) for _, texts in columns))
     return table
-
-
-def _with_interval(count: Count) -> str:
-    low, high = count.interval
-    return f"{count} ({low:.0%}-{high:.0%})"

@@ -9,6 +9,16 @@ from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.search.pareto import Trial
 
+COUNTED = (
+    ("Refusals", "refusals"),
+    ("Soft refusals", "soft_refusals"),
+    ("Broken responses", "broken"),
+    ("Complied", "complied"),
+    ("Overrefusals", "overrefusals"),
+    ("Broken benign responses", "benign_broken"),
+)
+"""Counts of `Scores` as tables show them: title, attribute."""
+
 DEMO_RELATION = "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n"
 
 
@@ -79,8 +89,8 @@ Measured on this export, loaded from these files, against its base. {prompts}
 |---|---|---|
 {chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
 
-Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases, with 95 %
-intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats; the
+Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases; soft refusals turn
+the request away in other words; broken responses are empty, loop, or are in the wrong script. With 95 % intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats; the
 base model's own is the noise of its arithmetic in batches of another shape.
 
 ## How to load it
@@ -92,7 +102,7 @@ base model's own is the noise of its arithmetic in batches of another shape.
 ## Limits
 
 The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A response without a marker
-phrase counts as no refusal, also if it makes no sense: read some. A model that refuses less also refuses less where it
+phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. A model that refuses less also refuses less where it
 should. Whoever deploys it answers for its use, and the licence of {name} applies.
 """
 
@@ -127,17 +137,11 @@ def _strengths(trial: Trial) -> str:
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """The before/after table: name, base, edited."""
     return [
-        ("Refusals", _counted(before.refusals), _counted(after.refusals)),
-        ("Overrefusals", _counted(before.overrefusals), _counted(after.overrefusals)),
+        *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
         ("First-token KL", f"0 (noise {before.kl_divergence:.4f})", f"{after.kl_divergence:.4f}"),
     ]
-
-
-def _counted(count: Count) -> str:
-    low, high = count.interval
-    return f"{count} ({low:.0%} to {high:.0%})"
 
 
 def _components(trial: Trial) -> str:

@@ -26,13 +26,13 @@ from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
 from iconoclast.runs.folder import RunFolder, write_json
 from iconoclast.runs.pipeline import (
-    Prompts,
     choose_trial,
     evaluator_of,
     load_settings_model,
     search_space,
     trial_document,
 )
+from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Study
 

@@ -34,6 +34,11 @@ FREE_SETTINGS = frozenset(
         "full_normalization_lora_rank",
         "good_report_prompts",
         "bad_report_prompts",
+        "borderline_report_prompts",
+        "allow_overlap",
+        "random_controls",
+        "judge_classifier",
+        "judge_chat",
     ]
 )
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
@@ -69,6 +74,11 @@ class RunFolder:
     def summary(self) -> Path:
         """The results."""
         return self.path / "batch_summary.json"
+
+    @property
+    def samples(self) -> Path:
+        """Responses of the base model and the best trial to the report prompts."""
+        return self.path / "samples.jsonl"
 
     def check(self, settings: Settings) -> None:
         """Whether a run with these settings can begin or continue here. Touches nothing.

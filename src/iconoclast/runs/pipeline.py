@@ -11,20 +11,21 @@ from typing import Any
 from torch import Tensor
 
 from iconoclast import __version__
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config import Settings
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
-from iconoclast.evaluation.measure import Bounds, Evaluator, MeasureOptions, Scores
-from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.measure import Bounds, Evaluator, Scores
 from iconoclast.models.decoding import find_response_prefix
 from iconoclast.models.forward import affordable_rows, last_token_residuals
 from iconoclast.models.loading import LanguageModel, load_model, resolve
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
+from iconoclast.runs.reporting import measured_with, options_of, report, rules_of, write_samples
+from iconoclast.runs.splits import Prompts
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
@@ -34,66 +35,6 @@ PREFIX_PROMPTS = 8
 """Prompts of each set that are looked at for a common start of responses."""
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompt sets of a run: those that fit directions, those that choose trials, those that are looked at once."""
-
-    benign: PromptSet
-    target: PromptSet
-    benign_evaluation: PromptSet
-    target_evaluation: PromptSet
-    benign_report: PromptSet | None = None
-    target_report: PromptSet | None = None
-
-    @classmethod
-    def load(cls, settings: Settings) -> "Prompts":
-        """Load all sets that the settings name.
-
-        Raises:
-            PromptsError: a set cannot be read, or is too small.
-            SettingsError: one of the two report sets is missing.
-        """
-
-        def read(source: PromptSource, minimum: int = 1) -> PromptSet:
-            return load_prompts(source, settings.system_prompt, minimum)
-
-        report = settings.good_report_prompts, settings.bad_report_prompts
-        if (report[0] is None) != (report[1] is None):
-            raise SettingsError("Give both good_report_prompts and bad_report_prompts, or neither.")
-        return cls(
-            read(settings.good_prompts, 2),
-            read(settings.bad_prompts, 2),
-            read(settings.good_evaluation_prompts),
-            read(settings.bad_evaluation_prompts),
-            *(read(source) for source in report if source is not None),
-        )
-
-    def named(self) -> dict[str, PromptSet]:
-        """The sets under the names of their settings."""
-        names = {
-            "good_prompts": self.benign,
-            "bad_prompts": self.target,
-            "good_evaluation_prompts": self.benign_evaluation,
-            "bad_evaluation_prompts": self.target_evaluation,
-            "good_report_prompts": self.benign_report,
-            "bad_report_prompts": self.target_report,
-        }
-        return {name: prompts for name, prompts in names.items() if prompts is not None}
-
-    def document(self) -> dict[str, Any]:
-        """What was loaded, for JSON."""
-        return {name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.named().items()}
-
-    def overlaps(self) -> dict[str, int]:
-        """Pairs of sets with another purpose that share prompts, and how many."""
-        sets = self.named()
-        pairs = [
-            (a, b) for i, a in enumerate(sets) for b in list(sets)[i + 1 :] if a.split("_", 1)[1] != b.split("_", 1)[1]
-        ]
-        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs}
-        return {pair: count for pair, count in shared.items() if count}
 
 
 @dataclass
@@ -163,15 +104,12 @@ class Run:
         self.study.run(n_trials, evaluate, self.objective, told)
 
     def measure_report(self, progress: Progress | None = None) -> None:
-        """Measure the base model and the best trial on the report prompts, if there are any, once."""
+        """Examine the base model and the best trial once, on the report prompts if there are any; keep their responses."""
         best = self.best()
-        if self.prompts.benign_report is None or self.prompts.target_report is None or best is None:
+        if best is None or (self.report is not None and self.report["trial"] == best.index):
             return
-        if self.report is not None and self.report["trial"] == best.index:
-            return
-        evaluator = evaluator_of(self.settings, self.lm, self.prompts.target_report, self.prompts.benign_report)
-        base, edited = evaluator.measure([Edit.nothing(), self.edit(best.parameters)], progress)
-        self.report = {"trial": best.index, "base_metrics": base.as_dict(), "metrics": edited.as_dict()}
+        self.report, samples = report(self.settings, self.lm, self.prompts, self.directions, best, progress or Silent())
+        write_samples(self.folder.samples, samples)
 
     def write_summary(self, status: str) -> dict[str, Any]:
         """Write batch_summary.json; `status` is running, complete or interrupted."""
@@ -181,6 +119,7 @@ class Run:
             "iconoclast_version": __version__,
             "status": status,
             "model": self.settings.model,
+            "seed": self.settings.seed,
             "study_checkpoint_dir": str(self.folder.path),
             "completed_trials": len(self.study.trials()),
             "pruned_trials": self.study.finished - len(self.study.trials()),
@@ -231,7 +170,7 @@ def started_run(settings: Settings, progress: Progress | None = None, began: flo
     folder.check(settings)
     prompts = Prompts.load(settings)
     for pair, count in prompts.overlaps().items():
-        progress.note(f"Overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them are flattering.")
+        progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
     with folder.locked():
         folder.check(settings)  # again: another process may have begun a run meanwhile
         progress.start(f"Loading {settings.model}", 0)
@@ -265,13 +204,8 @@ def evaluator_of(
         lm,
         target,
         benign,
-        ResponseRules(settings.refusal_markers, settings.disclaimer_markers),
-        MeasureOptions(
-            settings.max_response_length,
-            settings.max_benign_response_length,
-            settings.batch_size,
-            settings.max_batch_size,
-        ),
+        rules_of(settings),
+        options_of(settings),
         settings.components,
         reference,
     )
@@ -334,7 +268,7 @@ def _prepared(
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
     known = folder.read_baseline() if folder.baseline.is_file() else None
-    lm = lm.with_prefix(known["response_prefix"] if known else _response_prefix(settings, prompts, lm, progress))
+    lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
     folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
     if fitted is not None:
@@ -370,11 +304,12 @@ def _prepared(
             f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
         )
-    report = _known_report(folder, prompts)
-    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, report)
+    known_report = _known_report(settings, folder, prompts)
+    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, known_report)
 
 
-def _response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:
+def response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:
+    """What responses start with: as the settings say, else as the model shows."""
     if settings.response_prefix is not None:
         return settings.response_prefix
     progress.start("Looking at how responses start", 0)
@@ -398,13 +333,14 @@ def _baseline(evaluator: Evaluator, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _known_report(folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
-    """What an earlier start measured on the same report prompts."""
+def _known_report(settings: Settings, folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
+    """What an earlier start measured on the same report prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
     summary = folder.read_json(folder.summary, ("prompts", "report"))
-    report: dict[str, Any] | None = summary["report"]
-    return report if summary["prompts"] == prompts.document() else None
+    known: dict[str, Any] | None = summary["report"]
+    same = known is not None and known.get("measured_with") == measured_with(settings)
+    return known if same and summary["prompts"] == prompts.document() else None
 
 
 def collect_residuals(
@@ -444,7 +380,7 @@ def _trial_line(number: int, outcome: Outcome) -> str:
             f"{outcome.overrefusals} or more overrefusals, KL {outcome.kl_divergence:.4f}"
         )
     return (
-        f"Trial {number}: {outcome.refusals} refusals, {outcome.overrefusals} overrefusals, "
+        f"Trial {number}: {outcome.refusals} refusals, {outcome.broken.count} broken, {outcome.overrefusals} overrefusals, "
         f"KL {outcome.kl_divergence:.4f}, compliance {outcome.compliance:.2f}"
     )
 

@@ -12,7 +12,8 @@ LOW_REFUSAL_RATE = 0.15
 class Objective:
     """behaviour = R + w_o·O + w_m·D + w_c·(1 − C), and the KL divergence with the target guard.
 
-    R and O are refusal rates on target and benign prompts, D disclaimer hits per target response (at most 1), C the
+    R is the rate of failures (refusals and broken responses) on target prompts, weighted by axis if they have axes, O the
+    refusal rate on benign prompts, D disclaimer hits per target response (at most 1), C the
     compliance score. Under `kl_target` the second number follows behaviour instead of the KL divergence: otherwise
     changing nothing would always be an optimum.
     """
@@ -49,4 +50,4 @@ class Objective:
 
 
 def _terms(scores: Scores) -> tuple[float, float, float]:
-    return scores.refusals.rate, min(1.0, scores.disclaimer_rate), 1 - scores.compliance
+    return scores.failure_rate, min(1.0, scores.disclaimer_rate), 1 - scores.compliance

@@ -7,7 +7,7 @@ from iconoclast.evaluation.measure import Scores
 from iconoclast.search.space import EditParameters
 
 Key = tuple[int, int, float]
-"""Refusals, overrefusals, KL divergence: what trials are ordered by, and what the front is a front of."""
+"""Failures, overrefusals, KL divergence: what trials are ordered by, and what the front is a front of."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Trial:
     @property
     def key(self) -> Key:
         """What it competes with."""
-        return self.scores.refusals.count, self.scores.overrefusals.count, self.scores.kl_divergence
+        return self.scores.key
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other beats or equals in refusals, overrefusals and KL divergence at once, in that order."""
+    """Trials that no other beats or equals in failures, overrefusals and KL divergence at once, in that order."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (t.key, t.index)):
         if not beaten(trial.key, (kept.key for kept in front)):

@@ -1,0 +1,315 @@
+"""The matched comparison with heretic, and ablations: what an edit does on prompts that chose nothing.
+
+    .venv/bin/python benchmarks/quality.py --data DATA --heretic OTHER_VENV/bin/heretic --out FOLDER             # the match
+    .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
+
+Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
+once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. Each tool's best
+trial is the one with the fewest failures on the selection prompts within a KL of 0.1. It is then examined here, once, on
+the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front on the
+selection prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats.
+
+What is there already in FOLDER is not done again; heretic runs of peer.py can be put there (heretic-0, heretic-1, ...).
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import peer
+import tomli_w
+
+from iconoclast.config import PromptSource, Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.evaluation.measure import Evaluator, Scores
+from iconoclast.evaluation.statistics import hypervolume
+from iconoclast.library import search
+from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.packed import packed
+from iconoclast.prompts import load_prompts
+from iconoclast.runs.comparison import compare
+from iconoclast.runs.export import SavedRun
+from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.runs.heretic import HereticStudy, heretic_directions
+from iconoclast.runs.reporting import options_of, rules_of
+from iconoclast.runs.subjects import HereticSubject, RunSubject
+from iconoclast.search.pareto import pareto_front
+
+REFERENCE = (1.0, 0.2)
+"""Failure rate and KL divergence (nats) from which hypervolumes are measured."""
+
+AT_A_TIME = 8
+"""Edits measured together."""
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "benign subspace of rank 0": {"benign_subspace_rank": 0},
+    "benign subspace of rank 4": {"benign_subspace_rank": 4},
+    "benign subspace of rank 16": {"benign_subspace_rank": 16},
+    "rank 0, benign mean not kept out": {"benign_subspace_rank": 0, "orthogonalize_direction": False},
+    "mean direction only": {"direction_methods": ["mean"]},
+    "median direction only": {"direction_methods": ["median"]},
+    "variance direction only": {"direction_methods": ["variance"]},
+    "hybrid direction only": {"direction_methods": ["hybrid"]},
+    "row normalisation none": {"row_normalization": "none"},
+    "row normalisation full": {"row_normalization": "full"},
+}
+
+
+def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespace, seed: int) -> Settings:
+    """What both tools are told."""
+    report = {
+        f"{side}_report_prompts": PromptSource(
+            dataset=str(arguments.data / f"{name}.jsonl"), split=f"report[:{arguments.report}]", column="text"
+        )
+        for side, name in (("good", "knowledge"), ("bad", "requests"))
+    }
+    return Settings(
+        model=str(model),
+        system_prompt=peer.SYSTEM,
+        response_prefix="",
+        max_response_length=arguments.tokens,
+        seed=seed,
+        exit_after_optimization=True,
+        **{name: PromptSource(dataset=str(file)) for name, file in files.items()},
+        **report,
+    )
+
+
+def heretic_run(model: Path, files: dict[str, Path], out: Path, arguments: argparse.Namespace, seed: int) -> Path:
+    """The journal of a whole heretic run."""
+    folder = out / f"heretic-{seed}"
+    if not folder.exists():
+        folder.mkdir()
+        peer.heretic(arguments.heretic, model, files, folder, arguments, seed)
+    (journal,) = (folder / "checkpoints").glob("*.jsonl")
+    return journal
+
+
+def seconds_of(journal: Path) -> float:
+    """From the start of a heretic run, when its settings were written, to its last trial."""
+    started = (journal.parents[1] / "config.toml").stat().st_mtime
+    return peer.times(peer.journal_of(journal), started, len(HereticStudy.read(journal).trials))[2]
+
+
+def run_of(settings: Settings, folder: Path, trials: int, seconds: float | None = None) -> Path:
+    """A run of that many trials, or as many as take that long with everything from the start of the program."""
+    if (folder / "done.json").exists():
+        return folder
+    file = folder.parent / f"{folder.name}.toml"
+    file.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+    program = str(Path(sys.executable).parent / "iconoclast")
+    command = [program, "run", "--config", str(file), "--out", str(folder), "--n-trials", str(trials)]
+    began = time.time()
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+    write_json(folder / "done.json", {"seconds": time.time() - began})
+    return folder
+
+
+def front_edits(lm: LanguageModel, source: Path) -> list[Edit]:
+    """The edits of a run's or a heretic study's front on the selection prompts."""
+    if source.is_dir():
+        saved = SavedRun.open(RunFolder(source), "best")
+        writers = lm.writers(saved.settings.components)
+        return [
+            trial.parameters.edit(saved.directions, writers, saved.settings.row_normalization)
+            for trial in pareto_front(saved.trials)
+        ]
+    study = HereticStudy.read(source)
+    sets = (
+        load_prompts(s, study.settings.system_prompt) for s in (study.settings.good_prompts, study.settings.bad_prompts)
+    )
+    directions = heretic_directions(lm, study, *sets)
+    front: list[Any] = []
+    for trial in sorted(study.trials, key=lambda t: (t.refusals, t.kl_divergence)):
+        if not front or trial.kl_divergence < front[-1].kl_divergence:
+            front.append(trial)
+    return [study.edit(trial, lm, directions) for trial in front]
+
+
+def on_report(lm: LanguageModel, settings: Settings, edits: Sequence[Edit]) -> Iterator[Scores]:
+    """Scores on the report prompts."""
+    assert settings.bad_report_prompts and settings.good_report_prompts
+    target, benign = (
+        load_prompts(source, settings.system_prompt)
+        for source in (settings.bad_report_prompts, settings.good_report_prompts)
+    )
+    evaluator = Evaluator(lm, target, benign, rules_of(settings), options_of(settings))
+    for start in range(0, len(edits), AT_A_TIME):
+        yield from evaluator.measure(edits[start : start + AT_A_TIME])
+
+
+def front_on_report(lm: LanguageModel, settings: Settings, source: Path, cache: Path) -> dict[str, Any]:
+    """Points and hypervolume of a front, measured on the report prompts."""
+    if not cache.exists():
+        points = [(s.failures.rate, s.kl_divergence) for s in on_report(lm, settings, front_edits(lm, source))]
+        write_json(cache, {"points": points, "hypervolume": hypervolume(points, REFERENCE)})
+    document: dict[str, Any] = json.loads(cache.read_text())
+    return document
+
+
+def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
+    out, results = arguments.out, []
+    for seed in range(arguments.seeds):
+        settings = settings_of(model, files, arguments, seed)
+        journal = heretic_run(model, files, out, arguments, seed)
+        seconds = seconds_of(journal)
+        equal_trials = run_of(settings, out / f"iconoclast-trials-{seed}", arguments.trials)
+        equal_time = run_of(settings, out / f"iconoclast-time-{seed}", 10_000, seconds)
+        result = out / f"match-{seed}.json"
+        if not result.exists():
+            with packed(lm.model):
+                subjects = [
+                    HereticSubject(study := HereticStudy.read(journal), study.best(settings.kl_divergence_target)),
+                    *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in (equal_trials, equal_time)),
+                ]
+                comparison = compare(subjects, settings)
+                fronts = {
+                    source.stem if source.is_dir() else "heretic": front_on_report(
+                        lm, settings, source, out / f"front-{seed}-{number}.json"
+                    )
+                    for number, source in enumerate((journal, equal_trials, equal_time))
+                }
+            summaries = {
+                run.name: {
+                    "seconds": json.loads((run / "done.json").read_text())["seconds"],
+                    **{
+                        key: value
+                        for key, value in json.loads((run / "batch_summary.json").read_text()).items()
+                        if key in ("completed_trials", "pruned_trials")
+                    },
+                }
+                for run in (equal_trials, equal_time)
+            }
+            write_json(
+                result,
+                {"comparison": comparison.document(), "fronts": fronts, "runs": summaries, "heretic_seconds": seconds},
+            )
+        results.append(json.loads(result.read_text()))
+        print_match(seed, results[-1])
+    print_medians(results)
+
+
+def row(name: str, metrics: dict[str, Any], hypervolume_of: float | None) -> str:
+    """One line of a table."""
+
+    def counted(key: str) -> str:
+        low, high = metrics[key]["interval"]
+        return f"{metrics[key]['count']}/{metrics[key]['n']} ({low:.0%}-{high:.0%})"
+
+    def mean(key: str) -> str:
+        low, high = metrics[key]["interval"]
+        return f"{metrics[key]['value']:.4f} ({low:.4f}-{high:.4f})"
+
+    cells = [name, *map(counted, ("refusals", "broken", "soft_refusals", "overrefusals"))]
+    cells += [mean("first_token_kl"), mean("token_kl"), "" if hypervolume_of is None else f"{hypervolume_of:.3f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+HEADER = (
+    "| | refusals | broken | soft refusals | overrefusals | first-token KL | KL over 32 tokens | hypervolume |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def print_match(seed: int, result: dict[str, Any]) -> None:
+    comparison = result["comparison"]
+    print(f"\nSeed {seed}: heretic {result['heretic_seconds']:.0f} s; {json.dumps(result['runs'])}")
+    print(HEADER)
+    print(row("base", comparison["base_metrics"], None))
+    for subject, front in zip(comparison["subjects"], result["fronts"].values(), strict=True):
+        print(row(subject["name"], subject["metrics"], front["hypervolume"]))
+    for pair in comparison["pairs"]:
+        tests = pair["paired"]
+        print(
+            f"  {pair['first']} / {pair['second']}: {pair['verdict']}; failures p = {tests['failures']['p_value']:.2g}; "
+            f"first-token KL {tests['first_token_kl']['value']:+.4f} {[round(x, 4) for x in tests['first_token_kl']['interval']]}, "
+            f"tokens {tests['token_kl']['value']:+.4f} {[round(x, 4) for x in tests['token_kl']['interval']]}",
+            flush=True,
+        )
+
+
+def print_medians(results: Sequence[dict[str, Any]]) -> None:
+    print(f"\nMedians of {len(results)} seeds")
+    for number, name in enumerate(("heretic", "ICONOCLAST, equal trials", "ICONOCLAST, equal time")):
+        metrics = [result["comparison"]["subjects"][number]["metrics"] for result in results]
+        volumes = [list(result["fronts"].values())[number]["hypervolume"] for result in results]
+        counts = (
+            f"{key} {statistics.median(m[key]['count'] for m in metrics):g}"
+            for key in ("refusals", "broken", "overrefusals")
+        )
+        kl = (
+            f"{key} {statistics.median(m[key]['value'] for m in metrics):.4f}" for key in ("first_token_kl", "token_kl")
+        )
+        print(f"  {name:>25}: {', '.join([*counts, *kl])}, hypervolume {statistics.median(volumes):.3f}")
+
+
+def ablations(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
+    print("| | failures | overrefusals | first-token KL | hypervolume, seeds |\n|---|---|---|---|---|")
+    for name, changes in ABLATIONS.items():
+        slug = name.replace(" ", "-").replace(",", "")
+        best, volumes = [], []
+        for seed in range(arguments.seeds):
+            folder = arguments.out / f"ablation-{slug}-{seed}"
+            given = {**changes, "n_trials": arguments.ablation_trials, "study_checkpoint_dir": folder}
+            settings = settings_of(model, files, arguments, seed).model_copy(update={**given, "random_controls": 0})
+            if not (folder / "done.json").exists():
+                search(settings)
+                write_json(folder / "done.json", {})
+            best.append(json.loads((folder / "batch_summary.json").read_text())["report"]["metrics"])
+            with packed(lm.model):
+                cache = arguments.out / f"ablation-{slug}-{seed}.json"
+                volumes.append(front_on_report(lm, settings, folder, cache)["hypervolume"])
+        failures = [f"{m['refusals']['count'] + m['broken']['count']}/{m['refusals']['n']}" for m in best]
+        over = [f"{m['overrefusals']['count']}/{m['overrefusals']['n']}" for m in best]
+        kl = [f"{m['kl_divergence']:.4f}" for m in best]
+        shown = ", ".join(f"{volume:.3f}" for volume in volumes)
+        print(
+            f"| {name} | {', '.join(failures)} | {', '.join(over)} | {', '.join(kl)} | {statistics.median(volumes):.3f} ({shown}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with requests.jsonl and knowledge.jsonl")
+    parser.add_argument("--heretic", help="the heretic program, in an environment of its own")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the results; what is there is not done again"
+    )
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--ablation-trials", type=int, default=48)
+    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--knowledge", type=int, default=64)
+    parser.add_argument("--report", type=int, default=256, help="report prompts of each kind")
+    parser.add_argument("--tokens", type=int, default=96)
+    arguments = parser.parse_args()
+    arguments.heretic_trials, arguments.quick = None, False
+    arguments.out, arguments.data = arguments.out.resolve(), arguments.data.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    files = peer.write_prompts(arguments.data, arguments.out, arguments.requests, arguments.knowledge)
+    lm = load_model(arguments.model)
+    model = Path(resolve(arguments.model))
+    (ablations if arguments.ablations else match)(lm, model, files, arguments)
+
+
+if __name__ == "__main__":
+    main()

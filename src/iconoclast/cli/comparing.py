@@ -1,0 +1,154 @@
+"""The commands `evaluate` and `compare`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iconoclast.cli.console import out, quiet_libraries, shown_progress
+from iconoclast.config import Settings, load_settings
+from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.reports.tables import examinations_table, samples_table
+from iconoclast.reports.text import print_lines
+from iconoclast.runs.comparison import Comparison, compare, settings_for
+from iconoclast.runs.export import export_run, require_free
+from iconoclast.runs.folder import write_json
+from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject, find_subject
+
+SPLITS = {
+    "report": "Report prompts: they chose nothing",
+    "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
+}
+
+
+def evaluate_action(name: str, against: str | None, config: Path | None, json_file: Path | None) -> None:
+    """Examine one model beside its base."""
+    quiet_libraries()
+    _require_writable(json_file)
+    subjects, settings = _understood([name], config)
+    comparison = _compared(subjects, settings, against)
+    document = comparison.document()
+    _print(comparison, document, 0)
+    if json_file is not None:
+        (only,) = document.pop("subjects")
+        for key in ("ranking", "pairs"):
+            del document[key]
+        write_json(json_file, {**document, "subject": only})
+        print_lines(out, f"Wrote {json_file}")
+
+
+def compare_action(
+    names: Sequence[str], against: str | None, config: Path | None, to: Path | None, sample_count: int
+) -> None:
+    """Examine several models beside their base, and write comparison.json and summary.json into the folder `to`."""
+    quiet_libraries()
+    subjects, settings = _understood(names, config)
+    if to is not None:
+        require_free(to)
+    comparison = _compared(subjects, settings, against)
+    document = comparison.document()
+    _print(comparison, document, sample_count)
+    if to is not None:
+        _write(comparison, document, to, sample_count)
+
+
+def export_and_compare_action(run: Path, journal: Path | None, output: Path, sample_count: int) -> None:
+    """Export a run's best trial as merged weights, and compare the export with the best trial of a heretic study.
+
+    Writes iconoclast-best-merged/, comparison.json and summary.json into `output`.
+    """
+    quiet_libraries()
+    require_free(output)
+    chosen = find_subject(str(run))
+    if not isinstance(chosen, RunSubject):
+        raise RunFolderError(f"{run} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl.")
+    subjects: list[Subject] = [chosen]
+    if journal is not None:
+        other = find_subject(str(journal))
+        if not isinstance(other, HereticSubject):
+            raise RunFolderError(
+                f"{journal} is no journal of heretic. Give the .jsonl file from its checkpoints folder."
+            )
+        subjects.append(other)
+    merged = output / "iconoclast-best-merged"
+    with shown_progress() as progress:
+        export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
+    settings = settings_for(subjects)
+    subjects.insert(0, find_subject(str(merged), settings))
+    comparison = _compared(subjects, settings, None)
+    document = comparison.document()
+    _print(comparison, document, sample_count)
+    _write(comparison, document, output, sample_count)
+
+
+def _understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
+    given = None if config is None else load_settings({}, config).settings
+    subjects = [find_subject(name, given) for name in names]
+    return subjects, given or settings_for(subjects)
+
+
+def _compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
+    with shown_progress() as progress:
+        return compare(subjects, settings, against, progress)
+
+
+def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
+    columns = [("base model", document["base_metrics"])]
+    columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
+    title = f"{SPLITS[comparison.sample.split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
+    out.print(examinations_table(title, columns))
+    for subject in document["subjects"]:
+        failures = subject["against_base"]["failures"]
+        print_lines(
+            out,
+            f"{subject['name']} against its base, refused or broken: {failures['only_before']} only the base, "
+            f"{failures['only_after']} only the edit (p = {failures['p_value']:.2g}, exact McNemar test).",
+            *(f"{subject['name']}: {caveat}." for caveat in subject.get("caveats", [])),
+        )
+    for pair in document["pairs"]:
+        print_lines(out, *_pair_lines(pair))
+    print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.4f} mean nothing.")
+    if sample_count:
+        rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
+        names = list(rows[0]["responses"])
+        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in names]
+        out.print(samples_table([row["prompt"] for row in rows], texts))
+
+
+def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
+    better, decided_by = pair["verdict"]["better"], pair["verdict"]["decided_by"]
+    names = {
+        "failures": "fewer refused or broken",
+        "overrefusals": "fewer overrefusals",
+        "kl_divergence": "lower first-token KL",
+    }
+    failures, divergence = pair["paired"]["failures"], pair["paired"]["token_kl"]
+    low, high = divergence["interval"]
+    return [
+        f"{pair['first']} and {pair['second']}: "
+        + (f"{better} is better ({names[decided_by]})." if better else "equal."),
+        f"  Refused or broken: {failures['only_before']} only the first, {failures['only_after']} only the second "
+        f"(p = {failures['p_value']:.2g}). KL over tokens, second less first: {divergence['value']:+.4f} ({low:+.4f} to {high:+.4f}, "
+        f"p = {divergence['p_value']:.2g}, bootstrap).",
+    ]
+
+
+def _write(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
+    """comparison.json: everything measured, and samples; summary.json: which trials they are, and the verdicts."""
+    to.mkdir(parents=True, exist_ok=True)
+    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
+    unsaid = ("metrics", "against_base")
+    summary = {
+        "schema_version": document["schema_version"],
+        "model": document["model"],
+        "ranking": document["ranking"],
+        "verdicts": [{"first": p["first"], "second": p["second"], **p["verdict"]} for p in document["pairs"]],
+        "subjects": [{k: v for k, v in subject.items() if k not in unsaid} for subject in document["subjects"]],
+    }
+    write_json(to / "summary.json", summary)
+    print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
+
+
+def _require_writable(file: Path | None) -> None:
+    """Measuring takes long: better to know before."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise SettingsError(f"{file} cannot be written. Give a file in a folder that exists with --json.")

@@ -1,0 +1,394 @@
+"""Benchmarks through lm-eval: an edited model beside its base. They need the extra `benchmark`."""
+
+import difflib
+import importlib.util
+import io
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from numbers import Real
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
+from peft import PeftModel
+from tqdm import tqdm  # type: ignore[import-untyped]
+from transformers import set_seed
+
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import MeasurementError, ModelError, UserError
+from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model
+from iconoclast.progress import Progress, Silent
+
+SCHEMA_VERSION = 1
+
+# The seeds of lm-eval's own command line, so that the figures are the same as there.
+SEED, PYTHON_SEED = 1234, 0
+
+# Resamples for metrics whose standard error lm-eval finds by the bootstrap; a thousand give it to 2 %.
+BOOTSTRAPS = 1000
+
+# What lm-eval raises while it sets up a task whose data are out of reach, or whose definition is wrong.
+TASK_FAULTS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
+
+Results = Mapping[str, Any]
+"""What lm-eval returns: results, samples, group_subtasks, higher_is_better."""
+
+Side = AbstractContextManager[LanguageModel]
+"""One of the models to compare, loaded when the context is entered."""
+
+
+class BenchmarkError(UserError):
+    """A benchmark that cannot be run as it was asked for."""
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What is measured, and how. The names are those of lm-eval.
+
+    Attributes:
+        tasks: names of tasks, groups and tags, or paths of task files.
+        include_path: a folder with more task files.
+        limit: only so many items of each task.
+        num_fewshot: worked examples before each item; unset, each task's own number. A task that insists on 0 keeps 0.
+        batch_size: sequences in a batch.
+        apply_chat_template: put the items to the model as a user would.
+        confirm_run_unsafe_code: allow tasks that run code which the model has written.
+    """
+
+    tasks: Sequence[str]
+    include_path: Path | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 8
+    apply_chat_template: bool = False
+    confirm_run_unsafe_code: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric's value and its standard error; None where lm-eval has none."""
+
+    value: float | None
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Difference(Figure):
+    """Edited minus base.
+
+    Attributes:
+        paired: whether the error is of the differences item by item, or of two independent measurements.
+    """
+
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task or group; `base` and `difference` are None if a model was measured alone."""
+
+    task: str
+    metric: str
+    n: int
+    higher_is_better: bool | None
+    base: Figure | None
+    edited: Figure
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The results, and what is needed to get them again."""
+
+    rows: Sequence[Row]
+    options: BenchmarkOptions
+    lm_eval_version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        tasks: dict[str, dict[str, Any]] = {}
+        for row in self.rows:
+            figures = {key: value for key, value in asdict(row).items() if key not in ("task", "metric")}
+            tasks.setdefault(row.task, {})[row.metric] = figures
+        named = ("limit", "num_fewshot", "batch_size", "apply_chat_template")
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "lm_eval_version": self.lm_eval_version,
+            **{name: getattr(self.options, name) for name in named},
+            "tasks": tasks,
+        }
+
+
+def require_lm_eval() -> None:
+    """Raise BenchmarkError if lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise BenchmarkError("Benchmarks need lm-eval: pip install 'iconoclast[benchmark]'")
+
+
+def benchmark(
+    options: BenchmarkOptions, edited: Side, base: Side | None = None, progress: Progress | None = None
+) -> Benchmark:
+    """Measure a model, or an edited model beside its base, with lm-eval.
+
+    The tasks are set up before a model is loaded, and one model is loaded at a time.
+
+    Raises:
+        BenchmarkError: lm-eval is not installed, or a task is unknown, unsafe, or cannot be set up.
+        MeasurementError: lm-eval broke down.
+    """
+    require_lm_eval()
+    progress = progress or Silent()
+    progress.start("Setting up the tasks", 0)
+    with _heard(progress, "Tasks"):
+        tasks = load_tasks(options)
+    of_base = None if base is None else _evaluated("Base model", base, tasks, options, progress)
+    of_edited = _evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
+    return Benchmark(rows(of_edited, of_base), options, metadata.version("lm_eval"))
+
+
+@contextmanager
+def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
+    """A model by its name, or a base model with a PEFT adapter on it by the adapter's folder.
+
+    Args:
+        name: what `load_model` takes, or the folder of an adapter.
+        templated: whether the chat template will be used; if not, the model need not have one.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    base = adapter_base(name)
+    lm = load_model(name if base is None else base, chat_template=None if templated else "raw")
+    if base is not None:
+        try:
+            adapted = PeftModel.from_pretrained(lm.model, str(Path(name).expanduser()))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"The adapter {name} cannot be put on {base}: {_reason(error)}") from None
+        adapted.requires_grad_(False).eval()
+    yield lm
+
+
+@contextmanager
+def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[str] = COMPONENTS) -> Iterator[LanguageModel]:
+    """The model with an edit applied live, in every row of every batch."""
+    with LiveEdits(lm.writers(components), [edit]).applied():
+        yield lm
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that the adapter in folder `name` belongs to; None if there is no adapter.
+
+    Raises:
+        ModelError: the adapter does not say.
+    """
+    folder = Path(name).expanduser()
+    file = folder / "adapter_config.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ModelError(f"{file} does not name the model that the adapter belongs to (base_model_name_or_path).")
+    return base
+
+
+def load_tasks(options: BenchmarkOptions) -> Any:
+    """lm-eval's tasks and groups, their data loaded.
+
+    Raises:
+        BenchmarkError: a task is unknown, unsafe, or cannot be set up.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder = options.include_path
+    if folder is not None and not folder.is_dir():
+        raise BenchmarkError(f"There is no folder {folder}. Give the folder of your task files with --include-path.")
+    names = list(dict.fromkeys(options.tasks))
+    if not names:
+        raise BenchmarkError("No task is named. Give at least one with --tasks.")
+    manager = TaskManager(include_path=folder)
+    known = manager.task_index
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            raise BenchmarkError(_unknown(name, list(known)))
+    if not options.confirm_run_unsafe_code:  # first, because setting such a task up may run code
+        _refuse_unsafe([name for name in names if name in known and (known[name].cfg or {}).get("unsafe_code")])
+    _seed()
+    try:
+        tasks = manager.load(names)
+    except TASK_FAULTS as error:
+        raise BenchmarkError(
+            f"lm-eval cannot set up {', '.join(names)}: {_reason(error)}. "
+            "Data sets of the hub need a network the first time; some tasks need more packages."
+        ) from None
+    _check(tasks["tasks"], options)
+    return tasks
+
+
+def rows(edited: Results, base: Results | None = None) -> list[Row]:
+    """Every metric of every task and group that lm-eval has measured, beside the same of the base model.
+
+    Of a metric that is the mean of its items, the difference's error is that of the mean of the items' differences. Of
+    any other it is √(se² + se²), as if the two models had been given different items: too large rather than too small.
+    """
+    found = []
+    for task, measured in edited["results"].items():
+        for key in measured:
+            name, _, rule = key.partition(",")
+            if not rule or name.endswith("_stderr"):
+                continue
+            metric = name if rule == "none" else key
+            figure, items = _figure(edited, task, key), _items(edited, task, key)
+            before = difference = None
+            if base is not None:
+                before = _figure(base, task, key)
+                difference = _difference(before, figure, _items(base, task, key), items)
+            better = edited["higher_is_better"].get(task, {}).get(name)
+            found.append(Row(task, metric, len(items), better, before, figure, difference))
+    return found
+
+
+def _figure(results: Results, task: str, key: str) -> Figure:
+    metric, _, rule = key.partition(",")
+    measured = results["results"][task]
+    return Figure(_number(measured.get(key)), _number(measured.get(f"{metric}_stderr,{rule}")))
+
+
+def _number(value: Any) -> float | None:
+    """lm-eval writes N/A where there is no standard error."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+
+
+def _items(results: Results, task: str, key: str) -> dict[tuple[Any, ...], Any]:
+    """What a metric is of every single item of a task, or of all tasks below a group."""
+    metric, _, rule = key.partition(",")
+    found: dict[tuple[Any, ...], Any] = {}
+    for child in results["group_subtasks"].get(task, ()):
+        found |= _items(results, child, key)
+    for sample in results["samples"].get(task, ()):
+        if sample["filter"] == rule and metric in sample["metrics"]:
+            found[task, sample["doc_id"], sample["doc_hash"]] = sample[metric]
+    return found
+
+
+def _difference(
+    base: Figure, edited: Figure, base_items: Mapping[Any, Any], edited_items: Mapping[Any, Any]
+) -> Difference:
+    if base.value is None or edited.value is None:
+        return Difference(None, None, False)
+    value = edited.value - base.value
+    same_items = base_items.keys() == edited_items.keys() and len(base_items) > 1
+    if same_items and _is_mean(base.value, base_items) and _is_mean(edited.value, edited_items):
+        moved = [float(edited_items[item]) - float(base_items[item]) for item in base_items]
+        return Difference(value, stdev(moved) / math.sqrt(len(moved)), True)
+    if base.stderr is None or edited.stderr is None:
+        return Difference(value, None, False)
+    return Difference(value, math.hypot(base.stderr, edited.stderr), False)
+
+
+def _is_mean(value: float, items: Mapping[Any, Any]) -> bool:
+    numbers = [float(item) for item in items.values() if isinstance(item, Real)]
+    return len(numbers) == len(items) and math.isclose(fmean(numbers), value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, progress: Progress) -> Results:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    progress.start(f"{label}: loading", 0)
+    with side as lm, _heard(progress, label):
+        _start_like_lm_eval(tasks["tasks"], options.num_fewshot)
+        try:
+            results: Results = lm_eval.evaluate(
+                HFLM(lm.model, tokenizer=lm.tokenizer, batch_size=options.batch_size, enable_thinking=False),
+                tasks,
+                limit=options.limit,
+                bootstrap_iters=BOOTSTRAPS,
+                apply_chat_template=options.apply_chat_template,
+                fewshot_as_multiturn=options.apply_chat_template,
+                confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+            )
+        except (AssertionError, ValueError) as error:
+            raise MeasurementError(f"lm-eval breaks down on {lm.name}: {_reason(error)}") from error
+    return results
+
+
+def _start_like_lm_eval(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
+    """What `lm_eval.simple_evaluate` does first. That also calls git, which complains on the terminal; this does not."""
+    for task in tasks.values():
+        default = task.get_config("num_fewshot")
+        if num_fewshot is not None and default != 0:
+            task.set_config("num_fewshot", num_fewshot)
+        elif default is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(SEED)
+    _seed()
+
+
+def _seed() -> None:
+    set_seed(SEED)
+    random.seed(PYTHON_SEED)
+
+
+def _check(tasks: Mapping[str, Any], options: BenchmarkOptions) -> None:
+    if not options.confirm_run_unsafe_code:
+        _refuse_unsafe([name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)])
+    pictures = [name for name, task in tasks.items() if getattr(task, "MULTIMODAL", False)]
+    if pictures:
+        raise BenchmarkError(f"{', '.join(pictures)} asks about pictures or sound. Only tasks of text can be run.")
+
+
+def _refuse_unsafe(names: Sequence[str]) -> None:
+    if names:
+        raise BenchmarkError(
+            f"{', '.join(names)} runs code that the model writes. Allow it with --confirm-run-unsafe-code, in a sandbox."
+        )
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f'lm-eval knows no task "{name}".{meant} Task files of your own need --include-path FOLDER.'
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if any(c.islower() for c in line)]  # not "#### WARNING"
+    return (lines[0] if lines else type(error).__name__).rstrip(".").replace(str(Path.home()), "~")
+
+
+@contextmanager
+def _heard(progress: Progress, label: str) -> Iterator[None]:
+    """While this lasts, lm-eval's progress bars are steps of `progress`, and what it prints is not seen."""
+    # lm-eval leaves no choice: it makes its bars with disable=False, and some in the middle of other functions.
+    make, step = tqdm.__init__, tqdm.update
+    shown = ""
+
+    def start(bar: Any, *arguments: Any, **options: Any) -> None:
+        nonlocal shown
+        make(bar, *arguments, **{**options, "file": io.StringIO()})
+        task = "" if bar.disable else bar.desc
+        if task and task != shown:  # a rolling likelihood makes a bar for every batch
+            shown = task
+            progress.start(f"{label}: {task[0].lower()}{task[1:]}", bar.total or 0)
+
+    def update(bar: Any, steps: int = 1) -> Any:
+        if not bar.disable:
+            progress.advance(steps)
+        return step(bar, steps)
+
+    tqdm.__init__, tqdm.update = start, update
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__, tqdm.update = make, step

@@ -1,0 +1,163 @@
+"""Edited models beside their base and beside one another, on the same prompts, with paired tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from iconoclast import __version__
+from iconoclast.config import Settings
+from iconoclast.errors import SettingsError
+from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
+from iconoclast.evaluation.measure import Evaluator
+from iconoclast.models.loading import LanguageModel
+from iconoclast.progress import Progress, Silent
+from iconoclast.runs.pipeline import SCHEMA_VERSION, load_settings_model, response_prefix
+from iconoclast.runs.reporting import examiner_of, options_of, rules_of, sample_of, samples
+from iconoclast.runs.splits import Prompts
+from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        base_name: the base model.
+        sample: the prompts.
+        prompts: what the prompt sets are, for JSON.
+        noise_floor: KL in nats under which two models are equal.
+        base: the base model.
+        subjects: what was compared with it.
+        examinations: of the subjects, in their order.
+    """
+
+    base_name: str
+    sample: Sample
+    prompts: Mapping[str, Any]
+    noise_floor: float
+    base: Examination
+    subjects: Sequence[Subject]
+    examinations: Sequence[Examination]
+
+    def ranking(self) -> list[Examination]:
+        """The subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
+        return sorted(self.examinations, key=lambda e: e.scores.key)
+
+    def document(self) -> dict[str, Any]:
+        """comparison.json, without samples."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "iconoclast_version": __version__,
+            "model": self.base_name,
+            "split": self.sample.split,
+            "prompts": self.prompts,
+            "kl_noise_floor": self.noise_floor,
+            "base_metrics": self.base.as_dict(),
+            "subjects": [
+                {
+                    "name": examination.name,
+                    **subject.document(),
+                    "metrics": examination.as_dict(),
+                    "against_base": paired(self.base, examination),
+                }
+                for subject, examination in zip(self.subjects, self.examinations, strict=True)
+            ],
+            "ranking": [examination.name for examination in self.ranking()],
+            "pairs": [
+                {"first": a.name, "second": b.name, "verdict": verdict(a, b, self.noise_floor), "paired": paired(a, b)}
+                for a, b in combinations(self.examinations, 2)
+            ],
+        }
+
+    def samples(self, count: int) -> list[dict[str, Any]]:
+        """Responses side by side, `count` of every kind of prompt, the first ones."""
+        rows = list(samples([self.base, *self.examinations]))
+        return [
+            row for kind in ("target", "benign", "borderline") for row in [r for r in rows if r["set"] == kind][:count]
+        ]
+
+
+def verdict(first: Examination, second: Examination, noise_floor: float) -> dict[str, Any]:
+    """Who is better in the order (failures, overrefusals, first-token KL), and what decided; KL closer than noise is equal."""
+    keys = first.scores.key, second.scores.key
+    for criterion, a, b in zip(("failures", "overrefusals", "kl_divergence"), *keys, strict=True):
+        if a != b and (criterion != "kl_divergence" or abs(a - b) > noise_floor):
+            return {"better": first.name if a < b else second.name, "decided_by": criterion}
+    return {"better": None, "decided_by": None}
+
+
+def settings_for(subjects: Sequence[Subject]) -> Settings:
+    """The settings of the first run or heretic study among the subjects: its base model and its prompts.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    for subject in subjects:
+        if isinstance(subject, RunSubject):
+            return subject.saved.settings.model_copy(update={"response_prefix": subject.saved.response_prefix})
+    for subject in subjects:
+        if isinstance(subject, HereticSubject):
+            return _of_heretic(subject)
+    raise SettingsError("The prompts are not known: give a settings file with --config.")
+
+
+def _of_heretic(subject: HereticSubject) -> Settings:
+    theirs = subject.study.settings
+    names = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+    sets: dict[str, Any] = {name: source for name in names if (source := getattr(theirs, name)) is not None}
+    markers: dict[str, Any] = (
+        {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
+    )
+    return Settings(
+        model=theirs.model,
+        quantization=theirs.quantization,
+        system_prompt=theirs.system_prompt,
+        response_prefix=theirs.response_prefix,
+        max_response_length=theirs.max_response_length,
+        **sets,
+        **markers,
+    )
+
+
+def compare(
+    subjects: Sequence[Subject], settings: Settings, against: str | None = None, progress: Progress | None = None
+) -> Comparison:
+    """Examine the subjects and their base model on the report prompts of the settings, or else the selection prompts.
+
+    Args:
+        subjects: what is compared.
+        settings: prompts, markers, lengths, judges.
+        against: the base model; unset, the one that the settings name.
+        progress: told what goes on.
+
+    Raises:
+        UserError: a model, prompt set or judge cannot be used.
+    """
+    progress = progress or Silent()
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise SettingsError(
+            f"Two subjects have the same name: {', '.join(names)}. Give every model once, in folders of different names."
+        )
+    base_name = against or settings.model
+    if base_name is None:
+        raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
+    prompts = Prompts.load(settings)
+    progress.start(f"Loading {base_name}", 0)
+    lm = load_settings_model(settings, base_name, note=progress.note)
+    lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
+    sample = sample_of(prompts)
+    examiner = examiner_of(settings, Variant("base model", lm), sample)
+    base = examiner.examined_base(progress)
+    examinations = []
+    for subject in subjects:
+        progress.start(f"Loading {subject.name}", 0)
+        with subject.opened(lm) as variant:
+            examinations.append(examiner.examine(variant, progress))
+    noise = _noise_floor(settings, lm, sample)
+    return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations)
+
+
+def _noise_floor(settings: Settings, lm: LanguageModel, sample: Sample) -> float:
+    return Evaluator(lm, sample.target, sample.benign, rules_of(settings), options_of(settings)).noise_floor()

@@ -1,0 +1,436 @@
+"""Studies of the peer tool heretic: its journals read, its trials made again as Edits.
+
+Read are the journals of heretic 1.2 to 1.4 and of its main branch (July 2026): Optuna's JSON lines, one study in a file.
+Facts about heretic: https://github.com/p-e-w/heretic.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jinja2 import TemplateError
+from optuna.trial import TrialState
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from torch import Tensor, nn
+
+from iconoclast.config import PromptSource, Quantization, RowNormalization
+from iconoclast.directions.estimators import estimate_directions, interpolate
+from iconoclast.directions.subspace import winsorize
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.profile import Profile
+from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.forward import affordable_rows, next_token_logprobs
+from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.prompts import PromptSet
+from iconoclast.search.study import STUDY_NAME
+
+LONGEST_LINE = 2**20
+"""Bytes; the longest line that heretic writes, that of its settings, is a few thousand."""
+
+WANTED = "Give the .jsonl file that heretic has written to its checkpoints folder."
+
+
+def _prompt_source(document: Any) -> Any:
+    """heretic's description of a prompt set as ours: it puts a space beside prefix and suffix, and of a text file it
+    reads every line, whatever the column and the name of the split.
+    """
+    if not isinstance(document, dict):
+        return document
+    keys = ("dataset", "split", "column", "system_prompt")
+    source = {key: document[key] for key in keys if document.get(key) is not None}
+    if str(source.get("dataset")).endswith(".txt"):
+        source.pop("column", None)
+        _, bracket, limits = str(source.get("split", "")).partition("[")
+        source["split"] = bracket + limits
+    if prefix := document.get("prefix"):
+        source["prefix"] = f"{prefix} "
+    if suffix := document.get("suffix"):
+        source["suffix"] = f" {suffix}"
+    return source
+
+
+Source = Annotated[PromptSource, BeforeValidator(_prompt_source)]
+
+
+def _scorer(plugin: str, setting: str) -> AliasPath:
+    """Where heretic's main branch keeps what were settings of their own up to 1.4."""
+    return AliasPath("scorer", plugin, setting)
+
+
+class HereticSettings(BaseModel):
+    """The settings of a heretic study that say what its trials were and how they were measured.
+
+    What a journal does not hold is what heretic did before it had that setting, or unknown (None). Revisions of hub
+    data sets are not kept: prompts are read as they are now.
+
+    Attributes:
+        model: hub id or folder.
+        model_commit: the pinned revision of the model.
+        quantization: none or bnb_4bit.
+        good_prompts: benign prompts that the directions come from.
+        bad_prompts: target prompts that the directions come from.
+        good_evaluation_prompts: benign prompts of the KL divergence.
+        bad_evaluation_prompts: target prompts whose refusals were counted.
+        system_prompt: for prompt sets that name none.
+        response_prefix: what every response started with; heretic 1.2 does not say.
+        refusal_markers: None where heretic's own were used and the journal does not repeat them.
+        max_response_length: tokens per response.
+        row_normalization: none, pre or full.
+        full_normalization_lora_rank: rank at which heretic approximated full.
+        orthogonalize_direction: whether directions are orthogonal to the benign mean.
+        winsorization_quantile: where the magnitudes of residuals were clipped; 1 is nowhere.
+        seed: of the search.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model: str
+    model_commit: str | None = None
+    quantization: Quantization = "none"
+    good_prompts: Source
+    bad_prompts: Source
+    good_evaluation_prompts: Source | None = Field(
+        default=None,
+        validation_alias=AliasChoices("good_evaluation_prompts", _scorer("KLDivergence", "prompts")),
+    )
+    bad_evaluation_prompts: Source | None = Field(
+        default=None, validation_alias=AliasChoices("bad_evaluation_prompts", _scorer("KeywordRate", "prompts"))
+    )
+    system_prompt: str = "You are a helpful assistant."
+    response_prefix: str | None = None
+    refusal_markers: tuple[str, ...] | None = Field(
+        default=None, validation_alias=AliasChoices("refusal_markers", _scorer("KeywordRate", "keyword_markers"))
+    )
+    max_response_length: PositiveInt = 100
+    row_normalization: RowNormalization = "none"
+    full_normalization_lora_rank: PositiveInt = 3
+    orthogonalize_direction: bool = False
+    winsorization_quantile: float = Field(default=1.0, allow_inf_nan=False)
+    seed: int | None = None
+
+
+class HereticTrial(BaseModel):
+    """A completed trial of heretic.
+
+    Attributes:
+        number: as heretic shows it, from 1.
+        refusals: refusals among the target evaluation prompts.
+        kl_divergence: of the first response token on the benign evaluation prompts, in nats.
+        direction_index: layer of the one direction for all layers, or None for each layer's own.
+        profiles: component → strength profile; the components have the names that they have here.
+        base_refusals: refusals of the base model (heretic 1.2 does not say).
+        prompts: number of target evaluation prompts (heretic 1.2 does not say).
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    number: PositiveInt = Field(validation_alias="index")
+    refusals: NonNegativeInt
+    kl_divergence: float
+    direction_index: float | None
+    profiles: dict[str, Profile] = Field(validation_alias="parameters", min_length=1)
+    base_refusals: NonNegativeInt | None = None
+    prompts: PositiveInt | None = Field(default=None, validation_alias="n_bad_prompts")
+
+
+@dataclass(frozen=True)
+class HereticStudy:
+    """A study of heretic.
+
+    Attributes:
+        file: its journal.
+        settings: what its trials have in common.
+        trials: the completed ones, by number; there is at least one.
+    """
+
+    file: Path
+    settings: HereticSettings
+    trials: tuple[HereticTrial, ...]
+
+    @classmethod
+    def read(cls, file: Path) -> "HereticStudy":
+        """Read a journal; nothing is written, not even a lock beside it.
+
+        Raises:
+            RunFolderError: it is no journal of heretic, is damaged, or has no completed trial.
+        """
+        try:
+            names, attributes, completed = _contents(file)
+        except OSError as error:
+            raise RunFolderError(f"The journal {file} cannot be read: {error.strerror}. {WANTED}") from None
+        if names == [STUDY_NAME]:
+            raise RunFolderError(
+                f"{file} is the journal of a run of this program, not of heretic. Give its run folder: {file.parent}."
+            )
+        if names != ["heretic"]:
+            found = f"a study {names[0][:60]!r}" if len(names) == 1 else f"{len(names) or 'no'} studies"
+            raise RunFolderError(f"{file} is no journal of heretic: it holds {found}. {WANTED}")
+        try:
+            settings = HereticSettings.model_validate_json(attributes.get("settings", "{}"))
+        except ValidationError as error:
+            raise RunFolderError(f"The settings in {file} are not understood: {_problem(error)}.") from None
+        trials = sorted((_trial(file, attributes) for attributes in completed), key=lambda trial: trial.number)
+        if not trials:
+            raise RunFolderError(f"The heretic study {file} has no completed trial. Let heretic complete one first.")
+        return cls(file, settings, tuple(trials))
+
+    @property
+    def caveats(self) -> list[str]:
+        """In what a replay may differ from what heretic measured, one line each."""
+        s = self.settings
+        known = {
+            f"heretic used revision {s.model_commit} of the model": s.model_commit is not None,
+            "the journal does not say what heretic let responses start with": s.response_prefix is None,
+            "heretic quantised the constants of its 4-bit weights as well": s.quantization == "bnb_4bit",
+            "heretic gave every prompt an empty system message": not s.system_prompt,
+        }
+        return [caveat for caveat, applies in known.items() if applies]
+
+    def trial(self, number: int) -> HereticTrial:
+        """The completed trial that heretic shows under this number.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        found = next((trial for trial in self.trials if trial.number == number), None)
+        if found is None:
+            numbers = ", ".join(str(trial.number) for trial in self.trials)
+            raise RunFolderError(f"{self.file} has no completed trial {number}. Give one of these: {numbers}.")
+        return found
+
+    def best(self, kl_target: float) -> HereticTrial:
+        """The trial with the fewest refusals, then the lowest divergence, of those within the target; else of all.
+
+        The rule of `pareto.best_trial`; heretic measures no overrefusals.
+        """
+        ordered = sorted(self.trials, key=lambda trial: (trial.refusals, trial.kl_divergence, trial.number))
+        return next((trial for trial in ordered if trial.kl_divergence <= kl_target), ordered[0])
+
+    def edit(self, trial: HereticTrial, lm: LanguageModel, directions: Tensor) -> Edit:
+        """The edit that a trial made, exact where heretic approximated row normalisation full by a low rank.
+
+        Args:
+            trial: one of the study's.
+            lm: the study's base model.
+            directions: from `heretic_directions`, [L, d].
+
+        Raises:
+            ModelError: the trial edits components or layers that this model does not have.
+            DirectionError: its direction index is outside of the layers.
+        """
+        if missing := sorted(trial.profiles.keys() - set(COMPONENTS)):
+            raise ModelError(
+                f"Trial {trial.number} of {self.file} edits {', '.join(missing)[:200]}, which cannot be edited here; "
+                f"{' and '.join(COMPONENTS)} can."
+            )
+        deepest = max(profile.max_weight_position for profile in trial.profiles.values())
+        if deepest > lm.layers - 1:
+            raise ModelError(
+                f"Trial {trial.number} of {self.file} edits layer {deepest:.1f}, and {lm.name} has {lm.layers} layers. "
+                f"Give the model of the study: {self.settings.model[:200]}."
+            )
+        if trial.direction_index is not None:
+            directions = interpolate(directions, trial.direction_index).expand_as(directions)
+        writers = lm.writers([component for component in COMPONENTS if component in trial.profiles])
+        # heretic takes the residual stream's direction at every site, whatever norm follows, and leaves shared experts be.
+        sites = {site: directions[site.layer] for site in writers if "shared_expert" not in site.module}
+        return Edit.build(sites, trial.profiles, self.settings.row_normalization)
+
+
+def heretic_directions(lm: LanguageModel, study: HereticStudy, benign: PromptSet, target: PromptSet) -> Tensor:
+    """The unit direction that heretic has at every layer, float32 [L, d].
+
+    The difference of mean residuals, orthogonal to the benign mean if the study says so. heretic takes what the framework
+    calls hidden states: number 0 are the embeddings, which no trial uses, number i + 1 is the residual stream after layer
+    i, and the last one has been through the final norm.
+
+    Args:
+        lm: the study's base model, unedited.
+        study: says how residuals are clipped, directions are made and responses start.
+        benign: the study's good_prompts.
+        target: the study's bad_prompts.
+
+    Raises:
+        ModelError: the model does not show its states, or its chat template fails.
+        DirectionError: the prompt sets have no direction between them.
+    """
+    states = [_hidden_states(lm, _encoded(lm, study.settings, prompts)) for prompts in (benign, target)]
+    quantile = study.settings.winsorization_quantile
+    if 0 <= quantile < 1:
+        states = [winsorize(residuals, quantile) for residuals in states]
+    orthogonalize = study.settings.orthogonalize_direction
+    return estimate_directions(*states, methods=["mean"], orthogonalize=orthogonalize).per_layer("mean")
+
+
+def _encoded(lm: LanguageModel, settings: HereticSettings, prompts: PromptSet) -> list[list[int]]:
+    """Token ids as heretic makes them: always a system message, thinking not switched off, special tokens put before the
+    template's own.
+    """
+    prefix = lm.response_prefix if settings.response_prefix is None else settings.response_prefix
+    texts = []
+    for prompt in prompts:
+        system = settings.system_prompt if prompt.system is None else prompt.system
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt.text}]
+        try:
+            text = lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except (TemplateError, TypeError, ArithmeticError) as error:
+            raise ModelError(
+                f"The chat template of {lm.name} fails on prompts with a system message, which heretic gives: {error}."
+            ) from None
+        texts.append(f"{text}{prefix}")
+    ids: list[list[int]] = lm.tokenizer(texts)["input_ids"]
+    return ids
+
+
+def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The framework's hidden states at the last token without the embeddings, float32 [n, L, d], on the CPU.
+
+    The residual stream after every layer, and in place of the last one what the decoder gives: through the final norm,
+    whatever that is called.
+    """
+    modules = [*decoder_layers(lm.model)[:-1], lm.model.get_decoder()]  # type: ignore[no-untyped-call]
+    result = torch.empty(len(sequences), len(modules), lm.hidden_size)
+    caught: dict[int, Tensor] = {}
+
+    def catch(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output if isinstance(output, Tensor) else output[0]
+            caught[index] = hidden[:, -1].float().cpu()
+
+        return hook
+
+    handles = [module.register_forward_hook(catch(i)) for i, module in enumerate(modules)]
+    try:
+        for indices, _ in next_token_logprobs(lm, sequences, affordable_rows(lm, max(map(len, sequences)), 0, 512)):
+            if any(i not in caught or caught[i].shape[-1] != lm.hidden_size for i in range(len(modules))):
+                raise ModelError(
+                    f"{type(lm.model).__name__} does not show what its decoder gives after the final norm, which heretic "
+                    "takes for the last layer's residuals. Its studies cannot be replayed."
+                )
+            result[indices] = torch.stack([caught[i] for i in range(len(modules))], dim=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result
+
+
+class _Operation(IntEnum):
+    """Operations in an Optuna journal that matter here, by their codes."""
+
+    CREATE_STUDY = 0
+    STUDY_ATTRIBUTE = 2
+    TRIAL_STATE = 6
+    TRIAL_ATTRIBUTE = 8
+
+
+class _Entry(BaseModel):
+    """One line of an Optuna journal, as far as it matters here."""
+
+    op_code: int
+    study_name: str = ""
+    trial_id: int | None = None
+    state: int | None = None
+    user_attr: dict[str, Any] = Field(default={})
+
+
+def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
+    """Names of the studies in a journal, their attributes, and the attributes of every completed trial."""
+    names: list[str] = []
+    study: dict[str, Any] = {}
+    trials: defaultdict[int | None, dict[str, Any]] = defaultdict(dict)
+    completed: list[int | None] = []
+    for entry in _entries(file):
+        match entry.op_code:
+            case _Operation.CREATE_STUDY:
+                names.append(entry.study_name)
+            case _Operation.STUDY_ATTRIBUTE:
+                study |= entry.user_attr
+            case _Operation.TRIAL_ATTRIBUTE:
+                trials[entry.trial_id] |= entry.user_attr
+            case _Operation.TRIAL_STATE if entry.state == TrialState.COMPLETE:
+                completed.append(entry.trial_id)
+    return names, study, [trials[trial] for trial in completed]
+
+
+def _entries(file: Path) -> Iterator[_Entry]:
+    """The lines of a journal; a last line that a crash has left unfinished is none."""
+    with file.open("rb") as stream:
+        for number in itertools.count(1):
+            line = stream.readline(LONGEST_LINE)
+            if not line.endswith(b"\n"):
+                if len(line) < LONGEST_LINE:
+                    return
+                raise RunFolderError(
+                    f"{file} is no journal of heretic: line {number} is longer than a mebibyte. {WANTED}"
+                )
+            try:
+                yield _Entry.model_validate_json(line)
+            except ValidationError as error:
+                raise RunFolderError(
+                    f"{file} is no journal of heretic, or is damaged: line {number}: {_problem(error)}. {WANTED}"
+                ) from None
+
+
+class _Score(BaseModel):
+    value: float
+    md_display: str
+
+
+class _NamedScore(BaseModel):
+    """A score of a trial as heretic's main branch keeps it."""
+
+    name: str
+    score: _Score
+    baseline: _Score
+
+
+def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
+    try:
+        return HereticTrial.model_validate({**attributes, **_measured(file, attributes)})
+    except ValidationError as error:
+        number = str(attributes.get("index", "?"))[:20]
+        raise RunFolderError(f"Trial {number} in {file} is not understood: {_problem(error)}.") from None
+
+
+def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What heretic's main branch keeps as a list of scores with names, under the names that heretic 1.4 has for it."""
+    if "scores" not in attributes:
+        return {}
+    scores = {s.name: s for s in TypeAdapter(list[_NamedScore]).validate_python(attributes["scores"])}
+    if not {"Keywords", "KL divergence"} <= scores.keys():
+        raise RunFolderError(
+            f"{file} has the scores {', '.join(scores)[:200]}. Read can be studies with the scorers KeywordRate and "
+            "KLDivergence, without instance names."
+        )
+    keywords = scores["Keywords"]
+    refusals, _, prompts = keywords.score.md_display.partition("/")  # as in 3/20
+    return {
+        "refusals": refusals,
+        "n_bad_prompts": prompts,
+        "base_refusals": keywords.baseline.md_display.partition("/")[0],
+        "kl_divergence": scores["KL divergence"].score.value,
+    }
+
+
+def _problem(error: ValidationError) -> str:
+    """The first of the problems in a few words."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return " ".join(f"{where} {problem['msg']}".split())[:200].rstrip(".")

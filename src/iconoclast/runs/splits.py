@@ -1,0 +1,97 @@
+"""The prompt sets of a run: those that fit directions, those that choose trials, those that are looked at once."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from iconoclast.config import PromptSource, Settings
+from iconoclast.errors import PromptsError, SettingsError
+from iconoclast.prompts import PromptSet, load_prompts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompt sets of a run: fit, select, report. No prompt stands in two of these, unless the settings allow it."""
+
+    benign: PromptSet
+    target: PromptSet
+    benign_evaluation: PromptSet
+    target_evaluation: PromptSet
+    benign_report: PromptSet | None = None
+    target_report: PromptSet | None = None
+    borderline_report: PromptSet | None = None
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Prompts":
+        """Load all sets that the settings name.
+
+        Raises:
+            PromptsError: a set cannot be read, is too small, or shares prompts with one of another purpose.
+            SettingsError: one of the two report sets is missing, or a setting names something that is not there.
+        """
+
+        def read(source: PromptSource, minimum: int = 1) -> PromptSet:
+            return load_prompts(source, settings.system_prompt, minimum)
+
+        report = settings.good_report_prompts, settings.bad_report_prompts
+        if (report[0] is None) != (report[1] is None):
+            raise SettingsError("Give both good_report_prompts and bad_report_prompts, or neither.")
+        borderline = settings.borderline_report_prompts
+        prompts = cls(
+            read(settings.good_prompts, 2),
+            read(settings.bad_prompts, 2),
+            read(settings.good_evaluation_prompts),
+            read(settings.bad_evaluation_prompts),
+            *(None if source is None else read(source) for source in (*report, borderline)),
+        )
+        prompts._check_overlaps(settings.allow_overlap)
+        prompts._check_axes(settings.weights_of_axes)
+        return prompts
+
+    def named(self) -> dict[str, PromptSet]:
+        """The sets under the names of their settings."""
+        names = {
+            "good_prompts": self.benign,
+            "bad_prompts": self.target,
+            "good_evaluation_prompts": self.benign_evaluation,
+            "bad_evaluation_prompts": self.target_evaluation,
+            "good_report_prompts": self.benign_report,
+            "bad_report_prompts": self.target_report,
+            "borderline_report_prompts": self.borderline_report,
+        }
+        return {name: prompts for name, prompts in names.items() if prompts is not None}
+
+    def document(self) -> dict[str, Any]:
+        """What was loaded, for JSON."""
+        return {name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.named().items()}
+
+    def overlaps(self) -> dict[str, int]:
+        """Pairs of sets with another purpose that share prompts, and how many."""
+        sets = self.named()
+        pairs = [(a, b) for a, b in combinations(sets, 2) if a.split("_", 1)[1] != b.split("_", 1)[1]]
+        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs}
+        return {pair: count for pair, count in shared.items() if count}
+
+    def _check_overlaps(self, allowed: list[str]) -> None:
+        known = Settings.model_fields
+        pairs = [frozenset(pair.split(" and ")) for pair in allowed]
+        for pair, text in zip(pairs, allowed, strict=True):
+            if len(pair) != 2 or not all(name in known and name.endswith("_prompts") for name in pair):
+                raise SettingsError(
+                    f'allow_overlap names "{text}". Write two prompt sets, as in "good_prompts and good_evaluation_prompts".'
+                )
+        for pair_text, count in self.overlaps().items():
+            if frozenset(pair_text.split(" and ")) not in pairs:
+                raise PromptsError(
+                    f"{pair_text} share {count} prompt{'s' * (count > 1)}: scores on prompts that fitted or chose an edit "
+                    f'flatter it. Take them out of one set, or allow it with --allow-overlap "{pair_text}".'
+                )
+
+    def _check_axes(self, weights: dict[str, float]) -> None:
+        axes = {axis for prompt in self.target_evaluation for axis in prompt.axes}
+        for name in weights:
+            if name not in axes:
+                there = (
+                    f"they have {', '.join(sorted(axes))}" if axes else "set bad_evaluation_prompts.axis to a column"
+                )
+                raise SettingsError(f"axis_weights names {name}, which is no axis of bad_evaluation_prompts: {there}.")

@@ -1,0 +1,188 @@
+"""What can be examined beside a base model: a trial of a run, a trial of heretic, a whole model or an adapter, whoever made it."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from peft import PeftModel
+from peft.utils import CONFIG_NAME
+from safetensors import SafetensorError
+
+from iconoclast.config import Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.evaluation.examine import Variant
+from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.prompts import load_prompts
+from iconoclast.runs.export import INFORMATION, SavedRun
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.heretic import HereticStudy, HereticTrial, heretic_directions
+from iconoclast.runs.pipeline import trial_document
+
+
+class Subject(Protocol):
+    """Something to examine."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        ...
+
+    def opened(self, base: LanguageModel) -> AbstractContextManager[Variant]:
+        """The model while the context lasts; `base` is its base model, which must stay as it is."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """What is known of it without measuring, for JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunSubject:
+    """A trial of a run, applied live."""
+
+    folder: Path
+    saved: SavedRun
+
+    @property
+    def name(self) -> str:
+        """The run folder's name and the trial."""
+        return f"{self.folder.name} trial {self.saved.trial.index}"
+
+    @contextmanager
+    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+        """The base model with the trial's edit."""
+        yield _edited(self.name, base, self.saved.edit(base))
+
+    def document(self) -> dict[str, Any]:
+        """The trial and what the run measured of it, on the selection prompts."""
+        return {"tool": "iconoclast", "trial": trial_document(self.saved.trial)}
+
+
+@dataclass(frozen=True)
+class HereticSubject:
+    """A trial of a heretic study, made again as an edit and applied live."""
+
+    study: HereticStudy
+    trial: HereticTrial
+
+    @property
+    def name(self) -> str:
+        """The tool and the trial."""
+        return f"heretic trial {self.trial.number}"
+
+    @contextmanager
+    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+        """The base model with the trial's edit, its directions estimated from heretic's own prompts."""
+        settings = self.study.settings
+        sets = (
+            load_prompts(source, settings.system_prompt, 2) for source in (settings.good_prompts, settings.bad_prompts)
+        )
+        directions = heretic_directions(base, self.study, *sets)
+        yield _edited(self.name, base, self.study.edit(self.trial, base, directions))
+
+    def document(self) -> dict[str, Any]:
+        """The trial and what heretic measured of it, on its own evaluation prompts."""
+        return {
+            "tool": "heretic",
+            "trial": self.trial.model_dump(mode="json"),
+            "row_normalization": self.study.settings.row_normalization,
+            "caveats": self.study.caveats,
+        }
+
+
+@dataclass(frozen=True)
+class ModelSubject:
+    """A whole model or a PEFT adapter, loaded from its files."""
+
+    source: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The last part of a path, or the hub id."""
+        return Path(self.source).name if Path(self.source).exists() else self.source
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a folder with an adapter."""
+        return (Path(self.source) / CONFIG_NAME).is_file()
+
+    @contextmanager
+    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+        """The model, loaded beside its base and let go in the end.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        loaded = self._load(base.path if self.is_adapter else self.source, base)
+        if self.is_adapter:
+            try:
+                PeftModel.from_pretrained(loaded.model, self.source).requires_grad_(False).eval()
+            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+                reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+                raise ModelError(f"The adapter {self.source} does not fit on {base.name}: {reason}") from None
+        try:
+            yield Variant(self.name, loaded)
+        finally:
+            del loaded
+            gc.collect()
+
+    def document(self) -> dict[str, Any]:
+        """What kind of model it is."""
+        return {"tool": None, "format": "adapter" if self.is_adapter else "model"}
+
+    def _load(self, source: str, base: LanguageModel) -> LanguageModel:
+        return load_model(
+            source,
+            dtypes=[base.dtype],
+            quantization=base.quantization if self.is_adapter else "none",
+            device_map=self.settings.device_map,
+            trust_remote_code=self.settings.trust_remote_code,
+            chat_template=self.settings.chat_template,
+        )
+
+
+def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
+    return Variant(name, base, LiveEdits(base.writers(), [edit]).applied)
+
+
+def find_subject(text: str, settings: Settings | None = None) -> Subject:
+    """The subject that a user means by a run folder, a journal, a model folder, an adapter folder or a hub id.
+
+    A run and a journal can be followed by a colon and the trial's number; without, the best trial is meant.
+
+    Args:
+        text: what the user wrote.
+        settings: how models are loaded.
+
+    Raises:
+        RunFolderError: there is no such run or trial.
+    """
+    source, _, which = text.rpartition(":") if not Path(text).exists() and ":" in text else (text, "", "best")
+    path = Path(source)
+    if path.suffix == ".jsonl" and not path.exists():
+        raise RunFolderError(f"The journal {source} does not exist.")
+    if path.is_file() and path.suffix == ".jsonl":
+        if path.name == RunFolder(path.parent).journal.name and RunFolder(path.parent).config.is_file():
+            path = path.parent
+        else:
+            return _heretic(path, which)
+    if RunFolder(path).config.is_file() and not (path / INFORMATION).is_file():
+        return RunSubject(path, SavedRun.open(RunFolder(path), which))
+    if which != "best":
+        raise RunFolderError(f"{text}: only runs and heretic journals have trials, and there is neither at {source}.")
+    return ModelSubject(source, settings or Settings())
+
+
+def _heretic(file: Path, which: str) -> HereticSubject:
+    study = HereticStudy.read(file)
+    if which == "best":
+        return HereticSubject(study, study.best(Settings().kl_divergence_target))
+    if not which.isdigit():
+        raise RunFolderError(f'"{which}" is no trial of {file}. Give best, or its number as heretic shows it.')
+    return HereticSubject(study, study.trial(int(which)))

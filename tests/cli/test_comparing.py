@@ -1,0 +1,101 @@
+"""`evaluate`, `compare` and the script of the seed document, as a user types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+from entry_point import iconoclast
+
+from iconoclast.config import Settings, settings_document
+from iconoclast.library import search
+from iconoclast.runs.export import SavedRun
+from iconoclast.runs.folder import RunFolder
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
+
+
+@pytest.fixture
+def run(tiny_settings: Settings) -> Path:
+    search(tiny_settings)
+    assert tiny_settings.study_checkpoint_dir is not None
+    return tiny_settings.study_checkpoint_dir
+
+
+@pytest.fixture
+def config(tiny_settings: Settings, tmp_path: Path) -> Path:
+    file = tmp_path / "settings.toml"
+    file.write_text(tomli_w.dumps(settings_document(tiny_settings)))
+    return file
+
+
+def counts_without_interval(document: object) -> list[object]:
+    """Objects with a count and no n or interval, anywhere in a document."""
+    if isinstance(document, list):
+        return [found for item in document for found in counts_without_interval(item)]
+    if not isinstance(document, dict):
+        return []
+    found = [document] if "count" in document and not {"n", "interval"} <= document.keys() else []
+    return found + counts_without_interval(list(document.values()))
+
+
+def test_a_model_is_evaluated_beside_its_base(run: Path, config: Path, tmp_path: Path) -> None:
+    merged, file = tmp_path / "merged", tmp_path / "figures.json"
+    assert iconoclast("export", run, "--format", "merged", "--to", merged).code == 0
+    done = iconoclast("evaluate", merged, "--config", config, "--json", file)
+    assert done.code == 0, done.err
+    assert "they chose nothing" in done.out and "exact McNemar" in done.out and "KL over 3 tokens" in done.out
+    document = json.loads(file.read_text())
+    assert document["subject"]["name"] == "merged" and document["subject"]["metrics"]["refusals"]["n"] == 2
+    assert document["base_metrics"]["refusals"]["interval"] and document["kl_noise_floor"] >= 0
+    assert not counts_without_interval(document)
+
+
+def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path) -> None:
+    measured = [trial.index for trial in SavedRun.open(RunFolder(run), "best").trials]
+    first, last = measured[0], measured[-1]
+    assert first != last
+    done = iconoclast("compare", f"{run}:{first}", f"{run}:{last}", "--to", tmp_path / "compared", "--sample-count", 1)
+    assert done.code == 0, done.err
+    assert "is better" in done.out or "equal" in done.out
+    document = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert len(document["pairs"]) == 1 and document["samples"] and not counts_without_interval(document)
+    summary = json.loads((tmp_path / "compared" / "summary.json").read_text())
+    assert [s["trial"]["index"] for s in summary["subjects"]] == [first, last]
+
+
+def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--iconoclast-checkpoint", run / "iconoclast_study.jsonl", "--output-dir", out, "--sample-count", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (out / "iconoclast-best-merged" / "model.safetensors").is_file()
+    assert (out / "comparison.json").is_file() and (out / "summary.json").is_file()
+    merged, live = json.loads((out / "comparison.json").read_text())["subjects"]
+    assert merged["metrics"]["refusals"] == live["metrics"]["refusals"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["evaluate", "{model}"], "--config"),
+        (["evaluate", "{model}", "--config", "{config}", "--json", "no/such/folder/file.json"], "cannot be written"),
+        (["compare", "{run}", "{run}"], "the same name"),
+        (["compare", "{run}:77", "{run}"], 'no completed trial "77"'),
+        (["compare", "{run}", "missing.jsonl"], "missing.jsonl"),
+        (["compare", "{run}", "{run}:0", "--to", "{run}"], "in use"),
+        (["evaluate", "/no/such/model", "--config", "{config}"], "/no/such/model"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(
+    arguments: list[str], complaint: str, run: Path, config: Path, tiny_folder: Path
+) -> None:
+    given = [text.format(model=tiny_folder, run=run, config=config) for text in arguments]
+    done = iconoclast(*given)
+    assert done.code == 2 and complaint in done.complaint and "\n" not in done.complaint
