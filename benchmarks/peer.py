@@ -9,7 +9,8 @@ the batch size and that there is no prefix, which saves most of its set-up when 
 Times are those of the two Optuna journals: set-up from the start of the process to the start of the first trial, and from
 there to the completion of the last, divided by their number. ICONOCLAST's trials include those that it prunes, as its
 users have them (speed.py has the cost of a whole one), and look for overrefusals in one token only, as heretic does not
-measure any. In the end heretic's trials are made again as Edits and measured here: the scores must be the same.
+measure any. In the end heretic's trials are made again as Edits and measured here: the scores must be the same, but for
+heretic's approximation of the edit by a low rank.
 """
 
 import argparse
@@ -32,15 +33,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from iconoclast.config import Settings
-from iconoclast.directions.estimators import Directions, DirectionSpec, estimate_directions
-from iconoclast.edits.edit import Edit
-from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.measure import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.models.anatomy import site_directions
-from iconoclast.models.forward import last_token_residuals
 from iconoclast.models.loading import LanguageModel, load_model, resolve
 from iconoclast.prompts import PromptSet
+from iconoclast.runs.heretic import HereticStudy, heretic_directions
 
 SYSTEM = "You are a helpful assistant."
 SETS = {
@@ -157,42 +154,23 @@ def front_of(scores: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return front
 
 
-def heretic_directions(lm: LanguageModel, benign: PromptSet, target: PromptSet) -> Directions:
-    """heretic's: mean difference, orthogonal to the benign mean; after the last layer it takes the normed states."""
-    residuals = [last_token_residuals(lm, lm.encode(prompts.prompts), 128) for prompts in (benign, target)]
-    norm = lm.model.get_decoder().norm  # type: ignore[no-untyped-call]
-    with torch.inference_mode():
-        for states in residuals:
-            states[:, -1] = norm(states[:, -1].to(lm.model.dtype)).float()
-    return estimate_directions(*residuals, methods=["mean"], subspace_rank=0, orthogonalize=True)
-
-
-def replay(lm: LanguageModel, study: optuna.Study, files: dict[str, Path], arguments: argparse.Namespace) -> None:
+def replay(lm: LanguageModel, journal: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
     """heretic's trials as Edits, measured here, beside what heretic measured."""
     sets = {name: PromptSet.load(str(file), system_prompt=SYSTEM) for name, file in files.items()}
-    directions = heretic_directions(lm, sets["good_prompts"], sets["bad_prompts"])
-    writers = lm.writers()
-    edits = []
-    for trial in study.trials:
-        index = trial.user_attrs["direction_index"]
-        spec = DirectionSpec("mean", scope="per_layer" if index is None else "global", index=index or 0.0)
-        profiles = {
-            component: Profile(p["max_weight"], p["max_weight_position"], p["min_weight"], p["min_weight_distance"])
-            for component, p in trial.user_attrs["parameters"].items()
-        }
-        edits.append(Edit.build(site_directions(writers, directions.resolve(spec)), profiles, "full"))
+    study = HereticStudy.read(journal)
+    directions = heretic_directions(lm, study, sets["good_prompts"], sets["bad_prompts"])
     settings = Settings()
     evaluator = Evaluator(
-        lm,
+        lm.with_prefix(study.settings.response_prefix or ""),
         sets["bad_evaluation_prompts"],
         sets["good_evaluation_prompts"],
         ResponseRules(settings.refusal_markers, settings.disclaimer_markers),
         MeasureOptions(arguments.tokens, 1),
     )
     print(f"\nheretic's trials made again and measured here (noise floor {evaluator.noise_floor():.4f} nats):")
-    ours = evaluator.measure(edits)
+    ours = evaluator.measure([study.edit(trial, lm, directions) for trial in study.trials])
     pairs = [
-        (t.user_attrs["refusals"], s.refusals.count, t.user_attrs["kl_divergence"], s.kl_divergence)
+        (t.refusals, s.refusals.count, t.kl_divergence, s.kl_divergence)
         for t, s in zip(study.trials, ours, strict=True)
     ]
     for theirs, here, their_kl, kl in pairs:
@@ -242,7 +220,7 @@ def main() -> None:
         )
         print(f"{name:>12}: heretic {theirs:7.1f}   iconoclast {ours:7.1f}   ratio {theirs / ours:5.1f}")
     (journal,) = (out / "heretic-0" / "checkpoints").glob("*.jsonl")
-    replay(lm, journal_of(journal), files, arguments)
+    replay(lm, journal, files, arguments)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.heretic import HereticStudy, heretic_directions
+from iconoclast.site import Site
 
 SYSTEM = "Be brief."
 PREFIX = "Well, "
@@ -389,6 +390,16 @@ def test_a_norm_behind_the_writer_does_not_bend_the_direction(tmp_path: Path) ->
     assert edit.sites
     for site in edit.sites:
         assert torch.equal(edit.directions[site], directions[site.layer])
+
+
+def test_shared_experts_are_left_alone(tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = read(tmp_path)
+    writers = tiny_lm.writers()
+    shared = Site(3, "mlp.down_proj", "model.layers.3.mlp.shared_expert.down_proj")
+    more = {**writers, shared: next(iter(writers.values()))}
+    monkeypatch.setattr(LanguageModel, "writers", lambda self, components: more)
+    edit = study.edit(study.trials[0], tiny_lm, torch.eye(4, 32))
+    assert shared not in edit.strengths and {site.layer for site in edit.sites} == {1, 2, 3}
 
 
 def test_an_unknown_component_is_refused(tiny_lm: LanguageModel, tmp_path: Path) -> None:
