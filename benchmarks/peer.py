@@ -188,7 +188,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--heretic-trials", type=int, help="another number of trials for heretic")
     parser.add_argument("--quick", action="store_true", help="spare heretic its search for a batch size and a prefix")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="each round has a seed of its own")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=Settings().trials_per_batch, help="ICONOCLAST's trials_per_batch")
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--knowledge", type=int, default=64)
@@ -201,7 +202,7 @@ def main() -> None:
     lm = load_model(arguments.model)  # converts the demo model, if it must be
     model = Path(resolve(arguments.model))
     runs: list[Measured] = []
-    for seed in range(arguments.rounds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.rounds):
         for tool in ("heretic", "iconoclast"):
             folder = out / f"{tool}-{seed}"
             folder.mkdir()
@@ -219,7 +220,7 @@ def main() -> None:
             statistics.median(getattr(r, name) for r in runs if r.tool == tool) for tool in ("heretic", "iconoclast")
         )
         print(f"{name:>12}: heretic {theirs:7.1f}   iconoclast {ours:7.1f}   ratio {theirs / ours:5.1f}")
-    (journal,) = (out / "heretic-0" / "checkpoints").glob("*.jsonl")
+    (journal,) = (out / f"heretic-{arguments.first_seed}" / "checkpoints").glob("*.jsonl")
     replay(lm, journal, files, arguments)
 
 
