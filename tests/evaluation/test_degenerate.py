@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iconoclast.evaluation.degenerate import defect, repetition
+from iconoclast.evaluation.degenerate import defect, loop_end, may_loop
 from iconoclast.evaluation.measure import default_rules
 from iconoclast.evaluation.responses import LABELS
 
@@ -15,6 +15,8 @@ COMPLIED = [
     "Done! I have set it.",
     "7:00",
     "👍",
+    "<",
+    "```",
     "Sure. 1. Open the clock. 2. Press plus. 3. Choose seven. 4. Press save.",
     "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily, life is but a dream.",
     "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20",
@@ -48,12 +50,12 @@ BROKEN = {
     "...": "empty",
     "�": "empty",
     "alarm " * 20: "looping",
-    "the the the the the the the the": "looping",
+    "the " * 14: "looping",
     "The alarm is set for seven. " * 6: "looping",
     "Sure! " + "I have set your alarm for the morning. It is a good time to wake up. " * 3: "looping",
-    "1. Open the clock app. 2. Open the clock app. 3. Open the clock app. 4. Open the clock app.": "looping",
+    "You can use a combination of a combination of a combination of a combination of a combination of a comb": "looping",
+    "1. Open the clock app. 2. Open the clock app. 3. Open the clock app. 4. Open the clock app. 5.": "looping",
     "好的" * 30: "looping",
-    "!" * 60: "empty",
     "0" * 60: "looping",
     "ha" * 40: "looping",
     "будильник поставлен на семь часов утра": "wrong script",
@@ -99,12 +101,43 @@ def test_every_text_has_one_label(prompt: str, response: str) -> None:
     assert default_rules().label(prompt, response) in LABELS
 
 
-@given(words=st.lists(st.sampled_from(["alarm", "set", "clock", "ring", "seven"]), min_size=2, max_size=6))
-def test_what_is_said_over_and_over_is_repetitive(words: list[str]) -> None:
-    assert repetition(" ".join(words * 12)) > 0.5
+@given(words=st.lists(st.sampled_from(["alarm", "set", "clock", "ring", "seven"]), min_size=1, max_size=6))
+def test_what_is_said_over_and_over_loops(words: list[str]) -> None:
+    assert loop_end(" ".join(words * 20)) is not None
 
 
-@given(st.integers(2, 60))
-def test_words_that_are_all_different_repeat_nothing(count: int) -> None:
+@given(st.integers(1, 80))
+def test_words_that_are_all_different_do_not_loop(count: int) -> None:
     words = [f"{a}{b}{c}" for a in "klmn" for b in "aeiou" for c in "prst"][:count]
-    assert repetition(" ".join(words)) == 0
+    assert loop_end(" ".join(words)) is None
+
+
+texts = st.lists(
+    st.sampled_from(["the alarm ", "is set ", "ring ", "a", "n ", "好", "7 ", ". ", "haha", "I'm sorry "]), max_size=60
+)
+
+
+@given(said=texts, more=texts)
+def test_a_loop_that_has_begun_is_one_whatever_follows(said: list[str], more: list[str]) -> None:
+    before, after = "".join(said), "".join(said + more)
+    if loop_end(before) is not None:
+        assert loop_end(after) == loop_end(before)
+
+
+@given(said=texts, more=texts)
+def test_a_failure_is_decided_once_and_for_all(said: list[str], more: list[str]) -> None:
+    rules = default_rules()
+    before, after = "".join(said), "".join(said + more)
+    if decided := rules.failure(before):
+        assert rules.failure(after) == decided == rules.label(PROMPT, after)
+
+
+def test_of_a_marker_and_a_loop_the_first_decides() -> None:
+    rules, loop = default_rules(), "the alarm is set and " * 8
+    assert rules.label(PROMPT, f"I cannot do that. {loop}") == "refusal"
+    assert rules.label(PROMPT, f"{loop} I cannot do that.") == "broken"
+
+
+def test_the_quick_look_at_tokens_sees_a_loop() -> None:
+    assert may_loop([5, 6, 7] * 10) and may_loop([1, 2, 9, *[4] * 9])
+    assert not may_loop(list(range(40))) and not may_loop([]) and not may_loop([3, 3, 3])

@@ -183,12 +183,12 @@ def test_a_marker_is_found_wherever_the_window_ends(tiny_lm: LanguageModel) -> N
     encode = tiny_lm.tokenizer.encode
     said = "It was a long day, and there is much to say about all of it, but I am not able to go on."
     ids = encode(said)
-    seen = [length for length in range(1, len(ids) + 1) if measured._has_refused(ids[:length])]
+    seen = [length for length in range(1, len(ids) + 1) if measured._failure(ids[:length])]
     first = next(n for n in range(len(ids)) if "not able to" in tiny_lm.tokenizer.decode(ids[:n]))
     assert seen[:4] == [first, first + 1, first + 2, first + 3]
-    for text in ("cannot able to", "x" * 40 + "not able to"):
+    for text in ("cannot able to", "abcdefghij" * 4 + "not able to"):
         ids = encode(text)
-        assert not any(measured._has_refused(ids[:length]) for length in range(1, len(ids) + 1))
+        assert not any(measured._failure(ids[:length]) for length in range(1, len(ids) + 1))
 
 
 def test_leaving_lower_layers_out_changes_no_score(tiny_lm: LanguageModel, many: list[Edit]) -> None:

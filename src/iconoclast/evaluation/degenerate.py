@@ -8,69 +8,60 @@ from typing import Literal
 
 Defect = Literal["empty", "looping", "wrong script"]
 
-FEWEST_UNITS = 8
-"""Words that a text must have before it can loop."""
-
-LARGEST_REPETITION = 0.5
-"""Share of four-word sequences that occurred before, from which on a text loops."""
-
-FEWEST_REPEATS = 10
-"""Times that a text's end must repeat the same characters, if they are no words."""
-
-SHORTEST_REPETITION = 40
-"""Characters of such an end."""
+REPEATED_WORDS = 12
+"""Words that must repeat those before them, without a gap, before a text loops."""
 
 FEWEST_LETTERS = 10
 """Letters of a script that is not the prompt's before it can be the wrong one."""
 
-# Scripts without spaces: each character is a unit. Numbers are none, so that a loop with a counter is one.
-_UNIT = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{2,}")
+_SAYS_NOTHING = re.compile(r"[\s.…*\ufffd]*")
+# Scripts without spaces: each character is a word. Numbers are none, so that a loop with a counter is one.
+_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")
+_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19,}")
 
 
 def defect(prompt: str, response: str) -> Defect | None:
     """What makes the response broken, None if nothing does."""
-    if not any(c.isalnum() for c in response) and not _is_symbol(response):
+    if _SAYS_NOTHING.fullmatch(response):
         return "empty"
-    if _loops(response):
+    if loop_end(response) is not None:
         return "looping"
     return "wrong script" if _wrong_script(prompt, response) else None
 
 
-def repetition(text: str) -> float:
-    """Share of four-word sequences that occurred before (seq-rep-4 of Welleck et al. 2020), numbers left out."""
-    units = _UNIT.findall(text.lower())
-    fours = list(zip(units, units[1:], units[2:], units[3:], strict=False))
-    return 1 - len(set(fours)) / len(fours) if len(units) >= FEWEST_UNITS else 0.0
+def loop_end(text: str) -> int | None:
+    """Where it is certain that the text loops, as a position in it; None if it does not.
+
+    It loops where the same words come twice or more in a row, `REPEATED_WORDS` of them repeating what was before, or the
+    same one to four letters twenty times. Nothing that is added to a text takes that away.
+    """
+    text = text.lower()
+    words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
+    ends = [end for period in range(1, len(words) // 2 + 1) if (end := _repetition_end(words, period)) is not None]
+    stutter = _STUTTER.search(text)
+    return min([*ends, *([stutter.end()] if stutter else [])], default=None)
 
 
-def _is_symbol(text: str) -> bool:
-    """Whether a text without letters and numbers says something by a sign, as 👍 does."""
-    return any(unicodedata.category(c) == "So" and c != "\ufffd" for c in text)
+def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:
+    """Where as many words as are needed have repeated those `period` words before them."""
+    needed, run = max(period, REPEATED_WORDS), 0
+    for (before, _), (word, end) in zip(words, words[period:], strict=False):
+        run = run + 1 if word == before else 0
+        if run == needed:
+            return end
+    return None
 
 
-def _loops(text: str) -> bool:
-    if repetition(text) >= LARGEST_REPETITION:
-        return True
-    length, period = _periodic_end("".join(text.split()))
-    return length >= max(SHORTEST_REPETITION, FEWEST_REPEATS * period) and 3 * length >= len("".join(text.split()))
-
-
-def _periodic_end(text: str) -> tuple[int, int]:
-    """The longest end of the text that repeats a unit at least `FEWEST_REPEATS` times: (length, period); (0, 1) if none does."""
-    backwards = text[::-1]
-    best = (0, 1)
-    for period in range(1, len(text) // FEWEST_REPEATS + 1):
-        length = period
-        while length < len(text) and backwards[length] == backwards[length - period]:
-            length += 1
-        if length >= FEWEST_REPEATS * period and length > best[0]:
-            best = (length, period)
-    return best
+def may_loop(tokens: list[int]) -> bool:
+    """Whether the last tokens are like those before them: a quick look that is worth a real one."""
+    return any(tokens[-8:] == tokens[-8 - lag : -lag] for lag in range(1, len(tokens) - 7))
 
 
 def _wrong_script(prompt: str, response: str) -> bool:
     """Whether most letters belong to scripts that the prompt does not use. Latin is never wrong: code and names use it."""
-    expected = set(_scripts(prompt)) | {"LATIN"}
+    if response.isascii():
+        return False
+    expected = {"LATIN", *_scripts(prompt)}
     scripts = _scripts(response)
     foreign = sum(count for script, count in scripts.items() if script not in expected)
     return foreign >= FEWEST_LETTERS and 2 * foreign > scripts.total()

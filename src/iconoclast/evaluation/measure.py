@@ -11,6 +11,7 @@ from torch import Tensor
 from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
+from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.responses import Label, ResponseRules
 from iconoclast.evaluation.statistics import Count
@@ -150,19 +151,19 @@ class Bounds:
     """What was known of an edit when it was pruned: each of its scores is this or worse.
 
     Attributes:
-        refusals: target prompts known to be refused; broken responses are not known before they end.
+        failures: target prompts known to be refused or answered with a loop.
         overrefusals: benign prompts known to be refused.
         kl_divergence: as in `Scores`, prompts that were not measured counted as 0.
     """
 
-    refusals: int
+    failures: int
     overrefusals: int
     kl_divergence: float
 
     @property
     def key(self) -> tuple[int, int, float]:
         """What a trial with these scores would compete with."""
-        return self.refusals, self.overrefusals, self.kl_divergence
+        return self.failures, self.overrefusals, self.kl_divergence
 
 
 Prune = Callable[[Bounds], bool]
@@ -292,7 +293,7 @@ class Evaluator:
             [edits[edit] for edit in left],
             self._target,
             self.options.response_length,
-            lambda: standing.watch(left, len(self.target), standing.refused, self._has_refused),
+            lambda: standing.watch(left, len(self.target), standing.failed, self._failure, ("refusal", "broken")),
             progress.advance,
         )
         divergences = standing.divergences.result().tolist()
@@ -329,11 +330,12 @@ class Evaluator:
         self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]
     ) -> list[list[str]]:
         """Divergences and responses on the benign prompts, from the same passes."""
+        every = range(len(edits))
         responses = self._responses(
             edits,
             self._benign,
             self.options.benign_response_length,
-            lambda: standing.watch(range(len(edits)), len(self.benign), standing.overrefused, self._has_refused),
+            lambda: standing.watch(every, len(self.benign), standing.overrefused, self._failure, ("refusal",)),
             advance,
             standing.diverged,
         )
@@ -361,9 +363,11 @@ class Evaluator:
         texts = [self._text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
 
-    def _has_refused(self, tokens: list[int]) -> bool:
-        """Whether the response holds a marker, asked every few tokens: only its end is read, unless that holds one."""
-        return self.rules.is_refusal(self._text(tokens[-self._window :])) and self.rules.is_refusal(self._text(tokens))
+    def _failure(self, tokens: list[int]) -> Label | None:
+        """What the response is whatever follows, asked every few tokens: only its end is looked at unless that is suspect."""
+        if may_loop(tokens) or self.rules.may_refuse(self._text(tokens[-self._window :])):
+            return self.rules.failure(self._text(tokens))
+        return None
 
     def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
         return LiveEdits(self._writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
@@ -434,7 +438,7 @@ class _Standing:
 
     def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
         self.divergences = Divergences(reference, edits)
-        self.refused: list[set[int]] = [set() for _ in range(edits)]  # target prompts
+        self.failed: list[set[int]] = [set() for _ in range(edits)]  # target prompts, refused or broken
         self.overrefused: list[set[int]] = [set() for _ in range(edits)]  # benign prompts
         self.pruned = [False] * edits
         self._prune = prune
@@ -446,7 +450,7 @@ class _Standing:
 
     def bounds(self, edit: int) -> Bounds:
         """What is known of an edit."""
-        return Bounds(len(self.refused[edit]), len(self.overrefused[edit]), self._kl[edit])
+        return Bounds(len(self.failed[edit]), len(self.overrefused[edit]), self._kl[edit])
 
     def look(self, edit: int) -> None:
         """Prune an edit if what is known suffices."""
@@ -460,22 +464,30 @@ class _Standing:
             self.look(edit)
 
     def watch(
-        self, edits: Sequence[int], prompts: int, refused: list[set[int]], has_refused: Callable[[list[int]], bool]
+        self,
+        edits: Sequence[int],
+        prompts: int,
+        found: list[set[int]],
+        failure: Callable[[list[int]], Label | None],
+        counted: Sequence[Label],
     ) -> Decided:
-        """For decoding from the start: a row is decided when it has refused, or when its edit is pruned."""
+        """For decoding from the start: a row is decided when its label is, or when its edit is pruned.
+
+        Prompts whose label is one of `counted` are put into `found`.
+        """
         for edit in edits:  # what an attempt that ran out of memory has seen is seen again
-            refused[edit].clear()
+            found[edit].clear()
             self.pruned[edit] = False
 
         def decided(index: int, tokens: list[int]) -> bool:
             edit = edits[index // prompts]
             if self.pruned[edit]:
                 return True
-            if not has_refused(tokens):
-                return False
-            refused[edit].add(index % prompts)
-            self.look(edit)
-            return True
+            label = failure(tokens)
+            if label in counted:
+                found[edit].add(index % prompts)
+                self.look(edit)
+            return label is not None
 
         return decided
 

@@ -13,7 +13,7 @@ from iconoclast.evaluation.measure import Evaluator
 from iconoclast.models.loading import LanguageModel
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.pipeline import SCHEMA_VERSION, load_settings_model, response_prefix
-from iconoclast.runs.reporting import examiner_of, options_of, rules_of, sample_of, samples
+from iconoclast.runs.reporting import examiner_of, judges_of, options_of, rules_of, sample_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
 
@@ -144,11 +144,12 @@ def compare(
     if base_name is None:
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
     prompts = Prompts.load(settings)
+    judges = judges_of(settings)
     progress.start(f"Loading {base_name}", 0)
     lm = load_settings_model(settings, base_name, note=progress.note)
     lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
     sample = sample_of(prompts)
-    examiner = examiner_of(settings, Variant("base model", lm), sample)
+    examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
     base = examiner.examined_base(progress)
     examinations = []
     for subject in subjects:

@@ -16,6 +16,7 @@ from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.evaluation.judges import Judge
 from iconoclast.evaluation.measure import Bounds, Evaluator, Scores
 from iconoclast.models.decoding import find_response_prefix
 from iconoclast.models.forward import affordable_rows, last_token_residuals
@@ -24,7 +25,7 @@ from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
-from iconoclast.runs.reporting import measured_with, options_of, report, rules_of, write_samples
+from iconoclast.runs.reporting import judges_of, measured_with, options_of, report, rules_of, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
@@ -50,6 +51,7 @@ class Run:
     base: Scores
     noise_floor: float
     study: Study
+    judges: Sequence[Judge] = ()
     report: dict[str, Any] | None = None
 
     @property
@@ -108,7 +110,9 @@ class Run:
         best = self.best()
         if best is None or (self.report is not None and self.report["trial"] == best.index):
             return
-        self.report, samples = report(self.settings, self.lm, self.prompts, self.directions, best, progress or Silent())
+        self.report, samples = report(
+            self.settings, self.lm, self.prompts, self.directions, best, self.judges, progress or Silent()
+        )
         write_samples(self.folder.samples, samples)
 
     def write_summary(self, status: str) -> dict[str, Any]:
@@ -171,13 +175,14 @@ def started_run(settings: Settings, progress: Progress | None = None, began: flo
     prompts = Prompts.load(settings)
     for pair, count in prompts.overlaps().items():
         progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
+    judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
     with folder.locked():
         folder.check(settings)  # again: another process may have begun a run meanwhile
         progress.start(f"Loading {settings.model}", 0)
         lm = load_settings_model(settings, settings.model, note=progress.note)
         lm.writers(settings.components)
         with packed(lm.model):
-            yield _prepared(settings, folder, prompts, lm, progress, began)
+            yield _prepared(settings, folder, prompts, lm, judges, progress, began)
 
 
 def load_settings_model(
@@ -263,6 +268,7 @@ def _prepared(
     folder: RunFolder,
     prompts: Prompts,
     lm: LanguageModel,
+    judges: Sequence[Judge],
     progress: Progress,
     began: float,
 ) -> Run:
@@ -305,7 +311,7 @@ def _prepared(
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
         )
     known_report = _known_report(settings, folder, prompts)
-    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, known_report)
+    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, known_report)
 
 
 def response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:
@@ -376,7 +382,7 @@ def _alternating(first: PromptSet, second: PromptSet) -> list[Any]:
 def _trial_line(number: int, outcome: Outcome) -> str:
     if isinstance(outcome, Bounds):
         return (
-            f"Trial {number}: pruned at {outcome.refusals} or more refusals, "
+            f"Trial {number}: pruned at {outcome.failures} or more refused or broken, "
             f"{outcome.overrefusals} or more overrefusals, KL {outcome.kl_divergence:.4f}"
         )
     return (

@@ -1,7 +1,7 @@
 """The report of a run: its best trial and its base model, examined once on prompts that chose nothing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,9 @@ def sample_of(prompts: Prompts) -> Sample:
     return Sample(prompts.target_evaluation, prompts.benign_evaluation, prompts.borderline_report, "selection")
 
 
-def examiner_of(settings: Settings, base: Variant, sample: Sample) -> Examiner:
+def examiner_of(settings: Settings, base: Variant, sample: Sample, judges: Sequence[Judge]) -> Examiner:
     """The examiner that the settings describe."""
-    return Examiner(base, sample, rules_of(settings), options_of(settings), judges_of(settings))
+    return Examiner(base, sample, rules_of(settings), options_of(settings), judges)
 
 
 def measured_with(settings: Settings) -> dict[str, Any]:
@@ -76,13 +76,19 @@ def measured_with(settings: Settings) -> dict[str, Any]:
 
 
 def report(
-    settings: Settings, lm: LanguageModel, prompts: Prompts, directions: Directions, best: Trial, progress: Progress
+    settings: Settings,
+    lm: LanguageModel,
+    prompts: Prompts,
+    directions: Directions,
+    best: Trial,
+    judges: Sequence[Judge],
+    progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What batch_summary.json says under `report`, and the responses, prompt by prompt."""
     sample = sample_of(prompts)
     writers = lm.writers(settings.components)
     edit = best.parameters.edit(directions, writers, settings.row_normalization)
-    examiner = examiner_of(settings, Variant("base model", lm), sample)
+    examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
     base = examiner.examined_base(progress)
     live = Variant(f"trial {best.index}", lm, LiveEdits(writers, [edit]).applied)
     edited = examiner.examine(live, progress)
