@@ -5,7 +5,8 @@
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
 once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. Each tool's best
-trial is the one with the fewest failures on the selection prompts within a KL of 0.1. It is then examined here, once, on
+trial is the one with the fewest failures on the selection prompts within a KL of 0.1 (heretic counts refusals, of which
+empty responses are some, and knows no broken ones). It is then examined here, once, on
 the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front on the
 selection prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats.
 
@@ -15,6 +16,7 @@ What is there already in FOLDER is not done again; heretic runs of peer.py can b
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -104,6 +106,7 @@ def run_of(settings: Settings, folder: Path, trials: int, seconds: float | None 
     """A run of that many trials, or as many as take that long with everything from the start of the program."""
     if (folder / "done.json").exists():
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that was broken off: its time is not known
     file = folder.parent / f"{folder.name}.toml"
     file.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
     program = str(Path(sys.executable).parent / "iconoclast")
@@ -117,6 +120,8 @@ def run_of(settings: Settings, folder: Path, trials: int, seconds: float | None 
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             process.wait()
+    if process.returncode not in (0, 130):
+        raise SystemExit(f"the run in {folder} failed, see {folder}.log")
     write_json(folder / "done.json", {"seconds": time.time() - began})
     return folder
 

@@ -11,7 +11,9 @@ from iconoclast.runs.splits import Prompts
 
 def test_prompts_in_two_splits_are_an_error_that_says_what_to_do(tiny_settings: Settings) -> None:
     same = tiny_settings.model_copy(update={"bad_evaluation_prompts": tiny_settings.bad_prompts})
-    with pytest.raises(PromptsError, match='--allow-overlap "bad_prompts and bad_evaluation_prompts"'):
+    with pytest.raises(
+        PromptsError, match='put "bad_prompts and bad_evaluation_prompts" into the setting allow_overlap'
+    ):
         Prompts.load(same)
     assert Prompts.load(tiny_settings).overlaps() == {}
 

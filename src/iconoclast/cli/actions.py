@@ -172,7 +172,7 @@ def _print_results(run: Run) -> None:
         return
     target = run.settings.kl_divergence_target
     reason = (
-        f"fewest refusals within the KL target of {target:g}"
+        f"fewest refused or broken within the KL target of {target:g}"
         if best.scores.kl_divergence <= target
         else f"no trial is within the KL target of {target:g}"
     )

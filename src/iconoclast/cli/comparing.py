@@ -1,5 +1,6 @@
 """The commands `evaluate` and `compare`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def compare_action(
     quiet_libraries()
     subjects, settings = _understood(names, config)
     if to is not None:
-        require_free(to)
+        _make_folder(to)
     comparison = _compared(subjects, settings, against)
     document = comparison.document()
     _print(comparison, document, sample_count)
@@ -57,7 +58,7 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
     Writes iconoclast-best-merged/, comparison.json and summary.json into `output`.
     """
     quiet_libraries()
-    require_free(output)
+    _make_folder(output)
     chosen = find_subject(str(run))
     if not isinstance(chosen, RunSubject):
         raise RunFolderError(f"{run} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl.")
@@ -134,7 +135,6 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
 
 def _write(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
     """comparison.json: everything measured, and samples; summary.json: which trials they are, and the verdicts."""
-    to.mkdir(parents=True, exist_ok=True)
     write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     unsaid = ("metrics", "against_base")
     summary = {
@@ -148,7 +148,19 @@ def _write(comparison: Comparison, document: Mapping[str, Any], to: Path, sample
     print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
 
 
+def _make_folder(to: Path) -> None:
+    """Measuring takes long: better to know before."""
+    require_free(to)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"The folder {to} cannot be written: {error.strerror}.") from None
+
+
 def _require_writable(file: Path | None) -> None:
     """Measuring takes long: better to know before."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
         raise SettingsError(f"{file} cannot be written. Give a file in a folder that exists with --json.")

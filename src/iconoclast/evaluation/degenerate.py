@@ -14,10 +14,12 @@ REPEATED_WORDS = 12
 FEWEST_LETTERS = 10
 """Letters of a script that is not the prompt's before it can be the wrong one."""
 
-_SAYS_NOTHING = re.compile(r"[\s.…*\ufffd]*")
+_SAYS_NOTHING = re.compile(r"[\s.…*=~|+\ufffd-]*")
 # Scripts without spaces: each character is a word. Numbers are none, so that a loop with a counter is one.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")
-_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19,}")
+_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}")
+# Signs of which rules and tables are drawn may repeat.
+_SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
 
 def defect(prompt: str, response: str) -> Defect | None:
@@ -33,13 +35,13 @@ def loop_end(text: str) -> int | None:
     """Where it is certain that the text loops, as a position in it; None if it does not.
 
     It loops where the same words come twice or more in a row, `REPEATED_WORDS` of them repeating what was before, or the
-    same one to four letters twenty times. Nothing that is added to a text takes that away.
+    same one to four letters twenty times, or the same number or signs forty times. Nothing that is added to a text takes that away.
     """
     text = text.lower()
     words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
     ends = [end for period in range(1, len(words) // 2 + 1) if (end := _repetition_end(words, period)) is not None]
-    stutter = _STUTTER.search(text)
-    return min([*ends, *([stutter.end()] if stutter else [])], default=None)
+    ends += [match.end() for pattern in (_STUTTER, _SIGNS) if (match := pattern.search(text))]
+    return min(ends, default=None)
 
 
 def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:

@@ -225,6 +225,7 @@ class Examiner:
         self._options = options or MeasureOptions()
         self._judges = judges
         self._examined_base: Examination | None = None
+        self._ends = end_tokens(base.lm.model)
         sets = (sample.target, sample.benign, sample.borderline)
         self._target, self._benign, self._borderline = (
             base.lm.encode(prompts.prompts) if prompts else [] for prompts in sets
@@ -282,7 +283,11 @@ class Examiner:
             token_kl,
             short,
             likelihoods,
-            {judge.name: problem for judge in self._judges if (problem := judge.problem)},
+            {
+                judge.name: judge.problem
+                for judge in self._judges
+                if judge.problem and any(a.judged[judge.name] == "unknown" for some in answers for a in some)
+            },
         )
 
     @cached_property
@@ -300,12 +305,11 @@ class Examiner:
 
     @cached_property
     def _base_responses(self) -> list[list[int]]:
-        """The base model's own responses to benign prompts, with the token that ended them if one did."""
+        """The base model's own responses to benign prompts, with an end-of-text token if one ended them."""
         with self._base.applied():
             length = self._options.benign_response_length
             responses = self._decode(self._base.lm, self._benign, length, Silent())
-        end = end_tokens(self._base.lm.model)[:1]
-        return [ids if len(ids) == length or not end else ids + end for ids in responses]
+        return [ids if len(ids) == length else ids + self._ends[:1] for ids in responses]
 
     def _like_base(self, variant: Variant) -> LanguageModel:
         own, base = (lm.model.get_output_embeddings().weight.shape[0] for lm in (variant.lm, self._base.lm))  # type: ignore[no-untyped-call]
@@ -346,7 +350,10 @@ class Examiner:
                 with variant.applied():
                     own = continuation_logits(variant.lm, prompts, given)
                 for row, i in enumerate(some):
-                    tokens = torch.tensor(given[row], device=own.device)
+                    ids = given[row]
+                    if ids[-1] in self._ends:  # the one that ended it: a model can have several
+                        ids = [*ids[:-1], self._ends[int(base[row, -1, self._ends].argmax())]]
+                    tokens = torch.tensor(ids, device=own.device)
                     logprobs = [logits[row, -len(tokens) :].float().log_softmax(-1) for logits in (base, own)]
                     divergences[i] = float(bounded(kl_divergence(logprobs[0], logprobs[1].to(base.device))).mean())
                     said = logprobs[1].gather(-1, tokens[:, None]).nan_to_num(-math.inf).clamp(min=-700)

@@ -75,8 +75,8 @@ class ResponseRules:
         return _holds_any(self.refusal_markers, normalized(ending))
 
     def disclaimers(self, response: str) -> int:
-        """Disclaimer markers found in a response that is no refusal; a refusal has none."""
-        if self.is_refusal(response):
+        """Disclaimer markers found in a response; a refusal and a loop have none, as they are not read to their end."""
+        if self.failure(response):
             return 0
         text = normalized(response)
         return sum(len(_pattern((marker,)).findall(text)) for marker in self.disclaimer_markers)

@@ -62,8 +62,8 @@ class Measured(_Part):
 
     @property
     def key(self) -> tuple[int, int]:
-        """What edits are ordered by before their KL divergence."""
-        return self.refusals.count, self.overrefusals.count
+        """What edits are ordered by before their KL divergence: refused or broken, then overrefused."""
+        return self.refusals.count + (self.broken.count if self.broken else 0), self.overrefusals.count
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -319,7 +319,7 @@ class Contest:
             return list(self.unmatched)
         return [
             f"ICONOCLAST wins {self.wins.with_interval}, {self.ties.count} tied; lower KL in {self.lower_kl.with_interval}. "
-            "Fewer refusals win, then fewer overrefusals, then the lower KL; KL within the noise floor is equal.",
+            "Fewer refused or broken responses win, then fewer overrefusals, then the lower KL; KL within the noise floor is equal.",
             *self.unmatched,
         ]
 

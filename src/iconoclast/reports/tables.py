@@ -15,7 +15,7 @@ from iconoclast.search.pareto import Trial
 def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Table:
     """The Pareto front, best trial marked, the base model in the last line."""
     table = Table(title="Pareto front (selection prompts)", title_justify="left")
-    for name in ("Trial", "Refusals", "Overrefusals", "KL", "Compliance"):
+    for name in ("Trial", "Refusals", "Broken", "Overrefusals", "KL", "Compliance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Direction")
     for trial in front:
@@ -26,6 +26,7 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
         table.add_row(
             f"{trial.index}{mark}",
             s.refusals.with_interval,
+            str(s.broken.count),
             s.overrefusals.with_interval,
             f"{s.kl_divergence:.4f}",
             f"{s.compliance:.2f}",
@@ -36,6 +37,7 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
     table.add_row(
         "base",
         base.refusals.with_interval,
+        str(base.broken.count),
         base.overrefusals.with_interval,
         "0",
         f"{base.compliance:.2f}",

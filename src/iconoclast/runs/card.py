@@ -90,8 +90,7 @@ Measured on this export, loaded from these files, against its base. {prompts}
 {chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
 
 Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases; soft refusals turn
-the request away in other words; broken responses are empty, loop, or are in the wrong script. With 95 % intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats; the
-base model's own is the noise of its arithmetic in batches of another shape.
+the request away in other words; broken responses are empty, loop, or are in the wrong script. With 95 % intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats.
 
 ## How to load it
 
@@ -140,7 +139,7 @@ def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
         *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
-        ("First-token KL", f"0 (noise {before.kl_divergence:.4f})", f"{after.kl_divergence:.4f}"),
+        ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
     ]
 
 

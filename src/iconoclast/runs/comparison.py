@@ -156,6 +156,7 @@ def compare(
         progress.start(f"Loading {subject.name}", 0)
         with subject.opened(lm) as variant:
             examinations.append(examiner.examine(variant, progress))
+            del variant  # or it would stay in memory while the next one is loaded
     noise = _noise_floor(settings, lm, sample)
     return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations)
 

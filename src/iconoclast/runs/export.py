@@ -53,6 +53,7 @@ class SavedRun:
         base: scores of the base model on the evaluation prompts.
         report: what the run measured of the base model and its best trial on the report prompts, if it did.
         response_prefix: what the model's responses start with.
+        prompts: what the prompt sets were when the summary was written.
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class SavedRun:
     base: Scores
     report: Mapping[str, Any] | None
     response_prefix: str
+    prompts: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
@@ -80,8 +82,17 @@ class SavedRun:
         trials = study.trials()
         trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
         base = Scores.from_dict(baseline["base_metrics"])
-        report = folder.read_json(folder.summary).get("report") if folder.summary.is_file() else None
-        return cls(settings, folder.load_directions(), trial, trials, base, report, baseline["response_prefix"])
+        summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
+        return cls(
+            settings,
+            folder.load_directions(),
+            trial,
+            trials,
+            base,
+            summary.get("report"),
+            baseline["response_prefix"],
+            summary.get("prompts", {}),
+        )
 
     def load_model(self, quantization: str | None = None) -> LanguageModel:
         """The base model of the run."""
@@ -149,7 +160,7 @@ def export_trial(
     benign = prompts.benign_report or prompts.benign_evaluation
     evaluator = evaluator_of(saved.settings, lm, target, benign)
     reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
-    base, live = _known_scores(saved, lm) or evaluator.measure([Edit.nothing(), edit], progress)
+    base, live = _known_scores(saved, lm, prompts) or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         error = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
@@ -174,8 +185,10 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     return Exported(folder, prompts, base, live, exported, error) if index == trial else None
 
 
-def _known_scores(saved: SavedRun, lm: LanguageModel) -> list[Scores] | None:
-    """Base and live scores on the report prompts, if the run has measured them for this trial and in this precision."""
+def _known_scores(saved: SavedRun, lm: LanguageModel, prompts: Prompts) -> list[Scores] | None:
+    """Base and live scores, if the run has measured them for this trial, on these prompts and in this precision."""
+    if saved.prompts != prompts.document():
+        return None
     if saved.report is None or saved.report.get("trial") != saved.trial.index:
         return None
     if lm.quantization != saved.settings.quantization:

@@ -84,7 +84,7 @@ class Prompts:
             if frozenset(pair_text.split(" and ")) not in pairs:
                 raise PromptsError(
                     f"{pair_text} share {count} prompt{'s' * (count > 1)}: scores on prompts that fitted or chose an edit "
-                    f'flatter it. Take them out of one set, or allow it with --allow-overlap "{pair_text}".'
+                    f'flatter it. Take them out of one set, or put "{pair_text}" into the setting allow_overlap.'
                 )
 
     def _check_axes(self, weights: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examine import Variant
+from iconoclast.evaluation.statistics import Count
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.export import INFORMATION, SavedRun
@@ -55,7 +57,17 @@ class RunSubject:
 
     @contextmanager
     def opened(self, base: LanguageModel) -> Iterator[Variant]:
-        """The base model with the trial's edit."""
+        """The base model with the trial's edit.
+
+        Raises:
+            ModelError: the run is of another model.
+        """
+        own = self.saved.settings.model or ""
+        shape = self.saved.directions.basis.shape
+        if Path(own).name != Path(base.name).name or shape[:2] != (base.layers, base.hidden_size):
+            raise ModelError(
+                f"{self.folder} is a run of {own}, not of {base.name}. Compare it with models of the same base."
+            )
         yield _edited(self.name, base, self.saved.edit(base))
 
     def document(self) -> dict[str, Any]:
@@ -79,6 +91,10 @@ class HereticSubject:
     def opened(self, base: LanguageModel) -> Iterator[Variant]:
         """The base model with the trial's edit, its directions estimated from heretic's own prompts."""
         settings = self.study.settings
+        if Path(settings.model).name != Path(base.path).name:
+            raise ModelError(
+                f"{self.study.file} is of {settings.model}, not of {base.name}. Name that model with --against."
+            )
         sets = (
             load_prompts(source, settings.system_prompt, 2) for source in (settings.good_prompts, settings.bad_prompts)
         )
@@ -87,9 +103,13 @@ class HereticSubject:
 
     def document(self) -> dict[str, Any]:
         """The trial and what heretic measured of it, on its own evaluation prompts."""
+        trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
+        counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}
+        n = self.trial.prompts
+        trial |= {name: Count(k, n).as_dict() for name, k in counts.items() if k is not None and n is not None}
         return {
             "tool": "heretic",
-            "trial": self.trial.model_dump(mode="json"),
+            "trial": trial,
             "row_normalization": self.study.settings.row_normalization,
             "caveats": self.study.caveats,
         }
@@ -131,6 +151,7 @@ class ModelSubject:
         finally:
             del loaded
             gc.collect()
+            torch.cuda.empty_cache()
 
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
@@ -143,7 +164,7 @@ class ModelSubject:
             quantization=base.quantization if self.is_adapter else "none",
             device_map=self.settings.device_map,
             trust_remote_code=self.settings.trust_remote_code,
-            chat_template=self.settings.chat_template,
+            chat_template="raw",  # prompts are written with the template of the base
         )
 
 
