@@ -31,7 +31,7 @@ import tomli_w
 
 from iconoclast.config import PromptSource, Settings
 from iconoclast.edits.edit import Edit
-from iconoclast.evaluation.measure import Evaluator, Scores
+from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import hypervolume
 from iconoclast.library import search
 from iconoclast.models.loading import LanguageModel, load_model, resolve
@@ -41,7 +41,7 @@ from iconoclast.runs.comparison import compare
 from iconoclast.runs.export import SavedRun
 from iconoclast.runs.folder import RunFolder, write_json
 from iconoclast.runs.heretic import HereticStudy, heretic_directions
-from iconoclast.runs.reporting import options_of, rules_of
+from iconoclast.runs.reporting import evaluator_of
 from iconoclast.runs.subjects import HereticSubject, RunSubject
 from iconoclast.search.pareto import pareto_front
 
@@ -154,7 +154,7 @@ def on_report(lm: LanguageModel, settings: Settings, edits: Sequence[Edit]) -> I
         load_prompts(source, settings.system_prompt)
         for source in (settings.bad_report_prompts, settings.good_report_prompts)
     )
-    evaluator = Evaluator(lm, target, benign, rules_of(settings), options_of(settings))
+    evaluator = evaluator_of(settings, lm, target, benign)
     for start in range(0, len(edits), AT_A_TIME):
         yield from evaluator.measure(edits[start : start + AT_A_TIME])
 

@@ -68,7 +68,7 @@ def test_an_adapter_of_another_model_is_a_clear_error(finished: Path, tmp_path: 
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:40])
     subjects = [find_subject(str(tmp_path / "adapter"))]
-    with pytest.raises(ModelError, match="does not fit on"):
+    with pytest.raises(ModelError, match="cannot be put on"):
         compare(subjects, settings_for([find_subject(str(finished))]))
 
 

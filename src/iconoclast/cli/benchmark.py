@@ -10,20 +10,20 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from iconoclast.cli.console import out, quiet_libraries, shown_progress
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
+from iconoclast.errors import SettingsError
 from iconoclast.evaluation.benchmarks import (
     Benchmark,
     BenchmarkOptions,
     Difference,
     Figure,
     Side,
-    adapter_base,
     benchmark,
     edited_live,
     loaded,
     require_lm_eval,
 )
+from iconoclast.models.adapters import adapter_base
 from iconoclast.models.loading import LanguageModel, resolve
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.export import INFORMATION, SavedRun
@@ -38,8 +38,7 @@ def benchmark_action(
     require_lm_eval()
     # There is nothing to keep, and lm-eval ends its own processes by this signal: to them, too, it must mean the end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if json_file is not None:
-        _require_writable(json_file)
+    require_writable(json_file)
     about, edited, base = _subject(subject, trial, against, options.apply_chat_template)
     with shown_progress() as progress:
         result = benchmark(options, edited, base, progress)
@@ -85,12 +84,6 @@ def _trial_side(load: Callable[[], LanguageModel], saved: SavedRun) -> Iterator[
 def _shown(name: str | None) -> str | None:
     """A model's name, the user's home folder left out."""
     return None if name is None else name.replace(str(Path.home()), "~")
-
-
-def _require_writable(file: Path) -> None:
-    """A benchmark can take hours: better to know before."""
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise RunFolderError(f"{file} cannot be written. Give a file in a folder that exists with --json.")
 
 
 def _print(result: Benchmark) -> None:

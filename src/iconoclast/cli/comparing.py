@@ -1,13 +1,12 @@
 """The commands `evaluate` and `compare`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.cli.console import out, quiet_libraries, shown_progress
+from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
 from iconoclast.config import Settings, load_settings
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.errors import RunFolderError
 from iconoclast.reports.tables import examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
@@ -24,7 +23,7 @@ SPLITS = {
 def evaluate_action(name: str, against: str | None, config: Path | None, json_file: Path | None) -> None:
     """Examine one model beside its base."""
     quiet_libraries()
-    _require_writable(json_file)
+    require_writable(json_file)
     subjects, settings = _understood([name], config)
     comparison = _compared(subjects, settings, against)
     document = comparison.document()
@@ -155,12 +154,3 @@ def _make_folder(to: Path) -> None:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"The folder {to} cannot be written: {error.strerror}.") from None
-
-
-def _require_writable(file: Path | None) -> None:
-    """Measuring takes long: better to know before."""
-    if file is None:
-        return
-    folder = file.absolute().parent
-    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-        raise SettingsError(f"{file} cannot be written. Give a file in a folder that exists with --json.")

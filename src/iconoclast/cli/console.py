@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from iconoclast.errors import RunFolderError
 from iconoclast.reports.text import print_lines
 
 out = Console()
@@ -98,6 +99,19 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def require_writable(file: Path | None) -> None:
+    """Measuring takes long: better to know before that its result can be written.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise RunFolderError(f"{file} cannot be written. Give a file in a folder that exists with --json.")
 
 
 def quiet_imports() -> None:

@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import io
-import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,13 @@ from typing import Any
 
 from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
-from peft import PeftModel
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import set_seed
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
-from iconoclast.errors import MeasurementError, ModelError, UserError
+from iconoclast.errors import MeasurementError, UserError
+from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model
 from iconoclast.progress import Progress, Silent
 
@@ -168,11 +167,7 @@ def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
     base = adapter_base(name)
     lm = load_model(name if base is None else base, chat_template=None if templated else "raw")
     if base is not None:
-        try:
-            adapted = PeftModel.from_pretrained(lm.model, str(Path(name).expanduser()))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"The adapter {name} cannot be put on {base}: {_reason(error)}") from None
-        adapted.requires_grad_(False).eval()
+        put_adapter(lm, name)
     yield lm
 
 
@@ -181,25 +176,6 @@ def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[str] = COMPO
     """The model with an edit applied live, in every row of every batch."""
     with LiveEdits(lm.writers(components), [edit]).applied():
         yield lm
-
-
-def adapter_base(name: str) -> str | None:
-    """The model that the adapter in folder `name` belongs to; None if there is no adapter.
-
-    Raises:
-        ModelError: the adapter does not say.
-    """
-    folder = Path(name).expanduser()
-    file = folder / "adapter_config.json"
-    if not file.is_file() or (folder / "config.json").is_file():
-        return None
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError):
-        base = None
-    if not isinstance(base, str):
-        raise ModelError(f"{file} does not name the model that the adapter belongs to (base_model_name_or_path).")
-    return base
 
 
 def load_tasks(options: BenchmarkOptions) -> Any:

@@ -9,11 +9,9 @@ from iconoclast import __version__
 from iconoclast.config import Settings
 from iconoclast.errors import SettingsError
 from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
-from iconoclast.evaluation.measure import Evaluator
-from iconoclast.models.loading import LanguageModel
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.pipeline import SCHEMA_VERSION, load_settings_model, response_prefix
-from iconoclast.runs.reporting import examiner_of, judges_of, options_of, rules_of, sample_of, samples
+from iconoclast.runs.reporting import evaluator_of, examiner_of, judges_of, sample_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
 
@@ -157,9 +155,5 @@ def compare(
         with subject.opened(lm) as variant:
             examinations.append(examiner.examine(variant, progress))
             del variant  # or it would stay in memory while the next one is loaded
-    noise = _noise_floor(settings, lm, sample)
+    noise = evaluator_of(settings, lm, sample.target, sample.benign).noise_floor()
     return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations)
-
-
-def _noise_floor(settings: Settings, lm: LanguageModel, sample: Sample) -> float:
-    return Evaluator(lm, sample.target, sample.benign, rules_of(settings), options_of(settings)).noise_floor()

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import tomli_w
 import torch
-from peft import PeftModel
 
 from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions
@@ -20,6 +19,7 @@ from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.measure import Scores
+from iconoclast.models.adapters import put_adapter
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
@@ -27,11 +27,11 @@ from iconoclast.runs.card import model_card, trial_information
 from iconoclast.runs.folder import RunFolder, write_json
 from iconoclast.runs.pipeline import (
     choose_trial,
-    evaluator_of,
     load_settings_model,
     search_space,
     trial_document,
 )
+from iconoclast.runs.reporting import evaluator_of
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Study
@@ -234,8 +234,7 @@ def _appearing(to: Path) -> Iterator[Path]:
 def _load_export(folder: Path, kind: Format, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
     """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
     if kind == "adapter":
-        peft = PeftModel.from_pretrained(lm.model, str(folder))
-        peft.requires_grad_(False).eval()
+        put_adapter(lm, str(folder))
         return lm
     device_map = "cpu" if lm.device.type == "cpu" else "auto"
     loaded = load_model(str(folder), dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code)

@@ -6,13 +6,12 @@ Facts about heretic: https://github.com/p-e-w/heretic.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from jinja2 import TemplateError
 from optuna.trial import TrialState
 from pydantic import (
@@ -27,7 +26,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from iconoclast.config import PromptSource, Quantization, RowNormalization
 from iconoclast.directions.estimators import estimate_directions, interpolate
@@ -36,7 +35,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.models.anatomy import decoder_layers
-from iconoclast.models.forward import affordable_rows, next_token_logprobs
+from iconoclast.models.forward import affordable_rows, last_token_residuals
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.prompts import PromptSet
 from iconoclast.search.study import STUDY_NAME
@@ -309,29 +308,14 @@ def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Ten
     whatever that is called.
     """
     modules = [*decoder_layers(lm.model)[:-1], lm.model.get_decoder()]  # type: ignore[no-untyped-call]
-    result = torch.empty(len(sequences), len(modules), lm.hidden_size)
-    caught: dict[int, Tensor] = {}
-
-    def catch(index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output if isinstance(output, Tensor) else output[0]
-            caught[index] = hidden[:, -1].float().cpu()
-
-        return hook
-
-    handles = [module.register_forward_hook(catch(i)) for i, module in enumerate(modules)]
+    rows = affordable_rows(lm, max(map(len, sequences)), 0, 512)
     try:
-        for indices, _ in next_token_logprobs(lm, sequences, affordable_rows(lm, max(map(len, sequences)), 0, 512)):
-            if any(i not in caught or caught[i].shape[-1] != lm.hidden_size for i in range(len(modules))):
-                raise ModelError(
-                    f"{type(lm.model).__name__} does not show what its decoder gives after the final norm, which heretic "
-                    "takes for the last layer's residuals. Its studies cannot be replayed."
-                )
-            result[indices] = torch.stack([caught[i] for i in range(len(modules))], dim=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return result
+        return last_token_residuals(lm, sequences, rows, modules=modules)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} heretic takes the states after the final norm for the last layer's residuals, so its studies of this "
+            "model cannot be replayed."
+        ) from None
 
 
 class _Operation(IntEnum):

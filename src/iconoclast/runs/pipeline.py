@@ -25,7 +25,7 @@ from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
-from iconoclast.runs.reporting import judges_of, measured_with, options_of, report, rules_of, write_samples
+from iconoclast.runs.reporting import evaluator_of, judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
@@ -198,21 +198,6 @@ def load_settings_model(
         chat_template=settings.chat_template,
         response_prefix=settings.response_prefix or "",
         note=note,
-    )
-
-
-def evaluator_of(
-    settings: Settings, lm: LanguageModel, target: PromptSet, benign: PromptSet, reference: Any = None
-) -> Evaluator:
-    """The evaluator that the settings describe."""
-    return Evaluator(
-        lm,
-        target,
-        benign,
-        rules_of(settings),
-        options_of(settings),
-        settings.components,
-        reference,
     )
 
 

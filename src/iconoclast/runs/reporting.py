@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
+from torch import Tensor
 
 from iconoclast.config import Settings, secret
 from iconoclast.directions.estimators import Directions
@@ -16,6 +17,7 @@ from iconoclast.evaluation.measure import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.loading import LanguageModel
 from iconoclast.progress import Progress
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import write_whole
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
@@ -38,6 +40,13 @@ def options_of(settings: Settings) -> MeasureOptions:
         settings.max_batch_size,
         settings.weights_of_axes,
     )
+
+
+def evaluator_of(
+    settings: Settings, lm: LanguageModel, target: PromptSet, benign: PromptSet, reference: Tensor | None = None
+) -> Evaluator:
+    """The evaluator that the settings describe."""
+    return Evaluator(lm, target, benign, rules_of(settings), options_of(settings), settings.components, reference)
 
 
 def judges_of(settings: Settings) -> list[Judge]:
@@ -119,9 +128,7 @@ def _control(
     writers = lm.writers(settings.components)
     seeds = [settings.seed * COPIES_OF_SEED + number for number in range(settings.random_controls)]
     edits = [best.parameters.edit(directions.randomized(seed), writers, settings.row_normalization) for seed in seeds]
-    evaluator = Evaluator(
-        lm, sample.target, sample.benign, rules_of(settings), options_of(settings), settings.components
-    )
+    evaluator = evaluator_of(settings, lm, sample.target, sample.benign)
     base, edited = (examination.scores for examination in examined)
     return Control.of(base, edited, evaluator.measure(edits, progress))
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
-from peft.utils import CONFIG_NAME
-from safetensors import SafetensorError
 
 from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
@@ -18,6 +15,7 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examine import Variant
 from iconoclast.evaluation.statistics import Count
+from iconoclast.models.adapters import is_adapter, put_adapter
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.export import INFORMATION, SavedRun
@@ -127,11 +125,6 @@ class ModelSubject:
         """The last part of a path, or the hub id."""
         return Path(self.source).name if Path(self.source).exists() else self.source
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether it is a folder with an adapter."""
-        return (Path(self.source) / CONFIG_NAME).is_file()
-
     @contextmanager
     def opened(self, base: LanguageModel) -> Iterator[Variant]:
         """The model, loaded beside its base and let go in the end.
@@ -139,13 +132,17 @@ class ModelSubject:
         Raises:
             ModelError: it cannot be loaded.
         """
-        loaded = self._load(base.path if self.is_adapter else self.source, base)
-        if self.is_adapter:
-            try:
-                PeftModel.from_pretrained(loaded.model, self.source).requires_grad_(False).eval()
-            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-                reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-                raise ModelError(f"The adapter {self.source} does not fit on {base.name}: {reason}") from None
+        adapter = is_adapter(self.source)
+        loaded = load_model(
+            base.path if adapter else self.source,
+            dtypes=[base.dtype],
+            quantization=base.quantization if adapter else "none",
+            device_map=self.settings.device_map,
+            trust_remote_code=self.settings.trust_remote_code,
+            chat_template="raw",  # prompts are written with the template of the base
+        )
+        if adapter:
+            put_adapter(loaded, self.source)
         try:
             yield Variant(self.name, loaded)
         finally:
@@ -155,17 +152,7 @@ class ModelSubject:
 
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
-        return {"tool": None, "format": "adapter" if self.is_adapter else "model"}
-
-    def _load(self, source: str, base: LanguageModel) -> LanguageModel:
-        return load_model(
-            source,
-            dtypes=[base.dtype],
-            quantization=base.quantization if self.is_adapter else "none",
-            device_map=self.settings.device_map,
-            trust_remote_code=self.settings.trust_remote_code,
-            chat_template="raw",  # prompts are written with the template of the base
-        )
+        return {"tool": None, "format": "adapter" if is_adapter(self.source) else "model"}
 
 
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:

@@ -1,0 +1,50 @@
+"""PEFT adapters, whoever made them: what they belong to, and how they are put on a model."""
+
+import json
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from iconoclast.errors import ModelError
+from iconoclast.models.loading import LanguageModel
+
+CONFIG = "adapter_config.json"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether there is an adapter in the folder `name`, and not a whole model."""
+    folder = Path(name).expanduser()
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that the adapter in folder `name` belongs to; None if there is no adapter.
+
+    Raises:
+        ModelError: the adapter does not say.
+    """
+    if not is_adapter(name):
+        return None
+    file = Path(name).expanduser() / CONFIG
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ModelError(f"{file} does not name the model that the adapter belongs to (base_model_name_or_path).")
+    return base
+
+
+def put_adapter(lm: LanguageModel, name: str) -> None:
+    """Put the adapter in folder `name` on a model, which is another model from then on.
+
+    Raises:
+        ModelError: it is damaged, or of another model.
+    """
+    try:
+        adapted = PeftModel.from_pretrained(lm.model, str(Path(name).expanduser()))
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {reason}") from None
+    adapted.requires_grad_(False).eval()
