@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/speed.py --data DATA prompts       # more prompts; likewise tokens, layers
     .venv/bin/python benchmarks/speed.py --data DATA equality      # batched scores against one-at-a-time scores
     .venv/bin/python benchmarks/speed.py --data DATA profile       # where the time goes, and the naive limit
+    .venv/bin/python benchmarks/speed.py --data DATA setup         # what comes before the first trial
 
 The work of a candidate is that of METHODS unless a table varies it: 20 requests of 96 new tokens, and the first-token
 log-probabilities of 64 knowledge prompts. `generate` does it once with nothing edited, all requests in one batch.
@@ -13,6 +14,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.measure import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.library import estimate_directions, make_edit
+from iconoclast.library import estimate_directions, make_edit, residuals
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.models.packed import packed
@@ -36,6 +39,13 @@ from iconoclast.prompts import PromptSet
 from iconoclast.search.space import SearchSpace
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
+
+
+def fit_prompts(data: Path) -> list[PromptSet]:
+    """The benign and the target prompts that directions are estimated from."""
+    return [
+        PromptSet.load(str(data / f"{name}.jsonl"), split="fit", column="text") for name in ("knowledge", "requests")
+    ]
 
 
 @dataclass
@@ -51,8 +61,10 @@ class Bench:
         """The first prompts of the select split."""
         return PromptSet.load(str(self.data / f"{name}.jsonl"), split=f"select[:{count}]", column="text")
 
-    def evaluator(self, requests: int = 20, knowledge: int = 64, tokens: int = 96, lower: bool = True) -> Evaluator:
-        """An evaluator as a search has it, warm."""
+    def evaluator(
+        self, requests: int = 20, knowledge: int = 64, tokens: int = 96, lower: bool = True, warm: bool = True
+    ) -> Evaluator:
+        """An evaluator as a search has it."""
         defaults = Settings()
         evaluator = Evaluator(
             self.lm,
@@ -63,7 +75,8 @@ class Bench:
         )
         if lower:
             evaluator.leave_out_lower_layers()
-        evaluator.measure([Edit.nothing()])
+        if warm:
+            evaluator.measure([Edit.nothing()])
         return evaluator
 
     def sampled(self, count: int) -> list[Edit]:
@@ -212,6 +225,26 @@ def profiled(bench: Bench) -> None:
     )
 
 
+def setup(bench: Bench) -> None:
+    """The parts of a run's set-up, each made once from nothing, beside the trials of its first and its later batches."""
+    sets = fit_prompts(bench.data)
+    evaluator = bench.evaluator(lower=False, warm=False)
+    random, later = bench.sampled(8), bench.sampled(16)
+    command = [sys.executable, "-c", "from iconoclast.runs import pipeline"]
+    parts: dict[str, Callable[[], object]] = {
+        "imports": lambda: subprocess.run(command, check=True, capture_output=True),
+        "loading the model": lambda: load_model(bench.lm.name),
+        f"residuals of {sum(map(len, sets))} prompts": lambda: [residuals(bench.lm, prompts) for prompts in sets],
+        "the base model's answers": lambda: evaluator.measure([Edit.nothing()]),
+        "states of the lower layers": evaluator.leave_out_lower_layers,
+        "noise floor": evaluator.noise_floor,
+        "8 candidates in a batch": lambda: evaluator.measure(random),
+        "16 candidates in a batch": lambda: evaluator.measure(later),
+    }
+    for name, work in parts.items():
+        print(f"{name:>34}: {_seconds(work):6.2f} s", flush=True)
+
+
 def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -225,6 +258,7 @@ TABLES = {
     "layers": layers,
     "equality": equality,
     "profile": profiled,
+    "setup": setup,
 }
 
 
@@ -236,11 +270,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     lm = load_model(arguments.model)
-    sets = [
-        PromptSet.load(str(arguments.data / f"{n}.jsonl"), split="fit", column="text")
-        for n in ("knowledge", "requests")
-    ]
-    bench = Bench(lm, estimate_directions(lm, *sets, subspace_rank=8), arguments.data, arguments.rounds)
+    directions = estimate_directions(lm, *fit_prompts(arguments.data), subspace_rank=8)
+    bench = Bench(lm, directions, arguments.data, arguments.rounds)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with packed(lm.model):  # as a run has it
         for name in arguments.tables or TABLES:
