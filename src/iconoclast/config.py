@@ -26,11 +26,12 @@ Component = Literal["attn.o_proj", "mlp.down_proj"]
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 DirectionScope = Literal["global", "per_layer"]
 RowNormalization = Literal["none", "pre", "full"]
-Quantization = Literal["none", "bnb_4bit"]
+Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
+MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -123,9 +124,14 @@ class Settings(BaseSettings):
         description="Data types to try in this order; the first that loads and whose forward pass has no NaN is used.",
     )
     quantization: Quantization = Field(
-        default="none", description="bnb_4bit holds the weights in 4 bits, for models larger than the memory."
+        default="none",
+        description="bnb_4bit and bnb_8bit hold the weights in 4 or 8 bits, for models larger than the memory.",
     )
     device_map: str = Field(default="auto", description="Where the weights go: auto, cpu, cuda, cuda:1, ...")
+    max_memory: list[MemoryLimit] = Field(
+        default=[],
+        description="The most that goes to each device, as in 0=20GiB or cpu=60GiB; the rest goes to the disk. With device_map auto.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that the model's repository brings. Off for your safety."
     )
@@ -230,10 +236,10 @@ class Settings(BaseSettings):
         default="pre",
         description="none: plain projection. pre: the projection acts on normalised rows. full: row norms are kept as well.",
     )
-    full_normalization_lora_rank: int = Field(
+    full_normalization_lora_rank: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default=3,
-        ge=1,
-        description="Rank of an adapter exported for row_normalization full, which is not low-rank.",
+        description="Rank of an adapter exported for row_normalization full, which is not low-rank. auto: for every matrix the "
+        "smallest with a relative error under 1 %.",
     )
 
     # Scores
@@ -370,6 +376,11 @@ class Settings(BaseSettings):
     exit_after_optimization: bool = Field(
         default=False, description="End when the trials are done instead of offering what to do with them."
     )
+
+    @property
+    def memory_limits(self) -> dict[str, str]:
+        """`max_memory` by device."""
+        return dict(entry.split("=", 1) for entry in self.max_memory)
 
     @property
     def weights_of_axes(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ class Site:
     Attributes:
         layer: index of the transformer layer, from 0.
         component: attn.o_proj or mlp.down_proj.
-        module: dotted name of the linear module in the model.
+        module: dotted name in the model of the linear module, or of the module that keeps many experts in one tensor.
     """
 
     layer: int

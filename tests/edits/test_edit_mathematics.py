@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iconoclast.edits.edit import (
+    NEGLIGIBLE,
     NORMALIZATIONS,
     Edit,
     edited_weight,
@@ -185,9 +186,10 @@ def test_only_full_looks_at_the_weight(normalization: str) -> None:
 @drawn
 def test_none_and_pre_are_exact_at_rank_one(normalization: str, pair: tuple[Tensor, Tensor], strength: float) -> None:
     weight, v = pair
-    a, b, error = low_rank_factors(weight, v, strength, normalization, rank=1)
+    factors = low_rank_factors(weight, v, strength, normalization, rank=1)
+    a, b = factors.a, factors.b
     assert a.shape == (1, weight.shape[1]) and b.shape == (weight.shape[0], 1)
-    assert error == 0
+    assert (factors.error, factors.sufficient_rank) == (0, 1)
     torch.testing.assert_close(weight + b @ a, edited_weight(weight, v, strength, normalization), atol=1e-5, rtol=1e-4)
 
 
@@ -195,12 +197,12 @@ def test_none_and_pre_are_exact_at_rank_one(normalization: str, pair: tuple[Tens
 def test_the_factors_are_those_of_the_method(pair: tuple[Tensor, Tensor], strength: float) -> None:
     weight, v = pair
     norms = weight.norm(dim=1)
-    a, b, _ = low_rank_factors(weight, v, strength, "none", rank=1)
-    torch.testing.assert_close(a[0], v @ weight)
-    torch.testing.assert_close(b[:, 0], -strength * v)
-    a, b, _ = low_rank_factors(weight, v, strength, "pre", rank=1)
-    torch.testing.assert_close(a[0], v @ row_normalized(weight), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(b[:, 0], -strength * norms * v)
+    plain = low_rank_factors(weight, v, strength, "none", rank=1)
+    torch.testing.assert_close(plain.a[0], v @ weight)
+    torch.testing.assert_close(plain.b[:, 0], -strength * v)
+    pre = low_rank_factors(weight, v, strength, "pre", rank=1)
+    torch.testing.assert_close(pre.a[0], v @ row_normalized(weight), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pre.b[:, 0], -strength * norms * v)
 
 
 @given(pair=weights_and_directions(), strength=st.floats(0.2, 2.0))
@@ -209,19 +211,23 @@ def test_the_error_of_full_falls_with_the_rank_to_nothing(pair: tuple[Tensor, Te
     delta = edited_weight(weight, v, strength, "full") - weight
     errors = []
     for rank in range(1, min(weight.shape) + 1):
-        a, b, error = low_rank_factors(weight, v, strength, "full", rank)
-        assert a.shape[0] == b.shape[1] == rank
-        assert error == pytest.approx(((delta - b @ a).norm() / delta.norm()).item(), abs=1e-4)
-        errors.append(error)
+        factors = low_rank_factors(weight, v, strength, "full", rank)
+        assert factors.a.shape[0] == factors.b.shape[1] == rank
+        assert factors.error == pytest.approx(((delta - factors.b @ factors.a).norm() / delta.norm()).item(), abs=1e-4)
+        errors.append(factors.error)
     assert all(after <= before for before, after in itertools.pairwise(errors))
     assert errors[-1] < 1e-4
+    automatic = low_rank_factors(weight, v, strength, "full", None)
+    assert automatic.a.shape[0] == automatic.sufficient_rank
+    assert automatic.sufficient_rank == 1 + next(i for i, error in enumerate(errors) if error < NEGLIGIBLE)
 
 
 def test_no_other_factors_of_that_rank_are_nearer() -> None:
     random = torch.Generator().manual_seed(0)
     weight, v = torch.randn(8, 6, generator=random), normalize(torch.randn(8, generator=random), dim=0)
     delta = edited_weight(weight, v, 1.0, "full") - weight
-    a, b, _ = low_rank_factors(weight, v, 1.0, "full", rank=2)
+    factors = low_rank_factors(weight, v, 1.0, "full", rank=2)
+    a, b = factors.a, factors.b
     least = (delta - b @ a).norm()
     for step in (1e-1, 1e-2):
         for _ in range(20):
@@ -233,8 +239,30 @@ def test_no_other_factors_of_that_rank_are_nearer() -> None:
 
 def test_full_without_strength_has_no_error() -> None:
     weight = torch.eye(3)
-    a, b, error = low_rank_factors(weight, torch.tensor([1.0, 0, 0]), 0.0, "full", rank=2)
-    assert error == 0 and (b @ a == 0).all()
+    factors = low_rank_factors(weight, torch.tensor([1.0, 0, 0]), 0.0, "full", rank=2)
+    assert factors.error == 0 and (factors.b @ factors.a == 0).all()
+
+
+# Many experts in one tensor.
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_every_expert_is_edited_as_if_it_were_alone(normalization: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 8, 6, generator=random)
+    v = normalize(torch.randn(8, generator=random), dim=0)
+    together = edited_weight(weights, v, 0.8, normalization)
+    factors = low_rank_factors(weights, v, 0.8, normalization, rank=6)
+    transform = output_transform(v, 0.8, normalization, weights.norm(dim=-1), weights)
+    x = torch.randn(6, generator=random)
+    for i, weight in enumerate(weights):
+        alone = edited_weight(weight, v, 0.8, normalization)
+        torch.testing.assert_close(together[i], alone)
+        torch.testing.assert_close(weight + factors.b[i] @ factors.a[i], alone, atol=1e-5, rtol=1e-4)
+        single = output_transform(v, 0.8, normalization, weight.norm(dim=-1), weight)
+        torch.testing.assert_close(single(weight @ x), alone @ x, atol=1e-5, rtol=1e-4)
+        for name in ("inward", "outward", "scale"):
+            torch.testing.assert_close(getattr(transform, name)[i], getattr(single, name))
 
 
 # Edit, the data.

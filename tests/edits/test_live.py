@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def live_logits(model: PreTrainedModel, writers: Writers, edit: Edit, ids: Tenso
 
 
 def adapter_logits(
-    model: PreTrainedModel, writers: Writers, edit: Edit, ids: Tensor, folder: Path, rank: int
+    model: PreTrainedModel, writers: Writers, edit: Edit, ids: Tensor, folder: Path, rank: int | Literal["auto"]
 ) -> Tensor:
     """Logits of the model with the adapter that PEFT loads from the folder it was saved in."""
     save_adapter(edit, writers, "base", folder, rank)
@@ -185,12 +186,25 @@ def test_an_adapter_of_low_rank_says_how_far_off_it_is(tiny_lm: LanguageModel, t
     errors, distances = [], []
     for rank in (1, 4, 16, 32):
         (tmp_path / str(rank)).mkdir()
-        errors.append(save_adapter(edit, writers, "base", tmp_path / str(rank), rank))
+        approximations = save_adapter(edit, writers, "base", tmp_path / str(rank), rank)
+        assert [each.module for each in approximations] == [site.module for site in edit.sites]
+        errors.append(max(each.error for each in approximations))
         adapter = adapter_logits(model, writers, edit, ids, tmp_path / str(rank), rank)
         distances.append((adapter - live).norm().item())
     assert errors == sorted(errors, reverse=True) and distances == sorted(distances, reverse=True)
     assert errors[0] > 0.05 and errors[-1] < 1e-4
-    assert [save_adapter(random_edit(writers, n), writers, "base", tmp_path, 3) for n in ("none", "pre")] == [0, 0]
+    assert [save_adapter(random_edit(writers, n), writers, "base", tmp_path, 3) for n in ("none", "pre")] == [[], []]
+
+
+def test_an_adapter_of_automatic_rank_is_near_enough_at_every_site(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    model, writers, ids = tiny_lm.model, tiny_lm.writers(), token_ids(3)
+    edit = random_edit(writers, "full")
+    approximations = save_adapter(edit, writers, "base", tmp_path, "auto")
+    assert all(each.error < 0.01 and each.rank == each.sufficient_rank for each in approximations)
+    assert len({each.rank for each in approximations}) > 1  # and PEFT is told the rank of each
+    live = live_logits(model, writers, edit, ids)
+    adapter = adapter_logits(model, writers, edit, ids, tmp_path, "auto")
+    assert (adapter - live).norm() < 0.02 * (live - logits(model, ids)).norm()
 
 
 def test_a_rank_above_that_of_the_weights_still_makes_an_adapter(tiny_lm: LanguageModel, tmp_path: Path) -> None:

@@ -3,68 +3,26 @@
 import pytest
 import torch
 from conftest import tiny_config
-from transformers import (
-    AutoModelForCausalLM,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    MixtralConfig,
-    Olmo2Config,
-    OPTConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    Qwen3Config,
-)
+from families import FAMILIES
+from transformers import AutoModelForCausalLM
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import WRITER_PATHS, find_writers
-
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
-GPT2_SMALL = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
-OPT_SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "word_embed_proj_dim": 32,
-    "ffn_dim": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-}
-FAMILIES: dict[str, PreTrainedConfig] = {
-    "llama": tiny_config(num_hidden_layers=3),
-    "qwen3": Qwen3Config(**SMALL),
-    "gemma2": Gemma2Config(**SMALL),
-    "gemma3": Gemma3TextConfig(**SMALL),
-    "olmo2": Olmo2Config(**SMALL),
-    "phi3": Phi3Config(**SMALL),
-    "falcon": FalconConfig(**{k: v for k, v in SMALL.items() if k not in ("intermediate_size", "head_dim")}),
-    "gpt_neox": GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")}),
-    "gpt2": GPT2Config(**GPT2_SMALL),
-    "opt": OPTConfig(**OPT_SMALL),
-}
+from iconoclast.models.probe import require_complete
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind == "dense"])
 def test_every_layer_has_one_site_per_component_and_its_weight_writes_to_the_stream(family: str) -> None:
-    model = AutoModelForCausalLM.from_config(FAMILIES[family])
+    model = FAMILIES[family].model()
     writers = find_writers(model, tuple(WRITER_PATHS))
     assert sorted((s.layer, s.component) for s in writers) == [
         (layer, component) for layer in range(3) for component in WRITER_PATHS
     ]
     for site, writer in writers.items():
         assert model.get_submodule(site.module) is writer.module
+        assert model.get_parameter(writer.parameter) is writer.stored
         weight = writer.weight()
-        assert weight.shape[0] == 32 and weight.dtype == torch.float32
+        assert weight.shape[0] == 32 and writer.rows == (32,) and weight.dtype == torch.float32
         x = torch.randn(weight.shape[1])
         bias = 0 if writer.bias is None else writer.bias
         with torch.no_grad():
@@ -72,7 +30,7 @@ def test_every_layer_has_one_site_per_component_and_its_weight_writes_to_the_str
 
 
 def test_a_direction_passes_the_norm_behind_the_writer_scaled_by_its_weight() -> None:
-    model = AutoModelForCausalLM.from_config(FAMILIES["gemma2"])
+    model = FAMILIES["gemma2"].model()
     writer = next(iter(find_writers(model, ["mlp.down_proj"]).values()))
     with torch.no_grad():
         next(writer.post_norm.parameters()).copy_(torch.linspace(-0.5, 2, 32))  # type: ignore[union-attr]
@@ -90,9 +48,53 @@ def test_a_layer_without_a_site_is_refused_with_its_modules() -> None:
     assert "Layer 2" in message and "mlp.down_proj (Identity)" in message and "mlp.up_proj (Linear)" in message
 
 
-def test_fused_experts_are_refused_and_not_silently_skipped() -> None:
-    options = {**SMALL, "num_local_experts": 4}
-    model = AutoModelForCausalLM.from_config(MixtralConfig(**options))
-    with pytest.raises(ModelError, match="experts fused"):
+def test_a_stack_of_experts_is_one_site_and_a_shared_expert_another() -> None:
+    model = FAMILIES["deepseek_v3"].model()
+    writers = find_writers(model, ["mlp.down_proj"])
+    first_experts = [(s.module, w.rows, w.fused) for s, w in writers.items() if s.layer == 1]
+    assert first_experts == [
+        ("model.layers.1.mlp.experts", (4, 32), True),
+        ("model.layers.1.mlp.shared_experts.down_proj", (32,), False),
+    ]
+
+
+def test_fused_experts_of_another_kind_are_refused_and_not_silently_skipped() -> None:
+    model = FAMILIES["mixtral"].model()
+    del model.model.layers[1].mlp.experts.has_post_expert_norm
+    with pytest.raises(ModelError, match=r"Layer 1 .* does not show what each of them writes. Leave mlp.down_proj out"):
         find_writers(model, ["attn.o_proj", "mlp.down_proj"])
     assert len(find_writers(model, ["attn.o_proj"])) == 3
+
+
+class Loud(torch.nn.Module):
+    """A module with a way into the residual stream of its own."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.side_door = torch.nn.Linear(32, 32)
+
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return self.inner(hidden_states, *args, **kwargs) + self.side_door(hidden_states)
+
+
+def test_a_writer_that_was_missed_is_found_by_what_the_layer_does() -> None:
+    model = FAMILIES["llama"].model()
+    writers = find_writers(model, tuple(WRITER_PATHS))
+    require_complete(model, writers)
+    del writers[next(site for site in writers if site.layer == 1)]
+    with pytest.raises(ModelError, match=r"Layer 1 .* more than its model.layers.1.mlp.down_proj"):
+        require_complete(model, writers)
+    model.model.layers[2].mlp = Loud(model.model.layers[2].mlp)
+    with pytest.raises(ModelError, match=r"Layer 2|no mlp.down_proj"):
+        require_complete(model, find_writers(model, tuple(WRITER_PATHS)))
+
+
+def test_a_norm_behind_a_writer_that_is_not_known_is_found_too() -> None:
+    model = FAMILIES["llama"].model()
+    norm = torch.nn.RMSNorm(32)
+    torch.nn.init.normal_(norm.weight)
+    attention = model.model.layers[1].self_attn
+    attention.register_forward_hook(lambda module, args, output: (norm(output[0]), *output[1:]))
+    with pytest.raises(ModelError, match=r"stands between model.layers.1.self_attn.o_proj"):
+        require_complete(model, find_writers(model, tuple(WRITER_PATHS)))

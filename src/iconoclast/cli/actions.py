@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import get_args
 
 import psutil
 from rich.prompt import IntPrompt, Prompt
@@ -92,12 +93,12 @@ def demo_action(out_folder: Path, n_trials: int) -> None:
     print_lines(out, f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 
-def export_action(run_folder: Path, trial: str, kind: str, to: Path) -> None:
+def export_action(run_folder: Path, trial: str, kind: str, to: Path, llama_cpp: Path | None = None) -> None:
     """Export a trial and show what the export measures."""
     quiet_libraries()
-    if kind not in ("adapter", "merged"):
-        raise SettingsError(f'There is no export format "{kind}". Use adapter or merged.')
-    _print_export(_export(run_folder, trial, kind, to))  # type: ignore[arg-type]
+    if kind not in get_args(Format):
+        raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(Format))}.')
+    _print_export(_export(run_folder, trial, kind, to, llama_cpp))  # type: ignore[arg-type]
 
 
 def chat_action(run_folder: Path, trial: str) -> None:
@@ -147,9 +148,9 @@ def plot_action(run_folder: Path) -> None:
         print_lines(out, f"Wrote {file}")
 
 
-def _export(run_folder: Path, trial: str, kind: Format, to: Path) -> Exported:
+def _export(run_folder: Path, trial: str, kind: Format, to: Path, llama_cpp: Path | None = None) -> Exported:
     with shown_progress() as progress:
-        return export_run(run_folder, trial, kind, to, progress)
+        return export_run(run_folder, trial, kind, to, progress, llama_cpp)
 
 
 def _export_or_keep(run_folder: Path, kind: Format) -> Exported:

@@ -117,12 +117,18 @@ def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     to: Annotated[Path, typer.Option("--to", help="Folder for the export; it must not exist yet.")],
     trial: TrialOption = "best",
-    kind: Annotated[str, typer.Option("--format", help="adapter (PEFT) or merged (whole model).")] = "adapter",
+    kind: Annotated[
+        str, typer.Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
+    ] = "adapter",
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
+    ] = None,
 ) -> None:
-    """Write a trial's edit as an adapter or merged weights, and measure what was written."""
+    """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     from iconoclast.cli.actions import export_action
 
-    export_action(run_folder, trial, kind, to)
+    export_action(run_folder, trial, kind, to, llama_cpp)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Edit: which direction each site loses, and how much of it. Pure data and its mathematics; knows no model.
 
 Notation: W is a writer's weight [d, k], v the unit direction [d], λ the strength, n_i = ‖W_i‖ the row norms and
-Ŵ = diag(n)⁻¹ W. Everything is float32.
+Ŵ = diag(n)⁻¹ W. Everything is float32. A site of many experts has W [experts, d, k] and n [experts, d]; each of its matrices
+is edited along the same v as if it were alone.
 """
 
 from collections.abc import Mapping
@@ -78,9 +79,9 @@ class OutputTransform:
     """An edit of one site as a function of the module's output: with z = y − bias, y' = bias + scale ⊙ (z − (z·inward) outward).
 
     Attributes:
-        inward: [d]; what is read off the output.
-        outward: [d]; what is subtracted.
-        scale: [d]; ones unless row norms are restored.
+        inward: [d], or [experts, d]; what is read off the output.
+        outward: the same shape; what is subtracted.
+        scale: the same shape; ones unless row norms are restored.
     """
 
     inward: Tensor
@@ -107,9 +108,10 @@ def output_transform(
         direction: v, unit [d].
         strength: λ.
         row_normalization: none, pre or full.
-        row_norms: n, [d]; not used for none.
-        weight: W [d, k]; used for full alone.
+        row_norms: n, [d] or [experts, d], which is the shape of the result; not used for none but for that.
+        weight: W [d, k] or [experts, d, k]; used for full alone.
     """
+    direction = direction.expand_as(row_norms)
     ones = torch.ones_like(direction)
     if row_normalization == "none":
         return OutputTransform(direction, strength * direction, ones)
@@ -117,43 +119,85 @@ def output_transform(
     if row_normalization == "pre":
         return OutputTransform(inward, outward, ones)
     assert weight is not None
-    u = weight.T @ inward  # Ŵᵀ v
-    g = _reciprocal(row_norms) * (weight @ u)  # Ŵ u
-    squared_norms = 1 - 2 * strength * direction * g + (strength * direction) ** 2 * (u @ u)
+    u = weight.mT @ inward[..., None]  # Ŵᵀ v, [..., k, 1]
+    g = _reciprocal(row_norms) * (weight @ u)[..., 0]  # Ŵ u
+    squared_norms = 1 - 2 * strength * direction * g + (strength * direction) ** 2 * (u * u).sum(-2)
     return OutputTransform(inward, outward, squared_norms.clamp(min=1e-12).rsqrt())
 
 
 def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normalization: str) -> Tensor:
-    """W', [d, k], straight from the definition."""
+    """W', straight from the definition: [d, k] or [experts, d, k], as `weight` is."""
     if row_normalization == "none":
-        return weight - strength * torch.outer(direction, direction @ weight)
-    norms = weight.norm(dim=1, keepdim=True)
+        return weight - strength * _outer(direction, direction @ weight)
+    norms = weight.norm(dim=-1, keepdim=True)
     rows = _reciprocal(norms) * weight
-    edited = rows - strength * torch.outer(direction, direction @ rows)
+    edited = rows - strength * _outer(direction, direction @ rows)
     if row_normalization == "full":
-        edited = edited * _reciprocal(edited.norm(dim=1, keepdim=True))
+        edited = edited * _reciprocal(edited.norm(dim=-1, keepdim=True))
     result: Tensor = norms * edited
     return result
 
 
-def low_rank_factors(
-    weight: Tensor, direction: Tensor, strength: float, row_normalization: str, rank: int
-) -> tuple[Tensor, Tensor, float]:
-    """The edit as LoRA factors (A [r, k], B [d, r], relative error) with W' ≈ W + B A.
+@dataclass(frozen=True)
+class LowRank:
+    """An edit of one site as W' ≈ W + B A.
 
-    For none and pre r is 1 and the factors are exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. For full r is `rank`,
-    from the truncated singular value decomposition of W' − W, and the error is ‖W' − W − BA‖ / ‖W' − W‖ (Frobenius).
+    Attributes:
+        a: A, [..., r, k].
+        b: B, [..., d, r].
+        error: ‖W' − W − BA‖ / ‖W' − W‖ (Frobenius, the largest of all experts); 0 where it is exact.
+        sufficient_rank: the smallest rank with an error under `NEGLIGIBLE`.
+    """
+
+    a: Tensor
+    b: Tensor
+    error: float
+    sufficient_rank: int
+
+
+NEGLIGIBLE = 0.01
+"""Relative error of an update that is small enough for `auto` ranks."""
+
+
+def low_rank_factors(
+    weight: Tensor, direction: Tensor, strength: float, row_normalization: str, rank: int | None
+) -> LowRank:
+    """The edit of a site by LoRA factors.
+
+    For none and pre r is 1 and the factors are exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. For full they are
+    the truncated singular value decomposition of W' − W.
+
+    Args:
+        weight: W, [d, k] or [experts, d, k].
+        direction: v, unit [d].
+        strength: λ.
+        row_normalization: none, pre or full.
+        rank: r for full; None for the rank that suffices.
     """
     if row_normalization == "none":
-        return (direction @ weight)[None], (-strength * direction)[:, None], 0.0
-    norms = weight.norm(dim=1)
+        column = (-strength * direction)[:, None].expand(*weight.shape[:-1], 1)
+        return LowRank((direction @ weight)[..., None, :], column, 0.0, 1)
+    norms = weight.norm(dim=-1)
     if row_normalization == "pre":
-        return (_reciprocal(norms) * direction @ weight)[None], (-strength * norms * direction)[:, None], 0.0
+        row = (_reciprocal(norms) * direction)[..., None, :] @ weight
+        return LowRank(row, (-strength * norms * direction)[..., None], 0.0, 1)
     delta = edited_weight(weight, direction, strength, "full") - weight
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-    root = s[:rank].sqrt()
-    error = float(s[rank:].norm() / s.norm()) if float(s.norm()) > 0 else 0.0
-    return root[:, None] * vh[:rank], u[:, :rank] * root, error
+    # Relative error at rank 0, 1, 2, …, the largest of all experts.
+    left = s.square().flip(-1).cumsum(-1).flip(-1)
+    errors = torch.cat([left, torch.zeros_like(left[..., :1])], -1).sqrt() * _reciprocal(s.norm(dim=-1, keepdim=True))
+    errors = errors.reshape(-1, errors.shape[-1]).amax(0)
+    sufficient = max(1, int((errors >= NEGLIGIBLE).sum()))
+    rank = sufficient if rank is None else min(rank, s.shape[-1])
+    root = s[..., :rank].sqrt()
+    return LowRank(
+        root[..., None] * vh[..., :rank, :], u[..., :rank] * root[..., None, :], float(errors[rank]), sufficient
+    )
+
+
+def _outer(column: Tensor, rows: Tensor) -> Tensor:
+    """column [d] times rows [..., k]: [..., d, k]."""
+    return column[:, None] * rows[..., None, :]
 
 
 def _reciprocal(values: Tensor) -> Tensor:

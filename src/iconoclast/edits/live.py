@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from iconoclast.edits.edit import Edit, output_transform
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
+from iconoclast.models.experts import Change, expert_outputs
 from iconoclast.site import Site
 
 _NEVER = 1_000_000
@@ -19,7 +20,7 @@ _NEVER = 1_000_000
 
 @dataclass(frozen=True)
 class _SiteTransforms:
-    """The transforms of every edit at one site, stacked: each [edits, d]."""
+    """The transforms of every edit at one site, stacked: each [edits, d], or [edits, experts, d] of fused experts."""
 
     inward: Tensor
     outward: Tensor
@@ -45,6 +46,17 @@ class _SiteTransforms:
             z = z + self.bias
         return z.to(output.dtype).reshape(shape)
 
+    def of_experts(self, output: Tensor, edits: Tensor, experts: Tensor) -> Tensor:
+        """`output` [pairs, d], where pair i carries edit `edits[i]` and is what expert `experts[i]` writes."""
+        z = output.float() if self.bias is None else output - self.bias[experts]
+        read = (z * self.inward[edits, experts]).sum(-1, keepdim=True)
+        z = torch.addcmul(z, read, self.outward[edits, experts], value=-1)
+        if self.scale is not None:
+            z = z * self.scale[edits, experts]
+        if self.bias is not None:
+            z = z + self.bias[experts]
+        return z.to(output.dtype)
+
 
 class LiveEdits:
     """Many edits of one model, applied to its outputs while a context lasts.
@@ -66,7 +78,7 @@ class LiveEdits:
         unknown = [site for edit in edits for site in edit.strengths if site not in writers]
         if unknown:
             raise ModelError(f"The edit is for another model: this one has no {unknown[0].module} at {unknown[0]}.")
-        self._modules = {site: writer.module for site, writer in writers.items()}
+        self._writers = writers
         self._transforms = {
             site: _stack(writer, [(edit, site) for edit in edits])
             for site, writer in writers.items()
@@ -86,8 +98,12 @@ class LiveEdits:
             else:
                 self._activate(self._row_edits[rows.cpu()])
             for site in self._transforms:
-                handle = self._modules[site].register_forward_hook(self._hook(site))
-                stack.callback(handle.remove)
+                module = self._writers[site].module
+                if self._writers[site].fused:
+                    stack.enter_context(expert_outputs(module, self._of_experts(site)))
+                else:
+                    handle = module.register_forward_hook(self._hook(site))
+                    stack.callback(handle.remove)
             yield
 
     def keep(self, positions: Tensor) -> None:
@@ -105,7 +121,10 @@ class LiveEdits:
 
     def _activate(self, edits: Tensor) -> None:
         self._current = edits
-        self._active = {site: t.of_rows(edits.to(t.inward.device)) for site, t in self._transforms.items()}
+        self._active = {
+            site: transforms if self._writers[site].fused else transforms.of_rows(edits.to(transforms.inward.device))
+            for site, transforms in self._transforms.items()
+        }
 
     def _hook(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -113,20 +132,28 @@ class LiveEdits:
 
         return hook
 
+    def _of_experts(self, site: Site) -> Change:
+        def change(output: Tensor, tokens: Tensor, experts: Tensor, count: int) -> Tensor:
+            assert self._current is not None
+            edits = self._current.to(output.device)
+            return self._active[site].of_experts(output, edits[tokens * len(edits) // count], experts)
+
+        return change
+
 
 def _stack(writer: Writer, edits: Sequence[tuple[Edit, Site]]) -> _SiteTransforms:
     weight: Tensor | None = None
-    device = writer.device
+    device, shape = writer.device, writer.rows
     inward, outward, scale = [], [], []
     for edit, site in edits:
         if site not in edit.strengths:
-            zero = torch.zeros(_width(edits), device=device)
+            zero = torch.zeros(shape, device=device)
             inward.append(zero)
             outward.append(zero)
             scale.append(zero + 1)
             continue
         direction = edit.directions[site].to(device)
-        norms = direction if edit.row_normalization == "none" else writer.row_norms
+        norms = torch.empty(shape, device=device) if edit.row_normalization == "none" else writer.row_norms
         if edit.row_normalization == "full" and weight is None:
             weight = writer.weight()
         transform = output_transform(direction, edit.strengths[site], edit.row_normalization, norms, weight)
@@ -137,7 +164,3 @@ def _stack(writer: Writer, edits: Sequence[tuple[Edit, Site]]) -> _SiteTransform
     return _SiteTransforms(
         torch.stack(inward), torch.stack(outward), torch.stack(scale) if scaled else None, writer.bias
     )
-
-
-def _width(edits: Sequence[tuple[Edit, Site]]) -> int:
-    return next(edit.directions[site].shape[0] for edit, site in edits if site in edit.strengths)

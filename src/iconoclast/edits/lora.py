@@ -1,7 +1,9 @@
 """Edit → PEFT adapter."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
@@ -13,7 +15,26 @@ from iconoclast.models.anatomy import Writer
 from iconoclast.site import Site
 
 
-def save_adapter(edit: Edit, writers: Mapping[Site, Writer], base: str, folder: Path, full_rank: int = 3) -> float:
+@dataclass(frozen=True)
+class Approximation:
+    """How well an adapter's update of one matrix (or stack of experts) meets the edit.
+
+    Attributes:
+        module: dotted name of the module.
+        rank: rank of the adapter there.
+        error: relative error of the update (Frobenius norm; of experts the largest).
+        sufficient_rank: smallest rank with a relative error under 1 %.
+    """
+
+    module: str
+    rank: int
+    error: float
+    sufficient_rank: int
+
+
+def save_adapter(
+    edit: Edit, writers: Mapping[Site, Writer], base: str, folder: Path, full_rank: int | Literal["auto"] = 3
+) -> list[Approximation]:
     """Write `edit` as a LoRA adapter that plain PEFT loads onto the base model.
 
     Args:
@@ -21,34 +42,57 @@ def save_adapter(edit: Edit, writers: Mapping[Site, Writer], base: str, folder: 
         writers: the base model's writers.
         base: name or path of the base model, for adapter_config.json.
         folder: an existing folder.
-        full_rank: rank of the approximation for row normalisation full; the others are exact at rank 1.
+        full_rank: rank of the approximation for row normalisation full, auto for each matrix its sufficient one; the
+            other normalisations are exact at rank 1.
 
     Returns:
-        The largest relative error of a site's update (0 for none and pre).
+        What the update of every site is worth, where it is not exact.
     """
-    rank = full_rank if edit.row_normalization == "full" else 1
     tensors: dict[str, Tensor] = {}
-    worst = 0.0
+    ranks: dict[str, int] = {}
+    approximations = []
+    wanted = None if full_rank == "auto" else full_rank
+    widest = wanted or 1 if edit.row_normalization == "full" else 1
+    experts = any(writer.fused for writer in writers.values())
     for site in edit.sites:
-        weight = writers[site].weight()
+        writer = writers[site]
+        weight = writer.weight()
         direction = edit.directions[site].to(weight.device)
-        a, b, error = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, rank)
-        worst = max(worst, error)
-        missing = rank - len(a)  # a matrix has no more singular values than its smaller side
-        a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
+        factors = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, wanted)
+        rank = factors.a.shape[-2]
+        if edit.row_normalization == "full":
+            approximations.append(Approximation(site.module, rank, factors.error, factors.sufficient_rank))
+        missing = 0 if wanted is None else widest - rank  # a matrix has no more singular values than its smaller side
+        ranks[_target(writer, experts)] = rank + missing
+        a, b = pad(factors.a, (0, 0, 0, missing)), pad(factors.b, (0, missing))
+        if writer.fused:  # PEFT stacks A by expert and then rank, B by rank and then expert
+            a, b = a.reshape(-1, a.shape[-1]), b.permute(1, 2, 0).reshape(b.shape[1], -1)
         tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous().cpu()
         tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous().cpu()
+    rank = max(ranks.values(), default=1)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
+        rank_pattern={name: own for name, own in ranks.items() if own != rank},
+        alpha_pattern={name: own for name, own in ranks.items() if own != rank},
         lora_dropout=0.0,
         bias="none",
-        target_modules=[site.module for site in edit.sites],
-        fan_in_fan_out=any(writers[site].transposed for site in edit.sites),
+        target_modules=[site.module for site in edit.sites if site.module in ranks],
+        target_parameters=[writers[site].parameter for site in edit.sites if site.module not in ranks] or None,
+        fan_in_fan_out=any(writers[site].transposed and not writers[site].fused for site in edit.sites),
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return worst
+    return approximations
+
+
+def _target(writer: Writer, experts: bool) -> str:
+    """What PEFT adapts: a module, or the parameter of one.
+
+    In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
+    """
+    as_parameter = writer.fused or (experts and writer.site.component == "mlp.down_proj")
+    return writer.parameter if as_parameter else writer.site.module

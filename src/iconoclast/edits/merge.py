@@ -1,6 +1,7 @@
 """Edit → merged weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 
 from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.models.anatomy import Writer
+from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.site import Site
 
 
@@ -16,14 +18,37 @@ def merged_weight(edit: Edit, site: Site, writer: Writer) -> Tensor:
     weight = writer.weight()
     direction = edit.directions[site].to(weight.device)
     edited = edited_weight(weight, direction, edit.strengths[site], edit.row_normalization)
-    stored = writer.module.weight
-    assert isinstance(stored, Tensor)
-    return (edited.T if writer.transposed else edited).to(stored.dtype).contiguous()
+    return (edited.mT if writer.transposed else edited).to(writer.stored.dtype).contiguous()
 
 
-def save_merged(edit: Edit, writers: Mapping[Site, Writer], model: PreTrainedModel, folder: Path) -> None:
-    """Write the model with `edit` in its weights; the model itself is left as it is. It must not be quantised."""
+def save_merged(
+    edit: Edit,
+    writers: Mapping[Site, Writer],
+    model: PreTrainedModel,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Write the model with `edit` in its weights; the model itself is left as it is.
+
+    Args:
+        edit: what to write.
+        writers: the model's writers.
+        model: the model. Without a checkpoint it must not be quantised; with one it can be its skeleton on the device "meta".
+        folder: an existing folder.
+        checkpoint: the files that the model was loaded from: the edited matrices are changed in copies of them, names, types
+            and sharding stay, and no more than one matrix is in memory. Without it the library writes the loaded model.
+    """
+    if checkpoint is not None:
+        edited = {site: partial(_edited, edit, site) for site in edit.sites}
+        changes = matrix_changes(checkpoint, model, writers, edited)
+        if changes is not None:
+            checkpoint.write(folder, changes)
+            return
     state = model.state_dict()
     for site in edit.sites:
-        state[f"{site.module}.weight"] = merged_weight(edit, site, writers[site])
+        state[writers[site].parameter] = merged_weight(edit, site, writers[site])
     model.save_pretrained(folder, state_dict=state)
+
+
+def _edited(edit: Edit, site: Site, weight: Tensor) -> Tensor:
+    return edited_weight(weight, edit.directions[site], edit.strengths[site], edit.row_normalization)

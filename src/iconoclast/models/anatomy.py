@@ -2,25 +2,33 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from iconoclast.errors import ModelError
+from iconoclast.models.experts import DOWN, fused, interceptable
 from iconoclast.site import Site
 
-# Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows.
+# Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
+# place of attention in hybrid models (linear attention, short convolutions, state-space mixers) writes in its stead.
+MIXERS = "(self_)?(attn|attention)|linear_attn|conv|mamba|temporal_block"
+FEED_FORWARDS = "mlp|mlp_block|feed_forward|ffn|block_sparse_moe|moe"
 WRITER_PATHS = {
-    "attn.o_proj": re.compile(r"(self_)?(attn|attention)\.(o_proj|out_proj|dense|c_proj|wo)"),
+    "attn.o_proj": re.compile(rf"({MIXERS})\.(attention\.)?(o_proj|out_proj|dense|c_proj|wo|linear_out)"),
     "mlp.down_proj": re.compile(
-        r"((mlp|feed_forward|ffn|block_sparse_moe)\.((experts\.\d+|shared_experts?)\.)?)?"
-        r"(down_proj|dense_4h_to_h|fc2|c_proj|w2)"
+        rf"((({FEED_FORWARDS})\.)?((experts\.\d+|shared_experts?|shared_mlp)\.)?)?"
+        r"(down_proj|dense_4h_to_h|fc2|fc_out|c_proj|w2|output_linear)"
     ),
 }
+FUSED_PATH = re.compile(rf"({FEED_FORWARDS})\.experts")
 
 # A norm between a writer and the residual stream, by the layer's attribute that exists only in such layers.
 POST_NORMS = {
@@ -37,65 +45,106 @@ POST_NORMS = {
 
 @dataclass(frozen=True)
 class Writer:
-    """The module at a site of a loaded model."""
+    """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor."""
 
     site: Site
     module: nn.Module
     post_norm: nn.Module | None = None
 
     @property
+    def fused(self) -> bool:
+        """Whether it is many experts in one tensor."""
+        return fused(self.module)
+
+    @property
+    def parameter(self) -> str:
+        """Name of its weight in the model."""
+        return f"{self.site.module}.{DOWN if self.fused else 'weight'}"
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as it is stored; on the device "meta" where it is offloaded, see `present`."""
+        weight = getattr(self.module, DOWN if self.fused else "weight")
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def present(self) -> AbstractContextManager[None]:
+        """While this context lasts, tensors that accelerate has offloaded are there."""
+        context: AbstractContextManager[None] = align_module_device(self.module)
+        return context
+
+    @property
     def bias(self) -> Tensor | None:
-        """Bias of the writer, float32 [d], or None."""
-        bias = getattr(self.module, "bias", None)
-        return bias.detach().float() if isinstance(bias, Tensor) else None
+        """Bias of the writer, float32 [d] or [experts, d], or None."""
+        with self.present:
+            bias = getattr(self.module, f"{DOWN}_bias" if self.fused else "bias", None)
+            return bias.detach().float() if isinstance(bias, Tensor) else None
 
     @property
     def transposed(self) -> bool:
-        """Whether the module stores its weight as [k, d] (the Conv1D of GPT-2)."""
-        return isinstance(self.module, Conv1D)
+        """Whether a matrix is stored as [k, d] (the Conv1D of GPT-2, the experts of gpt-oss)."""
+        return bool(self.module.is_transposed) if self.fused else isinstance(self.module, Conv1D)
 
     def weight(self) -> Tensor:
-        """The weight as a float32 matrix [d, k], dequantised if need be, on its own device."""
-        stored = self.module.weight
-        assert isinstance(stored, Tensor)
+        """The weight as float32 [d, k], or [experts, d, k], dequantised if need be, on its own device."""
+        with self.present:
+            matrix = self._dequantized()
+        return matrix.mT if self.transposed else matrix
+
+    def _dequantized(self) -> Tensor:
+        stored = self.stored
         state = getattr(stored, "quant_state", None)
         if state is None:
-            matrix = stored.detach().float()
-        elif getattr(state, "packing_format_for_cpu", False):
+            return stored.detach().float()
+        if getattr(state, "packing_format_for_cpu", False):
             # bitsandbytes has rearranged the bits for the processor; what the module makes of the identity is W.
             identity = torch.eye(state.shape[1], device=stored.device)
             with torch.no_grad():
-                matrix = (self.module.forward(identity) - (0 if self.bias is None else self.bias)).T.float()
-        else:
-            import bitsandbytes.functional
+                matrix: Tensor = self.module.forward(identity) - (0 if self.bias is None else self.bias)
+            return matrix.T.float()
+        import bitsandbytes.functional
 
-            matrix = bitsandbytes.functional.dequantize_4bit(stored.data, state).float()
-        return matrix.T if self.transposed else matrix
+        return bitsandbytes.functional.dequantize_4bit(stored.data, state).float()
 
     @cached_property
     def row_norms(self) -> Tensor:
-        """‖W_i‖ of every row, float32 [d]; computed once."""
-        norms: Tensor = self.weight().norm(dim=1)
+        """‖W_i‖ of every row, float32 [d] or [experts, d]; computed once."""
+        norms: Tensor = self.weight().norm(dim=-1)
         return norms
 
     @property
+    def rows(self) -> tuple[int, ...]:
+        """Shape of the row norms: (d,), or (experts, d)."""
+        width = _output_size(self.module)
+        if width is not None:
+            return (width,)
+        experts, first, second = self.stored.shape
+        return (experts, second if self.transposed else first)
+
+    @property
     def device(self) -> torch.device:
-        """Where the weight is."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight.device
+        """Where the weight is, or where it comes to when it is used."""
+        hook = getattr(self.module, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return self.stored.device if device is None else torch.device(device)
+
+    def residual_share(self, output: Tensor) -> Tensor:
+        """What the residual stream gets of an output, [..., d], but for a factor: w ⊙ output behind an RMS norm with weight w."""
+        if self.post_norm is None:
+            return output
+        with align_module_device(self.post_norm):
+            parameter = next(self.post_norm.parameters())
+            ones = torch.ones(1, output.shape[-1], dtype=parameter.dtype, device=parameter.device)
+            weight: Tensor = self.post_norm(ones)[0].detach().float()
+        return weight.to(output.device) * output
 
     def site_direction(self, direction: Tensor) -> Tensor:
         """The direction that the writer must lose so that the residual stream loses `direction` (both unit, [d]).
 
-        Behind an RMS norm with weight w the residual stream gets w ⊙ y / rms(y), so it is norm(w ⊙ direction).
+        Behind an RMS norm with weight w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
         """
-        if self.post_norm is None:
-            return direction
-        parameter = next(self.post_norm.parameters())
-        ones = torch.ones(1, direction.shape[-1], dtype=parameter.dtype, device=parameter.device)
-        scale = self.post_norm(ones)[0].detach().float().to(direction.device)
-        return torch.nn.functional.normalize(scale * direction, dim=-1)
+        return direction if self.post_norm is None else normalize(self.residual_share(direction), dim=-1)
 
 
 def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[Site, Tensor]:
@@ -126,32 +175,34 @@ def find_writers(model: PreTrainedModel, components: Sequence[str]) -> dict[Site
     """Every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a layer has no writer of a component, or keeps its experts fused in one tensor. The message names
-            the layer and shows its modules: nothing is ever silently left unedited.
+        ModelError: a layer has no writer of a component. The message names the layer and shows its modules.
     """
     names = {module: name for name, module in model.named_modules()}
     hidden_size = model.config.get_text_config().hidden_size
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
-        fused = [name for name, p in layer.named_parameters() if p.ndim == 3 and "conv" not in name]
-        if fused and "mlp.down_proj" in components:
-            raise ModelError(
-                f"Layer {index} of {type(model).__name__} keeps its experts fused in one tensor ({', '.join(fused)}), which cannot be edited yet."
-            )
         for component in components:
-            found = [
-                module
-                for path, module in layer.named_modules()
-                if WRITER_PATHS[component].fullmatch(path) and _output_size(module) == hidden_size
-            ]
+            found = [m for path, m in layer.named_modules() if _writes(path, m, component, hidden_size)]
             if not found:
                 raise ModelError(
                     f"Layer {index} of {type(model).__name__} has no {component} that writes to the residual stream. Its modules: {_tree(layer)}."
                 )
             for module in found:
+                if fused(module) and not interceptable(module):
+                    raise ModelError(
+                        f"Layer {index} of {type(model).__name__} keeps its experts fused in {names[module]} ({type(module).__name__}), "
+                        f"which does not show what each of them writes. Leave {component} out of components."
+                    )
                 site = Site(index, component, names[module])
                 writers[site] = Writer(site, module, _post_norm(layer, component))
     return writers
+
+
+def _writes(path: str, module: nn.Module, component: str, hidden_size: int) -> bool:
+    """Whether the module at `path` in a layer is a writer of the component."""
+    if fused(module):
+        return component == "mlp.down_proj" and FUSED_PATH.fullmatch(path) is not None
+    return WRITER_PATHS[component].fullmatch(path) is not None and _output_size(module) == hidden_size
 
 
 def _output_size(module: nn.Module) -> int | None:
@@ -162,9 +213,7 @@ def _output_size(module: nn.Module) -> int | None:
 
 def _post_norm(layer: nn.Module, component: str) -> nn.Module | None:
     for mark, norms in POST_NORMS.items():
-        if hasattr(layer, mark):
-            norm = getattr(layer, norms[component])
-            assert isinstance(norm, nn.Module)
+        if hasattr(layer, mark) and isinstance(norm := getattr(layer, norms[component], None), nn.Module):
             return norm
     return None
 

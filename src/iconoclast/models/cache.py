@@ -63,6 +63,16 @@ def new_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
     return cache
 
 
+def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, in this order."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if hasattr(layer, "conv_states"):  # recurrent layers know no other way, and hybrid ones would do half of it
+            layer.reorder_cache(rows)
+        else:
+            layer.batch_select_indices(rows)
+
+
 def shareable(model: PreTrainedModel) -> bool:
     """Whether rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
     layers = new_cache(model, 1).layers

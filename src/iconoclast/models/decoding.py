@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iconoclast.models.cache import keep_rows
 from iconoclast.models.forward import Decoding, LowerLayers, RowListener, Unedited, read_prompts, step
 from iconoclast.models.loading import LanguageModel
 from iconoclast.prompts import Prompt
@@ -112,7 +113,7 @@ class _Batch:
         kept = torch.tensor([row for row, is_open in enumerate(self._open) if is_open], device=tokens.device)
         self._indices = [self._indices[row] for row in kept.tolist()]
         self._open = [True] * len(kept)
-        self._state.cache.batch_select_indices(kept)
+        keep_rows(self._state.cache, kept)
         self._state.mask = self._state.mask[kept]
         self._state.positions = self._state.positions[kept]
         self._listener.keep(kept)

@@ -1,7 +1,11 @@
 """From a name to a language model that is known to work: weights, tokenizer, chat format."""
 
+import atexit
 import importlib.util
+import inspect
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +14,21 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, find_writers
 from iconoclast.models.demo import demo_folder, ensure_demo
+from iconoclast.models.probe import require_complete
 from iconoclast.prompts import Prompt
 from iconoclast.site import Site
 
@@ -41,7 +55,7 @@ class LanguageModel:
         name: the name it was asked for by.
         path: the folder, file or hub id that was loaded.
         dtype: the data type that was chosen, as in "bfloat16".
-        quantization: none or bnb_4bit.
+        quantization: none, bnb_4bit or bnb_8bit.
         response_prefix: text that every response starts with; part of the prompt for all measurements.
     """
 
@@ -72,10 +86,17 @@ class LanguageModel:
         return int(self.model.config.get_text_config().hidden_size)
 
     def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
-        """Site → writer for the components; see `anatomy.find_writers`."""
+        """Site → writer for the components.
+
+        Raises:
+            ModelError: the model is not one whose edits are known to be complete; see `find_writers`, `require_complete`.
+        """
         key = tuple(components)
         if key not in self._writers:
-            self._writers[key] = find_writers(self.model, key)
+            writers = find_writers(self.model, key)
+            if set(COMPONENTS) <= set(key):
+                require_complete(self.model, writers)
+            self._writers[key] = writers
         return self._writers[key]
 
     def with_prefix(self, response_prefix: str) -> "LanguageModel":
@@ -140,6 +161,7 @@ def load_model(
     dtypes: Sequence[str] = ("auto", "bfloat16", "float16", "float32"),
     quantization: str = "none",
     device_map: str = "auto",
+    max_memory: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     response_prefix: str = "",
@@ -150,8 +172,10 @@ def load_model(
     Args:
         name: hub id, model folder, .gguf file, or "demo".
         dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.
-        quantization: "none" or "bnb_4bit".
+        quantization: "none", "bnb_4bit" or "bnb_8bit". With "none" a checkpoint that is quantised is dequantised where the
+            library can do that.
         device_map: as accelerate takes it.
+        max_memory: device ("0", "1", …, "cpu") → the most that goes there, as in "20GiB"; what is left goes to the disk.
         trust_remote_code: run code from the model's repository.
         chat_template: "plain", "raw" or a Jinja file, in place of the tokenizer's own.
         response_prefix: text that every response starts with.
@@ -170,7 +194,7 @@ def load_model(
     failures: dict[str, list[str]] = {}
     for dtype in dtypes:
         try:
-            model, tokenizer = _load(path, dtype, quantization, device_map, trust_remote_code)
+            model, tokenizer = _load(path, dtype, quantization, device_map, max_memory, trust_remote_code)
         except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
             failures.setdefault(_first_line(error), []).append(dtype)
             note(f"dtype {dtype} does not load: {_first_line(error)}")
@@ -212,25 +236,52 @@ def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def _load(
-    path: str, dtype: str, quantization: str, device_map: str, trust_remote_code: bool
+    path: str,
+    dtype: str,
+    quantization: str,
+    device_map: str,
+    max_memory: Mapping[str, str] | None,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if path.lower().endswith(".gguf"):
         return load_gguf(Path(path), dtype)
-    options: dict[str, Any] = {"dtype": _torch_dtype(dtype), "device_map": _device_map(device_map)}
-    if quantization == "bnb_4bit":
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype), "device_map": _device_map(device_map, max_memory)}
+    if max_memory:
+        options["max_memory"] = {int(name) if name.isdigit() else name: size for name, size in max_memory.items()}
+        options["offload_folder"] = tempfile.mkdtemp(prefix="iconoclast-offload-")
+        atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    stored = getattr(config, "quantization_config", None)
+    if quantization != "none":
         from transformers import BitsAndBytesConfig
 
         compute = torch.bfloat16 if dtype == "auto" else _torch_dtype(dtype)
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+            load_in_4bit=quantization == "bnb_4bit",
+            load_in_8bit=quantization == "bnb_8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute,
         )
+    elif stored and "dequantize" in inspect.signature(kind := _quantization_config(stored)).parameters:
+        options["quantization_config"] = kind(dequantize=True)
+    # A vision-language model is loaded whole; some have a class for their text tower alone as well.
+    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    model = auto.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     return model, tokenizer
 
 
-def _device_map(device_map: str) -> str:
-    return "cpu" if device_map == "auto" and not torch.cuda.is_available() else device_map
+def _quantization_config(stored: Any) -> Any:
+    """The class of a checkpoint's own quantisation."""
+    method = stored["quant_method"] if isinstance(stored, dict) else stored.quant_method
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ValueError(f"its quantisation {method} is unknown to transformers")
+    return AUTO_QUANTIZATION_CONFIG_MAPPING[method]
+
+
+def _device_map(device_map: str, max_memory: Mapping[str, str] | None) -> str:
+    return "cpu" if device_map == "auto" and not torch.cuda.is_available() and not max_memory else device_map
 
 
 def _torch_dtype(dtype: str) -> Any:
@@ -239,7 +290,7 @@ def _torch_dtype(dtype: str) -> Any:
 
 def _require_bitsandbytes() -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantization bnb_4bit needs bitsandbytes: pip install 'iconoclast[quantized]'")
+        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
 
 
 def _prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:

@@ -19,6 +19,8 @@ COUNTED = (
 )
 """Counts of `Scores` as tables show them: title, attribute."""
 
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
+
 DEMO_RELATION = "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n"
 
 
@@ -38,7 +40,7 @@ def model_card(
 
     Args:
         base: the base model.
-        kind: adapter or merged.
+        kind: adapter, merged or gguf.
         trial: what was exported.
         row_normalization: none, pre or full.
         sites: number of edited matrices.
@@ -61,7 +63,7 @@ def model_card(
     )
     relation = DEMO_RELATION if base == "demo" else "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
-{relation}library_name: {"peft" if kind == "adapter" else "transformers"}
+{relation}library_name: {LIBRARIES[kind]}
 pipeline_tag: text-generation
 tags:
 - iconoclast
@@ -112,6 +114,8 @@ def _shown_name(base: str) -> str:
 
 
 def _snippet(kind: str, base: str) -> str:
+    if kind == "gguf":
+        return 'from llama_cpp import Llama\n\nmodel = Llama("THIS FOLDER/model.gguf")'
     if kind == "merged":
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

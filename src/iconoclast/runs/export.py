@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ import torch
 from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions
 from iconoclast.edits.edit import Edit
-from iconoclast.edits.lora import save_adapter
+from iconoclast.edits.lora import Approximation, save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.models.adapters import put_adapter
+from iconoclast.models.checkpoint import Checkpoint
+from iconoclast.models.gguf import convert, find_converter
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
@@ -36,9 +38,10 @@ from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Study
 
-Format = Literal["adapter", "merged"]
+Format = Literal["adapter", "merged", "gguf"]
 
 INFORMATION = "trial_information.json"
+GGUF = "model.gguf"
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Exported:
         base: the base model.
         live: the edit applied live, as in the search.
         exported: the export, loaded from its files.
-        approximation_error: largest relative error of a site's update; 0 unless row normalisation full was made low-rank.
+        approximations: what the update of every matrix is worth where row normalisation full was made low-rank.
     """
 
     folder: Path
@@ -124,19 +127,33 @@ class Exported:
     base: Scores
     live: Scores
     exported: Scores
-    approximation_error: float
+    approximations: Sequence[Approximation]
+
+    @property
+    def approximation_error(self) -> float:
+        """Largest relative error of a site's update; 0 where all are exact."""
+        return max((each.error for each in self.approximations), default=0.0)
 
 
-def export_run(run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None) -> Exported:
+def export_run(
+    run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None, llama_cpp: Path | None = None
+) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
     saved = SavedRun.open(RunFolder(run), which)
     require_free(to)
-    quantization = "none" if kind == "merged" else None
-    return export_trial(saved, saved.load_model(quantization), kind, to, progress)
+    if kind == "gguf":
+        find_converter(llama_cpp)
+    quantization = None if kind == "adapter" else "none"
+    return export_trial(saved, saved.load_model(quantization), kind, to, progress, llama_cpp)
 
 
 def export_trial(
-    saved: SavedRun, lm: LanguageModel, kind: Format, to: Path, progress: Progress | None = None
+    saved: SavedRun,
+    lm: LanguageModel,
+    kind: Format,
+    to: Path,
+    progress: Progress | None = None,
+    llama_cpp: Path | None = None,
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
@@ -144,13 +161,15 @@ def export_trial(
 
     Args:
         saved: the trial.
-        lm: the run's base model; for merged weights it must not be quantised.
-        kind: adapter (PEFT) or merged (plain transformers).
+        lm: the run's base model; for anything but an adapter it must not be quantised.
+        kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
         to: a folder that does not exist yet or is empty; it appears only when the export is complete.
         progress: told what goes on.
+        llama_cpp: folder with llama.cpp's converter, for gguf; unset, it is looked for on the PATH.
 
     Raises:
         RunFolderError: `to` is in use.
+        ModelError: there is no converter, or it fails.
     """
     progress = progress or Silent()
     require_free(to)
@@ -162,14 +181,17 @@ def export_trial(
     reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
     base, live = _known_scores(saved, lm, prompts) or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
-        error = write_edit(edit, lm, kind, folder, saved.settings)
+        approximations = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
+        if kind == "gguf":
+            progress.start("Converting to GGUF", 0)
+            _convert(folder, find_converter(llama_cpp))
         progress.start("Loading the export", 0)
         exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
         exported = evaluator_of(saved.settings, exported_lm, target, benign, reference).measure(
             [Edit.nothing()], progress
         )[0]
-        result = Exported(to, _described(prompts, target, benign), base, live, exported, error)
+        result = Exported(to, _described(prompts, target, benign), base, live, exported, approximations)
         _write_papers(saved, lm, kind, folder, result, len(edit.sites))
     return result
 
@@ -179,10 +201,11 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     try:
         known = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
         base, live, exported = (Scores.from_dict(known[f"{name}_metrics"]) for name in ("base", "live", "export"))
-        index, prompts, error = known["trial"]["index"], known["measured_on"], known["approximation_error"]
+        index, prompts = known["trial"]["index"], known["measured_on"]
+        approximations = [Approximation(**each) for each in known["approximations"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Exported(folder, prompts, base, live, exported, error) if index == trial else None
+    return Exported(folder, prompts, base, live, exported, approximations) if index == trial else None
 
 
 def _known_scores(saved: SavedRun, lm: LanguageModel, prompts: Prompts) -> list[Scores] | None:
@@ -196,13 +219,20 @@ def _known_scores(saved: SavedRun, lm: LanguageModel, prompts: Prompts) -> list[
     return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
 
 
-def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settings: Settings) -> float:
-    """Write the weights of an edit into an existing folder; the largest relative error of a site's update."""
+def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settings: Settings) -> list[Approximation]:
+    """Write the weights of an edit into an existing folder, and what the base model has beside its weights.
+
+    Returns:
+        What the update of every matrix is worth, where it is not exact.
+    """
     writers = lm.writers(settings.components)
+    checkpoint = None if lm.quantization != "none" else Checkpoint.find(lm.path)
     if kind == "adapter":
         return save_adapter(edit, writers, lm.name, folder, settings.full_normalization_lora_rank)
-    save_merged(edit, writers, lm.model, folder)
-    return 0.0
+    save_merged(edit, writers, lm.model, folder, checkpoint)
+    if checkpoint is not None:
+        checkpoint.copy_papers(folder, settings.trust_remote_code)
+    return []
 
 
 def require_free(to: Path) -> None:
@@ -231,13 +261,30 @@ def _appearing(to: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _convert(folder: Path, converter: Path) -> None:
+    """The merged weights in a folder become a GGUF file, which holds the tokenizer as well."""
+    merged = folder / "merged"
+    merged.mkdir()
+    for file in list(folder.iterdir()):
+        if file.is_file():
+            file.rename(merged / file.name)
+    convert(merged, folder / GGUF, converter)
+    for licence in sorted(merged.glob("LICENSE*")) + sorted(merged.glob("NOTICE*")):
+        licence.rename(folder / licence.name)
+    shutil.rmtree(merged)
+
+
 def _load_export(folder: Path, kind: Format, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
     """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
     if kind == "adapter":
         put_adapter(lm, str(folder))
         return lm
     device_map = "cpu" if lm.device.type == "cpu" else "auto"
-    loaded = load_model(str(folder), dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code)
+    source = str(folder / GGUF if kind == "gguf" else folder)
+    loaded = load_model(
+        source, dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code, chat_template="raw"
+    )
+    loaded.tokenizer.chat_template = lm.tokenizer.chat_template  # the base model's prompts, word by word
     return loaded.with_prefix(lm.response_prefix)
 
 
@@ -267,6 +314,7 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
             live_metrics=result.live.as_dict(),
             export_metrics=result.exported.as_dict(),
             approximation_error=result.approximation_error,
+            approximations=[asdict(each) for each in result.approximations],
         ),
     )
     card = model_card(

@@ -30,6 +30,7 @@ FREE_SETTINGS = frozenset(
         "batch_size",
         "max_batch_size",
         "device_map",
+        "max_memory",
         "study_checkpoint_dir",
         "full_normalization_lora_rank",
         "good_report_prompts",

@@ -194,6 +194,7 @@ def load_settings_model(
         dtypes=settings.dtypes,
         quantization=settings.quantization if quantization is None else quantization,
         device_map=settings.device_map,
+        max_memory=settings.memory_limits,
         trust_remote_code=settings.trust_remote_code,
         chat_template=settings.chat_template,
         response_prefix=settings.response_prefix or "",

@@ -138,6 +138,7 @@ class ModelSubject:
             dtypes=[base.dtype],
             quantization=base.quantization if adapter else "none",
             device_map=self.settings.device_map,
+            max_memory=self.settings.memory_limits,
             trust_remote_code=self.settings.trust_remote_code,
             chat_template="raw",  # prompts are written with the template of the base
         )

@@ -1,0 +1,196 @@
+"""A model's safetensors files as they lie on the disk: copied whole, and patched one matrix at a time."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer
+from iconoclast.site import Site
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
+"""Endings of files with weights, which are not copied beside the edited ones."""
+
+NOT_COPIED = ("README.md", CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME)
+
+DTYPES = ("BF16", "F16", "F32")
+"""Types of tensors, as safetensors names them, that can be edited where they are; others are quantised."""
+
+Change = Callable[[Tensor], Tensor]
+"""A float32 matrix as it is stored → what it becomes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies.
+
+    Attributes:
+        file: name of the safetensors file.
+        dtype: as safetensors names it.
+        shape: its shape.
+        start: where its bytes begin in the file.
+        end: where they end.
+    """
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The safetensors files of a model.
+
+    Attributes:
+        folder: where they are.
+        files: their names.
+        places: tensor name → where it lies.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    places: Mapping[str, Place]
+
+    @classmethod
+    def find(cls, path: str) -> "Checkpoint | None":
+        """The files that a model was loaded from; None if it came from something else (GGUF, pickled weights).
+
+        Args:
+            path: model folder or hub id; of the latter what is on this machine is used.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(path, local_files_only=True))
+            except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
+                return None
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        else:
+            files = [SAFE_WEIGHTS_NAME]
+        if not all((folder / file).is_file() for file in files):
+            return None
+        places = {name: place for file in files for name, place in _places(folder / file)}
+        return cls(folder, files, places)
+
+    def names(self, model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> dict[str, bool] | None:
+        """The tensors that a parameter of the loaded model is made of: name → whether they are stored transposed to it.
+
+        Experts that the library has fused are many tensors here. None if they are not all here, or not as they would be
+        expected, or quantised.
+        """
+        names = revert_weight_conversion(model, {parameter: torch.empty(*shape, device="meta")})
+        # A marker that varies along the last axis but one shows what the library transposes while it loads.
+        *_, rows, columns = shape
+        marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
+        kept = revert_weight_conversion(model, {parameter: marker if len(shape) == 2 else marker[None]})
+        first = next(iter(kept.values()))
+        transposed = rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
+        for name, tensor in names.items():
+            place = self.places.get(name)
+            if place is None or place.dtype not in DTYPES or place.shape != tuple(tensor.shape):
+                return None
+        return dict.fromkeys(names, transposed)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        with safe_open(str(self.folder / self.places[name].file), "pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+    def write(self, to: Path, changes: Mapping[str, Change]) -> None:
+        """Write the files and their configuration into the existing folder `to`, some of their matrices changed.
+
+        Everything else is the same byte by byte. No more than one matrix is in memory; of a stack of experts one at a time.
+        """
+        for file in self.files:
+            shutil.copyfile(self.folder / file, to / file)
+            changed = [name for name in changes if self.places[name].file == file]
+            with safe_open(str(self.folder / file), "pt") as source, (to / file).open("r+b") as target:
+                for name in changed:
+                    place = self.places[name]
+                    target.seek(place.start)
+                    for matrix in _matrices(source, name, place.shape):
+                        edited = changes[name](matrix.float()).to(matrix.dtype).contiguous()
+                        target.write(edited.view(torch.uint8).numpy().data)
+                    if target.tell() != place.end:
+                        raise ModelError(f"{name} in {file} has another size after the edit. Nothing was exported.")
+        for name in (CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, to / name)
+
+    def copy_papers(self, to: Path, code: bool = False) -> None:
+        """Copy what else there is, but for weights in other formats: tokenizer, processor, generation settings, licence.
+
+        Args:
+            to: an existing folder.
+            code: also Python files.
+        """
+        for file in sorted(self.folder.iterdir()):
+            unwanted = file.name.startswith(".") or file.name in NOT_COPIED or file.name.lower().endswith(WEIGHTS)
+            if file.is_file() and not unwanted and (code or file.suffix != ".py"):
+                shutil.copyfile(file, to / file.name)
+
+
+def matrix_changes(
+    checkpoint: Checkpoint, model: PreTrainedModel, writers: Mapping[Site, Writer], edited: Mapping[Site, Change]
+) -> dict[str, Change] | None:
+    """What to change in a checkpoint's tensors so that the model's writers become what they shall.
+
+    Args:
+        checkpoint: the files.
+        model: the loaded model, or its skeleton on the device "meta".
+        writers: its writers.
+        edited: site → [d, k] matrix → its edited form.
+
+    Returns:
+        Tensor name → change; None if a tensor is not there in a form that can be edited in place.
+    """
+    changes: dict[str, Change] = {}
+    for site, change in edited.items():
+        writer = writers[site]
+        names = checkpoint.names(model, writer.parameter, writer.stored.shape)
+        if names is None:
+            return None
+        for name, transposed in names.items():
+            turned = transposed != writer.transposed
+            changes[name] = _turned(change) if turned else change
+    return changes
+
+
+def _turned(change: Change) -> Change:
+    return lambda matrix: change(matrix.T).T
+
+
+def _places(file: Path) -> Iterator[tuple[str, Place]]:
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(size))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = (8 + size + offset for offset in entry["data_offsets"])
+            yield name, Place(file.name, entry["dtype"], tuple(entry["shape"]), start, end)
+
+
+def _matrices(source: Any, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
+    if len(shape) == 2:
+        yield source.get_tensor(name)
+        return
+    stack = source.get_slice(name)
+    for i in range(shape[0]):
+        yield stack[i]

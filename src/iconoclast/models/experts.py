@@ -1,0 +1,81 @@
+"""Experts that a model keeps fused in one tensor, and what each of them writes for each token.
+
+transformers calls them through one of its experts functions, two of which pass what the experts have written through an
+optional norm, one row for each pair of a token and an expert that it was routed to, before the router's weights:
+https://huggingface.co/docs/transformers/experts_interface
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iconoclast.errors import ModelError
+
+DOWN = "down_proj"
+"""Name of the fused tensor of the matrices that write to the residual stream."""
+
+SORTED, IN_ORDER = "grouped_mm", "batched_mm"
+"""The experts functions with pairs in the order of experts, and in that of tokens."""
+
+Change = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(outputs [pairs, d], token of each pair, expert of each pair, number of tokens) → outputs."""
+
+
+def fused(module: nn.Module) -> bool:
+    """Whether the module holds the matrices of many experts in one tensor."""
+    parameter = module._parameters.get(DOWN)
+    return parameter is not None and parameter.ndim == 3
+
+
+def interceptable(module: nn.Module) -> bool:
+    """Whether what each expert writes can be had: the experts use the library's interface, with no norm of their own."""
+    return hasattr(module, "_apply_gate") and getattr(module, "has_post_expert_norm", None) is False
+
+
+@contextmanager
+def expert_outputs(module: Any, change: Change) -> Iterator[None]:
+    """While this lasts, what the experts of a module write is changed before it is weighted and summed.
+
+    Args:
+        module: fused experts that are `interceptable`.
+        change: called at every forward pass with the outputs of all pairs of a token and an expert.
+
+    Raises:
+        ModelError: a forward pass went by without the outputs being seen.
+    """
+    config: Any = module.config
+    before = config._experts_implementation
+    implementation = before if before in (SORTED, IN_ORDER) else SORTED
+    chosen: list[Tensor] = []  # experts of every token, while a forward pass lasts
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        chosen[:] = [(*args, *kwargs.values())[1]]
+
+    def written(outputs: Tensor) -> Tensor:
+        index = chosen.pop()
+        experts = index.reshape(-1)
+        pairs = torch.arange(len(experts), device=experts.device)
+        if implementation == SORTED:
+            experts, pairs = torch.sort(experts)  # as the experts function sorts them
+        return change(outputs, pairs // index.shape[-1], experts, len(index))
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if chosen:
+            raise ModelError(f"{type(module).__name__} does not show what its experts write. Update transformers.")
+
+    with ExitStack() as stack:
+        stack.callback(setattr, config, "_experts_implementation_internal", before)
+        config._experts_implementation_internal = implementation
+        stack.callback(setattr, module, "has_post_expert_norm", False)
+        module.has_post_expert_norm = True
+        stack.callback(delattr, module, "post_expert_norm")
+        module.post_expert_norm = written
+        for handle in (
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ):
+            stack.callback(handle.remove)
+        yield

@@ -1,0 +1,43 @@
+"""From a model folder to a GGUF file, by llama.cpp's own converter."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from iconoclast.errors import ModelError
+
+CONVERTER = "convert_hf_to_gguf.py"
+
+
+def find_converter(llama_cpp: Path | None) -> Path:
+    """llama.cpp's converter.
+
+    Args:
+        llama_cpp: folder of a llama.cpp checkout; None to look on the PATH.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    on_path = shutil.which(CONVERTER)
+    file = llama_cpp / CONVERTER if llama_cpp is not None else Path(on_path) if on_path else None
+    if file is None or not file.is_file():
+        where = "on the PATH" if llama_cpp is None else f"in {llama_cpp}"
+        raise ModelError(
+            f"GGUF needs llama.cpp's {CONVERTER}, which is not {where}. Get https://github.com/ggml-org/llama.cpp and name its "
+            "folder with --llama-cpp."
+        )
+    return file
+
+
+def convert(folder: Path, to: Path, converter: Path) -> None:
+    """Convert the model in `folder` to the file `to`, in the weights' own type.
+
+    Raises:
+        ModelError: the converter fails; with the last line that it said.
+    """
+    command = [sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not to.is_file():
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise ModelError(f"{converter} cannot convert the model. It says: {said[:300]}")

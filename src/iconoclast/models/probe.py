@@ -1,0 +1,109 @@
+"""Whether the writers that were found are all there are: asked of the model itself, whatever its architecture."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer, decoder_layers
+from iconoclast.site import Site
+
+TOLERANCE = 1e-2
+"""Largest change of a layer's states that counts as none, relative to the states; a writer that was missed changes them more."""
+
+
+def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> None:
+    """Prove on a short text that the layers write to the residual stream by these writers and by nothing else.
+
+    With the output of every writer replaced by zeros, a layer must leave the states as they are (but for one factor).
+    With states of zeros and the output of every writer replaced by one random vector, a layer must give that vector, or what
+    the norm makes of it that is known to be behind the writer.
+
+    Args:
+        model: the model.
+        writers: its writers of all components.
+
+    Raises:
+        ModelError: a layer writes by other means; or there is something between a writer and the stream. An edit would then
+            miss a part of what it should change.
+    """
+    name, layers = type(model).__name__, decoder_layers(model)
+    for index, (before, after) in enumerate(_states(model, layers, writers, lambda writer: None, keep=True)):
+        if _off(after, before) > TOLERANCE:
+            raise ModelError(
+                f"Layer {index} of {name} writes to the residual stream by more than its {_named(writers, index)}, so an edit "
+                "would miss a part of it. This architecture cannot be edited."
+            )
+    width = model.config.get_text_config().hidden_size
+    noise = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    for component in {site.component for site in writers}:
+
+        def output(writer: Writer, component: str = component) -> Tensor | None:
+            return noise if writer.site.component == component else None
+
+        for index, (_, after) in enumerate(_states(model, layers, writers, output, keep=False)):
+            first = next(w for site, w in writers.items() if (site.layer, site.component) == (index, component))
+            if _off(after, first.residual_share(noise)) > TOLERANCE:
+                raise ModelError(
+                    f"Something unknown stands between {first.site.module} of {name} and the residual stream, so an edit would "
+                    "remove another direction than it should. This architecture cannot be edited."
+                )
+
+
+def _states(
+    model: PreTrainedModel,
+    layers: Iterable[nn.Module],
+    writers: Mapping[Site, Writer],
+    output: Callable[[Writer], Tensor | None],
+    keep: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """States before and after every layer [tokens, d], its writers' outputs replaced by a vector (None: zeros).
+
+    With `keep` unset the states before every layer are replaced by zeros.
+    """
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        states: Tensor = args[0] if args else kwargs["hidden_states"]
+        states = states if keep else torch.zeros_like(states)
+        before.append(states.clone())
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        after.append(result if isinstance(result, Tensor) else result[0])
+
+    def replaced(writer: Writer) -> Callable[[nn.Module, Any, Any], Tensor]:
+        def hook(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+            vector = output(writer)
+            return torch.zeros_like(result) if vector is None else vector.to(result).expand_as(result).clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for writer in writers.values():
+            stack.callback(writer.module.register_forward_hook(replaced(writer)).remove)
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(leave).remove)
+        embeddings = model.get_input_embeddings().weight
+        assert isinstance(embeddings, Tensor)
+        ids = torch.arange(1, 6, device=embeddings.device)[None]  # any text serves
+        with torch.inference_mode():
+            model(input_ids=ids)
+    return [(b[0].float(), a[0].float()) for b, a in zip(before, after, strict=True)]
+
+
+def _off(states: Tensor, expected: Tensor) -> float:
+    """How far states are from a multiple of what is expected: largest sine over tokens."""
+    cosine = cosine_similarity(states, expected.to(states.device), dim=-1)
+    return float((1 - cosine.square()).clamp(min=0).sqrt().max())
+
+
+def _named(writers: Mapping[Site, Writer], layer: int) -> str:
+    return " and ".join(site.module for site in writers if site.layer == layer)
