@@ -8,6 +8,10 @@ from iconoclast.config import SettingSpec, list_item, setting_specs, without_non
 SPECS = {spec.key: spec for spec in setting_specs()}
 
 
+# Settings whose text must have a form of its own.
+PATTERNS = {"axis_weights": "words={}", "max_memory": "cpu={}GiB", "full_normalization_lora_rank": "auto"}
+
+
 def _example(number: int, spec: SettingSpec) -> Any:
     kind = without_none(spec.annotation)
     item = list_item(kind)
@@ -15,8 +19,8 @@ def _example(number: int, spec: SettingSpec) -> Any:
 
 
 def _scalar(number: int, spec: SettingSpec, kind: Any, default: Any) -> Any:
-    if spec.key == "axis_weights":
-        return f"words={number}"
+    if spec.key in PATTERNS:
+        return PATTERNS[spec.key].format(number)
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
@@ -33,6 +33,20 @@ Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
 MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _rank(value: Any) -> Any:
+    """One validator, so that a bad value is one problem and not one for every type it could have had."""
+    if value == "auto":
+        return value
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError('Input should be a number from 1 on, or "auto"')
+    return value
+
+
+Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -236,7 +250,7 @@ class Settings(BaseSettings):
         default="pre",
         description="none: plain projection. pre: the projection acts on normalised rows. full: row norms are kept as well.",
     )
-    full_normalization_lora_rank: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    full_normalization_lora_rank: Rank = Field(
         default=3,
         description="Rank of an adapter exported for row_normalization full, which is not low-rank. auto: for every matrix the "
         "smallest with a relative error under 1 %.",

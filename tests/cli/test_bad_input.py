@@ -258,7 +258,7 @@ def test_an_export_that_nothing_speaks_against_succeeds_and_leaves_the_run_as_it
         ),
         ("export here --to exported --trial -1", 'here has no completed trial "-1" ... Give best or one of these: 0.'),
         ("chat here --trial first", 'here has no completed trial "first" ... Give best or one of these: 0.'),
-        ("export here --to exported --format gguf", 'no export format "gguf". Use adapter or merged'),
+        ("export here --to exported --format onnx", 'no export format "onnx". Use adapter, merged, gguf'),
         ("export here --to used", "used is in use. Give a folder that does not exist yet with --to"),
         ("export here --to . --format merged", ". is in use. Give a folder that does not exist yet with --to"),
         ("export here --to good.txt", "good.txt is in use. Give a folder that does not exist yet with --to"),

@@ -20,7 +20,7 @@ from iconoclast.reports.plots import front_figure, require_plotly, residual_figu
 from iconoclast.reports.tables import before_after_table, front_table, report_lines, report_table, samples_table
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
-from iconoclast.runs.export import Exported, Format, SavedRun, export_run, read_export
+from iconoclast.runs.export import Exported, Format, SavedRun, export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import Run, collect_residuals, started_run
 from iconoclast.runs.splits import Prompts
@@ -88,16 +88,24 @@ def demo_action(out_folder: Path, n_trials: int) -> None:
         result = _export_or_keep(out_folder, kind)
         if not columns:
             columns += [("base model", result.base), ("edit, live", result.live)]
-        columns.append((f"{kind} export", result.exported))
+        columns.append((f"{kind} export", result.exported or result.live))
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
     print_lines(out, f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 
-def export_action(run_folder: Path, trial: str, kind: str, to: Path, llama_cpp: Path | None = None) -> None:
+def export_action(
+    run_folder: Path, trial: str, kind: str, to: Path, llama_cpp: Path | None = None, measure: bool = True
+) -> None:
     """Export a trial and show what the export measures."""
     quiet_libraries()
     if kind not in get_args(Format):
         raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(Format))}.')
+    if not measure:
+        if kind != "merged":
+            raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
+        with shown_progress() as progress:
+            _print_export(export_unmeasured(run_folder, trial, to, progress))
+        return
     _print_export(_export(run_folder, trial, kind, to, llama_cpp))  # type: ignore[arg-type]
 
 
@@ -201,8 +209,12 @@ def _print_samples(run: Run) -> None:
 
 
 def _print_export(result: Exported) -> None:
-    columns = [("base model", result.base), ("edit, live", result.live), ("export", result.exported)]
-    out.print(before_after_table(f"Export {result.folder}", columns))
+    columns = [("base model", result.base), ("edit, live", result.live)]
+    if result.exported is None:
+        out.print(before_after_table(f"Export {result.folder}", columns))
+        print_lines(out, result.prompts, "The export itself was not measured.")
+        return
+    out.print(before_after_table(f"Export {result.folder}", [*columns, ("export", result.exported)]))
     moved = result.exported.kl_divergence - result.live.kl_divergence
     refusals = result.exported.refusals.count - result.live.refusals.count
     print_lines(

@@ -124,11 +124,18 @@ def export(
         Path | None,
         typer.Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Load what was written and measure it. Without, merged weights are written in the memory of a few matrices.",
+        ),
+    ] = True,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     from iconoclast.cli.actions import export_action
 
-    export_action(run_folder, trial, kind, to, llama_cpp)
+    export_action(run_folder, trial, kind, to, llama_cpp, measure)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from iconoclast.edits.edit import Edit, output_transform
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.experts import Change, expert_outputs
+from iconoclast.models.hooks import hooks_act
 from iconoclast.site import Site
 
 _NEVER = 1_000_000
@@ -93,6 +94,7 @@ class LiveEdits:
     def applied(self, rows: Tensor | None = None) -> Iterator[None]:
         """While this lasts, row i of the batch carries the edit of sequence `rows[i]`."""
         with ExitStack() as stack:
+            stack.enter_context(hooks_act())
             if self._row_edits is None or rows is None:
                 self._activate(torch.zeros(1, dtype=torch.long))
             else:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iconoclast.edits.edit import Edit, edited_weight
+from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.site import Site
@@ -44,6 +45,10 @@ def save_merged(
         if changes is not None:
             checkpoint.write(folder, changes)
             return
+    if model.device.type == "meta":
+        raise ModelError(
+            f"The weights of {model.config.name_or_path} are quantised in its files: load it to export it."
+        )
     state = model.state_dict()
     for site in edit.sites:
         state[writers[site].parameter] = merged_weight(edit, site, writers[site])

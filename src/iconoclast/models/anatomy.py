@@ -95,6 +95,12 @@ class Writer:
     def _dequantized(self) -> Tensor:
         stored = self.stored
         state = getattr(stored, "quant_state", None)
+        if (
+            state is None and stored.dtype == torch.int8
+        ):  # bitsandbytes: a scale for every row, kept in one of two places
+            scale = getattr(self.module.state, "SCB", None) if getattr(stored, "SCB", None) is None else stored.SCB
+            assert isinstance(scale, Tensor)
+            return stored.detach().float() * scale.float()[:, None] / 127
         if state is None:
             return stored.detach().float()
         if getattr(state, "packing_format_for_cpu", False):
@@ -188,6 +194,12 @@ def find_writers(model: PreTrainedModel, components: Sequence[str]) -> dict[Site
                     f"Layer {index} of {type(model).__name__} has no {component} that writes to the residual stream. Its modules: {_tree(layer)}."
                 )
             for module in found:
+                kind = None if fused(module) else _unknown_type(module)
+                if kind is not None:
+                    raise ModelError(
+                        f"{names[module]} of {type(model).__name__} holds its weights as {kind}, which cannot be edited. "
+                        "Use the model in another format."
+                    )
                 if fused(module) and not interceptable(module):
                     raise ModelError(
                         f"Layer {index} of {type(model).__name__} keeps its experts fused in {names[module]} ({type(module).__name__}), "
@@ -209,6 +221,14 @@ def _output_size(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return int(module.nf) if isinstance(module, Conv1D) else None
+
+
+def _unknown_type(module: nn.Module) -> str | None:
+    """The type of a weight that is quantised in a way of which nothing is known here."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    known = weight.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    return None if known or type(module).__name__ in ("Linear4bit", "Linear8bitLt") else str(weight.dtype)
 
 
 def _post_norm(layer: nn.Module, component: str) -> nn.Module | None:

@@ -95,17 +95,11 @@ class Checkpoint:
         expected, or quantised.
         """
         names = revert_weight_conversion(model, {parameter: torch.empty(*shape, device="meta")})
-        # A marker that varies along the last axis but one shows what the library transposes while it loads.
-        *_, rows, columns = shape
-        marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
-        kept = revert_weight_conversion(model, {parameter: marker if len(shape) == 2 else marker[None]})
-        first = next(iter(kept.values()))
-        transposed = rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
         for name, tensor in names.items():
             place = self.places.get(name)
             if place is None or place.dtype not in DTYPES or place.shape != tuple(tensor.shape):
                 return None
-        return dict.fromkeys(names, transposed)
+        return dict.fromkeys(names, _transposed(model, parameter, shape))
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the CPU."""
@@ -171,6 +165,18 @@ def matrix_changes(
             turned = transposed != writer.transposed
             changes[name] = _turned(change) if turned else change
     return changes
+
+
+def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> bool:
+    """Whether the library transposes the matrices of a parameter while it loads them."""
+    if len(shape) < 2:
+        return False
+    # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.
+    *_, rows, columns = shape
+    marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
+    stored = revert_weight_conversion(model, {parameter: marker if len(shape) == 2 else marker[None]})
+    first = next(iter(stored.values()))
+    return rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
 
 
 def _turned(change: Change) -> Change:

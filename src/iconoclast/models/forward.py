@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from iconoclast.errors import MeasurementError, ModelError
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, new_cache, shareable
+from iconoclast.models.hooks import hooks_act
 from iconoclast.models.loading import LanguageModel
 
 PART_TOKENS = 2048
@@ -182,14 +183,15 @@ def last_token_residuals(
 
     handles = [layer.register_forward_hook(catch(i)) for i, layer in enumerate(layers)]
     try:
-        for indices, _ in next_token_logprobs(lm, sequences, rows):
-            for i, layer in enumerate(layers):
-                if i not in caught or caught[i].shape[-1] != lm.hidden_size:
-                    raise ModelError(
-                        f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
-                    )
-            result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
-            advance(len(indices))
+        with hooks_act():
+            for indices, _ in next_token_logprobs(lm, sequences, rows):
+                for i, layer in enumerate(layers):
+                    if i not in caught or caught[i].shape[-1] != lm.hidden_size:
+                        raise ModelError(
+                            f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
+                        )
+                result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
+                advance(len(indices))
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -94,7 +95,7 @@ class LanguageModel:
         key = tuple(components)
         if key not in self._writers:
             writers = find_writers(self.model, key)
-            if set(COMPONENTS) <= set(key):
+            if set(COMPONENTS) <= set(key) and self.device.type != "meta":
                 require_complete(self.model, writers)
             self._writers[key] = writers
         return self._writers[key]
@@ -264,12 +265,18 @@ def _load(
         )
     elif stored and "dequantize" in inspect.signature(kind := _quantization_config(stored)).parameters:
         options["quantization_config"] = kind(dequantize=True)
-    # A vision-language model is loaded whole; some have a class for their text tower alone as well.
-    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = auto.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    model = auto_class(config).from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    if getattr(options.get("quantization_config"), "dequantize", False):
+        # Or it would be quantised again when it is saved, and its weights lost (transformers 5.23).
+        model._weight_conversions = None
     return model, tokenizer
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """What loads a model: vision-language models whole, though some have a class for their text tower alone as well."""
+    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if vision else AutoModelForCausalLM
 
 
 def _quantization_config(stored: Any) -> Any:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers
+from iconoclast.models.hooks import hooks_act
 from iconoclast.site import Site
 
 TOLERANCE = 1e-2
@@ -86,6 +87,7 @@ def _states(
         return hook
 
     with ExitStack() as stack:
+        stack.enter_context(hooks_act())
         for writer in writers.values():
             stack.callback(writer.module.register_forward_hook(replaced(writer)).remove)
         for layer in layers:

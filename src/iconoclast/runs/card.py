@@ -19,6 +19,9 @@ COUNTED = (
 )
 """Counts of `Scores` as tables show them: title, attribute."""
 
+MEASURED = "Measured on this export, loaded from these files, against its base."
+NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
+
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 
 DEMO_RELATION = "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n"
@@ -34,6 +37,7 @@ def model_card(
     prompts: str,
     before: Scores,
     after: Scores,
+    measured: bool,
     approximation_error: float,
 ) -> str:
     """The README.md of an exported model, in the format of the hub.
@@ -46,7 +50,8 @@ def model_card(
         sites: number of edited matrices.
         prompts: the prompt sets that `before` and `after` were measured on.
         before: scores of the base model.
-        after: scores of the export itself, loaded from this folder's files.
+        after: scores of the export itself, loaded from this folder's files, or of the edit that it was written from.
+        measured: whether they are of the export itself.
         approximation_error: largest relative error of a site's update in an adapter.
     """
     direction = trial.parameters.direction
@@ -85,7 +90,7 @@ parameters are in `trial_information.json`, the settings and prompt sets in `ico
 {approximate}
 ## What changed
 
-Measured on this export, loaded from these files, against its base. {prompts}
+{MEASURED if measured else NOT_MEASURED} {prompts}
 
 | | base | this model |
 |---|---|---|

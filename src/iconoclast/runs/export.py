@@ -23,6 +23,7 @@ from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
 from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
@@ -118,7 +119,7 @@ class Exported:
         prompts: which prompts the scores are of.
         base: the base model.
         live: the edit applied live, as in the search.
-        exported: the export, loaded from its files.
+        exported: the export, loaded from its files; None if it was not measured.
         approximations: what the update of every matrix is worth where row normalisation full was made low-rank.
     """
 
@@ -126,7 +127,7 @@ class Exported:
     prompts: str
     base: Scores
     live: Scores
-    exported: Scores
+    exported: Scores | None
     approximations: Sequence[Approximation]
 
     @property
@@ -193,6 +194,36 @@ def export_trial(
         )[0]
         result = Exported(to, _described(prompts, target, benign), base, live, exported, approximations)
         _write_papers(saved, lm, kind, folder, result, len(edit.sites))
+    return result
+
+
+def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None = None) -> Exported:
+    """Write merged weights without loading the model, in the memory of a few matrices, however large it is.
+
+    The scores that go into the model card are those that the run has measured with the edit applied live.
+
+    Raises:
+        ModelError: the base model is not stored as safetensors files in a type that can be edited in place.
+    """
+    progress = progress or Silent()
+    saved = SavedRun.open(RunFolder(run), which)
+    require_free(to)
+    assert saved.settings.model is not None
+    progress.start("Writing the merged weights", 0)
+    lm = load_skeleton(saved.settings.model, saved.settings.trust_remote_code)
+    lm = lm.with_prefix(saved.response_prefix)
+    prompts = Prompts.load(saved.settings)
+    if saved.report is not None and saved.report.get("trial") == saved.trial.index and prompts.target_report:
+        base, live = (Scores.from_dict(saved.report[name]) for name in ("base_metrics", "metrics"))
+        described = _described(prompts, prompts.target_report, prompts.benign_report or prompts.benign_evaluation)
+    else:
+        base, live = saved.base, saved.trial.scores
+        described = _described(prompts, prompts.target_evaluation, prompts.benign_evaluation)
+    edit = saved.edit(lm)
+    with _appearing(to) as folder:
+        write_edit(edit, lm, "merged", folder, saved.settings)
+        result = Exported(to, described, base, live, None, [])
+        _write_papers(saved, lm, "merged", folder, result, len(edit.sites))
     return result
 
 
@@ -312,7 +343,7 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
             measured_on=result.prompts,
             base_metrics=result.base.as_dict(),
             live_metrics=result.live.as_dict(),
-            export_metrics=result.exported.as_dict(),
+            export_metrics=None if result.exported is None else result.exported.as_dict(),
             approximation_error=result.approximation_error,
             approximations=[asdict(each) for each in result.approximations],
         ),
@@ -325,7 +356,8 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
         sites=sites,
         prompts=result.prompts,
         before=result.base,
-        after=result.exported,
+        after=result.exported or result.live,
+        measured=result.exported is not None,
         approximation_error=result.approximation_error,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,51 @@
+"""A model without its weights: enough to know where an edit goes, whatever the size."""
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer
+from iconoclast.models.checkpoint import Checkpoint
+from iconoclast.models.demo import ensure_demo
+from iconoclast.models.loading import DEMO, LanguageModel, auto_class, resolve
+
+
+def load_skeleton(name: str, trust_remote_code: bool = False) -> LanguageModel:
+    """The architecture of a model on the device "meta"; norms behind writers have their weights.
+
+    Raises:
+        ModelError: there is nothing, or it is not stored as safetensors.
+    """
+    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
+    if checkpoint is None:
+        raise ModelError(
+            f"{name} is not stored as safetensors files, so it must be loaded to be edited: measure the export."
+        )
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"The architecture of {name} cannot be built: {str(error).splitlines()[0]}") from None
+    lm = LanguageModel(model, tokenizer, name, path, str(model.dtype).removeprefix("torch."))
+    names = {module: module_name for module_name, module in model.named_modules()}
+    for writer in lm.writers().values():
+        if writer.post_norm is not None:
+            _fill(model, writer, names[writer.post_norm], checkpoint)
+    return lm
+
+
+def _fill(model: PreTrainedModel, writer: Writer, name: str, checkpoint: Checkpoint) -> None:
+    """Give the norm behind a writer the weights that it has in the checkpoint."""
+    norm = writer.post_norm
+    assert norm is not None
+    for parameter, value in list(norm.named_parameters(recurse=False)):
+        stored = checkpoint.names(model, f"{name}.{parameter}", value.shape)
+        if not stored:
+            raise ModelError(
+                f"{name}.{parameter} is not in the files of the model, so the edit cannot be made without it."
+            )
+        setattr(norm, parameter, nn.Parameter(checkpoint.tensor(next(iter(stored))), requires_grad=False))
