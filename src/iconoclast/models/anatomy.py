@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
@@ -95,11 +96,9 @@ class Writer:
     def _dequantized(self) -> Tensor:
         stored = self.stored
         state = getattr(stored, "quant_state", None)
-        if (
-            state is None and stored.dtype == torch.int8
-        ):  # bitsandbytes: a scale for every row, kept in one of two places
-            scale = getattr(self.module.state, "SCB", None) if getattr(stored, "SCB", None) is None else stored.SCB
-            assert isinstance(scale, Tensor)
+        if stored.dtype == torch.int8:  # bitsandbytes: a scale for every row, kept in one of two places
+            held: tuple[Any, ...] = (stored, self.module.state)
+            scale = next(each.SCB for each in held if getattr(each, "SCB", None) is not None)
             return stored.detach().float() * scale.float()[:, None] / 127
         if state is None:
             return stored.detach().float()
