@@ -99,7 +99,8 @@ class Writer:
         if stored.dtype == torch.int8:  # bitsandbytes: a scale for every row, kept in one of two places
             held: tuple[Any, ...] = (stored, self.module.state)
             scale = next(each.SCB for each in held if getattr(each, "SCB", None) is not None)
-            return stored.detach().float() * scale.float()[:, None] / 127
+            restored: Tensor = stored.detach().float() * scale.float()[:, None] / 127
+            return restored
         if state is None:
             return stored.detach().float()
         if getattr(state, "packing_format_for_cpu", False):
