@@ -305,3 +305,28 @@ def test_only_the_methods_asked_for_are_computed() -> None:
     assert isinstance(directions, Directions)
     assert {*directions.raw, "hybrid"} == set(METHODS)
     assert directions.layers == 2
+
+
+# Layers that do not see the prompts.
+
+
+def test_a_layer_that_gives_the_same_for_every_prompt_has_no_direction_and_disturbs_no_other() -> None:
+    random = torch.Generator().manual_seed(0)
+    benign, target = torch.randn(20, 3, 16, generator=random), 1 + torch.randn(20, 3, 16, generator=random)
+    constant = torch.randn(16, generator=random)
+    for states in (benign, target):
+        states[:, 0] = constant + 1e-5 * torch.randn(20, 16, generator=random)  # but for rounding
+    directions = estimate_directions(benign, target, subspace_rank=4)
+    others = estimate_directions(benign[:, 1:], target[:, 1:], subspace_rank=4)
+    for method in METHODS:
+        per_layer = directions.per_layer(method)
+        assert not per_layer[0].any()
+        torch.testing.assert_close(per_layer[1:], others.per_layer(method))
+        control = directions.randomized(1).per_layer(method)
+        assert not control[0].any() and control[1:].norm(dim=-1) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_prompts_that_are_all_alike_are_at_fault_and_no_layer() -> None:
+    same = torch.ones(5, 3, 16)
+    with pytest.raises(DirectionError, match="same mean residual at layer 0"):
+        estimate_directions(same, same)

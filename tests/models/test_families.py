@@ -35,4 +35,4 @@ def test_the_table_in_the_documentation_has_every_family() -> None:
         line.split("|")[1].strip() for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")
     }
     missing = {*FAMILIES, *REFUSED} - rows
-    assert not missing, f"run `python tests/models/families.py > docs/architectures.md` for {sorted(missing)}"
+    assert not missing, f"run `python tests/families.py > docs/architectures.md` for {sorted(missing)}"

@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config
+from conftest import save_tiny, tiny_config, tiny_tokenizer
+from families import FAMILIES
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iconoclast.config import Settings
 from iconoclast.edits.live import LiveEdits
-from iconoclast.errors import RunFolderError
+from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.runs import export as export_module
-from iconoclast.runs.export import SavedRun, export_run
+from iconoclast.runs.export import SavedRun, export_run, export_unmeasured
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 
@@ -138,3 +142,86 @@ def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, ti
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     edited = {name for name in base if not torch.equal(base[name], merged[name])}
     assert edited and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in edited)
+
+
+# Other architectures and formats, from the search to the files.
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "lfm2", "gemma3_text", "gpt2", "llava"])
+def test_every_kind_of_architecture_goes_all_the_way(family: str, tmp_path: Path, tiny_settings: Settings) -> None:
+    base = tmp_path / "base"
+    FAMILIES[family].model().save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    (base / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    (base / "LICENSE").write_text("Do as you please.")
+    with started_run(tiny_settings.model_copy(update={"model": str(base)})) as run:
+        run.optimize(3)
+        run.measure_report()
+        run.write_summary("complete")
+        folder = run.folder.path
+    for kind in ("adapter", "merged"):
+        result = export_run(folder, "best", kind, tmp_path / kind)  # type: ignore[arg-type]
+        assert result.exported is not None
+        assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
+        assert result.exported.refusals == result.live.refusals
+    assert (tmp_path / "merged" / "preprocessor_config.json").is_file()
+    assert (tmp_path / "merged" / "LICENSE").is_file()
+    before, after = (load_file(place / "model.safetensors") for place in (base, tmp_path / "merged"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed and not any("vision" in name for name in changed)
+
+
+def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_path: Path) -> None:
+    measured = export_run(finished, "best", "merged", tmp_path / "measured")
+    bare = export_unmeasured(finished, "best", tmp_path / "bare")
+    assert bare.exported is None and bare.live == measured.live and bare.prompts == measured.prompts
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("measured", "bare"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert "These files were not measured" in card and "Measured on this export" not in card
+    names = {entry.name for entry in (tmp_path / "bare").iterdir()}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "trial_information.json"} <= names
+
+
+CONVERTER = """
+import shutil, sys
+folder, (option, file, kind, of) = sys.argv[1], sys.argv[2:]
+assert (option, kind, of) == ("--outfile", "--outtype", "auto"), sys.argv
+if {fails}:
+    print("INFO: reading")
+    sys.exit("NotImplementedError: Architecture is not known")
+shutil.copytree(folder, {stash!r})
+open(file, "w").write("GGUF")
+"""
+
+
+def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"needs llama.cpp's convert_hf_to_gguf.py, which is not on the PATH. Get .* --llama-cpp"
+    ):
+        export_run(finished, "best", "gguf", tmp_path / "gguf")
+    checkout, stash = tmp_path / "llama.cpp", tmp_path / "stash"
+    checkout.mkdir()
+    (checkout / "convert_hf_to_gguf.py").write_text(CONVERTER.format(fails=True, stash=str(stash)))
+    with pytest.raises(
+        ModelError, match=r"cannot convert the model. It says: NotImplementedError: Architecture is not known"
+    ):
+        export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+    assert not (tmp_path / "gguf").exists()
+
+    (checkout / "convert_hf_to_gguf.py").write_text(CONVERTER.format(fails=False, stash=str(stash)))
+    asked = []
+
+    def load(path: str, **options: Any) -> LanguageModel:
+        asked.append(Path(path).name)
+        return load_model(str(stash), **options)  # what the converter was given stands for the file
+
+    monkeypatch.setattr(export_module, "load_model", load)
+    result = export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+    assert asked == ["model.gguf"] and result.exported is not None
+    assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
+    names = {entry.name for entry in (tmp_path / "gguf").iterdir()}
+    assert names == {"model.gguf", "README.md", "trial_information.json", "iconoclast_config.toml"}
+    assert "library_name: llama.cpp" in (tmp_path / "gguf" / "README.md").read_text()

@@ -13,6 +13,9 @@ from iconoclast.errors import DirectionError
 SMALLEST_REMAINDER = 1e-4
 """A direction of which less than this share is left after the filters points nowhere."""
 
+SAME = 1e-3
+"""Residuals that differ by less than this share of themselves are one residual, and the rest is rounding (of bfloat16, say)."""
+
 
 def mean_difference(benign: Tensor, target: Tensor) -> Tensor:
     """mean(B) − mean(G), [L, d]. Arditi et al. 2024, arXiv:2406.11717."""
@@ -82,7 +85,8 @@ class Directions:
     """Unfiltered unit directions of every method, and the basis they are kept out of.
 
     Attributes:
-        raw: method → float32 [L, d], unit norm (hybrid is made of mean and variance).
+        raw: method → float32 [L, d], unit norm (hybrid is made of mean and variance). Zeros at a layer that does not see
+            the prompts, see `blind_layers`.
         basis: float32 [L, d, c], orthonormal columns; c may be 0.
     """
 
@@ -98,7 +102,7 @@ class Directions:
         return self.basis.shape[0]
 
     def per_layer(self, method: str = "mean", blend: float = 0.5) -> Tensor:
-        """The filtered unit direction of every layer, [L, d].
+        """The filtered unit direction of every layer, [L, d]; zeros at a layer that does not see the prompts.
 
         Raises:
             DirectionError: nothing is left of the direction of some layer once the benign subspace is removed.
@@ -108,9 +112,10 @@ class Directions:
         else:
             raw = self.raw[method]
         filtered = project_out(raw, self.basis)
-        left = filtered.norm(dim=-1) / raw.norm(dim=-1)
-        if not bool((left > SMALLEST_REMAINDER).all()):
-            layer = int((~(left > SMALLEST_REMAINDER)).nonzero()[0])
+        there = raw.norm(dim=-1)
+        nothing = (there != 0) & ~(filtered.norm(dim=-1) > SMALLEST_REMAINDER * there)
+        if bool(nothing.any()):
+            layer = int(nothing.nonzero()[0])
             raise DirectionError(
                 f"Nothing is left of the {method} direction of layer {layer} without the benign subspace: the two prompt "
                 "sets differ only in what benign prompts use. Lower benign_subspace_rank or use other prompts."
@@ -121,7 +126,10 @@ class Directions:
         """Random directions in place of every method's, kept out of the same benign basis: the control for these."""
         generator = torch.Generator().manual_seed(seed)
         shape = next(iter(self.raw.values())).shape
-        random = {name: normalize(torch.randn(shape, generator=generator), dim=-1) for name in self.raw}
+        random = {
+            name: normalize(torch.randn(shape, generator=generator), dim=-1) * (raw.norm(dim=-1, keepdim=True) > 0)
+            for name, raw in self.raw.items()
+        }
         return Directions(random, self.basis)
 
     def resolve(self, spec: DirectionSpec) -> Tensor:
@@ -175,18 +183,33 @@ def estimate_directions(
         raise DirectionError(
             f"Directions need at least two prompts on each side; there are {len(benign)} benign and {len(target)} target ones."
         )
+    blind = blind_layers(benign, target)
     wanted = set(methods) | ({"mean", "variance"} if "hybrid" in methods else set())
     raw = {name: estimator(benign, target) for name, estimator in ESTIMATORS.items() if name in wanted}
     if "variance" in wanted:
         raw["variance"] = variance_difference(benign, target, variance_floor)
     for name, direction in raw.items():
         norms = direction.norm(dim=-1)
-        if not bool((norms > 0).all() & norms.isfinite().all()):
-            layer = int((~((norms > 0) & norms.isfinite())).nonzero()[0])
+        usable = ((norms > 0) & norms.isfinite()) | blind
+        if not bool(usable.all()):
+            layer = int((~usable).nonzero()[0])
             raise DirectionError(
                 f"The two prompt sets have the same {name} residual at layer {layer}, so there is no direction between them."
             )
     return Directions(
-        {name: normalize(direction, dim=-1) for name, direction in raw.items()},
+        {name: normalize(direction, dim=-1) * ~blind[:, None] for name, direction in raw.items()},
         benign_basis(benign, subspace_rank, orthogonalize),
     )
+
+
+def blind_layers(benign: Tensor, target: Tensor) -> Tensor:
+    """Which layers give the same residual for every prompt: bool [L].
+
+    The first layers of models with short convolutions see the last few tokens, which are those of the chat template. There
+    is no direction of their own at such layers. If all layers are like that, none is said to be: the prompts are at fault.
+    """
+    states = torch.cat([benign, target])
+    middle = states.mean(0)
+    spread = (states - middle).norm(dim=-1).amax(0)
+    blind = spread <= SAME * middle.norm(dim=-1)
+    return blind & ~blind.all()

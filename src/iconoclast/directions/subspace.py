@@ -26,10 +26,11 @@ def winsorize(states: Tensor, quantile: float) -> Tensor:
 
 
 def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
-    """Orthonormal basis of the benign subspace of every layer: float32 [L, d, c]; a column may be zero.
+    """Orthonormal basis of the benign subspace of every layer: float32 [L, d, c]; columns may be zero.
 
     The top `rank` principal directions of the centred benign residuals, and with `include_mean` their mean as well,
-    made orthonormal together. (Removing one after the other puts back a part of the first.)
+    made orthonormal together. (Removing one after the other puts back a part of the first.) The first layers of some models see
+    so few tokens that benign prompts vary in fewer directions there, down to none; then those are all.
 
     Args:
         benign: residuals [n, L, d].
@@ -37,27 +38,28 @@ def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
         include_mean: whether the mean residual belongs to the subspace.
 
     Raises:
-        DirectionError: n prompts in d dimensions do not have `rank` principal directions to spare.
+        DirectionError: n prompts in d dimensions do not have `rank` principal directions to spare, or no layer has.
     """
     n, layers, d = benign.shape
     most = max(0, min(n - 1, d - 1 - include_mean))
     if rank > most:
         raise DirectionError(_too_large(rank, f"{n} benign prompts in {d} dimensions give at most {most}"))
-    bases = []
+    bases, found = [], []
     for layer in range(layers):
         states = benign[:, layer].float()
         mean = states.mean(0)
         _, spread, principal = torch.linalg.svd(states - mean, full_matrices=False)
-        most = int((spread > NOTHING * spread[0]).sum())
-        if rank > most:
-            raise DirectionError(_too_large(rank, f"the benign residuals of layer {layer} vary in {most} directions"))
-        basis = principal[:rank].T
+        there = spread > NOTHING * spread[0]
+        found.append(int(there.sum()))
+        basis = torch.where(there[:rank, None], principal[:rank], 0.0).T
         if include_mean:
             # A mean that is nothing, or that the others span, becomes a column of zeros: there is no more to remove.
             left = project_out(mean[None], basis[None])[0]
             exists = left.norm() > NOTHING * states.norm(dim=-1).mean()
             basis = torch.cat([basis, torch.where(exists, left / left.norm(), 0.0)[:, None]], dim=1)
         bases.append(basis)
+    if rank > max(found):
+        raise DirectionError(_too_large(rank, f"the benign residuals vary in {max(found)} directions"))
     return torch.stack(bases)
 
 

@@ -65,7 +65,8 @@ class Edit:
         strengths = {
             site: profiles[site.component].strength(site.layer) for site in directions if site.component in profiles
         }
-        strengths = {site: strength for site, strength in strengths.items() if strength != 0}
+        # A layer that does not see the prompts has a direction of zeros.
+        strengths = {site: strength for site, strength in strengths.items() if strength != 0 and directions[site].any()}
         return cls({site: directions[site] for site in strengths}, strengths, row_normalization)
 
     @property
