@@ -270,6 +270,61 @@ def summarize(
     summarize_action(paths, json_file, markdown)
 
 
+@app.command()
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how a run stands: trials, best so far, whether a process works on it."""
+    from iconoclast.cli.inspecting import status_action
+
+    status_action(run_folder, as_json)
+
+
+@app.command("list")
+def list_runs(folder: Annotated[Path, typer.Argument(help="Folder with run folders.")] = Path("runs")) -> None:
+    """List all runs below a folder."""
+    from iconoclast.cli.inspecting import list_action
+
+    list_action(folder)
+
+
+@app.command()
+def replay(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    trial: TrialOption = "best",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+) -> None:
+    """Apply a recorded trial again, measure it, and grade the drift: exact, within noise, or changed.
+
+    Names the versions, weights and prompts that differ from those of the run. Ends with an error if the scores changed.
+    """
+    from iconoclast.cli.inspecting import replay_action
+
+    replay_action(run_folder, trial, json_file)
+
+
+@app.command()
+def verify(
+    export_folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model. Unset: the one that the export names.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file that names the prompts, as that of the run does.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Also measure the scores again.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
+) -> None:
+    """Check that an export is what its papers say: files, tensors against the base model, scores.
+
+    Ends with an error if it is not.
+    """
+    from iconoclast.cli.inspecting import verify_action
+
+    verify_action(export_folder, base, config, measure, json_file)
+
+
 @config_app.callback(invoke_without_command=True)
 def config_root(ctx: typer.Context) -> None:
     """Look at the settings."""

@@ -211,5 +211,5 @@ def blind_layers(benign: Tensor, target: Tensor) -> Tensor:
     states = torch.cat([benign, target])
     middle = states.mean(0)
     spread = (states - middle).norm(dim=-1).amax(0)
-    blind = spread <= SAME * middle.norm(dim=-1)
+    blind: Tensor = spread <= SAME * middle.norm(dim=-1)
     return blind & ~blind.all()

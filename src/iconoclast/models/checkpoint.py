@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
@@ -107,6 +108,16 @@ class Checkpoint:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
+    def weight(self, model: PreTrainedModel, writer: Writer) -> Tensor | None:
+        """The weight of a writer as float32 [d, k] or [experts, d, k]; None if it is not here in a form that can be read."""
+        names = self.names(model, writer.parameter, writer.stored.shape)
+        if names is None:
+            return None
+        tensors = [self.tensor(name).float() for name in names]
+        weight = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+        turned = next(iter(names.values())) != writer.transposed
+        return weight.mT if turned else weight
+
     def write(self, to: Path, changes: Mapping[str, Change]) -> None:
         """Write the files and their configuration into the existing folder `to`, some of their matrices changed.
 
@@ -139,6 +150,24 @@ class Checkpoint:
             unwanted = file.name.startswith(".") or file.name in NOT_COPIED or file.name.lower().endswith(WEIGHTS)
             if file.is_file() and not unwanted and (code or file.suffix != ".py"):
                 shutil.copyfile(file, to / file.name)
+
+    def copy_licence(self, to: Path) -> None:
+        """Copy the licence and the notices of the model, if it has any."""
+        for file in sorted(self.folder.iterdir()):
+            if file.is_file() and file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+                shutil.copyfile(file, to / file.name)
+
+    def licence(self) -> str | None:
+        """The licence that the model's own card names, as the hub writes it."""
+        card = self.folder / "README.md"
+        if not card.is_file():
+            return None
+        try:
+            data = ModelCard(card.read_text(encoding="utf-8", errors="replace")).data
+        except (ValueError, TypeError, YAMLError):
+            return None
+        named = getattr(data, "license", None)
+        return named if isinstance(named, str) else None
 
 
 def matrix_changes(

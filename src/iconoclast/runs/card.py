@@ -1,7 +1,6 @@
 """The model card of an export: says that the model was edited, how, and what changed."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iconoclast import __version__
@@ -24,16 +23,19 @@ NOT_MEASURED = "These files were not measured; the figures are of the same edit 
 
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 
-DEMO_RELATION = "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n"
+DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_LICENCE = "apache-2.0"
 
 
 def model_card(
     *,
     base: str,
+    licence: str | None,
     kind: str,
     trial: Trial,
     row_normalization: str,
     sites: int,
+    sets: Mapping[str, Any],
     prompts: str,
     before: Scores,
     after: Scores,
@@ -43,11 +45,13 @@ def model_card(
     """The README.md of an exported model, in the format of the hub.
 
     Args:
-        base: the base model.
+        base: the base model, without the folders of a local path.
+        licence: licence of the base model, as the hub writes it, if it is known.
         kind: adapter, merged or gguf.
         trial: what was exported.
         row_normalization: none, pre or full.
         sites: number of edited matrices.
+        sets: all prompt sets of the run: name → source, n, sha256.
         prompts: the prompt sets that `before` and `after` were measured on.
         before: scores of the base model.
         after: scores of the export itself, loaded from this folder's files, or of the edit that it was written from.
@@ -66,7 +70,8 @@ def model_card(
         if approximation_error
         else ""
     )
-    relation = DEMO_RELATION if base == "demo" else "" if Path(base).exists() else f"base_model: {base}\n"
+    relation = _relation(base, licence, kind)
+    licence = DEMO_LICENCE if base == "demo" else licence
     return f"""---
 {relation}library_name: {LIBRARIES[kind]}
 pipeline_tag: text-generation
@@ -105,17 +110,39 @@ the request away in other words; broken responses are empty, loop, or are in the
 {_snippet(kind, base)}
 ```
 
-## Limits
+## How to reproduce and verify it
+
+`iconoclast run --config iconoclast_config.toml` makes the run again that this is trial {trial.index} of; the prompt sets are
+
+{chr(10).join(f"- `{set_name}`: {each['source']}, {each['n']} prompts, SHA-256 `{each['sha256'][:16]}…`" for set_name, each in sets.items())}
+
+`edit.safetensors` holds the direction and the strength of every edited matrix, and `trial_information.json` the versions.
+`iconoclast verify THIS_FOLDER --base BASE_MODEL` checks the sums of all files, that nothing but the declared matrices
+differs from the base model and that they differ by the declared edit, and, with the same prompts, the scores.
+`sha256sum -c SHA256SUMS` checks the sums alone.
+
+## Limits and licence
 
 The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A response without a marker
-phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. A model that refuses less also refuses less where it
-should. Whoever deploys it answers for its use, and the licence of {name} applies.
+phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. A model that refuses less also
+refuses less where it should: whoever deploys it should expect that and answers for its use. The licence of {name}
+applies{f" ({licence})" if licence else "; it is not known to the program that wrote this card"}.
 """
+
+
+def _relation(base: str, licence: str | None, kind: str) -> str:
+    """The lines of the card's front matter that say where the model comes from."""
+    hub = DEMO_BASE if base == "demo" else base if base.count("/") == 1 else None
+    known = DEMO_LICENCE if base == "demo" else licence
+    lines = [f"license: {known}"] if known else []
+    if hub is not None:
+        lines += [f"base_model: {hub}", f"base_model_relation: {'adapter' if kind == 'adapter' else 'finetune'}"]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _shown_name(base: str) -> str:
     """A name that says something to a stranger, and nothing of the author's folders."""
-    return "SmolLM2-135M-Instruct" if base == "demo" else Path(base).name if Path(base).exists() else base
+    return "SmolLM2-135M-Instruct" if base == "demo" else base
 
 
 def _snippet(kind: str, base: str) -> str:

@@ -10,7 +10,8 @@ from iconoclast.config import Settings
 from iconoclast.errors import SettingsError
 from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.pipeline import SCHEMA_VERSION, load_settings_model, response_prefix
+from iconoclast.runs.folder import SCHEMA_VERSION
+from iconoclast.runs.pipeline import load_settings_model, response_prefix
 from iconoclast.runs.reporting import evaluator_of, examiner_of, judges_of, sample_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject

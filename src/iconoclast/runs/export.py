@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-import torch
 
 from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.lora import Approximation, save_adapter
 from iconoclast.edits.merge import save_merged
+from iconoclast.edits.record import FILE, save_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.models.adapters import put_adapter
@@ -27,7 +27,8 @@ from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
-from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.runs.folder import RunFolder, portable, public, write_json
+from iconoclast.runs.manifest import SUMS, packages, sums
 from iconoclast.runs.pipeline import (
     choose_trial,
     load_settings_model,
@@ -58,6 +59,7 @@ class SavedRun:
         report: what the run measured of the base model and its best trial on the report prompts, if it did.
         response_prefix: what the model's responses start with.
         prompts: what the prompt sets were when the summary was written.
+        noise_floor: KL divergence that means nothing, in nats.
     """
 
     settings: Settings
@@ -68,6 +70,7 @@ class SavedRun:
     report: Mapping[str, Any] | None
     response_prefix: str
     prompts: Mapping[str, Any]
+    noise_floor: float
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
@@ -96,6 +99,7 @@ class SavedRun:
             summary.get("report"),
             baseline["response_prefix"],
             summary.get("prompts", {}),
+            float(baseline["kl_noise_floor"]),
         )
 
     def load_model(self, quantization: str | None = None) -> LanguageModel:
@@ -193,7 +197,7 @@ def export_trial(
             [Edit.nothing()], progress
         )[0]
         result = Exported(to, _described(prompts, target, benign), base, live, exported, approximations)
-        _write_papers(saved, lm, kind, folder, result, len(edit.sites))
+        _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
 
@@ -223,7 +227,7 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     with _appearing(to) as folder:
         write_edit(edit, lm, "merged", folder, saved.settings)
         result = Exported(to, described, base, live, None, [])
-        _write_papers(saved, lm, "merged", folder, result, len(edit.sites))
+        _write_papers(saved, lm, "merged", folder, result, edit)
     return result
 
 
@@ -259,7 +263,7 @@ def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settin
     writers = lm.writers(settings.components)
     checkpoint = None if lm.quantization != "none" else Checkpoint.find(lm.path)
     if kind == "adapter":
-        return save_adapter(edit, writers, lm.name, folder, settings.full_normalization_lora_rank)
+        return save_adapter(edit, writers, str(public(lm.name)), folder, settings.full_normalization_lora_rank)
     save_merged(edit, writers, lm.model, folder, checkpoint)
     if checkpoint is not None:
         checkpoint.copy_papers(folder, settings.trust_remote_code)
@@ -325,22 +329,33 @@ def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
         if target is prompts.target_report
         else ("the selection prompts, which also chose the trial, so the figures flatter")
     )
-    return f"Prompts: {len(target)} target ({target.source}) and {len(benign)} benign ({benign.source}): {chosen}."
+    sources = public(target.source), public(benign.source)
+    return f"Prompts: {len(target)} target ({sources[0]}) and {len(benign)} benign ({sources[1]}): {chosen}."
 
 
-def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, sites: int) -> None:
+def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, edit: Edit) -> None:
+    """Everything beside the weights. Local paths lose their folders: an export is made to be given away."""
     assert saved.settings.model is not None
-    (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings_document(saved.settings)), encoding="utf-8")
+    save_edit(edit, folder / FILE)
+    base = str(public(saved.settings.model))
+    checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
+    if checkpoint is not None:
+        checkpoint.copy_licence(folder)
+    settings = public(portable(settings_document(saved.settings)))
+    (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
     write_json(
         folder / INFORMATION,
         trial_information(
             trial_document(saved.trial),
-            base_model=saved.settings.model,
+            base_model=base,
             format=kind,
+            quantization=lm.quantization,
             row_normalization=saved.settings.row_normalization,
             response_prefix=lm.response_prefix,
-            torch=torch.__version__,
+            packages=packages(),
+            prompts=public(saved.prompts),
             measured_on=result.prompts,
+            kl_noise_floor=saved.noise_floor,
             base_metrics=result.base.as_dict(),
             live_metrics=result.live.as_dict(),
             export_metrics=None if result.exported is None else result.exported.as_dict(),
@@ -349,11 +364,13 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
         ),
     )
     card = model_card(
-        base=saved.settings.model,
+        base=base,
+        licence=None if checkpoint is None else checkpoint.licence(),
         kind=kind,
         trial=saved.trial,
         row_normalization=saved.settings.row_normalization,
-        sites=sites,
+        sites=len(edit.sites),
+        sets=public(saved.prompts),
         prompts=result.prompts,
         before=result.base,
         after=result.exported or result.live,
@@ -361,3 +378,4 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
         approximation_error=result.approximation_error,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / SUMS).write_text(sums(folder), encoding="utf-8")

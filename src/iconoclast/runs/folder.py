@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from safetensors.torch import load_file, save
 from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions
 from iconoclast.errors import RunFolderError
+
+SCHEMA_VERSION = 1
+"""Of the files of a run folder (docs/runs.md); raised when an older reader would misunderstand them."""
 
 FREE_SETTINGS = frozenset(
     [
@@ -55,6 +59,11 @@ class RunFolder:
     def config(self) -> Path:
         """Effective settings."""
         return self.path / "iconoclast_config.toml"
+
+    @property
+    def manifest(self) -> Path:
+        """What the run is made of and made by."""
+        return self.path / "manifest.json"
 
     @property
     def journal(self) -> Path:
@@ -106,7 +115,7 @@ class RunFolder:
             RunFolderError: the folder cannot be written.
         """
         try:
-            write_whole(self.config, tomli_w.dumps(settings_document(settings)).encode())
+            write_whole(self.config, tomli_w.dumps(portable(settings_document(settings))).encode())
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -138,6 +147,18 @@ class RunFolder:
                     for folder in made:
                         folder.rmdir()
 
+    def in_use(self) -> bool:
+        """Whether a process works on this run. Leaves nothing behind."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except (Timeout, OSError):
+            return True
+        lock.release()
+        return False
+
     def _unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(
             f"The run folder {self.path} cannot be written: {error.strerror}. Give another with --out."
@@ -147,8 +168,9 @@ class RunFolder:
         """The settings of the run that is here.
 
         Raises:
-            RunFolderError: there is no run.
+            RunFolderError: there is no run, or one of a newer version.
         """
+        self._require_known_schema()
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
@@ -160,6 +182,16 @@ class RunFolder:
             raise RunFolderError(f"{self.config} is damaged or from another version: see {keys}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{self.config} is damaged: {error}.") from None
+
+    def _require_known_schema(self) -> None:
+        for file in (self.manifest, self.summary):
+            if not file.is_file():
+                continue
+            found = self.read_json(file).get("schema_version")
+            if not isinstance(found, int) or found > SCHEMA_VERSION:
+                raise RunFolderError(
+                    f"{file} has schema version {found}, and this version of ICONOCLAST knows {SCHEMA_VERSION}. Update it."
+                )
 
     def save_directions(self, directions: Directions) -> None:
         """Keep the directions."""
@@ -211,13 +243,37 @@ class RunFolder:
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:
     """The settings that must not change within a run, as plain data."""
-    return {key: value for key, value in settings_document(settings).items() if key not in FREE_SETTINGS}
+    document = portable(settings_document(settings))
+    return {key: value for key, value in document.items() if key not in FREE_SETTINGS}
 
 
 def changed_settings(before: Settings, after: Settings) -> list[str]:
     """Names of the pinned settings that differ."""
     old, new = pinned_settings(before), pinned_settings(after)
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def portable(value: Any) -> Any:
+    """The same data, the user's home written as ~."""
+    if isinstance(value, str):
+        home = str(Path.home())
+        return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if len(home) > 1 else value
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return value
+
+
+def public(value: Any) -> Any:
+    """The same data for somebody else's eyes: of local paths the last part alone."""
+    if isinstance(value, str):
+        return value.rsplit("/", 1)[-1] if value.startswith(("/", "~/", "./", "../")) else value
+    if isinstance(value, Mapping):
+        return {key: public(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    return value
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:

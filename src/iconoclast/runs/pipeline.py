@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from iconoclast import __version__
-from iconoclast.config import Settings
+from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
@@ -24,7 +24,8 @@ from iconoclast.models.loading import LanguageModel, load_model, resolve
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import RunFolder, pinned_settings, write_json
+from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, pinned_settings, portable, write_json
+from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.reporting import evaluator_of, judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
@@ -34,8 +35,6 @@ from iconoclast.search.study import Outcome, Study
 
 PREFIX_PROMPTS = 8
 """Prompts of each set that are looked at for a common start of responses."""
-
-SCHEMA_VERSION = 1
 
 
 @dataclass
@@ -136,7 +135,7 @@ class Run:
             "pareto_trials": [trial_document(trial) for trial in self.front()],
             "report": self.report,
         }
-        write_json(self.folder.summary, document)
+        write_json(self.folder.summary, portable(document))
         return document
 
 
@@ -263,6 +262,7 @@ def _prepared(
     lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
     folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
+    _write_manifest(settings, folder, prompts, lm)
     if fitted is not None:
         folder.save_directions(fitted)
     directions = fitted or folder.load_directions()
@@ -298,6 +298,13 @@ def _prepared(
         )
     known_report = _known_report(settings, folder, prompts)
     return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, known_report)
+
+
+def _write_manifest(settings: Settings, folder: RunFolder, prompts: Prompts, lm: LanguageModel) -> None:
+    """Note what the run is made of, and that it is started or continued here and now."""
+    known = folder.read_json(folder.manifest, ("starts",)) if folder.manifest.is_file() else None
+    document = known or manifest(lm, settings.seed, prompts.document(), settings_document(settings))
+    write_json(folder.manifest, {**document, "starts": [*document["starts"], this_start()]})
 
 
 def response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:

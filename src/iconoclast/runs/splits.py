@@ -7,6 +7,7 @@ from typing import Any
 from iconoclast.config import PromptSource, Settings
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.runs.folder import portable
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Prompts:
 
     def document(self) -> dict[str, Any]:
         """What was loaded, for JSON."""
-        return {name: {"source": s.source, "n": len(s), "sha256": s.fingerprint} for name, s in self.named().items()}
+        return {
+            name: {"source": portable(s.source), "n": len(s), "sha256": s.fingerprint}
+            for name, s in self.named().items()
+        }
 
     def overlaps(self) -> dict[str, int]:
         """Pairs of sets with another purpose that share prompts, and how many."""

@@ -1,0 +1,42 @@
+"""An edit in a file: the direction and the strength of every site, so that anybody can make or check it again."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from iconoclast.edits.edit import NORMALIZATIONS, Edit
+from iconoclast.errors import RunFolderError
+from iconoclast.site import Site
+
+FILE = "edit.safetensors"
+
+
+def save_edit(edit: Edit, file: Path) -> None:
+    """Write an edit: one tensor [d] a site, strengths and row normalisation in the metadata."""
+    sites = [
+        {"layer": s.layer, "component": s.component, "module": s.module, "strength": edit.strengths[s]}
+        for s in edit.sites
+    ]
+    metadata = {"row_normalization": edit.row_normalization, "sites": json.dumps(sites)}
+    save_file({site.module: edit.directions[site].cpu().clone() for site in edit.sites}, file, metadata)
+
+
+def load_edit(file: Path) -> Edit:
+    """Read an edit.
+
+    Raises:
+        RunFolderError: the file is missing, damaged, or no edit.
+    """
+    try:
+        with safe_open(str(file), "pt") as opened:
+            metadata = opened.metadata() or {}
+            listed = json.loads(metadata["sites"])
+            sites = {Site(int(s["layer"]), str(s["component"]), str(s["module"])): float(s["strength"]) for s in listed}
+            directions = {site: opened.get_tensor(site.module) for site in sites}
+        if metadata["row_normalization"] not in NORMALIZATIONS:
+            raise ValueError(f"row normalisation {metadata['row_normalization']}")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{file} is missing or holds no edit ({error}).") from None
+    return Edit(directions, sites, metadata["row_normalization"])

@@ -1,0 +1,79 @@
+"""Two measurements of what should be the same: exactly equal, within noise, or changed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iconoclast.evaluation.measure import Scores
+
+COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
+
+Grade = Literal["exact", "within noise", "changed"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How two measurements of one edit differ.
+
+    Attributes:
+        what: what was measured.
+        grade: exact: every score is the same number. within noise: KL divergences differ by no more than the noise floor,
+            and every count lies in the 95 % interval of the other. changed: anything else.
+        before: what was recorded.
+        after: what is measured now.
+        differences: one line for every score that differs.
+    """
+
+    what: str
+    grade: Grade
+    before: Scores
+    after: Scores
+    differences: Sequence[str]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "what": self.what,
+            "grade": self.grade,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "differences": list(self.differences),
+        }
+
+
+def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift:
+    """Grade a repeated measurement; `noise_floor` in nats."""
+    differences, outside = [], False
+    for name in COUNTS:
+        one, other = getattr(before, name), getattr(after, name)
+        if one != other:
+            differences.append(f"{name.replace('_', ' ')} {one.count} then, {other.count} now, of {one.n}")
+            low, high = one.interval
+            outside |= one.n != other.n or not low <= other.rate <= high
+    moved = abs(after.kl_divergence - before.kl_divergence)
+    if moved:
+        differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
+        outside |= moved > noise_floor
+    for name in ("disclaimer_hits", "compliance"):
+        if getattr(before, name) != getattr(after, name):
+            differences.append(f"{name.replace('_', ' ')} {getattr(before, name):g} then, {getattr(after, name):g} now")
+    grade: Grade = "changed" if outside else "within noise" if differences else "exact"
+    return Drift(what, grade, before, after, differences)
+
+
+def changed_origins(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another than it was when a run was last started: versions, commit, machine. See `manifest.this_start`."""
+    pairs = [
+        ("ICONOCLAST", then["iconoclast"]["version"], now["iconoclast"]["version"]),
+        ("commit", then["iconoclast"]["commit"], now["iconoclast"]["commit"]),
+        ("Python", then["python"], now["python"]),
+        *(
+            (name, then["packages"].get(name), now["packages"].get(name))
+            for name in {**then["packages"], **now["packages"]}
+        ),
+        *(
+            (name, then["hardware"].get(name), now["hardware"].get(name))
+            for name in ("system", "processor", "threads", "gpus")
+        ),
+    ]
+    return [f"{name}: {one} then, {other} now" for name, one, other in pairs if one != other]

@@ -1,0 +1,167 @@
+"""manifest.json: what made a run, so that a stranger can make it again and see what differs."""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from iconoclast import __version__
+from iconoclast.models.checkpoint import Checkpoint
+from iconoclast.models.loading import LanguageModel
+from iconoclast.runs.folder import SCHEMA_VERSION, portable
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "optuna",
+    "datasets",
+    "bitsandbytes",
+    "numpy",
+)
+
+SUMS = "SHA256SUMS"
+
+SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+
+
+def manifest(lm: LanguageModel, seed: int, prompts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is made of. No user name, no secret, no path of the user's home.
+
+    Args:
+        lm: the base model.
+        seed: the run's seed.
+        prompts: `Prompts.document()`.
+        settings: the effective settings as plain data.
+    """
+    document: dict[str, Any] = portable(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "seed": seed,
+            "model": {
+                "name": lm.name,
+                "revision": getattr(lm.model.config, "_commit_hash", None),
+                "architecture": type(lm.model).__name__,
+                "dtype": lm.dtype,
+                "quantization": lm.quantization,
+                "response_prefix": lm.response_prefix,
+                "weights": weight_hashes(lm.path),
+            },
+            "prompts": prompts,
+            "settings": settings,
+            "starts": [],
+        }
+    )
+    return document
+
+
+def this_start() -> dict[str, Any]:
+    """By what, where and when a run is started or continued now."""
+    start: dict[str, Any] = portable(
+        {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command_line(sys.argv),
+            "iconoclast": {"version": __version__, "commit": source_commit()},
+            "packages": packages(),
+            "python": platform.python_version(),
+            "hardware": hardware(),
+        }
+    )
+    return start
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that numbers depend on, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in words."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def weight_hashes(path: str) -> dict[str, str]:
+    """SHA-256 of every file with weights, by name; none if they are not safetensors or GGUF files on this machine."""
+    if path.lower().endswith(".gguf"):
+        return {Path(path).name: file_hash(Path(path))}
+    checkpoint = Checkpoint.find(path)
+    return {} if checkpoint is None else {name: file_hash(checkpoint.folder / name) for name in checkpoint.files}
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file. Files of the hub's cache are named by it, which saves reading them."""
+    blob = file.resolve().name
+    if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
+        return blob
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sums(folder: Path) -> str:
+    """A line for every file of a folder but the sums themselves, as `sha256sum` writes and checks them."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != SUMS]
+    return "".join(f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+
+
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """The command, its program by name alone, what follows a flag for a secret left out."""
+    shown = [Path(arguments[0]).name]
+    hide = False
+    for argument in arguments[1:]:
+        flag, equals, _ = argument.partition("=")
+        secret = flag.startswith("-") and SECRET.search(flag) is not None
+        shown.append("***" if hide else f"{flag}=***" if secret and equals else argument)
+        hide = secret and not equals
+    return shown
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that this program runs from; None if it does not."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", "--error-unmatch", __file__):
+            return None
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

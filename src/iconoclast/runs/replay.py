@@ -1,0 +1,89 @@
+"""A recorded trial made and measured again, from the run folder alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iconoclast.edits.edit import Edit
+from iconoclast.models.packed import packed
+from iconoclast.progress import Progress, Silent
+from iconoclast.runs.drift import Drift, changed_origins, drift
+from iconoclast.runs.export import SavedRun
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.manifest import this_start, weight_hashes
+from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.splits import Prompts
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A trial measured again.
+
+    Attributes:
+        trial: its number.
+        drifts: of the base model and of the trial.
+        changed: what is another than it was: versions, machine, weights, prompts.
+    """
+
+    trial: int
+    drifts: Sequence[Drift]
+    changed: Sequence[str]
+
+    @property
+    def grade(self) -> str:
+        """The worst grade."""
+        return max((each.grade for each in self.drifts), key=["exact", "within noise", "changed"].index)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "trial": self.trial,
+            "grade": self.grade,
+            "drifts": [each.document() for each in self.drifts],
+            "changed": list(self.changed),
+        }
+
+
+def replay(run: Path, which: str, progress: Progress | None = None) -> Replay:
+    """Apply a recorded trial again, measure it and the base model on the selection prompts, and grade the drift.
+
+    Args:
+        run: the run folder.
+        which: number of the trial, or best.
+        progress: told what goes on.
+
+    Raises:
+        UserError: there is no run or trial, or its model or prompts are not there.
+    """
+    progress = progress or Silent()
+    folder = RunFolder(run)
+    saved = SavedRun.open(folder, which)
+    baseline = folder.read_baseline()
+    known = folder.read_json(folder.manifest, ("model", "prompts", "starts")) if folder.manifest.is_file() else None
+    prompts = Prompts.load(saved.settings)
+    progress.start(f"Loading {saved.settings.model}", 0)
+    lm = saved.load_model()
+    changed = [] if known is None else _changed(known, prompts, weight_hashes(lm.path))
+    with packed(lm.model):
+        evaluator = evaluator_of(saved.settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
+        base, edited = evaluator.measure([Edit.nothing(), saved.edit(lm)], progress)
+    noise = float(baseline["kl_noise_floor"])
+    drifts = [
+        drift("base model", saved.base, base, noise),
+        drift(f"trial {saved.trial.index}", saved.trial.scores, edited, noise),
+    ]
+    return Replay(saved.trial.index, drifts, changed)
+
+
+def _changed(known: Mapping[str, Any], prompts: Prompts, weights: Mapping[str, str]) -> list[str]:
+    changed = changed_origins(known["starts"][-1], this_start())
+    if known["model"]["weights"] != weights:
+        changed.append("the weights of the model")
+    there = prompts.document()
+    changed += [
+        f"the prompts {name}"
+        for name, each in known["prompts"].items()
+        if there.get(name, {}).get("sha256") != each["sha256"]
+    ]
+    return changed

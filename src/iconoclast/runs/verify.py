@@ -1,0 +1,226 @@
+"""Whether an export is what its papers say: its files, its tensors against the base model's, its scores."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from iconoclast.config import Settings
+from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
+from iconoclast.edits.record import FILE, load_edit
+from iconoclast.errors import ModelError, RunFolderError, UserError
+from iconoclast.evaluation.measure import Scores
+from iconoclast.models.adapters import put_adapter
+from iconoclast.models.checkpoint import Checkpoint, matrix_changes
+from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.skeleton import load_skeleton
+from iconoclast.progress import Progress, Silent
+from iconoclast.runs.drift import drift
+from iconoclast.runs.export import GGUF, INFORMATION
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.manifest import SUMS, sums
+from iconoclast.runs.pipeline import load_settings_model
+from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.splits import Prompts
+
+CLOSE = 1e-2
+"""Largest relative error of an update that is still the declared one: what the base model's bfloat16 leaves open."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        passed: whether it is as declared; None if it could not be looked at.
+        detail: what was found.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def verify(
+    folder: Path,
+    base: str | None = None,
+    measure: bool = True,
+    prompts: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[Check]:
+    """Check an export against its papers.
+
+    Args:
+        folder: the export.
+        base: the base model; unset, the one that the export names.
+        measure: also load the export and measure it again.
+        prompts: settings that name the prompts; unset, those of the export, which names files without their folders.
+        progress: told what goes on.
+
+    Raises:
+        RunFolderError: there is no export.
+    """
+    progress = progress or Silent()
+    try:
+        information = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+        kind, name = str(information["format"]), base or str(information["base_model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
+    progress.start("Reading the files", 0)
+    checks = [_files(folder)]
+    try:
+        edit = load_edit(folder / FILE)
+        progress.start("Comparing the tensors with those of the base model", 0)
+        checks.append(_tensors(folder, kind, name, edit, information))
+    except UserError as error:
+        checks.append(Check("tensors", None, str(error)))
+    if measure:
+        try:
+            checks.append(_scores(folder, kind, name, information, prompts, progress))
+        except UserError as error:
+            checks.append(Check("scores", None, str(error)))
+    return checks
+
+
+def _files(folder: Path) -> Check:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return Check("files", None, f"{SUMS} is missing.")
+    wanted = {line[66:]: line[:64] for line in lines if len(line) > 66}
+    found = {line[66:]: line[:64] for line in sums(folder).splitlines()}
+    wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    wrong += [f"{name} is not listed" for name in found.keys() - wanted.keys()]
+    wrong += [f"{name} has changed" for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
+    detail = f"{len(wanted)} files have the SHA-256 sums of {SUMS}" if not wrong else "; ".join(sorted(wrong))
+    return Check("files", not wrong, detail)
+
+
+def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mapping[str, Any]) -> Check:
+    if kind == "gguf":
+        return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
+    skeleton, source = load_skeleton(base), Checkpoint.find(resolve(base))
+    if source is None:
+        raise ModelError(f"{base} is not stored as safetensors files.")
+    if kind == "adapter":
+        return _adapter(folder, skeleton, source, edit, information)
+    changes = matrix_changes(
+        source, skeleton.model, skeleton.writers(), {s: partial(_edited, edit, s) for s in edit.sites}
+    )
+    copy = Checkpoint.find(str(folder))
+    if changes is None or copy is None:
+        return Check("tensors", None, "The base model is stored in another form than the export.")
+    wrong = [f"{name} is missing" for name in source.places.keys() - copy.places.keys()]
+    wrong += [f"{name} is new" for name in copy.places.keys() - source.places.keys()]
+    for name in source.places.keys() & copy.places.keys():
+        before, after = source.tensor(name), copy.tensor(name)
+        wanted = _applied(changes[name], before) if name in changes else before
+        if after.dtype != wanted.dtype or after.shape != wanted.shape:
+            wrong.append(f"{name} has another type or shape")
+        elif not torch.equal(after.view(torch.uint8), wanted.view(torch.uint8)):
+            off = float(
+                (after.float() - wanted.float()).norm() / (wanted.float() - before.float()).norm().clamp(min=1e-12)
+            )
+            if name not in changes or off > CLOSE:
+                wrong.append(
+                    f"{name} is not " + ("what the edit makes of it" if name in changes else "that of the base")
+                )
+    detail = (
+        f"{len(changes)} tensors are what the declared edit makes of the base model's, the other "
+        f"{len(source.places) - len(changes)} are equal byte by byte"
+    )
+    return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
+
+
+def _applied(change: Any, tensor: Tensor) -> Tensor:
+    if tensor.ndim == 2:
+        return change(tensor.float()).to(tensor.dtype).contiguous()  # type: ignore[no-any-return]
+    return torch.stack([_applied(change, matrix) for matrix in tensor])
+
+
+def _edited(edit: Edit, site: Any, weight: Tensor) -> Tensor:
+    return edited_weight(weight, edit.directions[site], edit.strengths[site], edit.row_normalization)
+
+
+def _adapter(
+    folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, information: Mapping[str, Any]
+) -> Check:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    writers, wrong, worst = skeleton.writers(), [], 0.0
+    named = {f"base_model.model.{site.module}.lora_{x}.weight" for site in edit.sites for x in "AB"}
+    wrong += [f"{name} is not declared" for name in tensors.keys() - named]
+    wrong += [f"{name} is missing" for name in named - tensors.keys()]
+    for site in edit.sites if not wrong else []:
+        a, b = (tensors[f"base_model.model.{site.module}.lora_{x}.weight"].float() for x in "AB")
+        weight = source.weight(skeleton.model, writers[site])
+        if weight is None:
+            raise ModelError(f"{site.module} of the base model is stored in a form that cannot be compared.")
+        if writers[site].fused:
+            experts = weight.shape[0]
+            a = a.reshape(experts, -1, a.shape[-1])
+            b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
+        wanted = low_rank_factors(
+            weight, edit.directions[site], edit.strengths[site], edit.row_normalization, a.shape[-2]
+        )
+        update = wanted.b @ wanted.a
+        off = float((b @ a - update).norm() / update.norm())
+        worst = max(worst, off)
+        if off > (CLOSE if information.get("quantization", "none") == "none" else 0.3):
+            wrong.append(f"the update of {site.module} is not the declared one (relative error {off:.1%})")
+    detail = (
+        f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
+    )
+    return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
+
+
+def _scores(
+    folder: Path,
+    kind: str,
+    base: str,
+    information: Mapping[str, Any],
+    given: Settings | None,
+    progress: Progress,
+) -> Check:
+    if information["export_metrics"] is None:
+        return Check("scores", None, "The export was not measured when it was made.")
+    settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base})
+    if given is not None:
+        sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
+        settings = settings.model_copy(update={name: getattr(given, name) for name in sources})
+    prompts = Prompts.load(settings)
+    target = prompts.target_report or prompts.target_evaluation
+    benign = prompts.benign_report or prompts.benign_evaluation
+    fingerprints = information.get("prompts", {})
+    for name, each in prompts.document().items():
+        if name in fingerprints and fingerprints[name]["sha256"] != each["sha256"]:
+            return Check("scores", None, f"{name} are other prompts than those that the export was measured on.")
+    progress.start("Loading the base model", 0)
+    quantization = None if kind == "adapter" else "none"
+    lm = load_settings_model(settings, base, quantization).with_prefix(str(information["response_prefix"]))
+    evaluator = evaluator_of(settings, lm, target, benign)
+    reference = evaluator.reference
+    progress.start("Loading the export", 0)
+    if kind == "adapter":
+        put_adapter(lm, str(folder))
+        exported = lm
+    else:
+        file = folder / GGUF if kind == "gguf" else folder
+        exported = load_model(str(file), dtypes=[lm.dtype], chat_template="raw").with_prefix(lm.response_prefix)
+        exported.tokenizer.chat_template = lm.tokenizer.chat_template
+    (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
+    found = drift("export", Scores.from_dict(information["export_metrics"]), now, float(information["kl_noise_floor"]))
+    detail = f"measured again: {found.grade}"
+    if found.differences:
+        detail += f" ({'; '.join(found.differences)})"
+    return Check("scores", found.grade != "changed", detail)
