@@ -68,6 +68,7 @@ def test_the_run_folder_holds_one_journal_and_no_leftovers(settings: Settings) -
         "iconoclast_study.jsonl",
         "iconoclast_config.toml",
         "baseline.json",
+        "manifest.json",
         "directions.safetensors",
         "batch_summary.json",
         "samples.jsonl",

@@ -262,7 +262,6 @@ def _prepared(
     lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
     folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
-    _write_manifest(settings, folder, prompts, lm)
     if fitted is not None:
         folder.save_directions(fitted)
     directions = fitted or folder.load_directions()
@@ -280,6 +279,7 @@ def _prepared(
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
     )
+    _write_manifest(settings, folder, prompts, lm)  # by now nothing is refused any more
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(
