@@ -325,6 +325,19 @@ def verify(
     verify_action(export_folder, base, config, measure, json_file)
 
 
+@app.command()
+def upload(
+    export_folder: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")],
+    repo: Annotated[str, typer.Argument(help="Name on the hub, as in you/model.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody can see it. Without, it is private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+) -> None:
+    """Send an export to the hub, private unless you say --public. Nothing else ever uploads anything."""
+    from iconoclast.cli.inspecting import upload_action
+
+    upload_action(export_folder, repo, public, dry_run)
+
+
 @config_app.callback(invoke_without_command=True)
 def config_root(ctx: typer.Context) -> None:
     """Look at the settings."""

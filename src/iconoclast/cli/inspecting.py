@@ -1,4 +1,4 @@
-"""The commands `status`, `list`, `replay` and `verify`."""
+"""The commands `status`, `list`, `replay`, `verify` and `upload`."""
 
 import json
 from collections.abc import Iterator
@@ -146,6 +146,19 @@ def verify_action(export: Path, base: str | None, config: Path | None, measure: 
         print_lines(out, f"Wrote {json_file}")
     if any(check.passed is False for check in checks):
         raise MeasurementError(f"{export} is not what its papers say.")
+
+
+def upload_action(export: Path, repo: str, public: bool, dry_run: bool) -> None:
+    """Send an export to the hub, or show what would be sent."""
+    from iconoclast.runs.upload import plan, upload
+
+    quiet_libraries()
+    planned = plan(export, repo, not public)
+    print_lines(out, *planned.lines())
+    if dry_run:
+        print_lines(out, "Nothing was sent.")
+        return
+    print_lines(out, f"Sent: {upload(planned)}")
 
 
 def _runs(folder: Path) -> Iterator[RunFolder]:

@@ -1,0 +1,97 @@
+"""An export to the hub: only when asked, private unless said otherwise."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from iconoclast.errors import RunFolderError, UserError
+from iconoclast.runs.export import INFORMATION
+from iconoclast.runs.manifest import SUMS, sums
+
+
+class UploadError(UserError):
+    """The hub does not take an export."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an upload would send.
+
+    Attributes:
+        folder: the export.
+        repo: name on the hub, as in "you/model".
+        private: whether others cannot see it.
+        files: name → bytes.
+    """
+
+    folder: Path
+    repo: str
+    private: bool
+    files: dict[str, int]
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words."""
+        yield f"{self.repo} on the hub, {'private' if self.private else 'PUBLIC'}: {len(self.files)} files"
+        for name, size in self.files.items():
+            yield f"  {size:>14,}  {name}"
+
+
+def plan(folder: Path, repo: str, private: bool = True) -> Plan:
+    """What would be sent. Touches no network.
+
+    Raises:
+        RunFolderError: the folder is no export, or is not as it was when it was made.
+        UploadError: the name is none that the hub knows.
+    """
+    try:
+        json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
+    if not (folder / "README.md").is_file():
+        raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
+    listed = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
+    if listed != sums(folder):
+        raise RunFolderError(
+            f"The files of {folder} are not those that were exported. See `iconoclast verify {folder}`, or write new sums: "
+            f"(cd {folder} && sha256sum * > {SUMS})."
+        )
+    try:
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("there must be one slash in it")
+    except HFValidationError as error:
+        raise UploadError(f"{repo} is no name for a model on the hub ({error}). Give it as in you/model.") from None
+    files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    return Plan(folder, repo, private, files)
+
+
+def upload(plan: Plan) -> str:
+    """Send an export to the hub; the address of the commit. What has arrived in an earlier attempt is not sent again.
+
+    Raises:
+        UploadError: nobody is logged in, the hub refuses, or it cannot be reached.
+    """
+    api = HfApi(library_name="iconoclast")
+    try:
+        api.create_repo(plan.repo, private=plan.private, exist_ok=True)
+        if plan.private and not api.model_info(plan.repo).private:
+            raise UploadError(f"{plan.repo} is there already and is public. Say --public, or give another name.")
+        commit = api.upload_folder(
+            repo_id=plan.repo,
+            folder_path=plan.folder,
+            commit_message="An edited model, with its card",
+            ignore_patterns=[".*"],
+        )
+    except LocalTokenNotFoundError:
+        raise UploadError("Nobody is logged in to the hub. Use `hf auth login`, or set HF_TOKEN.") from None
+    except (HfHubHTTPError, OSError, ValueError) as error:  # of connections, too
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UploadError(
+            f"The upload to {plan.repo} failed: {reason}. Run the same command again: what has arrived is not sent again."
+        ) from None
+    return str(commit.commit_url)
