@@ -524,7 +524,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"The settings file {file} is not valid TOML: {error}.") from None
     except OSError as error:
         raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from None
@@ -565,9 +565,13 @@ def _above(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     return (path[:end] for end in range(1, len(path)))
 
 
+DEEPEST = 3
+"""Names in the longest path that is looked at; settings have two."""
+
+
 def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and len(prefix) < DEEPEST:
             yield from _leaves(value, (*prefix, name))
         else:
             yield (*prefix, name), value

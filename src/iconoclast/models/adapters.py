@@ -10,6 +10,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.loading import LanguageModel
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(name: str) -> bool:
@@ -40,10 +41,15 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
     """Put the adapter in folder `name` on a model, which is another model from then on.
 
     Raises:
-        ModelError: it is damaged, or of another model.
+        ModelError: it is damaged, pickled, or of another model.
     """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / WEIGHTS).is_file():
+        raise ModelError(
+            f"The adapter {name} has no {WEIGHTS}. Pickled weights are not read, as a pickle can run code."
+        )
     try:
-        adapted = PeftModel.from_pretrained(lm.model, str(Path(name).expanduser()))
+        adapted = PeftModel.from_pretrained(lm.model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {reason}") from None

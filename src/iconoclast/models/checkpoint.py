@@ -72,6 +72,9 @@ class Checkpoint:
 
         Args:
             path: model folder or hub id; of the latter what is on this machine is used.
+
+        Raises:
+            ModelError: its index names files that are elsewhere.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -82,6 +85,8 @@ class Checkpoint:
         index = folder / SAFE_WEIGHTS_INDEX_NAME
         if index.is_file():
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if any(Path(file).name != file for file in files):
+                raise ModelError(f"{index} names a file outside of its folder. The model is not to be trusted.")
         else:
             files = [SAFE_WEIGHTS_NAME]
         if not all((folder / file).is_file() for file in files):

@@ -86,6 +86,12 @@ class LanguageModel:
         """Width of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can read and write at once; None if it does not say."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest if isinstance(longest, int) and longest > 0 else None
+
     def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
         """Site → writer for the components.
 
@@ -192,11 +198,16 @@ def load_model(
         _require_bitsandbytes()
     if path.lower().endswith(".gguf") and quantization != "none":
         raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
+    _refuse_pickle(Path(path), name)
     failures: dict[str, list[str]] = {}
     for dtype in dtypes:
         try:
             model, tokenizer = _load(path, dtype, quantization, device_map, max_memory, trust_remote_code)
         except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
+            if not trust_remote_code and "trust_remote_code" in str(error):
+                raise ModelError(
+                    f"{name} brings Python code of its own, which is only run with trust_remote_code. Read it first."
+                ) from None
             failures.setdefault(_first_line(error), []).append(dtype)
             note(f"dtype {dtype} does not load: {_first_line(error)}")
             continue
@@ -246,7 +257,11 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if path.lower().endswith(".gguf"):
         return load_gguf(Path(path), dtype)
-    options: dict[str, Any] = {"dtype": _torch_dtype(dtype), "device_map": _device_map(device_map, max_memory)}
+    options: dict[str, Any] = {
+        "dtype": _torch_dtype(dtype),
+        "device_map": _device_map(device_map, max_memory),
+        "use_safetensors": True,
+    }
     if max_memory:
         options["max_memory"] = {int(name) if name.isdigit() else name: size for name, size in max_memory.items()}
         options["offload_folder"] = tempfile.mkdtemp(prefix="iconoclast-offload-")
@@ -285,6 +300,15 @@ def _quantization_config(stored: Any) -> Any:
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise ValueError(f"its quantisation {method} is unknown to transformers")
     return AUTO_QUANTIZATION_CONFIG_MAPPING[method]
+
+
+def _refuse_pickle(folder: Path, name: str) -> None:
+    pickled = [file.name for file in sorted(folder.glob("*")) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"The weights of {name} are pickled ({pickled[0]}), and a pickle can run code when it is read. Have them converted to "
+            "safetensors, as the hub does for most models."
+        )
 
 
 def _device_map(device_map: str, max_memory: Mapping[str, str] | None) -> str:

@@ -180,7 +180,7 @@ class RunFolder:
         except ValidationError as error:
             keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
             raise RunFolderError(f"{self.config} is damaged or from another version: see {keys}.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunFolderError(f"{self.config} is damaged: {error}.") from None
 
     def _require_known_schema(self) -> None:

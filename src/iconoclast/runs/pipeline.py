@@ -15,7 +15,7 @@ from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.errors import PromptsError, RunFolderError, SettingsError
 from iconoclast.evaluation.judges import Judge
 from iconoclast.evaluation.measure import Bounds, Evaluator, Scores
 from iconoclast.models.decoding import find_response_prefix
@@ -32,6 +32,9 @@ from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.study import Outcome, Study
+
+LONGEST_TOKEN = 128
+"""Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
 
 PREFIX_PROMPTS = 8
 """Prompts of each set that are looked at for a common start of responses."""
@@ -258,6 +261,7 @@ def _prepared(
     began: float,
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
+    _require_room(settings, prompts, lm)
     known = folder.read_baseline() if folder.baseline.is_file() else None
     lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
@@ -298,6 +302,24 @@ def _prepared(
         )
     known_report = _known_report(settings, folder, prompts)
     return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, known_report)
+
+
+def _require_room(settings: Settings, prompts: Prompts, lm: LanguageModel) -> None:
+    """Raise PromptsError if a prompt and the response to it are longer than what the model can read."""
+    if lm.context is None:
+        return
+    room = lm.context - max(settings.max_response_length, settings.max_benign_response_length)
+    for each in prompts.named().values():
+        for number, prompt in enumerate(each, 1):
+            size = len(prompt.text.encode())
+            if size <= room // 2:  # hardly a tokenizer makes more tokens than there are bytes
+                continue
+            tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else len(lm.encode([prompt])[0])
+            if tokens > room:
+                raise PromptsError(
+                    f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
+                    f"{lm.context:,} with the response. Shorten it or leave it out."
+                )
 
 
 def _write_manifest(settings: Settings, folder: RunFolder, prompts: Prompts, lm: LanguageModel) -> None:

@@ -230,8 +230,10 @@ def _storage(journal: Path) -> JournalStorage:
         _drop_torn_line(journal)
     try:
         return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"The journal {journal} is damaged: {error}. Restore it from a copy.") from None
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise RunFolderError(
+            f"The journal {journal} is damaged: {error or type(error).__name__}. Restore it from a copy."
+        ) from None
 
 
 def _drop_torn_line(journal: Path) -> None:
