@@ -99,7 +99,16 @@ def test_a_full_edit_reports_how_far_its_adapter_is_off(tmp_path: Path, tiny_set
     with started_run(full) as run:
         run.optimize(2)
     coarse = export_run(tmp_path / "full", "0", "adapter", tmp_path / "coarse")
-    assert 0 < coarse.approximation_error < 1
+    assert 0 < coarse.approximation_error < 1 < coarse.sufficient_rank
+    automatic = tiny_settings.model_copy(
+        update={"row_normalization": "full", "study_checkpoint_dir": tmp_path / "full", "full_normalization_lora_rank": "auto"}
+    )
+    with started_run(automatic):  # a setting that may change within a run
+        pass
+    fine = export_run(tmp_path / "full", "0", "adapter", tmp_path / "fine")
+    assert fine.approximation_error < 0.01
+    known = json.loads((tmp_path / "fine" / "trial_information.json").read_text())["approximations"]
+    assert len(known) == len(fine.approximations) and all(each["error"] < 0.01 for each in known)
     assert "low-rank approximation" in (tmp_path / "coarse" / "README.md").read_text()
     assert export_run(tmp_path / "full", "0", "merged", tmp_path / "exact").approximation_error == 0
 

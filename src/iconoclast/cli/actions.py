@@ -222,7 +222,10 @@ def _print_export(result: Exported) -> None:
         result.prompts,
         f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.",
         *(
-            [f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}."]
+            [
+                f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}; rank "
+                f"{result.sufficient_rank} brings all under 1 % (full_normalization_lora_rank, or auto)."
+            ]
             if result.approximation_error
             else []
         ),

@@ -139,6 +139,11 @@ class Exported:
         """Largest relative error of a site's update; 0 where all are exact."""
         return max((each.error for each in self.approximations), default=0.0)
 
+    @property
+    def sufficient_rank(self) -> int:
+        """Rank with which every update would have an error under 1 %."""
+        return max((each.sufficient_rank for each in self.approximations), default=1)
+
 
 def export_run(
     run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None, llama_cpp: Path | None = None
