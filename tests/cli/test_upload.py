@@ -176,6 +176,9 @@ def test_what_cannot_be_uploaded_is_said_in_one_line(
 ) -> None:
     assert "is no export" in iconoclast("upload", tmp_path, "me/edited").complaint
     assert "is no name for a model" in iconoclast("upload", export, "edited").complaint
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    assert "The upload to me/edited failed" in iconoclast("upload", export, "me/edited").complaint
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_bad")
     assert "The upload to me/edited failed" in iconoclast("upload", export, "me/edited").complaint
     (export / "README.md").write_text("Nothing to see here.")

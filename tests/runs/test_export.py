@@ -101,7 +101,11 @@ def test_a_full_edit_reports_how_far_its_adapter_is_off(tmp_path: Path, tiny_set
     coarse = export_run(tmp_path / "full", "0", "adapter", tmp_path / "coarse")
     assert 0 < coarse.approximation_error < 1 < coarse.sufficient_rank
     automatic = tiny_settings.model_copy(
-        update={"row_normalization": "full", "study_checkpoint_dir": tmp_path / "full", "full_normalization_lora_rank": "auto"}
+        update={
+            "row_normalization": "full",
+            "study_checkpoint_dir": tmp_path / "full",
+            "full_normalization_lora_rank": "auto",
+        }
     )
     with started_run(automatic):  # a setting that may change within a run
         pass

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -89,7 +90,7 @@ def upload(plan: Plan) -> str:
         )
     except LocalTokenNotFoundError:
         raise UploadError("Nobody is logged in to the hub. Use `hf auth login`, or set HF_TOKEN.") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:  # of connections, too
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UploadError(
             f"The upload to {plan.repo} failed: {reason}. Run the same command again: what has arrived is not sent again."
