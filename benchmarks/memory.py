@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from iconoclast.models.loading import resolve
 
 WORK = """
-import json, resource, sys, time
+import json, sys, time
 import torch
 from pathlib import Path
 from iconoclast.edits.edit import Edit
@@ -38,7 +38,7 @@ lm = load_skeleton(folder) if way == "files" else load_model(folder)
 directions = torch.nn.functional.normalize(torch.randn(lm.layers, lm.hidden_size), dim=-1)
 edit = Edit.build(site_directions(lm.writers(), directions), dict.fromkeys(COMPONENTS, Profile.constant(1.0)), "pre")
 save_merged(edit, lm.writers(), lm.model, to, Checkpoint.find(folder) if way == "files" else None)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 print(json.dumps({"peak": peak, "seconds": time.perf_counter() - start}))
 """
 

@@ -128,7 +128,7 @@ def test_a_skeleton_knows_norms_behind_writers_experts_and_prefixes(family: str,
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from test_checkpoint import some_edit
 from iconoclast.edits.merge import save_merged
@@ -140,7 +140,8 @@ def export(folder, to):
     to.mkdir()
     lm = load_skeleton(str(folder))
     save_merged(some_edit(lm), lm.writers(), lm.model, to, Checkpoint.find(str(folder)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: its maximum is that of the process that started this one, if that was larger.
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before = export(small, out / "small")  # what the libraries themselves take
 print(json.dumps((export(large, out / "large") - before) / 1024))
 """
@@ -149,10 +150,10 @@ print(json.dumps((export(large, out / "large") - before) / 1024))
 def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path) -> None:
     config = tiny_config(hidden_size=512, intermediate_size=2048, num_hidden_layers=16, dtype="bfloat16")
     small, large = save_tiny(tmp_path / "small"), tmp_path / "large"
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(large, max_shard_size="12MB")
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(large, max_shard_size="24MB")
     tiny_tokenizer().save_pretrained(large)
     sizes = [file.stat().st_size / 2**20 for file in large.glob("*.safetensors")]
-    assert len(sizes) > 8 and sum(sizes) > 100
+    assert len(sizes) > 4 and sum(sizes) > 100
     (tmp_path / "out").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path / "out")],

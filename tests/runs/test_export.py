@@ -236,5 +236,6 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
     assert asked == ["model.gguf"] and result.exported is not None
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     names = {entry.name for entry in (tmp_path / "gguf").iterdir()}
-    assert names == {"model.gguf", "README.md", "trial_information.json", "iconoclast_config.toml"}
+    papers = {"README.md", "trial_information.json", "iconoclast_config.toml", "edit.safetensors", "SHA256SUMS"}
+    assert names == {"model.gguf", *papers}
     assert "library_name: llama.cpp" in (tmp_path / "gguf" / "README.md").read_text()

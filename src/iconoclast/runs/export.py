@@ -268,7 +268,7 @@ def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settin
     writers = lm.writers(settings.components)
     checkpoint = None if lm.quantization != "none" else Checkpoint.find(lm.path)
     if kind == "adapter":
-        return save_adapter(edit, writers, str(public(lm.name)), folder, settings.full_normalization_lora_rank)
+        return save_adapter(edit, writers, str(portable(lm.name)), folder, settings.full_normalization_lora_rank)
     save_merged(edit, writers, lm.model, folder, checkpoint)
     if checkpoint is not None:
         checkpoint.copy_papers(folder, settings.trust_remote_code)

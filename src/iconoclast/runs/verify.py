@@ -16,7 +16,7 @@ from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
 from iconoclast.edits.record import FILE, load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
 from iconoclast.evaluation.measure import Scores
-from iconoclast.models.adapters import put_adapter
+from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.loading import LanguageModel, load_model, resolve
 from iconoclast.models.skeleton import load_skeleton
@@ -74,7 +74,8 @@ def verify(
     progress = progress or Silent()
     try:
         information = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
-        kind, name = str(information["format"]), base or str(information["base_model"])
+        kind = str(information["format"])
+        name = base or adapter_base(str(folder)) or str(information["base_model"])
     except (OSError, ValueError, LookupError, TypeError):
         raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
     progress.start("Reading the files", 0)
