@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
 from iconoclast.config import Settings
@@ -95,11 +96,26 @@ def test_secrets_are_left_out_of_the_command_line() -> None:
     assert command_line(given) == ["iconoclast", "run", "--judge-chat-api-key=***", "--hub-token", "***", "--seed", "3"]
 
 
-def test_paths_are_shortened_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_shortened_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/jane")
-    given = {"a": ["/home/jane/x/y.txt train[:3]", "/home/janet/y"], "b": "org/model", "c": 3, "d": "https://x.org/v1"}
-    assert portable(given) == {**given, "a": ["~/x/y.txt train[:3]", "/home/janet/y"]}
-    assert public(portable(given)) == {**given, "a": ["y.txt train[:3]", "y"]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    given = {
+        "model": "org/model",
+        "system_prompt": "/no_think and leave /home/jane/x alone",
+        "good_prompts": {"dataset": "/home/jane/x/y.txt", "prefix": "/home/jane/z ", "split": "train[:3]"},
+        "prompts": {"a": {"source": "/home/jane/x/y.txt train[:3]"}, "b": {"source": "/home/janet/y"}},
+        "seed": 3,
+    }
+    shortened = portable(given)
+    assert shortened["good_prompts"] == {**given["good_prompts"], "dataset": "~/x/y.txt"}  # type: ignore[dict-item]
+    assert shortened["prompts"] == {"a": {"source": "~/x/y.txt train[:3]"}, "b": {"source": "/home/janet/y"}}
+    assert {k: shortened[k] for k in ("model", "system_prompt", "seed")} == {
+        k: given[k] for k in ("model", "system_prompt", "seed")
+    }
+    shown = public({**shortened, "model": "models/mine"})
+    assert shown["model"] == "mine" and shown["prompts"]["a"]["source"] == "y.txt train[:3]"
+    assert shown["system_prompt"] == given["system_prompt"] and public("org/model") == "org/model"
 
 
 def test_a_run_of_a_newer_version_is_refused(finished: Path) -> None:
@@ -204,6 +220,24 @@ def test_what_is_not_as_declared_is_found(finished: Path, tiny_settings: Setting
         found = {check.name: check for check in verify(folder, base, measure=False)}
         assert found["files"].passed and found["tensors"].passed is False and expected in found["tensors"].detail
         file.write_bytes(original)
+
+
+def test_damaged_weights_and_another_base_are_findings_and_no_crash(
+    finished: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    base, adapter, merged = str(tiny_settings.model), tmp_path / "adapter", tmp_path / "merged"
+    export_run(finished, "best", "adapter", adapter)
+    export_run(finished, "best", "merged", merged)
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, file, {"format": "pt"})
+    assert by_name(verify(adapter, base, measure=False))["tensors"] is False
+    file.write_bytes(file.read_bytes()[:50])
+    assert by_name(verify(adapter, base, measure=False)) == {"files": False, "tensors": False}
+    other = save_tiny(tmp_path / "other", tiny_config(num_hidden_layers=2))
+    assert by_name(verify(merged, str(other), measure=False))["tensors"] is False
+    (merged / "model.safetensors").write_bytes((merged / "model.safetensors").read_bytes()[:50])
+    assert by_name(verify(merged, base))["files"] is False
 
 
 def test_what_cannot_be_looked_at_is_said(finished: Path, tmp_path: Path, tiny_settings: Settings) -> None:

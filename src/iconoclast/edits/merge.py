@@ -49,6 +49,8 @@ def save_merged(
         raise ModelError(
             f"The weights of {model.config.name_or_path} are quantised in its files: load it to export it."
         )
+    if not all(writers[site].stored.dtype.is_floating_point for site in edit.sites):
+        raise ModelError("Merged weights cannot be written of a quantised model. Load the full-precision one.")
     state = model.state_dict()
     for site in edit.sites:
         state[writers[site].parameter] = merged_weight(edit, site, writers[site])

@@ -21,10 +21,20 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.site import Site
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
-"""Endings of files with weights, which are not copied beside the edited ones."""
-
-NOT_COPIED = ("README.md", CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME)
+PAPERS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "spiece.model",
+    "*processor*.json",
+    "chat_template*",
+    "generation_config.json",
+    "LICEN[SC]E*",
+    "NOTICE*",
+)
+"""What belongs to a model beside its weights and its configuration; other files are the owner's."""
 
 DTYPES = ("BF16", "F16", "F32")
 """Types of tensors, as safetensors names them, that can be edited where they are; others are quantised."""
@@ -74,7 +84,7 @@ class Checkpoint:
             path: model folder or hub id; of the latter what is on this machine is used.
 
         Raises:
-            ModelError: its index names files that are elsewhere.
+            ModelError: the files are damaged, or their index names files that are elsewhere.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -82,6 +92,13 @@ class Checkpoint:
                 folder = Path(snapshot_download(path, local_files_only=True))
             except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
                 return None
+        try:
+            return cls._of(folder)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ModelError(f"The safetensors files of {path} are damaged: {error or type(error).__name__}.") from None
+
+    @classmethod
+    def _of(cls, folder: Path) -> "Checkpoint | None":
         index = folder / SAFE_WEIGHTS_INDEX_NAME
         if index.is_file():
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -145,15 +162,15 @@ class Checkpoint:
                 shutil.copyfile(self.folder / name, to / name)
 
     def copy_papers(self, to: Path, code: bool = False) -> None:
-        """Copy what else there is, but for weights in other formats: tokenizer, processor, generation settings, licence.
+        """Copy what belongs to the model beside its weights: tokenizer, processor, generation settings, licence.
 
         Args:
             to: an existing folder.
             code: also Python files.
         """
+        patterns = (*PAPERS, "*.py") if code else PAPERS
         for file in sorted(self.folder.iterdir()):
-            unwanted = file.name.startswith(".") or file.name in NOT_COPIED or file.name.lower().endswith(WEIGHTS)
-            if file.is_file() and not unwanted and (code or file.suffix != ".py"):
+            if file.is_file() and any(file.match(pattern) for pattern in patterns):
                 shutil.copyfile(file, to / file.name)
 
     def copy_licence(self, to: Path) -> None:
@@ -220,6 +237,8 @@ def _turned(change: Change) -> Change:
 def _places(file: Path) -> Iterator[tuple[str, Place]]:
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
+        if size > file.stat().st_size:
+            raise ValueError(f"{file.name} is shorter than its header says")
         header: dict[str, Any] = json.loads(opened.read(size))
     for name, entry in header.items():
         if name != "__metadata__":

@@ -213,7 +213,7 @@ def load_model(
             continue
         except (OSError, SafetensorError) as error:
             raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
-        _prepare(tokenizer, chat_template, name)
+        prepare_tokenizer(tokenizer, chat_template, name)
         model.requires_grad_(False)
         model.train(False)
         loaded = LanguageModel(
@@ -296,7 +296,9 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 def _quantization_config(stored: Any) -> Any:
     """The class of a checkpoint's own quantisation."""
-    method = stored["quant_method"] if isinstance(stored, dict) else stored.quant_method
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if method in (None, "bitsandbytes"):
+        raise ValueError("its files hold bitsandbytes weights. Give the full-precision model and set quantization")
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise ValueError(f"its quantisation {method} is unknown to transformers")
     return AUTO_QUANTIZATION_CONFIG_MAPPING[method]
@@ -324,7 +326,7 @@ def _require_bitsandbytes() -> None:
         raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
 
 
-def _prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
     """Left padding, a pad token, a chat template."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -332,10 +334,11 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name
     if chat_template in TEMPLATES:
         tokenizer.chat_template = TEMPLATES[chat_template]
     elif chat_template is not None:
-        if not Path(chat_template).is_file():
+        file = Path(os.path.expanduser(chat_template))  # noqa: PTH111 - Path.expanduser fails on an unknown user
+        if not file.is_file():
             raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ModelError(f"The chat template {chat_template} is not UTF-8 text. Convert it to UTF-8.") from None
         except OSError as error:

@@ -1,5 +1,7 @@
 """A model without its weights: enough to know where an edit goes, whatever the size."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
@@ -8,16 +10,23 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.demo import ensure_demo
-from iconoclast.models.loading import DEMO, LanguageModel, auto_class, resolve
+from iconoclast.models.loading import COMPONENTS, DEMO, LanguageModel, auto_class, prepare_tokenizer, resolve
 
 
-def load_skeleton(name: str, trust_remote_code: bool = False) -> LanguageModel:
+def load_path(name: str) -> str:
+    """The folder, file or hub id behind a model name, the demo made if need be."""
+    return str(ensure_demo()) if name == DEMO else resolve(name)
+
+
+def load_skeleton(
+    name: str, components: Sequence[str] = COMPONENTS, trust_remote_code: bool = False, chat_template: str | None = None
+) -> LanguageModel:
     """The architecture of a model on the device "meta"; norms behind writers have their weights.
 
     Raises:
         ModelError: there is nothing, or it is not stored as safetensors.
     """
-    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    path = load_path(name)
     checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
     if checkpoint is None:
         raise ModelError(
@@ -30,9 +39,10 @@ def load_skeleton(name: str, trust_remote_code: bool = False) -> LanguageModel:
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The architecture of {name} cannot be built: {str(error).splitlines()[0]}") from None
+    prepare_tokenizer(tokenizer, chat_template, name)
     lm = LanguageModel(model, tokenizer, name, path, str(model.dtype).removeprefix("torch."))
     names = {module: module_name for module_name, module in model.named_modules()}
-    for writer in lm.writers().values():
+    for writer in lm.writers(components).values():
         if writer.post_norm is not None:
             _fill(model, writer, names[writer.post_norm], checkpoint)
     return lm

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.statistics import Count
 
 COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
 
@@ -48,8 +49,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             differences.append(f"{name.replace('_', ' ')} {one.count} then, {other.count} now, of {one.n}")
-            low, high = one.interval
-            outside |= one.n != other.n or not low <= other.rate <= high
+            outside |= one.n != other.n or not (_within(one, other) and _within(other, one))
     moved = abs(after.kl_divergence - before.kl_divergence)
     if moved:
         differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
@@ -59,6 +59,11 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
             differences.append(f"{name.replace('_', ' ')} {getattr(before, name):g} then, {getattr(after, name):g} now")
     grade: Grade = "changed" if outside else "within noise" if differences else "exact"
     return Drift(what, grade, before, after, differences)
+
+
+def _within(count: Count, other: Count) -> bool:
+    low, high = other.interval
+    return low <= count.rate <= high
 
 
 def changed_origins(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -219,7 +219,9 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     require_free(to)
     assert saved.settings.model is not None
     progress.start("Writing the merged weights", 0)
-    lm = load_skeleton(saved.settings.model, saved.settings.trust_remote_code)
+    lm = load_skeleton(
+        saved.settings.model, saved.settings.components, saved.settings.trust_remote_code, saved.settings.chat_template
+    )
     lm = lm.with_prefix(saved.response_prefix)
     prompts = Prompts.load(saved.settings)
     if saved.report is not None and saved.report.get("trial") == saved.trial.index and prompts.target_report:
@@ -231,6 +233,7 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     edit = saved.edit(lm)
     with _appearing(to) as folder:
         write_edit(edit, lm, "merged", folder, saved.settings)
+        lm.tokenizer.save_pretrained(folder)
         result = Exported(to, described, base, live, None, [])
         _write_papers(saved, lm, "merged", folder, result, edit)
     return result

@@ -154,8 +154,10 @@ class RunFolder:
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()
-        except (Timeout, OSError):
+        except Timeout:
             return True
+        except OSError:  # not ours to lock
+            return False
         lock.release()
         return False
 
@@ -253,27 +255,49 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
 
 
-def portable(value: Any) -> Any:
-    """The same data, the user's home written as ~."""
+PATHS = frozenset(
+    [
+        "model",
+        "dataset",
+        "chat_template",
+        "study_checkpoint_dir",
+        "include_path",
+        "source",
+        "sources",
+        "name",
+        "command",
+    ]
+)
+"""Keys whose values can be paths, or begin with one; everything else, prompts among it, is left as it is."""
+
+
+def portable(value: Any, path: bool = True) -> Any:
+    """The same data, the user's home written as ~ where a path can be."""
     if isinstance(value, str):
         home = str(Path.home())
-        return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if len(home) > 1 else value
+        return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if path and len(home) > 1 else value
     if isinstance(value, Mapping):
-        return {key: portable(item) for key, item in value.items()}
+        return {key: portable(item, key in PATHS) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
+        return [portable(item, path) for item in value]
     return value
 
 
-def public(value: Any) -> Any:
+def public(value: Any, path: bool = True) -> Any:
     """The same data for somebody else's eyes: of local paths the last part alone."""
     if isinstance(value, str):
-        return value.rsplit("/", 1)[-1] if value.startswith(("/", "~/", "./", "../")) else value
+        local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))
+        return value.rsplit("/", 1)[-1] if path and local else value
     if isinstance(value, Mapping):
-        return {key: public(item) for key, item in value.items()}
+        return {key: public(item, key in PATHS) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [public(item) for item in value]
+        return [public(item, path) for item in value]
     return value
+
+
+def _exists(value: str) -> bool:
+    """Whether a name, or what it is before its split, is a file or folder here."""
+    return Path(value).exists() or Path(value.split(" ", 1)[0]).exists()
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:

@@ -64,7 +64,11 @@ def replay(run: Path, which: str, progress: Progress | None = None) -> Replay:
     prompts = Prompts.load(saved.settings)
     progress.start(f"Loading {saved.settings.model}", 0)
     lm = saved.load_model()
-    changed = [] if known is None else _changed(known, prompts, weight_hashes(lm.path))
+    changed = (
+        ["the run has no manifest to compare with"]
+        if known is None
+        else _changed(known, prompts, weight_hashes(lm.path))
+    )
     with packed(lm.model):
         evaluator = evaluator_of(saved.settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
         base, edited = evaluator.measure([Edit.nothing(), saved.edit(lm)], progress)

@@ -56,10 +56,10 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
     if not (folder / "README.md").is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
     listed = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
-    if listed != sums(folder):
+    if sorted(listed.splitlines()) != sorted(sums(folder).splitlines()):
         raise RunFolderError(
-            f"The files of {folder} are not those that were exported. See `iconoclast verify {folder}`, or write new sums: "
-            f"(cd {folder} && sha256sum * > {SUMS})."
+            f"The files of {folder} are not those that were exported: see `iconoclast verify {folder} --no-measure`. Export again, "
+            f"or, if the changes are yours, write new sums into {SUMS} with sha256sum."
         )
     try:
         validate_repo_id(repo)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from iconoclast.errors import ModelError, RunFolderError, UserError
 from iconoclast.evaluation.measure import Scores
 from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
-from iconoclast.models.loading import LanguageModel, load_model, resolve
-from iconoclast.models.skeleton import load_skeleton
+from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.skeleton import load_path, load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
 from iconoclast.runs.export import GGUF, INFORMATION
@@ -31,6 +32,9 @@ from iconoclast.runs.splits import Prompts
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: what the base model's bfloat16 leaves open."""
+
+DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError)
+"""What reading and comparing damaged files, or those of another model, can end in."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,20 @@ def verify(
         checks.append(_tensors(folder, kind, name, edit, information))
     except UserError as error:
         checks.append(Check("tensors", None, str(error)))
+    except DAMAGED as error:
+        checks.append(Check("tensors", False, f"They cannot be compared with those of {name}: {_reason(error)}"))
     if measure:
         try:
             checks.append(_scores(folder, kind, name, information, prompts, progress))
         except UserError as error:
             checks.append(Check("scores", None, str(error)))
+        except DAMAGED as error:
+            checks.append(Check("scores", False, f"The export cannot be measured: {_reason(error)}"))
     return checks
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _files(folder: Path) -> Check:
@@ -111,13 +123,14 @@ def _files(folder: Path) -> Check:
 def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mapping[str, Any]) -> Check:
     if kind == "gguf":
         return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
-    skeleton, source = load_skeleton(base), Checkpoint.find(resolve(base))
+    components = sorted({site.component for site in edit.sites})
+    skeleton, source = load_skeleton(base, components), Checkpoint.find(load_path(base))
     if source is None:
         raise ModelError(f"{base} is not stored as safetensors files.")
     if kind == "adapter":
         return _adapter(folder, skeleton, source, edit, information)
     changes = matrix_changes(
-        source, skeleton.model, skeleton.writers(), {s: partial(_edited, edit, s) for s in edit.sites}
+        source, skeleton.model, skeleton.writers(components), {s: partial(_edited, edit, s) for s in edit.sites}
     )
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
@@ -129,11 +142,11 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
         wanted = _applied(changes[name], before) if name in changes else before
         if after.dtype != wanted.dtype or after.shape != wanted.shape:
             wrong.append(f"{name} has another type or shape")
-        elif not torch.equal(after.view(torch.uint8), wanted.view(torch.uint8)):
+        elif not torch.equal(_bytes(after), _bytes(wanted)):
             off = float(
                 (after.float() - wanted.float()).norm() / (wanted.float() - before.float()).norm().clamp(min=1e-12)
             )
-            if name not in changes or off > CLOSE:
+            if name not in changes or not off <= CLOSE:  # not a number is not close
                 wrong.append(
                     f"{name} is not " + ("what the edit makes of it" if name in changes else "that of the base")
                 )
@@ -142,6 +155,10 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
         f"{len(source.places) - len(changes)} are equal byte by byte"
     )
     return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
 
 
 def _applied(change: Any, tensor: Tensor) -> Tensor:
@@ -158,7 +175,7 @@ def _adapter(
     folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, information: Mapping[str, Any]
 ) -> Check:
     tensors = load_file(folder / "adapter_model.safetensors")
-    writers, wrong, worst = skeleton.writers(), [], 0.0
+    writers, wrong, worst = skeleton.writers(sorted({site.component for site in edit.sites})), [], 0.0
     named = {f"base_model.model.{site.module}.lora_{x}.weight" for site in edit.sites for x in "AB"}
     wrong += [f"{name} is not declared" for name in tensors.keys() - named]
     wrong += [f"{name} is missing" for name in named - tensors.keys()]
@@ -175,9 +192,11 @@ def _adapter(
             weight, edit.directions[site], edit.strengths[site], edit.row_normalization, a.shape[-2]
         )
         update = wanted.b @ wanted.a
-        off = float((b @ a - update).norm() / update.norm())
-        worst = max(worst, off)
-        if off > (CLOSE if information.get("quantization", "none") == "none" else 0.3):
+        off = float((b @ a - update).norm() / update.norm().clamp(min=1e-12))
+        worst = off if not off <= worst else worst
+        if not off <= (
+            CLOSE if information.get("quantization", "none") == "none" else 0.3
+        ):  # not a number is not close
             wrong.append(f"the update of {site.module} is not the declared one (relative error {off:.1%})")
     detail = (
         f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
@@ -198,7 +217,7 @@ def _scores(
     settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base})
     if given is not None:
         sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
-        settings = settings.model_copy(update={name: getattr(given, name) for name in sources})
+        settings = settings.model_copy(update={name: getattr(given, name) for name in [*sources, "chat_template"]})
     prompts = Prompts.load(settings)
     target = prompts.target_report or prompts.target_evaluation
     benign = prompts.benign_report or prompts.benign_evaluation
@@ -217,7 +236,14 @@ def _scores(
         exported = lm
     else:
         file = folder / GGUF if kind == "gguf" else folder
-        exported = load_model(str(file), dtypes=[lm.dtype], chat_template="raw").with_prefix(lm.response_prefix)
+        exported = load_model(
+            str(file),
+            dtypes=[lm.dtype],
+            device_map=settings.device_map,
+            max_memory=settings.memory_limits,
+            trust_remote_code=settings.trust_remote_code,
+            chat_template="raw",
+        ).with_prefix(lm.response_prefix)
         exported.tokenizer.chat_template = lm.tokenizer.chat_template
     (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
     found = drift("export", Scores.from_dict(information["export_metrics"]), now, float(information["kl_noise_floor"]))
