@@ -51,19 +51,19 @@ def list_action(folder: Path) -> None:
         try:
             status = status_of(run)
         except RunFolderError as error:
-            table.add_row(str(run.path), "", "damaged", "", "", "", "", "", str(error)[:60])
+            table.add_row(_short(run.path, folder), "", "damaged", "", "", "", "", "", str(error)[:60])
             continue
         best: dict[str, Any] = status["best"] or {}
         table.add_row(
-            str(run.path),
-            str(status["model"]),
+            _short(run.path, folder),
+            Path(status["model"]).name,
             status["state"],
             f"{status['finished']}/{status['n_trials']}",
             str(best.get("index", "")),
             f"{best['refusals']['count']}/{best['refusals']['n']}" if best else "",
             str(best["broken"]["count"]) if best else "",
             f"{best['kl_divergence']:.4f}" if best else "",
-            status["written"],
+            status["written"][:16],
         )
     if not table.rows:
         raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
@@ -159,6 +159,10 @@ def upload_action(export: Path, repo: str, public: bool, dry_run: bool) -> None:
         print_lines(out, "Nothing was sent.")
         return
     print_lines(out, f"Sent: {upload(planned)}")
+
+
+def _short(run: Path, folder: Path) -> str:
+    return str(run.relative_to(folder)) if run != folder else run.name
 
 
 def _runs(folder: Path) -> Iterator[RunFolder]:

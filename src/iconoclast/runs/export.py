@@ -299,6 +299,9 @@ def _appearing(to: Path) -> Iterator[Path]:
         raise RunFolderError(f"The export folder {to} cannot be written: {error.strerror}.") from None
     try:
         yield unfinished
+        for file in unfinished.iterdir():
+            if file.is_file():
+                file.chmod(0o644)  # some libraries write files that only their owner can read
         unfinished.replace(to)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
