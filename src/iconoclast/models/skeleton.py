@@ -1,6 +1,7 @@
 """A model without its weights: enough to know where an edit goes, whatever the size."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ def load_skeleton(
     """
     path = load_path(name)
     checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
+    if checkpoint is None and not Path(path).exists():
+        raise ModelError(f"The base model {name} is not on this machine. Give its folder or hub id with --base.")
     if checkpoint is None:
         raise ModelError(
             f"{name} is not stored as safetensors files, so it must be loaded to be edited: measure the export."
