@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from iconoclast.config import Settings
 from iconoclast.errors import RunFolderError
+from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.runs.drift import drift
 from iconoclast.runs.export import SavedRun, export_run
 from iconoclast.runs.folder import RunFolder, portable, public
@@ -238,6 +239,42 @@ def test_damaged_weights_and_another_base_are_findings_and_no_crash(
     assert by_name(verify(merged, str(other), measure=False))["tensors"] is False
     (merged / "model.safetensors").write_bytes((merged / "model.safetensors").read_bytes()[:50])
     assert by_name(verify(merged, base))["files"] is False
+
+
+def test_an_export_does_not_decide_that_its_code_is_run(
+    finished: Path, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "merged"
+    export_run(finished, "best", "merged", to)
+    config = (to / "iconoclast_config.toml").read_text()
+    assert "trust_remote_code = false" in config
+    (to / "iconoclast_config.toml").write_text(config.replace("trust_remote_code = false", "trust_remote_code = true"))
+    asked: list[bool] = []
+
+    def load(*arguments: object, trust_remote_code: bool = False, **options: object) -> LanguageModel:
+        asked.append(trust_remote_code)
+        return load_model(*arguments, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("iconoclast.runs.verify.load_model", load)
+    monkeypatch.setattr("iconoclast.runs.pipeline.load_model", load)
+    for trusted in (False, True):
+        given = tiny_settings.model_copy(update={"trust_remote_code": trusted})
+        assert by_name(verify(to, str(tiny_settings.model), prompts=given))["scores"] is True
+        assert asked == [trusted, trusted]
+        asked.clear()
+
+
+def test_a_folder_of_the_author_in_the_base_models_configuration_is_not_passed_on(
+    finished: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(str(tiny_settings.model), base)
+    document = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**document, "_name_or_path": "/home/jane/models/tiny"}))
+    config = (finished / "iconoclast_config.toml").read_text()
+    (finished / "iconoclast_config.toml").write_text(config.replace(str(tiny_settings.model), str(base)))
+    export_run(finished, "best", "merged", tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text()) == document
 
 
 def test_what_cannot_be_looked_at_is_said(finished: Path, tmp_path: Path, tiny_settings: Settings) -> None:

@@ -160,6 +160,9 @@ class Checkpoint:
         for name in (CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, to / name)
+        config = json.loads((to / CONFIG_NAME).read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:  # older programs put a folder of their author's there
+            (to / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def copy_papers(self, to: Path, code: bool = False) -> None:
         """Copy what belongs to the model beside its weights: tokenizer, processor, generation settings, licence.

@@ -35,7 +35,7 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
     """
     name, layers = type(model).__name__, decoder_layers(model)
     for index, (before, after) in enumerate(_states(model, layers, writers, lambda writer: None, keep=True)):
-        if _off(after, before) > TOLERANCE:
+        if not _off(after, before) <= TOLERANCE:  # not a number proves nothing
             raise ModelError(
                 f"Layer {index} of {name} writes to the residual stream by more than its {_named(writers, index)}, so an edit "
                 "would miss a part of it. This architecture cannot be edited."
@@ -49,7 +49,7 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
 
         for index, (_, after) in enumerate(_states(model, layers, writers, output, keep=False)):
             first = next(w for site, w in writers.items() if (site.layer, site.component) == (index, component))
-            if _off(after, first.residual_share(noise)) > TOLERANCE:
+            if not _off(after, first.residual_share(noise)) <= TOLERANCE:
                 raise ModelError(
                     f"Something unknown stands between {first.site.module} of {name} and the residual stream, so an edit would "
                     "remove another direction than it should. This architecture cannot be edited."

@@ -69,7 +69,8 @@ def verify(
         folder: the export.
         base: the base model; unset, the one that the export names.
         measure: also load the export and measure it again.
-        prompts: settings that name the prompts; unset, those of the export, which names files without their folders.
+        prompts: settings that name the prompts, and whether code of a model's repository may run (the export's own are not
+            asked); unset, the prompts are those of the export, which names files without their folders.
         progress: told what goes on.
 
     Raises:
@@ -214,7 +215,9 @@ def _scores(
 ) -> Check:
     if information["export_metrics"] is None:
         return Check("scores", None, "The export was not measured when it was made.")
-    settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base})
+    # Whoever made the export does not decide here whether its code is run.
+    trusted = given is not None and given.trust_remote_code
+    settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base, "trust_remote_code": trusted})
     if given is not None:
         sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
         settings = settings.model_copy(update={name: getattr(given, name) for name in [*sources, "chat_template"]})
