@@ -387,6 +387,10 @@ class Settings(BaseSettings):
     study_checkpoint_dir: Path | None = Field(
         default=None, description="The run folder. Unset: runs/ and the model's name."
     )
+    study_storage: str | None = Field(
+        default=None,
+        description="URL of a database or server that keeps the study in the place of the journal in the run folder: postgresql://…, redis://…, or grpc://HOST:PORT of an Optuna storage proxy. $NAME stands for an environment variable.",
+    )
     exit_after_optimization: bool = Field(
         default=False, description="End when the trials are done instead of offering what to do with them."
     )

@@ -67,8 +67,7 @@ def search(settings: Settings, progress: Progress | None = None) -> list[Trial]:
     """Run or continue the search that `settings` describe; the Pareto front, the results being in the run folder."""
     with started_run(settings, progress) as run:
         run.optimize(settings.n_trials, progress)
-        run.measure_report(progress)
-        run.write_summary("complete")
+        run.finish(progress)
         return run.front()
 
 

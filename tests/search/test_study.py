@@ -1,7 +1,6 @@
 """The study: reproducible, resumable after any interruption, and kept in a journal that survives a crash."""
 
 import contextlib
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from iconoclast.evaluation.statistics import Count
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial, beaten, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.storage import Journal
 from iconoclast.search.study import Outcome, Study
 
 SPACE = SearchSpace(8, ["attn.o_proj"], ["mean", "median", "hybrid"], ["global", "per_layer"])
@@ -368,7 +368,8 @@ def test_a_journal_that_lost_its_end_is_continued(undisturbed: list[Trial], tmp_
     trials = run(opened(tmp_path))
     assert [t.index for t in trials] == list(range(TOTAL))
     assert trials[: len(left)] == left
-    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    backend = Journal(journal)
+    assert list(backend.read_logs(0)) and backend.torn == 1  # left out by everybody who reads on
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
@@ -404,3 +405,165 @@ def test_a_damaged_journal_is_an_error_that_says_so(tmp_path: Path, damage: str,
     journal.write_text("".join(lines))
     with pytest.raises(RunFolderError, match="is damaged"):
         opened(tmp_path) if how == "open" else Study.read(journal, SPACE)
+
+
+def test_a_line_behind_a_torn_one_is_read_and_zeros_are_not(undisturbed: list[Trial], tmp_path: Path) -> None:
+    run(opened(tmp_path), 8)
+    journal = tmp_path / "study.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    middle = len(lines) // 2
+    lines[middle] = lines[3][:30] + lines[middle]  # as a writer leaves it who does not look at what is there
+    lines.insert(5, b"\0" * 40 + b"\n")
+    journal.write_bytes(b"".join(lines))
+    assert run(opened(tmp_path)) == undisturbed
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(
+    undisturbed: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(opened(tmp_path), 8)
+    study, before = opened(tmp_path), (tmp_path / "study.jsonl").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("iconoclast.search.storage.os.fsync", full)
+    with pytest.raises(RunFolderError, match=r"No space left on device\. Make room"):
+        run(study, 10)
+    assert (tmp_path / "study.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    assert run(opened(tmp_path)) == undisturbed
+
+
+# Several processes.
+
+
+class Shared:
+    """A crew as a process sees it: who has been lost, and what happens while it waits."""
+
+    def __init__(self, name: str, size: int = 2, lost: Sequence[str] = (), meanwhile: Callable[[], None] | None = None):
+        self.name = name
+        self.dead_after = 60.0
+        self._size = size
+        self._lost = lost
+        self._meanwhile = meanwhile
+        self.waited = 0
+
+    def size(self) -> int:
+        return self._size
+
+    def lost(self, name: str) -> bool:
+        return name in self._lost
+
+    def wait(self) -> None:
+        self.waited += 1
+        assert self.waited < 50, "waits for ever"
+        if self._meanwhile:
+            self._meanwhile()
+
+
+def states(study: Study) -> list[str]:
+    return [t.state.name for t in study.study.get_trials(deepcopy=False)]
+
+
+def test_processes_share_a_study_and_measure_every_trial_once(tmp_path: Path) -> None:
+    first, second = opened(tmp_path), opened(tmp_path)
+    recorders = Recorder(), Recorder()
+    calls = []
+
+    def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
+        if not calls:  # while the first one measures its first batch, the second one does all that is left
+            calls.append(1)
+            with contextlib.suppress(AssertionError):
+                second.run(TOTAL, recorders[1], OBJECTIVE, crew=Shared("b"))
+        return recorders[0](batch)
+
+    first.run(TOTAL, evaluate, OBJECTIVE, crew=Shared("a"))
+    assert first.finished == TOTAL and set(states(first)) <= {"COMPLETE", "PRUNED"}
+    assert sum(map(len, recorders[0].batches)) + sum(map(len, recorders[1].batches)) == TOTAL
+    assert recorders[0].batches and recorders[1].batches
+
+
+def test_what_a_lost_process_has_left_is_measured_by_another(tmp_path: Path) -> None:
+    killed = opened(tmp_path)
+
+    def die(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
+        raise RuntimeError  # and no chance to hand anything back
+
+    killed._hand_back = lambda trial_id: None  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        killed.run(TOTAL, die, OBJECTIVE, crew=Shared("a"))
+    assert "RUNNING" in states(killed)
+
+    waiting = Shared("b")
+    waiting._meanwhile = lambda: setattr(waiting, "_lost", ["a"])  # its heart has not been heard for long enough
+    recorder = Recorder()
+    opened(tmp_path).run(TOTAL, recorder, OBJECTIVE, crew=waiting)
+    assert waiting.waited == 1
+    assert states(killed) == ["COMPLETE"] * TOTAL
+    assert sum(map(len, recorder.batches)) == TOTAL
+
+
+def test_a_trial_that_was_only_just_asked_for_is_left_alone(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    study.study.ask()  # by a process that has not said yet who it is
+    crew = Shared("b")
+    crew._meanwhile = lambda: setattr(crew, "dead_after", 0.0)
+    study.run(TOTAL, Recorder(), OBJECTIVE, crew=crew)
+    assert crew.waited == 1 and states(study) == ["COMPLETE"] * TOTAL
+
+
+def test_an_interrupted_process_hands_its_batch_back(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(TOTAL, Recorder([1]), OBJECTIVE, crew=Shared("a", 1))
+    assert states(study).count("WAITING") > 0 and "RUNNING" not in states(study)
+    parameters = [t.params for t in study.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
+    other = opened(tmp_path)
+    other.run(TOTAL, Recorder(), OBJECTIVE, crew=Shared("b"))
+    assert states(other) == ["COMPLETE"] * TOTAL
+    assert all(p in [t.params for t in other.study.get_trials(deepcopy=False)] for p in parameters)
+
+
+def test_a_process_alone_continues_what_several_have_left(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(TOTAL, Recorder([1]), OBJECTIVE, crew=Shared("a", 1))
+    trials = run(opened(tmp_path))
+    assert [t.index for t in trials] == list(range(TOTAL))
+
+
+def test_a_process_that_was_taken_for_lost_does_not_count_its_trials_again(tmp_path: Path) -> None:
+    slow, fast = opened(tmp_path), opened(tmp_path)
+    calls: list[int] = []
+
+    def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
+        if not calls:
+            calls.append(1)
+            fast.run(TOTAL, Recorder(), OBJECTIVE, crew=Shared("b", lost=["a"]))
+        return Recorder()(batch)
+
+    told: list[int] = []
+    slow.run(TOTAL, evaluate, OBJECTIVE, told.extend, crew=Shared("a"))
+    assert told == []
+    assert states(slow) == ["COMPLETE"] * TOTAL
+    assert len(slow.trials()) == TOTAL
+
+
+def test_trials_that_too_many_have_asked_for_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, other = opened(tmp_path), opened(tmp_path)
+    ask = study.study.ask
+
+    def raced() -> Any:  # another process is always a little faster
+        trial = other.study.ask()
+        trial.set_user_attr("worker", "b")
+        return ask()
+
+    monkeypatch.setattr(study.study, "ask", raced)
+    crew = Shared("a", lost=[])
+    crew._meanwhile = lambda: (monkeypatch.undo(), setattr(crew, "_lost", ["b"]))[0]
+    study.run(TOTAL, Recorder(), OBJECTIVE, crew=crew)
+    assert study.finished == TOTAL == len(study.trials())
+    assert "RUNNING" not in states(study)
+    run(opened(tmp_path), TOTAL + 4)
+    assert opened(tmp_path).finished == TOTAL + 4

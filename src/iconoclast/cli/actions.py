@@ -37,13 +37,32 @@ def run_action(settings: Settings) -> None:
     _menu(settings, folder)
 
 
+def run_together_action(settings: Settings, workers: int) -> None:
+    """A run that several processes of this machine share."""
+    import torch
+
+    from iconoclast.cluster.local import work_locally
+    from iconoclast.cluster.standing import standing, standing_lines
+    from iconoclast.cluster.submit import prepared
+
+    quiet_libraries()
+    folder = prepared(settings)
+    try:
+        with shown_progress() as progress:
+            work_locally(folder, workers, progress, torch.cuda.device_count())
+    except KeyboardInterrupt:
+        print_lines(err, "Interrupted. The same command goes on from here.")
+        raise
+    print_lines(out, *standing_lines(standing(folder.path)), f"Results: {folder.summary}")
+
+
 def search(settings: Settings, samples: bool = False, began: float | None = None) -> Path:
     """Run or continue the search, print the front, and return the run folder."""
     try:
         with shown_progress() as progress, started_run(settings, progress, began) as run:
             with _summarized(run):
                 run.optimize(settings.n_trials, progress)
-                run.measure_report(progress)
+                run.finish(progress)
             progress.close()
             _print_results(run)
             if samples:
@@ -56,7 +75,7 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
 
 @contextmanager
 def _summarized(run: Run) -> Iterator[None]:
-    """The summary is written when the search is done, and also when it is interrupted."""
+    """The summary is also written when the search is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -68,7 +87,6 @@ def _summarized(run: Run) -> Iterator[None]:
             f"To continue: {program()} run --config {config}",
         )
         raise
-    run.write_summary("complete")
 
 
 def demo_action(out_folder: Path, n_trials: int) -> None:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from iconoclast import __version__
+from iconoclast.cli.cluster import cluster_app
 from iconoclast.cli.console import err, interruptible, out, quiet_imports
 from iconoclast.cli.flags import with_settings
 from iconoclast.config import LoadedSettings, Settings, load_settings, setting_specs, settings_document
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(context_settings=CONTEXT, help="Look at the settings.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 
 ConfigOption = Annotated[
     Path | None,
@@ -81,6 +83,9 @@ def run(
     model: Annotated[str | None, typer.Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
     config: ConfigOption = None,
     out_folder: OutOption = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes that share the study on this machine.", min=1)
+    ] = 1,
     *,
     flags: dict[str, Any],
 ) -> None:
@@ -93,9 +98,12 @@ def run(
     if out_folder is not None:
         flags["study_checkpoint_dir"] = str(out_folder)
     settings = load_settings(flags, config).settings
-    from iconoclast.cli.actions import run_action
+    from iconoclast.cli.actions import run_action, run_together_action
 
-    run_action(settings)
+    if workers == 1:
+        run_action(settings)
+    else:
+        run_together_action(settings, workers)
 
 
 @app.command()

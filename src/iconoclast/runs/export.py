@@ -83,9 +83,9 @@ class SavedRun:
             raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
         settings = folder.settings()
         baseline = folder.read_baseline()
-        if not folder.journal.is_file():
+        if settings.study_storage is None and not folder.journal.is_file():
             raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
-        study = Study.read(folder.journal, search_space(settings, baseline["layers"]))
+        study = Study.read(folder.journal, search_space(settings, baseline["layers"]), settings.study_storage)
         trials = study.trials()
         trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
         base = Scores.from_dict(baseline["base_metrics"])

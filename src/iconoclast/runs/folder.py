@@ -1,5 +1,6 @@
 """The run folder: what a run leaves behind, every file whole or not at all."""
 
+import fcntl
 import json
 import os
 import re
@@ -9,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -36,6 +37,7 @@ FREE_SETTINGS = frozenset(
         "device_map",
         "max_memory",
         "study_checkpoint_dir",
+        "study_storage",
         "full_normalization_lora_rank",
         "good_report_prompts",
         "bad_report_prompts",
@@ -47,6 +49,9 @@ FREE_SETTINGS = frozenset(
     ]
 )
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
+
+BEFORE_A_RUN = frozenset([".lock", ".alone", "workers", "cluster"])
+"""What may be in a run folder before the run is."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,16 @@ class RunFolder:
         return self.path / "batch_summary.json"
 
     @property
+    def workers(self) -> Path:
+        """Signs of life of the processes that work on the run together."""
+        return self.path / "workers"
+
+    @property
+    def cluster(self) -> Path:
+        """What was submitted to a cluster, and the logs of it."""
+        return self.path / "cluster"
+
+    @property
     def samples(self) -> Path:
         """Responses of the base model and the best trial to the report prompts."""
         return self.path / "samples.jsonl"
@@ -105,7 +120,7 @@ class RunFolder:
                     f"{self.path} holds another run; these settings differ: {', '.join(changed)}. "
                     "Give the same settings to continue it, or another folder with --out."
                 )
-        elif self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(entry.name not in BEFORE_A_RUN for entry in self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and holds no run. Give another folder with --out.")
 
     def claim(self, settings: Settings) -> None:
@@ -120,46 +135,45 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """While this lasts, no other process works on this run. If no run is begun meanwhile, nothing stays behind.
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """While this lasts, no other process works on this run, or with `shared` only such that share it as well.
+
+        If no run is begun meanwhile, nothing stays behind.
 
         Raises:
             RunFolderError: another process does.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        lock = FileLock(self.path / ".lock", blocking=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise RunFolderError(
-                f"Another process is working on the run {self.path}. Wait for it, or stop it."
-            ) from None
+            lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise self._unwritable(error) from None
-        try:
+        with lock:
+            if not _locked(lock, shared):
+                raise RunFolderError(f"Another process is working on the run {self.path}. Wait for it, or stop it.")
+            try:
+                yield
+            finally:
+                if not self.config.is_file():
+                    (self.path / ".lock").unlink(missing_ok=True)
+                    with suppress(OSError):  # somebody else has put something there
+                        for folder in made:
+                            folder.rmdir()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process that shares the run is in here."""
+        with FileLock(self.path / ".alone"):
             yield
-        finally:
-            lock.release()
-            if not self.config.is_file():
-                (self.path / ".lock").unlink(missing_ok=True)
-                with suppress(OSError):  # somebody else has put something there
-                    for folder in made:
-                        folder.rmdir()
 
     def in_use(self) -> bool:
         """Whether a process works on this run. Leaves nothing behind."""
-        if not (self.path / ".lock").exists():
-            return False
-        lock = FileLock(self.path / ".lock", blocking=False)
         try:
-            lock.acquire()
-        except Timeout:
-            return True
-        except OSError:  # not ours to lock
+            with (self.path / ".lock").open() as lock:
+                return not _locked(lock, shared=False)
+        except OSError:  # there is none, or it is not ours to look at
             return False
-        lock.release()
-        return False
 
     def _unwritable(self, error: OSError) -> RunFolderError:
         return RunFolderError(
@@ -241,6 +255,15 @@ class RunFolder:
             RunFolderError: it has not been measured yet, or the file is damaged.
         """
         return self.read_json(self.baseline, ("layers", "response_prefix", "kl_noise_floor", "base_metrics"))
+
+
+def _locked(file: IO[str], shared: bool) -> bool:
+    """Take the operating system's lock of a file, which lasts until it is closed; False if somebody else has it."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +28,7 @@ from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, pinned_settings, p
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.reporting import evaluator_of, judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workers import Worker
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
@@ -55,6 +56,7 @@ class Run:
     study: Study
     judges: Sequence[Judge] = ()
     report: dict[str, Any] | None = None
+    worker: Worker | None = None
 
     @property
     def objective(self) -> Objective:
@@ -102,10 +104,12 @@ class Run:
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
+            if self.worker is not None:
+                self.worker.says("working", trials=len(outcomes))
             for number, outcome in outcomes.items():
                 progress.note(_trial_line(number, outcome))
 
-        self.study.run(n_trials, evaluate, self.objective, told)
+        self.study.run(n_trials, evaluate, self.objective, told, self.worker)
 
     def measure_report(self, progress: Progress | None = None) -> None:
         """Examine the base model and the best trial once, on the report prompts if there are any; keep their responses."""
@@ -116,6 +120,13 @@ class Run:
             self.settings, self.lm, self.prompts, self.directions, best, self.judges, progress or Silent()
         )
         write_samples(self.folder.samples, samples)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Measure the report and write the summary; of several processes that share the run, the first one does."""
+        with self.folder.alone() if self.worker else nullcontext():
+            self.report = _known_report(self.settings, self.folder, self.prompts)
+            self.measure_report(progress)
+            self.write_summary("complete")
 
     def write_summary(self, status: str) -> dict[str, Any]:
         """Write batch_summary.json; `status` is running, complete or interrupted."""
@@ -157,13 +168,16 @@ def run_folder(settings: Settings) -> RunFolder:
 
 
 @contextmanager
-def started_run(settings: Settings, progress: Progress | None = None, began: float | None = None) -> Iterator[Run]:
+def started_run(
+    settings: Settings, progress: Progress | None = None, began: float | None = None, worker: Worker | None = None
+) -> Iterator[Run]:
     """A run ready for trials, begun or continued in its folder, which it holds while the context lasts.
 
     Args:
         settings: what to run.
         progress: told what happens.
         began: when the user asked for it, if that was earlier, in seconds since 1970; set-up time counts from there.
+        worker: this process among several that work on the run together; the first one prepares it for all.
 
     Raises:
         UserError: a setting, prompt set, model or folder is not usable; nothing was written then.
@@ -178,13 +192,16 @@ def started_run(settings: Settings, progress: Progress | None = None, began: flo
     for pair, count in prompts.overlaps().items():
         progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
     judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
-    with folder.locked():
+    with folder.locked(shared=worker is not None):
         folder.check(settings)  # again: another process may have begun a run meanwhile
         progress.start(f"Loading {settings.model}", 0)
         lm = load_settings_model(settings, settings.model, note=progress.note)
         lm.writers(settings.components)
         with packed(lm.model):
-            yield _prepared(settings, folder, prompts, lm, judges, progress, began)
+            with folder.alone() if worker else nullcontext():
+                run = _prepared(settings, folder, prompts, lm, judges, progress, began)
+            run.worker = worker
+            yield run
 
 
 def load_settings_model(
@@ -282,6 +299,7 @@ def _prepared(
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
+        storage=settings.study_storage,
     )
     _write_manifest(settings, folder, prompts, lm)  # by now nothing is refused any more
     progress.start("Looking at what the lower layers give", 0)

@@ -3,27 +3,28 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
-from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.measure import Bounds, Scores
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.storage import open_storage
 
 STUDY_NAME = "iconoclast"
 OUTCOMES = "outcomes"
+OWNER = "worker"
 PINNED = "settings"
 
 Outcome = Scores | Bounds
@@ -32,12 +33,32 @@ Outcome = Scores | Bounds
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+class Crew(Protocol):
+    """One of the processes that share a study."""
+
+    name: str
+    """What it is called; no other process ever was."""
+
+    dead_after: float
+    """Seconds after which a trial that nobody has put a name to was left by a process that died that moment."""
+
+    def size(self) -> int:
+        """How many of them there are."""
+
+    def lost(self, name: str) -> bool:
+        """Whether the process of that name will not go on."""
+
+    def wait(self) -> None:
+        """Let some time pass: the others still measure what is left."""
+
+
 @dataclass
 class Study:
-    """An Optuna study of edits in a journal file.
+    """An Optuna study of edits, in a journal file unless another storage is named.
 
     Trial n of seed s is sampled by a sampler seeded from (s, n) that has seen the trials before its batch, so a study
-    that was interrupted goes on with the trials it would have had.
+    that was interrupted goes on with the trials it would have had. Several processes can share a study; then what a
+    sampler has seen depends on who was faster.
     """
 
     study: optuna.Study
@@ -56,6 +77,7 @@ class Study:
         startup_trials: int = 8,
         batch: int = 4,
         pinned: Mapping[str, Any] | None = None,
+        storage: str | None = None,
     ) -> "Study":
         """Open the study in `journal`, or begin it.
 
@@ -66,16 +88,21 @@ class Study:
             startup_trials: random trials before the sampler learns.
             batch: trials measured together.
             pinned: settings under which its trials can be compared; a study made with others is refused.
+            storage: URL of a database or server that keeps the study in the journal's place.
 
         Raises:
             RunFolderError: the journal is damaged, or the study was made with other settings.
+            SettingsError: the storage cannot be used.
         """
         wanted = json.loads(json.dumps(dict(pinned or {}), default=str))
-        storage = _storage(journal)
-        try:
-            study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-        except KeyError:  # there is none yet
-            study = optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=["minimize", "minimize"])
+        study = _load(journal, storage)
+        if study is None:
+            study = optuna.create_study(
+                storage=open_storage(journal, storage),
+                study_name=_name(journal, storage),
+                directions=["minimize", "minimize"],
+                load_if_exists=True,
+            )
         found = study.user_attrs.get(PINNED)
         if found is None:
             study.set_user_attr(PINNED, wanted)
@@ -88,16 +115,16 @@ class Study:
         return cls(study, space, seed, startup_trials, batch)
 
     @classmethod
-    def read(cls, journal: Path, space: SearchSpace) -> "Study":
+    def read(cls, journal: Path, space: SearchSpace, storage: str | None = None) -> "Study":
         """A study that exists, to look at.
 
         Raises:
-            RunFolderError: the journal holds no study.
+            RunFolderError: there is no study.
+            SettingsError: the storage cannot be used.
         """
-        try:
-            study = optuna.load_study(study_name=STUDY_NAME, storage=_storage(journal))
-        except KeyError:
-            raise RunFolderError(f"{journal} holds no study of this program.") from None
+        study = _load(journal, storage)
+        if study is None:
+            raise RunFolderError(f"{storage or journal} holds no study of this program.")
         return cls(study, space, 0, 1, 1)
 
     def trials(self) -> list[Trial]:
@@ -110,6 +137,11 @@ class Study:
         outcomes = self._outcomes()
         if any(trial.number not in outcomes for trial in trials):
             raise RunFolderError("The study has trials without outcomes: another version made it. Begin a new run.")
+        wanted = self.space.distributions().keys()
+        if any(trial.params.keys() != wanted for trial in trials):
+            raise RunFolderError(
+                "The study has trials without parameters: the journal is damaged. Restore it from a copy."
+            )
         return [
             Trial(trial.number, self.space.parameters(trial.params), scores)
             for trial in trials
@@ -121,12 +153,27 @@ class Study:
         """How many trials are done with: completed, or pruned because others beat them."""
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
+    def states(self) -> dict[str, int]:
+        """How many trials are complete, pruned, being measured, and handed back by a process that could not."""
+        found = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        names = ("COMPLETE", "PRUNED", "RUNNING", "WAITING")
+        return {name.lower(): found.count(TrialState[name]) for name in names}
+
+    def rate(self) -> float | None:
+        """Trials an hour, from when the first one was begun to when the last one was finished."""
+        trials = self.study.get_trials(deepcopy=False, states=FINISHED)
+        begun = [trial.datetime_start for trial in trials if trial.datetime_start]
+        ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+        seconds = (max(ended) - min(begun)).total_seconds() if begun and ended else 0.0
+        return 3600 * len(trials) / seconds if seconds else None
+
     def run(
         self,
         n_trials: int,
         evaluate: Callable[[Sequence[EditParameters]], Sequence[Outcome]],
         objective: Objective,
         told: Callable[[Mapping[int, Outcome]], None] = lambda outcomes: None,
+        crew: Crew | None = None,
     ) -> None:
         """Measure trials until the study has `n_trials` of them, those that were pruned included.
 
@@ -138,14 +185,50 @@ class Study:
             evaluate: measures a batch.
             objective: scores → values.
             told: called with the outcomes of every finished batch, by number of the trial.
+            crew: the processes that share the study, if others work on it too.
         """
         self._tell(objective)  # a batch that an interruption has caught between being measured and being told
-        while batch := self._next_batch(n_trials):
-            parameters = [self.space.parameters(trial.params) for trial in batch]
-            outcomes = dict(zip((trial.number for trial in batch), evaluate(parameters), strict=True))
-            batch[0].set_user_attr(OUTCOMES, {str(n): _document(outcome) for n, outcome in outcomes.items()})
-            self._tell(objective)
-            told(outcomes)
+        while True:
+            with self._kept(crew) as batch:
+                batch += self._next_batch(n_trials) if crew is None else self._next_share(n_trials, crew)
+                parameters = [self.space.parameters(trial.params) for trial in batch]
+                measured = (
+                    dict(zip((trial.number for trial in batch), evaluate(parameters), strict=True)) if batch else {}
+                )
+                outcomes = self._record(batch, measured, crew)
+            if outcomes:
+                self._tell(objective)
+                told(outcomes)
+            elif self.finished >= n_trials or crew is None:
+                return
+            else:
+                crew.wait()
+                self._tell(objective)  # what another process has measured and not told
+
+    def _record(
+        self, batch: Sequence[optuna.Trial], measured: Mapping[int, Outcome], crew: Crew | None
+    ) -> dict[int, Outcome]:
+        """Write down what was measured, in one entry; without the trials that were taken from us meanwhile."""
+        ours = [trial for trial in batch if crew is None or self._is_ours(trial, crew)]
+        while ours:
+            outcomes = {trial.number: measured[trial.number] for trial in ours}
+            with suppress(UpdateFinishedTrialError):  # taken from us this very moment, and finished
+                ours[0].set_user_attr(OUTCOMES, {str(n): _document(outcome) for n, outcome in outcomes.items()})
+                return outcomes
+            ours.pop(0)
+        return {}
+
+    @contextmanager
+    def _kept(self, crew: Crew | None) -> Iterator[list[optuna.Trial]]:
+        """A batch of trials; if it is not measured to the end, the others of the crew can have it."""
+        batch: list[optuna.Trial] = []
+        try:
+            yield batch
+        except BaseException:
+            for trial in batch if crew else ():
+                if self._is_ours(trial, crew):
+                    self._hand_back(trial._trial_id)
+            raise
 
     def _outcomes(self) -> dict[int, Outcome]:
         """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""
@@ -159,21 +242,62 @@ class Study:
         """
         outcomes = self._outcomes()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if isinstance(outcome := outcomes.get(trial.number), Scores):
-                self.study.tell(trial.number, objective(outcome))
-            elif outcome is not None:
-                self.study.tell(trial.number, state=TrialState.PRUNED)
+            outcome = outcomes.get(trial.number)
+            with suppress(UpdateFinishedTrialError):  # another process was faster
+                if isinstance(outcome, Scores):
+                    self.study.tell(trial.number, objective(outcome), skip_if_finished=True)
+                elif outcome is not None:
+                    self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def _next_batch(self, n_trials: int) -> list[optuna.Trial]:
         """The trials of the next batch: those an interruption left behind, and new ones up to the batch's end."""
         trials = self.study.get_trials(deepcopy=False)
-        done = self.finished
-        pending = [trial for trial in trials if trial.state == TrialState.RUNNING][: max(0, n_trials - done)]
+        left = [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+        pending = left[: max(0, n_trials - self.finished)]
+        for trial in pending:
+            if trial.state == TrialState.WAITING:
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         batch = [self._ask(trial.number, trial._trial_id) for trial in pending]
         number = len(trials)
-        end = min(n_trials, self._batch_end(min((trial.number for trial in pending), default=number)))
+        end = min(_limit(n_trials, trials), self._batch_end(min((trial.number for trial in pending), default=number)))
         batch += [self._ask(new) for new in range(number, end)]
         return batch
+
+    def _next_share(self, n_trials: int, crew: Crew) -> list[optuna.Trial]:
+        """The trials that one of several processes measures next: those that a lost one has left, then new ones."""
+        trials = self.study.get_trials(deepcopy=False)
+        outcomes = self._outcomes()
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and trial.number not in outcomes and _is_left(trial, crew):
+                self._hand_back(trial._trial_id)
+        waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        open_trials = waiting + max(0, _limit(n_trials, trials) - len(trials))
+        # At the beginning and at the end there are not enough trials for a whole batch each.
+        together = min(open_trials, self.startup_trials) if self.finished < self.startup_trials else open_trials
+        share = min(self.batch, -(-together // max(1, crew.size())))
+        batch: list[optuna.Trial] = []
+        for _ in range(share):
+            asked = self.study.ask()
+            with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
+                asked.set_user_attr(OWNER, crew.name)
+                if asked.number >= _limit(n_trials, self.study.get_trials(deepcopy=False)[: asked.number]):
+                    self.study.tell(
+                        asked.number, state=TrialState.FAIL
+                    )  # others have asked for the last ones meanwhile
+                    break
+                batch.append(self._ask(asked.number, asked._trial_id))
+        return batch
+
+    def _is_ours(self, trial: optuna.Trial, crew: Crew | None) -> bool:
+        """Whether a trial is still to be measured, and by us."""
+        known = self.study._storage.get_trial(trial._trial_id)
+        return crew is not None and known.state == TrialState.RUNNING and _owner(known) == crew.name
+
+    def _hand_back(self, trial_id: int) -> None:
+        """Let the next process that asks have a trial."""
+        with suppress(UpdateFinishedTrialError):
+            self.study._storage.set_trial_user_attr(trial_id, OWNER, "")
+            self.study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def _batch_end(self, number: int) -> int:
         """Where the batch of a trial ends. The random trials have batches of their own: others learn from them."""
@@ -211,37 +335,39 @@ def _outcome(document: dict[str, Any]) -> Outcome:
     return Scores.from_dict(document["scores"]) if "scores" in document else Bounds(**document["at_least"])
 
 
-class _KernelLock(JournalFileOpenLock):
-    """A lock that the operating system releases when its holder dies; Optuna's own ones make the next process wait."""
-
-    def __init__(self, journal: Path) -> None:
-        self._lock = FileLock(f"{journal}.lock")
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def _storage(journal: Path) -> JournalStorage:
-    if journal.is_file():
-        _drop_torn_line(journal)
+def _load(journal: Path, storage: str | None) -> optuna.Study | None:
+    """The study, if there is one."""
+    opened = open_storage(journal, storage)
     try:
-        return JournalStorage(JournalFileBackend(str(journal), lock_obj=_KernelLock(journal)))
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise RunFolderError(
-            f"The journal {journal} is damaged: {error or type(error).__name__}. Restore it from a copy."
-        ) from None
+        return optuna.load_study(study_name=_name(journal, storage), storage=opened)
+    except KeyError:
+        if storage is None and journal.stat().st_size:
+            raise RunFolderError(
+                f"The journal {journal} is damaged: it holds no study. Restore it from a copy."
+            ) from None
+        return None
 
 
-def _drop_torn_line(journal: Path) -> None:
-    """Cut off a last line that a crash left unfinished: the next one would be appended to it and lost as well."""
-    with journal.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+def _name(journal: Path, storage: str | None) -> str:
+    """What the study is called; a storage may keep those of many runs."""
+    return STUDY_NAME if storage is None else f"{STUDY_NAME}/{journal.absolute().parent.name}"
+
+
+def _owner(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(OWNER, ""))
+
+
+def _is_left(trial: FrozenTrial, crew: Crew) -> bool:
+    """Whether nobody measures a running trial any more."""
+    if owner := _owner(trial):
+        return crew.lost(owner)
+    started = trial.datetime_start or datetime.min
+    return datetime.now() - started > timedelta(seconds=crew.dead_after)
+
+
+def _limit(n_trials: int, trials: Sequence[FrozenTrial]) -> int:
+    """The first number that is too many: those of trials that nobody will measure do not count."""
+    return n_trials + sum(trial.state == TrialState.FAIL for trial in trials)
 
 
 def _derived_seed(seed: int, what: str) -> int:

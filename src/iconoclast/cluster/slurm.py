@@ -1,0 +1,203 @@
+"""Slurm as its users see it: what a job asks for, batch scripts, the queue. Without accounting, which not every cluster has."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from iconoclast.errors import SettingsError, UserError
+
+SIGNAL_DELAY = 120
+"""Seconds before a job's time is over at which it is told so."""
+
+TIME_UP = 75
+"""Exit code of a worker whose time was nearly over (EX_TEMPFAIL): its job may be queued again."""
+
+Caches = Literal["shared", "job"]
+
+
+class ClusterError(UserError):
+    """A cluster that cannot be used for what was asked."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What the jobs of a submission ask for. Unset is left to the cluster.
+
+    Attributes:
+        workers: processes that work on the run.
+        partition: as Slurm's option; likewise account, qos, constraint, mem.
+        gpus: per worker.
+        cpus: per worker.
+        time: limit in minutes.
+        array_limit: workers that run at the same time.
+        caches: "shared": the user's Hugging Face cache, only read; "job": each job's own, removed with it.
+        scratch: folder for the temporary files of jobs; unset, what the cluster names, else /tmp.
+        max_disk: gigabytes that the temporary files of a job may take.
+        dependency: as Slurm's option.
+        extra: further options of sbatch.
+    """
+
+    workers: int = 1
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    mem: str | None = None
+    gpus: int = 0
+    cpus: int | None = None
+    time: int = 24 * 60
+    array_limit: int | None = None
+    caches: Caches = "shared"
+    scratch: Path | None = None
+    max_disk: float = 0.0
+    dependency: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def parameters(self) -> dict[str, str]:
+        """Options of sbatch, without array, time and files."""
+        named = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "mem": self.mem,
+            "gpus-per-node": str(self.gpus) if self.gpus else None,
+            "cpus-per-task": None if self.cpus is None else str(self.cpus),
+            "dependency": self.dependency,
+        }
+        return {name: value for name, value in named.items() if value is not None} | dict(self.extra)
+
+    def setup(self, source: Path) -> list[str]:
+        """Lines of a batch script before the work: the code that was staged, folders of the job's own, and their end."""
+        scratch = shlex.quote(str(self.scratch)) if self.scratch else '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"'
+        lines = [
+            f"export PYTHONPATH={shlex.quote(str(source))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export ICONOCLAST_JOB_DIR={scratch}/iconoclast-$USER-$SLURM_JOB_ID",
+            'mkdir -p "$ICONOCLAST_JOB_DIR/tmp"',
+            "trap 'rm -rf \"$ICONOCLAST_JOB_DIR\"' EXIT",
+            "trap 'exit 143' TERM",
+            'export HF_TOKEN_PATH="${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}"',
+            'export TMPDIR="$ICONOCLAST_JOB_DIR/tmp"',
+        ]
+        if self.caches == "job":
+            lines.append('export HF_HOME="$ICONOCLAST_JOB_DIR/huggingface"')
+        else:
+            lines.append("export HF_HUB_OFFLINE=1")
+        if self.cpus is not None:
+            lines.append(f"export OMP_NUM_THREADS={self.cpus}")
+        return lines
+
+
+def minutes(text: str) -> int:
+    """A time limit as Slurm writes it (minutes, HH:MM:SS, D-HH, D-HH:MM), in minutes.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise SettingsError(f'--time "{text}" is no time. Use minutes, HH:MM:SS or D-HH:MM, as Slurm does.')
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, mins, seconds = [*numbers, 0, 0][:3]
+        return max(1, (int(days) * 24 + hours) * 60 + mins + (seconds > 0))
+    if len(numbers) == 3:
+        return max(1, numbers[0] * 60 + numbers[1] + (numbers[2] > 0))
+    return max(1, numbers[0] + (len(numbers) == 2 and numbers[1] > 0))
+
+
+def script(run: Path, source: Path, options: JobOptions, command: Sequence[str], name: str) -> str:
+    """A batch script that does what `submit` would, for clusters that take scripts only.
+
+    Args:
+        run: the run folder.
+        source: what PYTHONPATH is to begin with.
+        options: what the jobs ask for.
+        command: what a worker runs.
+        name: of the job.
+    """
+    limit = f"%{min(options.workers, options.array_limit)}" if options.array_limit else ""
+    flags = {
+        "job-name": name,
+        "array": f"0-{options.workers - 1}{limit}",
+        "time": str(options.time),
+        "signal": f"USR1@{SIGNAL_DELAY}",
+        "output": str(run / "cluster" / "logs" / "%A_%a.log"),
+        "open-mode": "append",
+        **options.parameters(),
+    }
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH --{key}={shlex.quote(value)}" if value else f"#SBATCH --{key}" for key, value in flags.items()),
+            "#SBATCH --requeue",
+            "",
+            *options.setup(source),
+            "",
+            f"srun --unbuffered {shlex.join(command)}",
+            "ended=$?",
+            f'if [ $ended = {TIME_UP} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            "exit $ended",
+            "",
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job, or the part of an array that still waits, as squeue shows it."""
+
+    job: str
+    state: str
+    elapsed: str
+    nodes: str
+    reason: str
+
+
+def queue(jobs: Sequence[str]) -> list[QueuedJob]:
+    """What the queue holds of these jobs; those that have ended are not in it."""
+    if not jobs:
+        return []
+    _require("squeue")
+    found = []
+    for job in jobs:  # one at a time: a number that Slurm has forgotten would be an error for all
+        done = _run("squeue", "--noheader", "--jobs", job, "--format", "%i|%T|%M|%N|%r")
+        if done.returncode == 0:
+            found += [
+                QueuedJob(*line.strip().split("|", 4)) for line in done.stdout.splitlines() if line.count("|") >= 4
+            ]
+        elif "Invalid job id" not in done.stderr:
+            raise ClusterError(f"squeue does not answer: {done.stderr.strip() or done.returncode}.")
+    return found
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Ask Slurm to end these jobs: first those that wait, so that none takes the place of one that ends."""
+    if not jobs:
+        return
+    _require("scancel")
+    for state in (["--state", "PENDING"], []):
+        done = _run("scancel", *state, *jobs)
+        if done.returncode and "Invalid job id" not in done.stderr:
+            raise ClusterError(f"scancel failed: {done.stderr.strip() or done.returncode}.")
+
+
+def python() -> str:
+    """The interpreter that runs this, for a shell."""
+    return shlex.quote(sys.executable)
+
+
+def _require(program: str) -> None:
+    if shutil.which(program) is None:
+        raise ClusterError(f"There is no {program} here. Use a machine of the cluster where jobs can be submitted.")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,102 @@
+"""How a run stands that many processes work on, from the queue, their signs of life and the study."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from iconoclast.cluster.slurm import ClusterError, queue
+from iconoclast.cluster.submit import submissions
+from iconoclast.cluster.work import is_done
+from iconoclast.errors import UserError
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import search_space, trial_document
+from iconoclast.runs.workers import workers_of
+from iconoclast.search.pareto import best_trial, pareto_front
+from iconoclast.search.study import Study
+
+
+def standing(run: Path) -> dict[str, Any]:
+    """State, jobs in the queue, workers, trials and the best one so far.
+
+    Raises:
+        RunFolderError: there is no run, or its study is damaged.
+    """
+    folder = RunFolder(run)
+    settings = folder.settings()
+    document: dict[str, Any] = {
+        "run": str(run),
+        "model": settings.model,
+        "n_trials": settings.n_trials,
+        "complete": is_done(folder),
+        "trials": {"complete": 0, "pruned": 0, "running": 0, "waiting": 0},
+        "best": None,
+        "trials_per_hour": None,
+    }
+    if folder.baseline.is_file():
+        layers = folder.read_baseline()["layers"]
+        study = _study(folder, search_space(settings, layers), settings.study_storage)
+        if study is not None:
+            trials = study.trials()
+            best = best_trial(pareto_front(trials), settings.kl_divergence_target)
+            document["trials"] = study.states()
+            document["best"] = None if best is None else trial_document(best)
+            document["trials_per_hour"] = study.rate()
+    jobs = [str(submission["job"]) for submission in submissions(folder)]
+    try:
+        document["jobs"] = [asdict(job) for job in queue(jobs)]
+        document["queue"] = None
+    except ClusterError as error:
+        document["jobs"], document["queue"] = [], str(error)
+    document["submitted"] = jobs
+    document["workers"] = [
+        {**w.document, "name": w.name, "state": w.state, "silent_for": round(w.age, 1)} for w in workers_of(folder)
+    ]
+    return document
+
+
+def _study(folder: RunFolder, space: Any, storage: str | None) -> Study | None:
+    if storage is None and not folder.journal.is_file():
+        return None
+    try:
+        return Study.read(folder.journal, space, storage)
+    except UserError:
+        if storage is None and not folder.journal.stat().st_size:
+            return None  # somebody is just beginning it
+        raise
+
+
+def standing_lines(document: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    trials = document["trials"]
+    finished = trials["complete"] + trials["pruned"]
+    rate = document["trials_per_hour"]
+    lines = [
+        f"{document['run']}: {'complete' if document['complete'] else 'not complete'}, {finished} of {document['n_trials']} "
+        f"trials ({trials['pruned']} pruned), {trials['running']} being measured, {trials['waiting']} handed back"
+        + (f"; {rate:.0f} an hour." if rate else "."),
+    ]
+    if best := document["best"]:
+        lines.append(
+            f"Best so far: trial {best['index']}, {best['refusals']['count']} of {best['refusals']['n']} refused, "
+            f"{best['broken']['count']} broken, KL {best['kl_divergence']:.4f}."
+        )
+    if document["queue"]:
+        lines.append(f"The queue is not known: {document['queue']}")
+    elif document["submitted"]:
+        jobs = [
+            f"  {job['job']}: {job['state'].lower()} {job['elapsed']} {job['nodes'] or job['reason']}"
+            for job in document["jobs"]
+        ]
+        lines += ["Queue:", *(jobs or ["  none of its jobs is in it any more"])]
+    now = time.time()
+    for worker in document["workers"]:
+        since = (
+            f", {(now - worker['started']) / 60:.0f} min"
+            if worker["state"] not in ("ended", "interrupted", "failed", "lost")
+            else ""
+        )
+        lines.append(
+            f"Worker {worker['name']} on {worker['host']}: {worker['state']}{since}, {worker['trials']} trials measured."
+        )
+    return lines

@@ -1,0 +1,187 @@
+"""From settings to jobs: checked, staged into the run folder, submitted, written down."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import iconoclast
+from iconoclast.cluster.peer import HereticJob
+from iconoclast.cluster.slurm import SIGNAL_DELAY, ClusterError, JobOptions, script
+from iconoclast.cluster.work import TimeUp, WorkOptions, is_done, work
+from iconoclast.config import Settings, settings_document
+from iconoclast.errors import RunFolderError
+from iconoclast.models.loading import resolve
+from iconoclast.progress import Progress
+from iconoclast.runs.folder import RunFolder, portable, write_json, write_whole
+from iconoclast.runs.pipeline import run_folder
+from iconoclast.runs.reporting import judges_of
+from iconoclast.runs.splits import Prompts
+
+SUBMISSION = "submission.json"
+
+REQUEUES = 1000
+"""How often a job whose time is over is queued again; a run ends when it has its trials."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job of a submission runs: picklable, and asked by submitit what is to be run when the time is over."""
+
+    run: Path
+    options: WorkOptions
+
+    def __call__(self) -> str:
+        """Take part in the run; what became of it."""
+        from iconoclast.cli.console import RichProgress, interruptible, quiet_imports, quiet_libraries
+
+        quiet_imports()
+        quiet_libraries()
+        try:
+            with interruptible():
+                work(RunFolder(self.run), RichProgress(), self.options)
+        except TimeUp:
+            raise
+        except KeyboardInterrupt:
+            return "interrupted"
+        return "done"
+
+    def checkpoint(self) -> Any:
+        """The same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def prepared(settings: Settings) -> RunFolder:
+    """The run folder of these settings, checked and begun, so that any process can work on it.
+
+    Raises:
+        UserError: a setting, prompt set, judge or folder cannot be used; nothing was written then.
+    """
+    folder = run_folder(settings)
+    assert settings.model is not None
+    resolve(settings.model)
+    folder.check(settings)
+    Prompts.load(settings)
+    judges_of(settings)
+    with folder.locked(shared=True):
+        folder.check(settings)
+        folder.claim(settings)
+    return RunFolder(folder.path.absolute())
+
+
+def submit(folder: RunFolder, options: JobOptions, work_options: WorkOptions, heretic: Path | None = None) -> str:
+    """Submit the workers of a prepared run as a job array; the array's number.
+
+    Args:
+        folder: the run.
+        options: what the jobs ask for.
+        work_options: how each takes part.
+        heretic: the peer tool's program: the job runs it with the same prompts, in a run folder of its own.
+
+    Raises:
+        ClusterError: there is no Slurm here, or it does not take the jobs.
+        RunFolderError: the run is complete.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ClusterError("There is no sbatch here. Use a machine of the cluster where jobs can be submitted.")
+    if heretic is None and is_done(folder):
+        raise RunFolderError(f"{folder.path} has all its trials. Ask for more with --n-trials.")
+    place = stage(folder)
+    executor = SlurmExecutor(place / "jobs", max_num_timeout=REQUEUES)
+    executor.update_parameters(
+        job_name=f"iconoclast-{folder.path.name}",
+        time=options.time,
+        array_parallelism=options.array_limit or options.workers,
+        signal_delay_s=SIGNAL_DELAY if options.time * 60 > 2 * SIGNAL_DELAY else 20,
+        stderr_to_stdout=True,
+        setup=options.setup(place / "source"),
+        additional_parameters={"requeue": True, **options.parameters()},
+    )
+    task: Any = Work(folder.path, work_options) if heretic is None else HereticJob(folder.path, heretic)
+    workers = options.workers if heretic is None else 1
+    try:
+        with executor.batch():
+            jobs = [executor.submit(task) for _ in range(workers)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        shutil.rmtree(place)
+        raise ClusterError(f"Slurm does not take the jobs: {_reason(error)}") from None
+    number = str(jobs[0].job_id).partition("_")[0]
+    document = {"job": number, "workers": workers, "submitted": time.time(), "options": asdict(options)}
+    write_json(place / SUBMISSION, portable(json.loads(json.dumps(document, default=str))))
+    return number
+
+
+def write_script(folder: RunFolder, options: JobOptions, work_options: WorkOptions) -> Path:
+    """Write a batch script that the user can submit by hand."""
+    place = stage(folder)
+    (folder.cluster / "logs").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "iconoclast.cli", "cluster", "work", str(folder.path)]
+    if work_options.max_disk:
+        command += ["--max-disk", f"{work_options.max_disk / 1e9:g}"]
+    file = place / "work.sbatch"
+    text = script(folder.path, place / "source", options, command, f"iconoclast-{folder.path.name}")
+    write_whole(file, text.encode())
+    return file
+
+
+def stage(folder: RunFolder) -> Path:
+    """Put this program's code and the settings into a new folder of the run, so that what runs later is what is here now."""
+    number = 1 + len(list(folder.cluster.glob("submission-*")))
+    place = folder.cluster / f"submission-{number}"
+    try:
+        package = Path(iconoclast.__file__).parent
+        shutil.copytree(package, place / "source" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        settings = portable(settings_document(folder.settings()))
+        write_whole(place / "iconoclast_config.toml", tomli_w.dumps(settings).encode())
+    except OSError as error:
+        raise RunFolderError(f"{place} cannot be written: {error.strerror}.") from None
+    return place
+
+
+def submissions(folder: RunFolder) -> list[dict[str, Any]]:
+    """What was submitted for a run, oldest first."""
+    files = sorted(folder.cluster.glob(f"submission-*/{SUBMISSION}"), key=lambda file: file.stat().st_mtime)
+    return [folder.read_json(file, ("job", "workers", "submitted")) for file in files]
+
+
+def sweep(
+    runs: Sequence[tuple[RunFolder, Path | None]],
+    options: JobOptions,
+    work_options: WorkOptions,
+    sequential: bool,
+    progress: Progress,
+) -> None:
+    """Submit many runs; with `sequential` each begins when the one before has ended, however it did.
+
+    Args:
+        runs: prepared runs, or folders for the peer tool with its program.
+        options: what the jobs ask for.
+        work_options: how each takes part.
+        sequential: whether the runs follow one another: one model at a time on the disk.
+        progress: told what was submitted.
+    """
+    before: str | None = None
+    for folder, heretic in runs:
+        asked = options
+        if sequential and before is not None:
+            asked = JobOptions(**{**options.__dict__, "dependency": f"afterany:{before}"})
+        before = submit(folder, asked, work_options, heretic)
+        progress.note(f"{folder.path}: job {before}" + (f", after {asked.dependency}" if asked.dependency else ""))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in reversed(lines) if "sbatch" in line.lower()), lines[-1] if lines else "no reason given"
+    )

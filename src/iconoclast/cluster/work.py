@@ -1,0 +1,115 @@
+"""What one of many processes does: it joins a run, measures batches of trials until there are enough, and finishes it."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from iconoclast.config import Settings
+from iconoclast.errors import RunFolderError
+from iconoclast.progress import Progress
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.workers import DEAD_AFTER, HEARTBEAT, Worker
+
+
+class TimeUp(KeyboardInterrupt):
+    """The job's time is nearly over: what is being measured is handed back, and the job may be queued again."""
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How a process takes part.
+
+    Attributes:
+        heartbeat: seconds between its signs of life.
+        dead_after: seconds of silence after which the others take its trials.
+        max_disk: bytes that its temporary files may take; 0 for no limit.
+    """
+
+    heartbeat: float = HEARTBEAT
+    dead_after: float = DEAD_AFTER
+    max_disk: int = 0
+
+
+def settings_of(folder: RunFolder) -> Settings:
+    """The settings of a run that is in this folder, wherever it was begun."""
+    return folder.settings().model_copy(update={"study_checkpoint_dir": folder.path, "exit_after_optimization": True})
+
+
+def is_done(folder: RunFolder) -> bool:
+    """Whether a run has all its trials and its report."""
+    if not folder.summary.is_file():
+        return False
+    summary = folder.read_json(folder.summary, ("status", "completed_trials", "pruned_trials"))
+    finished = int(summary["completed_trials"]) + int(summary["pruned_trials"])
+    return summary["status"] == "complete" and finished >= folder.settings().n_trials
+
+
+def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = None) -> None:
+    """Take part in a run until it is complete.
+
+    Raises:
+        UserError: the run, its model or its prompts cannot be used.
+        TimeUp: the job's time is nearly over.
+        KeyboardInterrupt: somebody wants this process to end. What it was measuring is handed back in both cases.
+    """
+    options = options or WorkOptions()
+    if is_done(folder):
+        progress.note(f"{folder.path} has all its trials: there is nothing to do.")
+        return
+    settings = settings_of(folder)
+    temporary = Path(os.environ.get("ICONOCLAST_JOB_DIR") or tempfile.gettempdir())
+    worker = Worker(
+        folder,
+        heartbeat=options.heartbeat,
+        dead_after=options.dead_after,
+        max_disk=options.max_disk,
+        temporary=temporary if options.max_disk else None,
+    )
+    reasons: list[str] = []
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    progress.note(f"Worker {worker.name} joins {folder.path}.")
+    try:
+        with _written(folder), worker.alive(stop), started_run(settings, progress, worker=worker) as run:
+            worker.says("working")
+            run.optimize(settings.n_trials, progress)
+            worker.says("finishing")
+            run.finish(progress)
+    except KeyboardInterrupt:
+        progress.note("Interrupted: what was being measured is handed back to the others.")
+        if reasons:
+            raise RunFolderError(f"Worker {worker.name} was stopped: {reasons[0]}.") from None
+        raise
+
+
+@contextmanager
+def _written(folder: RunFolder) -> Iterator[None]:
+    """A folder that cannot be written any more is one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"The run folder {folder.path} cannot be used: {error}.") from None
+
+
+@contextmanager
+def told_of_time() -> Iterator[None]:
+    """While this lasts, the signals by which a scheduler says that time is nearly over end the work as `TimeUp`."""
+
+    def up(number: int, frame: FrameType | None) -> None:
+        raise TimeUp
+
+    before = {number: signal.signal(number, up) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""Where a study is kept: a journal file, or a database or server that many machines write to."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend, JournalRedisBackend
+
+from iconoclast.errors import RunFolderError, SettingsError
+
+SECONDS_TO_CONNECT = 30
+"""How long a storage server may take to answer for the first time."""
+
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+"""What reading a journal raises that is none."""
+
+
+class Journal(BaseJournalBackend):
+    """Optuna's journal in a file that many processes append to, and that survives torn lines.
+
+    A process that is killed while it writes, a full disk or a network file system leaves a line without its end. What
+    such a line said was never acknowledged to anybody. Whoever writes next begins a new line, and all readers leave
+    the torn one out, so all of them see the same operations in the same order.
+
+    The lock is the operating system's, which releases it when its holder dies: no lock can become stale.
+
+    Attributes:
+        torn: lines that were left out.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.torn = 0
+        self._file = file
+        self._lock = FileLock(f"{file}.lock")
+        self._read = 0  # operations that have been read,
+        self._offset = 0  # and where they end
+        with self._lock:
+            file.touch()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The operations from that number on; Optuna's interface."""
+        if log_number_from != self._read:
+            self._read = self._offset = self.torn = 0
+        with self._file.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # somebody is writing it, or was when it was killed
+                    return
+                self._offset += len(line)
+                operation = _operation(line)
+                if operation is None:
+                    self.torn += 1
+                    continue
+                self._read += 1
+                if self._read > log_number_from:
+                    yield operation
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append operations, all of them or none; Optuna's interface."""
+        content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with self._lock, self._file.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                content = content if file.read(1) == b"\n" else b"\n" + content
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(end)
+                raise RunFolderError(
+                    f"The study {self._file} cannot be written: {error.strerror}. Make room, then give the same command again."
+                ) from None
+
+
+BEGINNING = b'{"op_code":'
+"""What every line of the journal begins with."""
+
+
+def _operation(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it was torn.
+
+    Raises:
+        ValueError: no journal has such a line.
+    """
+    line = line.strip(b"\0\n")  # a file system that lost the content of a line leaves zeros
+    begins = line.rfind(BEGINNING)  # behind a torn line, if the next writer did not begin a new one
+    try:
+        document = json.loads(line[max(begins, 0) :])
+    except (ValueError, RecursionError):
+        if line[: len(BEGINNING)] != BEGINNING[: len(line)]:
+            raise ValueError(f"a line begins with {line[:40]!r}") from None
+        return None
+    if not isinstance(document, dict) or not {"op_code", "worker_id"} <= document.keys():
+        if begins < 0:
+            raise ValueError("a line is no operation of a study")
+        return None
+    return document
+
+
+def open_storage(journal: Path, url: str | None = None) -> BaseStorage:
+    """The storage at `url` if there is one, else the journal file.
+
+    Args:
+        journal: file of the journal.
+        url: of a database (as SQLAlchemy has it), redis://host:port, or grpc://host:port of an Optuna storage proxy.
+            $NAME stands for an environment variable.
+
+    Raises:
+        RunFolderError: the journal is damaged or cannot be used.
+        SettingsError: the URL is none, its password would be written down, or nothing answers there.
+    """
+    if url is None:
+        return _journal(journal)
+    scheme = _scheme(url)
+    expanded = os.path.expandvars(url)
+    try:
+        if scheme == "grpc":
+            return _proxy(expanded)
+        if scheme in ("redis", "rediss"):
+            return _redis(expanded)
+        return _database(expanded)
+    except ImportError as error:
+        raise SettingsError(f"study_storage {url} needs a package that is not installed: {error.name}.") from None
+    except OSError as error:
+        raise SettingsError(f"Nothing answers at study_storage {url}: {str(error) or type(error).__name__}.") from None
+
+
+def _proxy(url: str) -> BaseStorage:
+    import grpc  # noqa: F401 - Optuna's own message about its absence comes much later
+
+    parts = urlsplit(url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
+    proxy.wait_server_ready(timeout=SECONDS_TO_CONNECT)
+    return proxy
+
+
+def _redis(url: str) -> BaseStorage:
+    import redis
+
+    try:
+        return JournalStorage(JournalRedisBackend(url))
+    except redis.RedisError as error:
+        raise OSError(str(error)) from None
+
+
+def _database(url: str) -> BaseStorage:
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        return RDBStorage(url)
+    except ArgumentError as error:
+        raise SettingsError(f"study_storage is not understood: {error}.") from None
+    except SQLAlchemyError as error:  # the message may hold the address, not the password
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def _scheme(url: str) -> str:
+    parts = urlsplit(url)
+    if not re.fullmatch(r"[a-z][a-z0-9+]*", parts.scheme) or "://" not in url:
+        raise SettingsError(
+            f'study_storage "{url}" is no URL. Use grpc://HOST:PORT, redis://HOST:PORT, or a database URL as in '
+            "postgresql://USER:$PASSWORD@HOST/NAME."
+        )
+    if parts.password and not re.fullmatch(r"\$(\w+|\{\w+\})", parts.password):
+        raise SettingsError(
+            "study_storage holds a password, which would be written into the run folder. Put the password into an "
+            "environment variable and name it there, as in postgresql://USER:$PASSWORD@HOST/NAME."
+        )
+    return parts.scheme
+
+
+def _journal(file: Path) -> BaseStorage:
+    try:
+        return JournalStorage(Journal(file))
+    except OSError as error:
+        raise RunFolderError(f"The journal {file} cannot be used: {error.strerror}.") from None
+    except DAMAGE as error:
+        raise RunFolderError(
+            f"The journal {file} is damaged: {error or type(error).__name__}. Restore it from a copy."
+        ) from None

@@ -1,0 +1,195 @@
+"""One study on a real Slurm: to the end, and through everything that goes wrong on a cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import tomli_w
+from heretic_journals import SETTINGS, attributes, write_journal
+from real_slurm import Slurm, slurm
+
+from iconoclast.config import Settings, settings_document
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.workers import workers_of
+from iconoclast.search.storage import open_storage
+
+__all__ = ["slurm"]  # the fixture
+
+QUICK = ("--heartbeat", 0.5, "--dead-after", 4)
+"""Workers that are missed soon."""
+
+
+@pytest.fixture
+def config(tiny_settings: Settings, tmp_path: Path) -> Path:
+    file = tmp_path / "settings.toml"
+    document = settings_document(tiny_settings)
+    del document["study_checkpoint_dir"]
+    file.write_text(tomli_w.dumps(document))
+    return file
+
+
+def iconoclast(*arguments: object, fails: bool = False) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "iconoclast.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def finished(run: Path) -> int:
+    """Trials that are done with."""
+    trials = json.loads(iconoclast("cluster", "status", run, "--json"))["trials"]
+    return int(trials["complete"]) + int(trials["pruned"])
+
+
+def some_trials(run: Path, count: int) -> Callable[[], bool]:
+    """Whether there are so many trials: looked up in the summary, which is quick."""
+
+    def there() -> bool:
+        file = run / "batch_summary.json"
+        if not file.is_file():
+            return False
+        summary = json.loads(file.read_text())
+        return bool(summary["completed_trials"] + summary["pruned_trials"] >= count)
+
+    return there
+
+
+def require_whole(run: Path, trials: int) -> None:
+    """The study has exactly these trials, each measured once, and the run its report."""
+    summary = json.loads((run / "batch_summary.json").read_text())
+    assert summary["status"] == "complete" and summary["report"] is not None
+    assert summary["completed_trials"] + summary["pruned_trials"] == trials
+    study = optuna.load_study(study_name="iconoclast", storage=open_storage(run / "iconoclast_study.jsonl"))
+    outcomes = [number for t in study.get_trials() for number in t.user_attrs.get("outcomes", {})]
+    assert sorted(map(int, outcomes)) == sorted(t.number for t in study.get_trials() if t.state.name != "FAIL")
+    assert {t.state.name for t in study.get_trials()} <= {"COMPLETE", "PRUNED", "FAIL"}
+
+
+def no_temporary_files() -> bool:
+    return not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("iconoclast-*-*"))
+
+
+def test_an_array_searches_one_study_to_the_end(slurm: Slurm, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = iconoclast(
+        "cluster", "submit", "--config", config, "--out", run, "--workers", 3, "--n-trials", 40, "--caches", "job",
+        "--max-disk", 1, "--cpus", 1, "--time", "0:30:00", "--array-limit", 3, *QUICK,
+    )  # fmt: skip
+    assert "Submitted job" in said
+    slurm.wait(lambda: not slurm.jobs())
+    require_whole(run, 40)
+    workers = workers_of(RunFolder(run))
+    assert [w.state for w in workers] == ["ended"] * 3
+    assert sum(w.document["trials"] for w in workers) == 40
+    assert sum(w.document["trials"] > 0 for w in workers) > 1
+    assert json.loads((run / "manifest.json").read_text())["starts"]
+    place = run / "cluster" / "submission-1"
+    assert (place / "source" / "iconoclast" / "cli" / "app.py").is_file()
+    assert (place / "iconoclast_config.toml").is_file()
+    assert no_temporary_files()
+    shown = iconoclast("cluster", "status", run)
+    assert "complete, 40 of 40 trials" in shown and "none of its jobs is in it any more" in shown
+    assert "has all its trials" in iconoclast("cluster", "submit", "--config", config, "--out", run, fails=True)
+
+
+def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path, tmp_path: Path) -> None:
+    run, trials = tmp_path / "run", 160
+    arguments = ("cluster", "submit", "--config", config, "--out", run, "--n-trials", trials, *QUICK)
+    iconoclast(*arguments, "--workers", 4)
+    slurm.wait(some_trials(run, 10))
+    (run / "iconoclast_study.jsonl.lock").touch()  # a lock file that nobody holds
+    with (run / "iconoclast_study.jsonl").open("a") as journal:
+        journal.write('{"op_code":4,"worker_')  # as a writer leaves it that dies
+
+    first, second, third, *_ = (w for w in workers_of(RunFolder(run)) if not w.gone)
+    os.kill(first.document["pid"], signal.SIGKILL)
+    slurm("scontrol", "requeue", second.document["job"])
+    slurm("scancel", "--signal=USR2", third.document["job"])  # what Slurm sends before the time is over
+    slurm("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
+    iconoclast(*arguments, "--workers", 1)  # joins late, and when the node is back
+    slurm.wait(some_trials(run, 30))
+    slurm("scontrol", "update", f"NodeName={slurm.node}", "State=RESUME")
+    slurm.wait(lambda: not slurm.jobs())
+    require_whole(run, trials)
+    workers = workers_of(RunFolder(run))
+    states = [w.state for w in workers]
+    assert "lost" in states and "interrupted" in states and states.count("ended") >= 2
+    assert len(workers) > 4
+    assert no_temporary_files()
+
+
+def test_a_cancelled_study_goes_on_where_it_was(slurm: Slurm, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    iconoclast(
+        "cluster", "submit", "--config", config, "--out", run, "--workers", 2, "--n-trials", 100, "--array-limit", 1,
+        *QUICK,
+    )  # fmt: skip
+    slurm.wait(some_trials(run, 4))
+    assert "working on the run" in iconoclast("run", "--config", config, "--out", run, fails=True)
+    assert "Cancelled" in iconoclast("cluster", "cancel", run)
+    slurm.wait(lambda: not slurm.jobs())
+    left = finished(run)
+    assert 4 <= left < 100
+    assert json.loads(iconoclast("cluster", "status", run, "--json"))["trials"]["running"] == 0
+    iconoclast("run", "--config", config, "--out", run, "--n-trials", left + 5)
+    require_whole(run, left + 5)
+
+
+def test_a_script_does_what_a_submission_does(slurm: Slurm, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = iconoclast(
+        "cluster", "script", "--config", config, "--out", run, "--workers", 2, "--n-trials", 60, "--sbatch",
+        "comment=hello", *QUICK,
+    )  # fmt: skip
+    script = Path(said.split("sbatch ", 1)[1].split("\n")[0])
+    assert "--array=0-1" in script.read_text() and "--comment=hello" in script.read_text()
+    assert not slurm.jobs()
+    job = slurm("sbatch", "--parsable", script).strip()
+    slurm.wait(some_trials(run, 4))
+    slurm("scancel", "--signal=USR1", f"{job}_0")  # what Slurm sends before the time is over: queued again
+    slurm.wait(lambda: not slurm.jobs())
+    require_whole(run, 60)
+    assert "interrupted" in {w.state for w in workers_of(RunFolder(run))}
+    assert no_temporary_files()
+
+
+HERETIC = """#!/bin/sh
+mkdir -p checkpoints && cp {journal} checkpoints/model.jsonl
+"""
+
+
+def test_a_sweep_is_one_study_a_settings_file_and_the_peer_beside_it(
+    slurm: Slurm, config: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.toml"
+    second.write_text(config.read_text().replace("seed = 0", "seed = 1"))
+    program = tmp_path / "heretic"
+    journal = write_journal(tmp_path / "study.jsonl", [attributes(), attributes()], SETTINGS)
+    program.write_text(HERETIC.format(journal=journal))
+    program.chmod(0o755)
+    runs = tmp_path / "runs"
+    said = iconoclast(
+        "cluster", "sweep", config, second, "--out", runs, "--sequential", "--n-trials", 6, "--heretic", program, *QUICK
+    )
+    assert said.count("after afterany:") == 3
+    assert len(slurm.jobs()) == 4
+    slurm.wait(lambda: not slurm.jobs())
+    require_whole(runs / "settings", 6)
+    require_whole(runs / "second", 6)
+    table = iconoclast("summarize", runs)
+    assert "heretic" in table
