@@ -28,7 +28,8 @@ QUICK = ("--heartbeat", 0.5, "--dead-after", 4)
 @pytest.fixture
 def config(tiny_settings: Settings, tmp_path: Path) -> Path:
     file = tmp_path / "settings.toml"
-    document = settings_document(tiny_settings)
+    slow = {"max_response_length": 160, "max_benign_response_length": 60}  # a batch takes a third of a second
+    document = settings_document(tiny_settings) | slow
     del document["study_checkpoint_dir"]
     file.write_text(tomli_w.dumps(document))
     return file
@@ -108,7 +109,7 @@ def test_an_array_searches_one_study_to_the_end(slurm: Slurm, config: Path, tmp_
 
 
 def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path, tmp_path: Path) -> None:
-    run, trials = tmp_path / "run", 160
+    run, trials = tmp_path / "run", 100
     arguments = ("cluster", "submit", "--config", config, "--out", run, "--n-trials", trials, *QUICK)
     iconoclast(*arguments, "--workers", 4)
     slurm.wait(some_trials(run, 10))
@@ -136,7 +137,7 @@ def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path,
 def test_a_cancelled_study_goes_on_where_it_was(slurm: Slurm, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     iconoclast(
-        "cluster", "submit", "--config", config, "--out", run, "--workers", 2, "--n-trials", 100, "--array-limit", 1,
+        "cluster", "submit", "--config", config, "--out", run, "--workers", 2, "--n-trials", 60, "--array-limit", 1,
         *QUICK,
     )  # fmt: skip
     slurm.wait(some_trials(run, 4))
@@ -144,7 +145,7 @@ def test_a_cancelled_study_goes_on_where_it_was(slurm: Slurm, config: Path, tmp_
     assert "Cancelled" in iconoclast("cluster", "cancel", run)
     slurm.wait(lambda: not slurm.jobs())
     left = finished(run)
-    assert 4 <= left < 100
+    assert 4 <= left < 60
     assert json.loads(iconoclast("cluster", "status", run, "--json"))["trials"]["running"] == 0
     iconoclast("run", "--config", config, "--out", run, "--n-trials", left + 5)
     require_whole(run, left + 5)
@@ -153,7 +154,7 @@ def test_a_cancelled_study_goes_on_where_it_was(slurm: Slurm, config: Path, tmp_
 def test_a_script_does_what_a_submission_does(slurm: Slurm, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = iconoclast(
-        "cluster", "script", "--config", config, "--out", run, "--workers", 2, "--n-trials", 60, "--sbatch",
+        "cluster", "script", "--config", config, "--out", run, "--workers", 2, "--n-trials", 40, "--sbatch",
         "comment=hello", *QUICK,
     )  # fmt: skip
     script = Path(said.split("sbatch ", 1)[1].split("\n")[0])
@@ -163,7 +164,7 @@ def test_a_script_does_what_a_submission_does(slurm: Slurm, config: Path, tmp_pa
     slurm.wait(some_trials(run, 4))
     slurm("scancel", "--signal=USR1", f"{job}_0")  # what Slurm sends before the time is over: queued again
     slurm.wait(lambda: not slurm.jobs())
-    require_whole(run, 60)
+    require_whole(run, 40)
     assert "interrupted" in {w.state for w in workers_of(RunFolder(run))}
     assert no_temporary_files()
 
@@ -179,7 +180,7 @@ def test_a_sweep_is_one_study_a_settings_file_and_the_peer_beside_it(
     second = tmp_path / "second.toml"
     second.write_text(config.read_text().replace("seed = 0", "seed = 1"))
     program = tmp_path / "heretic"
-    journal = write_journal(tmp_path / "study.jsonl", [attributes(), attributes()], SETTINGS)
+    journal = write_journal(tmp_path / "study.jsonl", [attributes(1, base_refusals=2, n_bad_prompts=2)] * 6, SETTINGS)
     program.write_text(HERETIC.format(journal=journal))
     program.chmod(0o755)
     runs = tmp_path / "runs"

@@ -103,7 +103,8 @@ def heretic_settings(settings: Settings, prompts: Prompts, folder: Path) -> dict
 
 def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -> dict[str, Any]:
     """What batch_summary.json says of a heretic study: as heretic measured it."""
-    count = len(prompts.target_evaluation)
+    first = study.trials[0]
+    count = first.prompts or len(prompts.target_evaluation)
 
     def measured(refusals: int, divergence: float) -> dict[str, Any]:
         return {
@@ -116,7 +117,6 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
     for trial in sorted(study.trials, key=lambda trial: (trial.refusals, trial.kl_divergence)):
         if not front or trial.kl_divergence < front[-1].kl_divergence:
             front.append(trial)
-    base = study.trials[0].base_refusals
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": "heretic",
@@ -126,7 +126,7 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
         "seed": settings.seed,
         "completed_trials": len(study.trials),
         "prompts": prompts.document(),
-        "base_metrics": measured(0 if base is None else base, 0.0),
+        "base_metrics": measured(first.base_refusals or 0, 0.0),
         "best_trial": study.best(settings.kl_divergence_target).number,
         "pareto_trials": [{"index": t.number, **measured(t.refusals, t.kl_divergence)} for t in front],
         "report": None,
