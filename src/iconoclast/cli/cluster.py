@@ -8,13 +8,14 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from iconoclast.cli.console import err, out, quiet_libraries, shown_progress
+from iconoclast.cli.console import err, interruptible, out, quiet_imports, quiet_libraries, shown_progress
 from iconoclast.cli.flags import with_settings
 from iconoclast.config import load_settings
 from iconoclast.errors import SettingsError
@@ -100,6 +101,37 @@ def _jobs(
     return JobOptions(**options, time=minutes(time), max_disk=max_disk, extra=extra), work_options
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a job of a submission runs: picklable, and asked by submitit what is to be run when the time is over."""
+
+    run: Path
+    options: Any
+
+    def __call__(self) -> str:
+        """Take part in the run; what became of it."""
+        from iconoclast.cluster.work import TimeUp
+        from iconoclast.cluster.work import work as take_part
+        from iconoclast.runs.folder import RunFolder
+
+        quiet_imports()
+        quiet_libraries()
+        try:
+            with interruptible(), shown_progress() as progress:
+                take_part(RunFolder(self.run), progress, self.options)
+        except TimeUp:
+            raise
+        except KeyboardInterrupt:
+            return "interrupted"
+        return "done"
+
+    def checkpoint(self) -> Any:
+        """The same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 @cluster_app.command()
 @with_job_options
 @with_settings
@@ -119,13 +151,17 @@ def submit(
     """
     from iconoclast.cluster.submit import prepared
     from iconoclast.cluster.submit import submit as submit_run
+    from iconoclast.cluster.work import is_done
 
     quiet_libraries()
+    options, work_options = jobs
     folder = prepared(_settings(flags, config, model, out_folder))
-    number = submit_run(folder, *jobs)
+    if is_done(folder):
+        raise SettingsError(f"{folder.path} has all its trials. Ask for more with --n-trials.")
+    number = submit_run(folder, options, Work(folder.path, work_options))
     print_lines(
         out,
-        f"Submitted job {number}: {jobs[0].workers} workers on {folder.path}.",
+        f"Submitted job {number}: {options.workers} workers on {folder.path}.",
         f"How it stands: iconoclast cluster status {folder.path}",
         f"End it, to go on later: iconoclast cluster cancel {folder.path}",
     )
@@ -169,16 +205,21 @@ def sweep(
     jobs: Any,
 ) -> None:
     """Submit one study for every settings file. `iconoclast summarize` makes the table of them."""
+    from iconoclast.cluster.peer import HereticJob
     from iconoclast.cluster.submit import prepared
     from iconoclast.cluster.submit import sweep as sweep_runs
 
     quiet_libraries()
+    options, work_options = jobs
     if heretic is not None and not os.access(heretic, os.X_OK):
         raise SettingsError(f"{heretic} is no program. Give the path of heretic in its own environment.")
     folders = [prepared(_settings(dict(flags), config, None, out_folder / config.stem)) for config in configs]
-    runs = [(folder, peer) for folder in folders for peer in ((None, heretic.absolute()) if heretic else (None,))]
+    runs: list[tuple[Any, Any]] = []
+    for folder in folders:
+        runs.append((folder, Work(folder.path, work_options)))
+        runs += [(folder, HereticJob(folder.path, heretic.absolute()))] if heretic else []
     with shown_progress() as progress:
-        sweep_runs(runs, jobs[0], jobs[1], sequential, progress)
+        sweep_runs(runs, options, sequential, progress)
     print_lines(out, f"When they have ended: iconoclast summarize {out_folder}")
 
 

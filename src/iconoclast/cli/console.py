@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from iconoclast.errors import RunFolderError
 from iconoclast.reports.text import print_lines
@@ -33,6 +34,17 @@ def program() -> str:
     """How the user can call this program: by its name, or by its path where the name is not found."""
     called = Path(sys.argv[0])
     return "iconoclast" if shutil.which("iconoclast") or called.name != "iconoclast" else os.path.relpath(called)
+
+
+WIDEST = 10_000
+"""Columns that a table can take where there is no terminal."""
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; elsewhere as wide as it is, so that scripts find a row in a line."""
+    if not out.is_terminal:
+        table.width = out.measure(table, options=out.options.update_width(WIDEST)).maximum
+    out.print(table, soft_wrap=not out.is_terminal)
 
 
 class RichProgress:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
+from iconoclast.cli.console import out, print_table, quiet_libraries, require_writable, shown_progress
 from iconoclast.config import load_settings
 from iconoclast.errors import MeasurementError, RunFolderError
 from iconoclast.reports.text import print_lines
@@ -47,11 +47,13 @@ def list_action(folder: Path) -> None:
     table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
         table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
+    damaged: list[str] = []
     for run in _runs(folder):
         try:
             status = status_of(run)
         except RunFolderError as error:
-            table.add_row(_short(run.path, folder), "", "damaged", "", "", "", "", "", str(error)[:60])
+            table.add_row(_short(run.path, folder), "", "damaged")
+            damaged.append(str(error))
             continue
         best: dict[str, Any] = status["best"] or {}
         table.add_row(
@@ -67,7 +69,8 @@ def list_action(folder: Path) -> None:
         )
     if not table.rows:
         raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
-    out.print(table)
+    print_table(table)
+    print_lines(out, *damaged)
 
 
 def status_of(folder: RunFolder) -> dict[str, Any]:

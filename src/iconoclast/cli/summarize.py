@@ -4,15 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.table import Table
-
-from iconoclast.cli.console import out
+from iconoclast.cli.console import out, print_table
 from iconoclast.errors import RunFolderError
 from iconoclast.reports.summaries import Summary, read_summaries, summary_document, summary_markdown, summary_tables
 from iconoclast.reports.text import print_lines
-
-WIDEST = 10_000
-"""Columns that a table can take where there is no terminal."""
 
 
 def summarize_action(paths: Sequence[Path], json: Path | None, markdown: Path | None) -> None:
@@ -54,12 +49,5 @@ def _writing(file: Path) -> Iterator[None]:
 def _print(summaries: Sequence[Summary]) -> None:
     tables, lines = summary_tables(summaries)
     for table in tables:
-        _print_table(table)
+        print_table(table)
     print_lines(out, *lines)
-
-
-def _print_table(table: Table) -> None:
-    """As wide as the terminal; elsewhere as wide as it is, so that scripts find a row in a line."""
-    if not out.is_terminal:
-        table.width = out.measure(table, options=out.options.update_width(WIDEST)).maximum
-    out.print(table, soft_wrap=not out.is_terminal)

@@ -4,8 +4,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import tomli_w
 import iconoclast
 from iconoclast.cluster.peer import HereticJob
 from iconoclast.cluster.slurm import SIGNAL_DELAY, ClusterError, JobOptions, script
-from iconoclast.cluster.work import TimeUp, WorkOptions, is_done, work
+from iconoclast.cluster.work import WorkOptions
 from iconoclast.config import Settings, settings_document
 from iconoclast.errors import RunFolderError
 from iconoclast.models.loading import resolve
@@ -28,35 +28,6 @@ SUBMISSION = "submission.json"
 
 REQUEUES = 1000
 """How often a job whose time is over is queued again; a run ends when it has its trials."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a job of a submission runs: picklable, and asked by submitit what is to be run when the time is over."""
-
-    run: Path
-    options: WorkOptions
-
-    def __call__(self) -> str:
-        """Take part in the run; what became of it."""
-        from iconoclast.cli.console import RichProgress, interruptible, quiet_imports, quiet_libraries
-
-        quiet_imports()
-        quiet_libraries()
-        try:
-            with interruptible():
-                work(RunFolder(self.run), RichProgress(), self.options)
-        except TimeUp:
-            raise
-        except KeyboardInterrupt:
-            return "interrupted"
-        return "done"
-
-    def checkpoint(self) -> Any:
-        """The same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def prepared(settings: Settings) -> RunFolder:
@@ -77,26 +48,22 @@ def prepared(settings: Settings) -> RunFolder:
     return RunFolder(folder.path.absolute())
 
 
-def submit(folder: RunFolder, options: JobOptions, work_options: WorkOptions, heretic: Path | None = None) -> str:
-    """Submit the workers of a prepared run as a job array; the array's number.
+def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> str:
+    """Submit a job array for a prepared run; the array's number.
 
     Args:
         folder: the run.
         options: what the jobs ask for.
-        work_options: how each takes part.
-        heretic: the peer tool's program: the job runs it with the same prompts, in a run folder of its own.
+        task: what each of them runs: picklable, and with a method `checkpoint` if it can be queued again.
 
     Raises:
         ClusterError: there is no Slurm here, or it does not take the jobs.
-        RunFolderError: the run is complete.
     """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ClusterError("There is no sbatch here. Use a machine of the cluster where jobs can be submitted.")
-    if heretic is None and is_done(folder):
-        raise RunFolderError(f"{folder.path} has all its trials. Ask for more with --n-trials.")
     place = stage(folder)
     executor = SlurmExecutor(place / "jobs", max_num_timeout=REQUEUES)
     executor.update_parameters(
@@ -108,16 +75,14 @@ def submit(folder: RunFolder, options: JobOptions, work_options: WorkOptions, he
         setup=options.setup(place / "source"),
         additional_parameters={"requeue": True, **options.parameters()},
     )
-    task: Any = Work(folder.path, work_options) if heretic is None else HereticJob(folder.path, heretic)
-    workers = options.workers if heretic is None else 1
     try:
         with executor.batch():
-            jobs = [executor.submit(task) for _ in range(workers)]
+            jobs = [executor.submit(task) for _ in range(options.workers)]
     except (FailedJobError, FailedSubmissionError) as error:
         shutil.rmtree(place)
         raise ClusterError(f"Slurm does not take the jobs: {_reason(error)}") from None
     number = str(jobs[0].job_id).partition("_")[0]
-    document = {"job": number, "workers": workers, "submitted": time.time(), "options": asdict(options)}
+    document = {"job": number, "workers": options.workers, "submitted": time.time(), "options": asdict(options)}
     write_json(place / SUBMISSION, portable(json.loads(json.dumps(document, default=str))))
     return number
 
@@ -156,28 +121,24 @@ def submissions(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def sweep(
-    runs: Sequence[tuple[RunFolder, Path | None]],
-    options: JobOptions,
-    work_options: WorkOptions,
-    sequential: bool,
-    progress: Progress,
+    runs: Sequence[tuple[RunFolder, Callable[[], Any]]], options: JobOptions, sequential: bool, progress: Progress
 ) -> None:
     """Submit many runs; with `sequential` each begins when the one before has ended, however it did.
 
     Args:
-        runs: prepared runs, or folders for the peer tool with its program.
-        options: what the jobs ask for.
-        work_options: how each takes part.
+        runs: prepared runs, and what their jobs run.
+        options: what the jobs ask for; the peer tool is one job always.
         sequential: whether the runs follow one another: one model at a time on the disk.
         progress: told what was submitted.
     """
     before: str | None = None
-    for folder, heretic in runs:
-        asked = options
+    for folder, task in runs:
+        asked = replace(options, workers=1) if isinstance(task, HereticJob) else options
         if sequential and before is not None:
-            asked = JobOptions(**{**options.__dict__, "dependency": f"afterany:{before}"})
-        before = submit(folder, asked, work_options, heretic)
-        progress.note(f"{folder.path}: job {before}" + (f", after {asked.dependency}" if asked.dependency else ""))
+            asked = replace(asked, dependency=f"afterany:{before}")
+        before = submit(folder, asked, task)
+        name = task.folder if isinstance(task, HereticJob) else folder.path
+        progress.note(f"{name}: job {before}" + (f", {asked.dependency}" if asked.dependency else ""))
 
 
 def _reason(error: Exception) -> str:

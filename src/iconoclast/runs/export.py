@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
+from safetensors import SafetensorError
 
 from iconoclast.config import Settings, settings_document
 from iconoclast.directions.estimators import Directions
@@ -27,7 +28,7 @@ from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
-from iconoclast.runs.folder import RunFolder, portable, public, write_json
+from iconoclast.runs.folder import RunFolder, disk_trouble, portable, public, write_json
 from iconoclast.runs.manifest import SUMS, packages, sums
 from iconoclast.runs.pipeline import (
     choose_trial,
@@ -303,6 +304,10 @@ def _appearing(to: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o644)  # some libraries write files that only their owner can read
         unfinished.replace(to)
+    except (OSError, SafetensorError) as error:
+        if (reason := disk_trouble(error)) is None:
+            raise
+        raise RunFolderError(f"The export folder {to} cannot be written: {reason}. Nothing was left there.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

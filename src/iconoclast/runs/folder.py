@@ -1,5 +1,6 @@
 """The run folder: what a run leaves behind, every file whole or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -129,10 +130,7 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        try:
-            write_whole(self.config, tomli_w.dumps(portable(settings_document(settings))).encode())
-        except OSError as error:
-            raise self._unwritable(error) from None
+        write_whole(self.config, tomli_w.dumps(portable(settings_document(settings))).encode())
 
     @contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
@@ -323,20 +321,41 @@ def _exists(value: str) -> bool:
     return Path(value).exists() or Path(value.split(" ", 1)[0]).exists()
 
 
+def disk_trouble(error: Exception) -> str | None:
+    """What is wrong with a disk, if an error says that something is: full, over its quota, read-only, broken."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in codes else None
+    return next(
+        (reason for reason in map(os.strerror, codes) if reason in str(error)), None
+    )  # safetensors says it in words
+
+
 def write_json(file: Path, document: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
     write_whole(file, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Replace `file` by `content` in one step: a crash leaves the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    """Replace `file` by `content` in one step: a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        RunFolderError: it cannot be written; what was there before still is.
+    """
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
+        temporary.chmod(0o644)
+        temporary.replace(file)
+    except OSError as error:
+        raise RunFolderError(
+            f"{file} cannot be written: {error.strerror}. What was finished is kept. Mend that, then give the same command again."
+        ) from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

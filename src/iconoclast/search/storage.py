@@ -66,14 +66,14 @@ class Journal(BaseJournalBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append operations, all of them or none; Optuna's interface."""
         content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._lock, self._file.open("rb+") as file:
+        with self._lock, self._file.open("rb+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end:
                 file.seek(end - 1)
                 content = content if file.read(1) == b"\n" else b"\n" + content
             try:
-                file.write(content)
-                file.flush()
+                while content:
+                    content = content[file.write(content) :]
                 os.fsync(file.fileno())
             except OSError as error:
                 file.truncate(end)

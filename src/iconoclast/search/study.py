@@ -222,13 +222,14 @@ class Study:
     def _kept(self, crew: Crew | None) -> Iterator[list[optuna.Trial]]:
         """A batch of trials; if it is not measured to the end, the others of the crew can have it."""
         batch: list[optuna.Trial] = []
+        done = False
         try:
             yield batch
-        except BaseException:
-            for trial in batch if crew else ():
+            done = True
+        finally:
+            for trial in () if done else batch:
                 if self._is_ours(trial, crew):
                     self._hand_back(trial._trial_id)
-            raise
 
     def _outcomes(self) -> dict[int, Outcome]:
         """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""

@@ -1,0 +1,64 @@
+"""Runs of many processes in tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import tomli_w
+
+from iconoclast.config import Settings, settings_document
+from iconoclast.search.storage import open_storage
+
+
+@pytest.fixture
+def config(tiny_settings: Settings, tmp_path: Path) -> Path:
+    file = tmp_path / "settings.toml"
+    slow = {"max_response_length": 160, "max_benign_response_length": 60}  # a batch takes a third of a second
+    document = settings_document(tiny_settings) | slow
+    del document["study_checkpoint_dir"]
+    file.write_text(tomli_w.dumps(document))
+    return file
+
+
+def iconoclast(*arguments: object, fails: bool = False, wait: bool = True, **variables: str) -> Any:
+    """What a command prints; without `wait`, its process."""
+    command = [sys.executable, "-m", "iconoclast.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    if not wait:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, timeout=300, check=False
+    )
+    assert (done.returncode != 0) == fails, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def some_trials(run: Path, count: int) -> Callable[[], bool]:
+    """Whether there are so many trials: looked up in the summary, which is quick."""
+
+    def there() -> bool:
+        file = run / "batch_summary.json"
+        if not file.is_file():
+            return False
+        summary = json.loads(file.read_text())
+        return bool(summary["completed_trials"] + summary["pruned_trials"] >= count)
+
+    return there
+
+
+def require_whole(run: Path, trials: int) -> None:
+    """The study has exactly these trials, each measured once, and the run its report."""
+    summary = json.loads((run / "batch_summary.json").read_text())
+    assert summary["status"] == "complete" and summary["report"] is not None
+    assert summary["completed_trials"] + summary["pruned_trials"] == trials
+    study = optuna.load_study(study_name="iconoclast", storage=open_storage(run / "iconoclast_study.jsonl"))
+    outcomes = [number for t in study.get_trials() for number in t.user_attrs.get("outcomes", {})]
+    assert sorted(map(int, outcomes)) == sorted(t.number for t in study.get_trials() if t.state.name != "FAIL")
+    assert {t.state.name for t in study.get_trials()} <= {"COMPLETE", "PRUNED", "FAIL"}
