@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 import tomli_w
+from entry_point import iconoclast
 
 from iconoclast.config import Settings, settings_document
 from iconoclast.search.storage import open_storage
@@ -26,18 +26,17 @@ def config(tiny_settings: Settings, tmp_path: Path) -> Path:
     return file
 
 
-def iconoclast(*arguments: object, fails: bool = False, wait: bool = True, **variables: str) -> Any:
-    """What a command prints; without `wait`, its process."""
+def said(*arguments: object, fails: bool = False) -> str:
+    """What a command prints, called in this process."""
+    done = iconoclast(*arguments)
+    assert (done.code != 0) == fails, done.err + done.out
+    return done.out + done.err
+
+
+def started(*arguments: object) -> subprocess.Popen[bytes]:
+    """A command as a process of its own."""
     command = [sys.executable, "-m", "iconoclast.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    if not wait:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, timeout=300, check=False
-    )
-    assert (done.returncode != 0) == fails, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def some_trials(run: Path, count: int) -> Callable[[], bool]:

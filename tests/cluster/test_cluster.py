@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_runs import config, iconoclast, require_whole, some_trials
+from cluster_runs import config, require_whole, said, some_trials, started
 
 from iconoclast.cluster.local import shares
 from iconoclast.cluster.slurm import JobOptions, minutes, script
@@ -101,7 +101,7 @@ def test_a_worker_that_fills_its_disk_is_stopped(tmp_path: Path) -> None:
 def test_several_processes_of_this_machine_share_a_run(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("run", "--config", config, "--out", run, "--workers", 2, "--n-trials", 40)
-    process = iconoclast(*arguments, wait=False)
+    process = started(*arguments)
     end = time.monotonic() + 120
     while not some_trials(run, 4)():
         assert time.monotonic() < end and process.poll() is None
@@ -109,8 +109,8 @@ def test_several_processes_of_this_machine_share_a_run(config: Path, tmp_path: P
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert {w.state for w in workers_of(RunFolder(run))} == {"interrupted"}
-    said = iconoclast(*arguments)
-    assert "complete, 40 of 40 trials" in said
+    printed = said(*arguments)
+    assert "complete, 40 of 40 trials" in printed
     require_whole(run, 40)
     assert len(workers_of(RunFolder(run))) == 4
 
@@ -121,15 +121,15 @@ def test_a_run_whose_workers_all_fail_says_why(config: Path, tmp_path: Path) -> 
     run = tmp_path / "run"
     run.mkdir()
     (run / "workers").write_text("a file where a folder must be")
-    said = iconoclast("run", "--config", config, "--out", run, "--workers", 2, fails=True)
-    assert "No worker came to the end" in said and "cannot be used" in said
+    printed = said("run", "--config", config, "--out", run, "--workers", 2, fails=True)
+    assert "No worker came to the end" in printed and "cannot be used" in printed
 
 
-def test_without_slurm_the_commands_say_so(config: Path, tmp_path: Path) -> None:
+def test_without_slurm_the_commands_say_so(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    variables = {"PATH": "/nowhere"}
-    said = iconoclast("cluster", "submit", "--config", config, "--out", run, fails=True, **variables)
-    assert "There is no sbatch here" in said
-    assert "The queue is not known" not in iconoclast("cluster", "status", run, **variables)  # nothing was submitted
-    said = iconoclast("cluster", "submit", "--config", config, "--time", "soon", "--out", run, fails=True)
-    assert 'Error: --time "soon" is no time' in said
+    monkeypatch.setenv("PATH", "/nowhere")
+    printed = said("cluster", "submit", "--config", config, "--out", run, fails=True)
+    assert "There is no sbatch here" in printed
+    assert "The queue is not known" not in said("cluster", "status", run)  # nothing was submitted
+    printed = said("cluster", "submit", "--config", config, "--time", "soon", "--out", run, fails=True)
+    assert 'Error: --time "soon" is no time' in printed

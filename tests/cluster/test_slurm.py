@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_runs import config, iconoclast, require_whole, some_trials
+from cluster_runs import config, require_whole, said, some_trials
 from heretic_journals import SETTINGS, attributes, write_journal
 from real_slurm import Slurm, slurm
 
@@ -21,7 +21,7 @@ QUICK = ("--heartbeat", 0.5, "--dead-after", 4)
 
 def finished(run: Path) -> int:
     """Trials that are done with."""
-    trials = json.loads(iconoclast("cluster", "status", run, "--json"))["trials"]
+    trials = json.loads(said("cluster", "status", run, "--json"))["trials"]
     return int(trials["complete"]) + int(trials["pruned"])
 
 
@@ -33,11 +33,11 @@ def scratch(tmp_path: Path) -> Path:
 
 def test_an_array_searches_one_study_to_the_end(slurm: Slurm, config: Path, tmp_path: Path, scratch: Path) -> None:
     run = tmp_path / "run"
-    said = iconoclast(
+    printed = said(
         "cluster", "submit", "--config", config, "--out", run, "--workers", 3, "--n-trials", 40, "--caches", "job",
         "--scratch", scratch, "--max-disk", 1, "--cpus", 1, "--time", "0:30:00", "--array-limit", 3, *QUICK,
     )  # fmt: skip
-    assert "Submitted job" in said
+    assert "Submitted job" in printed
     slurm.wait(lambda: not slurm.jobs())
     require_whole(run, 40)
     workers = workers_of(RunFolder(run))
@@ -49,9 +49,9 @@ def test_an_array_searches_one_study_to_the_end(slurm: Slurm, config: Path, tmp_
     assert (place / "source" / "iconoclast" / "cli" / "app.py").is_file()
     assert (place / "iconoclast_config.toml").is_file()
     assert list(scratch.iterdir()) == []
-    shown = iconoclast("cluster", "status", run)
+    shown = said("cluster", "status", run)
     assert "complete, 40 of 40 trials" in shown and "none of its jobs is in it any more" in shown
-    assert "has all its trials" in iconoclast("cluster", "submit", "--config", config, "--out", run, fails=True)
+    assert "has all its trials" in said("cluster", "submit", "--config", config, "--out", run, fails=True)
 
 
 def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path, tmp_path: Path, scratch: Path) -> None:
@@ -69,7 +69,7 @@ def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path,
         scratch,
         *QUICK,
     )
-    iconoclast(*arguments, "--workers", 4)
+    said(*arguments, "--workers", 4)
     slurm.wait(some_trials(run, 10))
     (run / "iconoclast_study.jsonl.lock").touch()  # a lock file that nobody holds
     with (run / "iconoclast_study.jsonl").open("a") as journal:
@@ -80,7 +80,7 @@ def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path,
     slurm("scontrol", "requeue", second.document["job"])
     slurm("scancel", "--signal=USR2", third.document["job"])  # what Slurm sends before the time is over
     slurm("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
-    iconoclast(*arguments, "--workers", 1)  # joins late, and when the node is back
+    said(*arguments, "--workers", 1)  # joins late, and when the node is back
     slurm.wait(some_trials(run, 30))
     slurm("scontrol", "update", f"NodeName={slurm.node}", "State=RESUME")
     slurm.wait(lambda: not slurm.jobs())
@@ -94,28 +94,28 @@ def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path,
 
 def test_a_cancelled_study_goes_on_where_it_was(slurm: Slurm, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    iconoclast(
+    said(
         "cluster", "submit", "--config", config, "--out", run, "--workers", 2, "--n-trials", 400, "--array-limit", 1,
         *QUICK,
     )  # fmt: skip
     slurm.wait(some_trials(run, 4))
-    assert "working on the run" in iconoclast("run", "--config", config, "--out", run, fails=True)
-    assert "Cancelled" in iconoclast("cluster", "cancel", run)
+    assert "working on the run" in said("run", "--config", config, "--out", run, fails=True)
+    assert "Cancelled" in said("cluster", "cancel", run)
     slurm.wait(lambda: not slurm.jobs())
     left = finished(run)
     assert 4 <= left < 400
-    assert json.loads(iconoclast("cluster", "status", run, "--json"))["trials"]["running"] == 0
-    iconoclast("run", "--config", config, "--out", run, "--n-trials", left + 5)
+    assert json.loads(said("cluster", "status", run, "--json"))["trials"]["running"] == 0
+    said("run", "--config", config, "--out", run, "--n-trials", left + 5)
     require_whole(run, left + 5)
 
 
 def test_a_script_does_what_a_submission_does(slurm: Slurm, config: Path, tmp_path: Path, scratch: Path) -> None:
     run = tmp_path / "run"
-    said = iconoclast(
+    printed = said(
         "cluster", "script", "--config", config, "--out", run, "--workers", 2, "--n-trials", 40, "--sbatch",
         "comment=hello", "--scratch", scratch, *QUICK,
     )  # fmt: skip
-    script = Path(said.split("sbatch ", 1)[1].split("\n")[0])
+    script = Path(printed.split("sbatch ", 1)[1].split("\n")[0])
     assert "--array=0-1" in script.read_text() and "--comment=hello" in script.read_text()
     assert not slurm.jobs()
     job = slurm("sbatch", "--parsable", script).strip()
@@ -142,13 +142,13 @@ def test_a_sweep_is_one_study_a_settings_file_and_the_peer_beside_it(
     program.write_text(HERETIC.format(journal=journal))
     program.chmod(0o755)
     runs = tmp_path / "runs"
-    said = iconoclast(
+    printed = said(
         "cluster", "sweep", config, second, "--out", runs, "--sequential", "--n-trials", 6, "--heretic", program, *QUICK
     )
-    assert said.count(", afterany:") == 3
+    assert printed.count(", afterany:") == 3
     assert len(slurm.jobs()) == 4
     slurm.wait(lambda: not slurm.jobs())
     require_whole(runs / "settings", 6)
     require_whole(runs / "second", 6)
-    table = iconoclast("summarize", runs)
+    table = said("summarize", runs)
     assert "heretic" in table

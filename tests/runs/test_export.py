@@ -130,7 +130,7 @@ def test_an_export_that_fails_leaves_nothing(finished: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "save_merged", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunFolderError, match="No space left"):
         export_run(finished, "best", "merged", tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -552,18 +552,17 @@ def test_a_process_that_was_taken_for_lost_does_not_count_its_trials_again(tmp_p
 
 def test_trials_that_too_many_have_asked_for_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, other = opened(tmp_path), opened(tmp_path)
-    ask = study.study.ask
+    crew, faster = Shared("a", 1), Shared("b")
+    claimed = study._claimed
 
-    def raced() -> Any:  # another process is always a little faster
-        trial = other.study.ask()
-        trial.set_user_attr("worker", "b")
-        return ask()
+    def raced(crew: Shared) -> int:  # another process is always a little faster
+        other._claimed(faster)
+        return claimed(crew)
 
-    monkeypatch.setattr(study.study, "ask", raced)
-    crew = Shared("a", lost=[])
+    monkeypatch.setattr(study, "_claimed", raced)
     crew._meanwhile = lambda: (monkeypatch.undo(), setattr(crew, "_lost", ["b"]))[0]
     study.run(TOTAL, Recorder(), OBJECTIVE, crew=crew)
     assert study.finished == TOTAL == len(study.trials())
-    assert "RUNNING" not in states(study)
+    assert "RUNNING" not in states(study) and "FAIL" in states(study)
     run(opened(tmp_path), TOTAL + 4)
     assert opened(tmp_path).finished == TOTAL + 4

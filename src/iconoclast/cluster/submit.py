@@ -92,8 +92,10 @@ def write_script(folder: RunFolder, options: JobOptions, work_options: WorkOptio
     place = stage(folder)
     (folder.cluster / "logs").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "iconoclast.cli", "cluster", "work", str(folder.path)]
-    if work_options.max_disk:
-        command += ["--max-disk", f"{work_options.max_disk / 1e9:g}"]
+    defaults = WorkOptions()
+    for name in ("max_disk", "heartbeat", "dead_after"):
+        if (value := getattr(work_options, name)) != getattr(defaults, name):
+            command += [f"--{name.replace('_', '-')}", f"{value / 1e9 if name == 'max_disk' else value:g}"]
     file = place / "work.sbatch"
     text = script(folder.path, place / "source", options, command, f"iconoclast-{folder.path.name}")
     write_whole(file, text.encode())

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.measure import Bounds, Scores
@@ -278,16 +278,25 @@ class Study:
         share = min(self.batch, -(-together // max(1, crew.size())))
         batch: list[optuna.Trial] = []
         for _ in range(share):
-            asked = self.study.ask()
+            claimed = self._claimed(crew)
             with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
-                asked.set_user_attr(OWNER, crew.name)
-                if asked.number >= _limit(n_trials, self.study.get_trials(deepcopy=False)[: asked.number]):
-                    self.study.tell(
-                        asked.number, state=TrialState.FAIL
-                    )  # others have asked for the last ones meanwhile
+                number = self.study._storage.get_trial_number_from_id(claimed)
+                if number >= _limit(n_trials, self.study.get_trials(deepcopy=False)[:number]):
+                    # Others have asked for the last ones meanwhile.
+                    self.study.tell(number, state=TrialState.FAIL)
                     break
-                batch.append(self._ask(asked.number, asked._trial_id))
+                batch.append(self._ask(number, claimed))
         return batch
+
+    def _claimed(self, crew: Crew) -> int:
+        """A trial that was handed back, or a new one, with our name on it: its id."""
+        trial_id = self.study._pop_waiting_trial_id()
+        if trial_id is not None:
+            with suppress(UpdateFinishedTrialError):
+                self.study._storage.set_trial_user_attr(trial_id, OWNER, crew.name)
+            return trial_id
+        ours = create_trial(state=TrialState.RUNNING, user_attrs={OWNER: crew.name})
+        return self.study._storage.create_new_trial(self.study._study_id, template_trial=ours)
 
     def _is_ours(self, trial: optuna.Trial, crew: Crew | None) -> bool:
         """Whether a trial is still to be measured, and by us."""
