@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ class Worker:
     def size(self) -> int:
         return self.count
 
-    def lost(self, name: str) -> bool:
-        return False
+    def lost(self, names: Collection[str]) -> set[str]:
+        return set()
 
     def wait(self) -> None:
         time.sleep(0.05)

@@ -68,6 +68,8 @@ def trials_of(folder: Path) -> int:
 def test_a_run_without_a_terminal_ends_by_itself_and_shows_what_it_found(config: Path, tmp_path: Path) -> None:
     done = finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 3)
     assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert [line.split("  ", 1)[1] for line in log if line] == done.stderr.splitlines()[: len(log)]
     assert "Pareto front" in done.stdout and "batch_summary.json" in done.stdout
     assert "Ready for trials after" in done.stderr and "noise floor" in done.stderr
     assert trials_of(tmp_path / "run") == 3

@@ -42,7 +42,7 @@ def test_a_script_is_valid_and_quotes_what_it_is_given(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
     assert "#SBATCH --partition='a b'" in text and "#SBATCH --array=0-3%2" in text
     assert f"srun --unbuffered python -m x '{run}'" in text
-    assert "HF_HUB_OFFLINE" not in text and "HF_HUB_OFFLINE" in script(run, run, JobOptions(), ["x"], "n")
+    assert "export HF_HUB_OFFLINE" not in text and "export HF_HUB_OFFLINE" in script(run, run, JobOptions(), ["x"], "n")
 
 
 def test_the_temporary_folder_of_a_job_is_removed_however_it_ends(tmp_path: Path) -> None:
@@ -68,16 +68,16 @@ def test_workers_are_known_by_their_signs_of_life(tmp_path: Path) -> None:
     with one.alive():
         with two.alive():
             two.says("working", trials=3)
-            assert one.size() == 2 and not one.lost(two.name)
+            assert one.size() == 2 and not one.lost([two.name])
             time.sleep(1.2)
-            assert not one.lost(two.name)  # its heart goes on beating
-        assert one.lost(two.name) and one.size() == 1
-        assert one.lost("somebody else") and not one.lost(one.name)
+            assert not one.lost([two.name])  # its heart goes on beating
+        assert one.lost([two.name]) and one.size() == 1
+        assert one.lost(["somebody else", one.name]) == {"somebody else"}
         os.utime(two.file, (time.time() - 5,) * 2)
         document = json.loads(two.file.read_text())
         two.file.write_text(json.dumps({**document, "state": "working"}))
         os.utime(two.file, (time.time() - 5,) * 2)
-        assert one.lost(two.name)
+        assert one.lost([two.name])
         assert {w.name: w.state for w in workers_of(folder)} == {one.name: "starting", two.name: "lost"}
     with pytest.raises(ZeroDivisionError), one.alive():
         raise ZeroDivisionError

@@ -277,6 +277,14 @@ def test_a_folder_of_the_author_in_the_base_models_configuration_is_not_passed_o
     assert json.loads((tmp_path / "merged" / "config.json").read_text()) == document
 
 
+def test_an_export_of_a_newer_version_is_refused(finished: Path, tmp_path: Path) -> None:
+    export_run(finished, "best", "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "trial_information.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 2}))
+    with pytest.raises(RunFolderError, match=r"schema version 2.*Update it"):
+        verify(tmp_path / "adapter")
+
+
 def test_what_cannot_be_looked_at_is_said(finished: Path, tmp_path: Path, tiny_settings: Settings) -> None:
     export_run(finished, "best", "merged", tmp_path / "merged")
     checks = {check.name: check for check in verify(tmp_path / "merged")}  # the base is named without its folder

@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -452,8 +452,8 @@ class Shared:
     def size(self) -> int:
         return self._size
 
-    def lost(self, name: str) -> bool:
-        return name in self._lost
+    def lost(self, names: Collection[str]) -> set[str]:
+        return set(names) & set(self._lost)
 
     def wait(self) -> None:
         self.waited += 1

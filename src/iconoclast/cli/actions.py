@@ -60,6 +60,7 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
     """Run or continue the search, print the front, and return the run folder."""
     try:
         with shown_progress() as progress, started_run(settings, progress, began) as run:
+            progress.keep(run.folder.log)
             with _summarized(run):
                 run.optimize(settings.n_trials, progress)
                 run.finish(progress)

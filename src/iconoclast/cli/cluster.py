@@ -98,6 +98,8 @@ def _jobs(
     extra = dict(entry.partition("=")[::2] for entry in sbatch)
     timing = {k: v for k, v in {"heartbeat": heartbeat, "dead_after": dead_after}.items() if v}
     work_options = WorkOptions(max_disk=int(max_disk * 1e9), **timing)
+    if work_options.dead_after < 3 * work_options.heartbeat:
+        raise SettingsError(f"--dead-after must be {3 * work_options.heartbeat:g} or more: three signs of life.")
     return JobOptions(**options, time=minutes(time), max_disk=max_disk, extra=extra), work_options
 
 
@@ -266,13 +268,13 @@ def status(
 def cancel(run_folder: RunArgument) -> None:
     """End all workers of a run. What they have measured stays, and the run can go on later."""
     from iconoclast.cluster import slurm
-    from iconoclast.cluster.submit import submissions
+    from iconoclast.cluster.submit import jobs_of
     from iconoclast.runs.folder import RunFolder
     from iconoclast.runs.workers import workers_of
 
     folder = RunFolder(run_folder)
     folder.settings()
-    jobs = [str(submission["job"]) for submission in submissions(folder)]
+    jobs = jobs_of(folder)
     slurm.cancel(jobs)
     here = [
         w

@@ -7,7 +7,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from iconoclast.errors import RunFolderError
-from iconoclast.reports.text import print_lines
+from iconoclast.reports.text import plain, print_lines
 
 out = Console()
 err = Console(stderr=True)
@@ -64,13 +65,22 @@ class RichProgress:
             speed_estimate_period=600,
         )
         self._task: TaskID | None = None
+        self._log: Path | None = None
+        self._unlogged: list[str] = []
+
+    def keep(self, log: Path) -> None:
+        """From now on, append every line to this file as well; and those before."""
+        self._log = log
+        self._append("".join(self._unlogged))
 
     def start(self, task: str, total: int) -> None:
         """A task begins."""
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(task, total=total or None)
-        if not err.is_terminal:
+        if err.is_terminal:
+            self._write(f"{task} ...")
+        else:
             self.note(f"{task} ...")
 
     def advance(self, steps: int = 1) -> None:
@@ -81,6 +91,21 @@ class RichProgress:
     def note(self, message: str) -> None:
         """A line that stays."""
         print_lines(err, message)
+        self._write(message)
+
+    def _write(self, message: str) -> None:
+        line = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n"
+        if self._log is None:
+            self._unlogged.append(line)
+        else:
+            self._append(line)
+
+    def _append(self, lines: str) -> None:
+        from iconoclast.runs.folder import portable  # loads torch, which whoever has a log has loaded
+
+        assert self._log is not None
+        with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
+            log.write(portable(lines))
 
     def close(self) -> None:
         """The work is done: the bar goes away."""

@@ -61,7 +61,8 @@ def work_locally(folder: RunFolder, workers: int, progress: Progress, gpus: int 
 def _started(folder: RunFolder, number: int, cores: Sequence[int], gpus: int, log: Path) -> "subprocess.Popen[bytes]":
     environment = dict(os.environ)
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        ours = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = ours[number % len(ours)] if ours[0] else str(number % gpus)
     else:
         environment["OMP_NUM_THREADS"] = str(len(cores))
     with log.open("ab") as file:

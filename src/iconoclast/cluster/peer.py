@@ -3,7 +3,6 @@
 import os
 import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,7 @@ class HereticJob:
         if not journals:
             raise MeasurementError(f"heretic has measured nothing: see {self.folder / LOG}.")
         document = heretic_summary(HereticStudy.read(journals[-1]), settings, prompts)
+        document["heretic_version"] = _version(self.program)
         write_json(self.folder / "batch_summary.json", portable(document))
         return "done"
 
@@ -120,7 +120,6 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": "heretic",
-        "heretic_version": _version(),
         "status": "complete" if len(study.trials) >= settings.n_trials else "interrupted",
         "model": settings.model,
         "seed": settings.seed,
@@ -133,8 +132,11 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
     }
 
 
-def _version() -> str | None:
-    try:
-        return metadata.version("heretic-llm")
-    except metadata.PackageNotFoundError:
+def _version(program: Path) -> str | None:
+    """Of the package that a program belongs to, in the environment that it is in."""
+    python = program.with_name("python")
+    if not python.is_file():
         return None
+    code = "from importlib.metadata import version; print(version('heretic-llm'))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -18,6 +18,19 @@ SIGNAL_DELAY = 120
 TIME_UP = 75
 """Exit code of a worker whose time was nearly over (EX_TEMPFAIL): its job may be queued again."""
 
+JOB_FOLDER = "iconoclast-"
+"""What the name of a job's own folder begins with; its TMPDIR is in it."""
+
+CACHE_VARIABLES = (
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_ASSETS_CACHE",
+    "HF_XET_CACHE",
+    "HF_HUB_OFFLINE",
+)
+"""Variables that would lead a job with a cache of its own back to the user's."""
+
 Caches = Literal["shared", "job"]
 
 
@@ -59,6 +72,15 @@ class JobOptions:
     dependency: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def signal_delay(self) -> int:
+        """Seconds before the end of its time at which a job is told."""
+        return SIGNAL_DELAY if self.time * 60 > 2 * SIGNAL_DELAY else 20
+
+    def srun(self) -> list[str]:
+        """Options of srun, which in some versions of Slurm does not take the processors over from sbatch."""
+        return [] if self.cpus is None else [f"--cpus-per-task={self.cpus}"]
+
     def parameters(self) -> dict[str, str]:
         """Options of sbatch, without array, time and files."""
         named = {
@@ -78,15 +100,17 @@ class JobOptions:
         scratch = shlex.quote(str(self.scratch)) if self.scratch else '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"'
         lines = [
             f"export PYTHONPATH={shlex.quote(str(source))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f"export ICONOCLAST_JOB_DIR={scratch}/iconoclast-$USER-$SLURM_JOB_ID",
-            'mkdir -p "$ICONOCLAST_JOB_DIR/tmp"',
-            "trap 'rm -rf \"$ICONOCLAST_JOB_DIR\"' EXIT",
+            f"job={scratch}/{JOB_FOLDER}$USER-$SLURM_JOB_ID",
+            # One of that name can only be left over from this job's last attempt; mkdir fails if it is somebody else's.
+            f'mkdir -p {scratch} && rm -rf "$job" && mkdir -m 700 "$job" "$job/tmp" || exit 1',
+            "trap 'rm -rf \"$job\"' EXIT",
             "trap 'exit 143' TERM",
             'export HF_TOKEN_PATH="${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}"',
-            'export TMPDIR="$ICONOCLAST_JOB_DIR/tmp"',
+            'export TMPDIR="$job/tmp"',
         ]
         if self.caches == "job":
-            lines.append('export HF_HOME="$ICONOCLAST_JOB_DIR/huggingface"')
+            lines.append('export HF_HOME="$job/huggingface"')
+            lines.append(f"unset {' '.join(CACHE_VARIABLES)}")
         else:
             lines.append("export HF_HUB_OFFLINE=1")
         if self.cpus is not None:
@@ -128,7 +152,8 @@ def script(run: Path, source: Path, options: JobOptions, command: Sequence[str],
         "job-name": name,
         "array": f"0-{options.workers - 1}{limit}",
         "time": str(options.time),
-        "signal": f"USR1@{SIGNAL_DELAY}",
+        "signal": f"USR1@{options.signal_delay}",
+        "chdir": str(Path.cwd()),
         "output": str(run / "cluster" / "logs" / "%A_%a.log"),
         "open-mode": "append",
         **options.parameters(),
@@ -141,7 +166,7 @@ def script(run: Path, source: Path, options: JobOptions, command: Sequence[str],
             "",
             *options.setup(source),
             "",
-            f"srun --unbuffered {shlex.join(command)}",
+            shlex.join(["srun", "--unbuffered", *options.srun(), *command]),
             "ended=$?",
             f'if [ $ended = {TIME_UP} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             "exit $ended",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast.cluster.slurm import ClusterError, queue
-from iconoclast.cluster.submit import submissions
+from iconoclast.cluster.submit import jobs_of
 from iconoclast.cluster.work import is_done
 from iconoclast.errors import UserError
 from iconoclast.runs.folder import RunFolder
@@ -42,7 +42,7 @@ def standing(run: Path) -> dict[str, Any]:
             document["trials"] = study.states()
             document["best"] = None if best is None else trial_document(best)
             document["trials_per_hour"] = study.rate()
-    jobs = [str(submission["job"]) for submission in submissions(folder)]
+    jobs = jobs_of(folder)
     try:
         document["jobs"] = [asdict(job) for job in queue(jobs)]
         document["queue"] = None

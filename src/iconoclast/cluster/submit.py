@@ -13,7 +13,7 @@ import tomli_w
 
 import iconoclast
 from iconoclast.cluster.peer import HereticJob
-from iconoclast.cluster.slurm import SIGNAL_DELAY, ClusterError, JobOptions, script
+from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
 from iconoclast.config import Settings, settings_document
 from iconoclast.errors import RunFolderError
@@ -23,6 +23,7 @@ from iconoclast.runs.folder import RunFolder, portable, write_json, write_whole
 from iconoclast.runs.pipeline import run_folder
 from iconoclast.runs.reporting import judges_of
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workers import workers_of
 
 SUBMISSION = "submission.json"
 
@@ -70,10 +71,12 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
         job_name=f"iconoclast-{folder.path.name}",
         time=options.time,
         array_parallelism=options.array_limit or options.workers,
-        signal_delay_s=SIGNAL_DELAY if options.time * 60 > 2 * SIGNAL_DELAY else 20,
+        signal_delay_s=options.signal_delay,
         stderr_to_stdout=True,
         setup=options.setup(place / "source"),
-        additional_parameters={"requeue": True, **options.parameters()},
+        srun_args=options.srun(),
+        # A flag without a value is True to submitit.
+        additional_parameters={"requeue": True} | {k: v or True for k, v in options.parameters().items()},
     )
     try:
         with executor.batch():
@@ -120,6 +123,13 @@ def submissions(folder: RunFolder) -> list[dict[str, Any]]:
     """What was submitted for a run, oldest first."""
     files = sorted(folder.cluster.glob(f"submission-*/{SUBMISSION}"), key=lambda file: file.stat().st_mtime)
     return [folder.read_json(file, ("job", "workers", "submitted")) for file in files]
+
+
+def jobs_of(folder: RunFolder) -> list[str]:
+    """The job arrays that work on a run or did: those that were submitted here, and those of a script whose workers live."""
+    known = [str(submission["job"]) for submission in submissions(folder)]
+    alive = [str(worker.document["job"]) for worker in workers_of(folder) if not worker.gone]
+    return list(dict.fromkeys([*known, *(job.partition("_")[0] for job in alive if "_" in job)]))
 
 
 def sweep(

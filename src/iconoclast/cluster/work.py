@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from iconoclast.cluster.slurm import JOB_FOLDER
 from iconoclast.config import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.progress import Progress
@@ -63,13 +64,13 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
         progress.note(f"{folder.path} has all its trials: there is nothing to do.")
         return
     settings = settings_of(folder)
-    temporary = Path(os.environ.get("ICONOCLAST_JOB_DIR") or tempfile.gettempdir())
+    own = Path(tempfile.gettempdir()).parent  # the batch script has made it for this job alone
     worker = Worker(
         folder,
         heartbeat=options.heartbeat,
         dead_after=options.dead_after,
         max_disk=options.max_disk,
-        temporary=temporary if options.max_disk else None,
+        temporary=own if own.name.startswith(JOB_FOLDER) else None,
     )
     reasons: list[str] = []
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from iconoclast import __version__
 from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
 from iconoclast.search.pareto import Trial
 
 COUNTED = (
@@ -84,7 +83,7 @@ tags:
 # An edited version of {name}
 
 **This model was edited.** Its weights differ from {name} by an edit made with ICONOCLAST {__version__}, which changes how often the
-model refuses. It was not trained further. {_in_words(before.refusals, after.refusals)}
+model refuses. It was not trained further. {_in_words(before, after, sets)}
 
 ## What was edited
 
@@ -112,7 +111,8 @@ the request away in other words; broken responses are empty, loop, or are in the
 
 ## How to reproduce and verify it
 
-`iconoclast run --config iconoclast_config.toml` makes the run again that this is trial {trial.index} of; the prompt sets are
+`iconoclast run --config iconoclast_config.toml --out FOLDER` makes a run like the one that this is trial {trial.index} of, the
+same one on the same machine with the same versions; the prompt sets are
 
 {chr(10).join(f"- `{set_name}`: {each['source']}, {each['n']} prompts, SHA-256 `{each['sha256'][:16]}…`" for set_name, each in sets.items())}
 
@@ -124,7 +124,8 @@ differs from the base model and that they differ by the declared edit, and, with
 ## Limits and licence
 
 The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A response without a marker
-phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. A model that refuses less also
+phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. Responses were greedy and as long as
+`max_response_length`; nothing else was evaluated: no abilities, no other languages, no safety. A model that refuses less also
 refuses less where it should: whoever deploys it should expect that and answers for its use. The licence of {name}
 applies{f" ({licence})" if licence else "; it is not known to the program that wrote this card"}.
 """
@@ -155,9 +156,10 @@ def _snippet(kind: str, base: str) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
         )
     return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{_shown_name(base)}", dtype="auto")\n'
-        'model = PeftModel.from_pretrained(base, "THIS FOLDER")'
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{DEMO_BASE if base == "demo" else base}", dtype="auto")\n'
+        'model = PeftModel.from_pretrained(base, "THIS FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
     )
 
 
@@ -183,10 +185,13 @@ def _components(trial: Trial) -> str:
     return ", ".join(trial.parameters.profiles)
 
 
-def _in_words(before: Count, after: Count) -> str:
+def _in_words(before: Scores, after: Scores, sets: Mapping[str, Any]) -> str:
+    target = sets.get("bad_report_prompts") or sets.get("bad_evaluation_prompts")
+    source = f" (from `{target['source']}`)" if target else ""
     return (
-        f"Of {before.n} prompts that show the behaviour, the base model refused {before.count} and this model refuses "
-        f"{after.count}."
+        f"Of {before.refusals.n} prompts that show the behaviour{source}, the base model refused {before.refusals.count}, answered "
+        f"{before.broken.count} with broken text and complied with {before.complied.count}; this model refuses "
+        f"{after.refusals.count}, answers {after.broken.count} with broken text and complies with {after.complied.count}."
     )
 
 

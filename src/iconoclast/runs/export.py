@@ -28,7 +28,7 @@ from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.card import model_card, trial_information
-from iconoclast.runs.folder import RunFolder, disk_trouble, portable, public, write_json
+from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, disk_trouble, portable, public, write_json
 from iconoclast.runs.manifest import SUMS, packages, sums
 from iconoclast.runs.pipeline import (
     choose_trial,
@@ -361,7 +361,8 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
     (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
     write_json(
         folder / INFORMATION,
-        trial_information(
+        {"schema_version": SCHEMA_VERSION}
+        | trial_information(
             trial_document(saved.trial),
             base_model=base,
             format=kind,

@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "batch_summary.json"
 
     @property
+    def log(self) -> Path:
+        """What the run has said, with times."""
+        return self.path / "log.txt"
+
+    @property
     def workers(self) -> Path:
         """Signs of life of the processes that work on the run together."""
         return self.path / "workers"
@@ -201,11 +206,7 @@ class RunFolder:
         for file in (self.manifest, self.summary):
             if not file.is_file():
                 continue
-            found = self.read_json(file).get("schema_version")
-            if not isinstance(found, int) or found > SCHEMA_VERSION:
-                raise RunFolderError(
-                    f"{file} has schema version {found}, and this version of ICONOCLAST knows {SCHEMA_VERSION}. Update it."
-                )
+            require_known_schema(file, self.read_json(file))
 
     def save_directions(self, directions: Directions) -> None:
         """Keep the directions."""
@@ -261,7 +262,20 @@ def _locked(file: IO[str], shared: bool) -> bool:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise RunFolderError(
+            f"{file.name} cannot be locked: {error.strerror}. Give a folder on a file system that has locks."
+        ) from None
     return True
+
+
+def require_known_schema(file: Path, document: Mapping[str, Any]) -> None:
+    """Raise RunFolderError if a newer version has written this document: what it says may not be what it seems."""
+    found = document.get("schema_version")
+    if not isinstance(found, int) or found > SCHEMA_VERSION:
+        raise RunFolderError(
+            f"{file} has schema version {found}, and this version of ICONOCLAST knows {SCHEMA_VERSION}. Update it."
+        )
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def started_run(
         lm.writers(settings.components)
         with packed(lm.model):
             with folder.alone() if worker else nullcontext():
-                run = _prepared(settings, folder, prompts, lm, judges, progress, began)
+                run = _prepared(settings, folder, prompts, lm, judges, progress, began, worker is None)
             run.worker = worker
             yield run
 
@@ -276,13 +276,15 @@ def _prepared(
     judges: Sequence[Judge],
     progress: Progress,
     began: float,
+    alone: bool,
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
     _require_room(settings, prompts, lm)
     known = folder.read_baseline() if folder.baseline.is_file() else None
     lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
-    folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
+    if alone:  # whoever submitted a worker has claimed the folder, perhaps with more trials than this one knows of
+        folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
     if fitted is not None:
         folder.save_directions(fitted)
     directions = fitted or folder.load_directions()

@@ -24,7 +24,7 @@ from iconoclast.models.skeleton import load_path, load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
 from iconoclast.runs.export import GGUF, INFORMATION
-from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.folder import RunFolder, require_known_schema
 from iconoclast.runs.manifest import SUMS, sums
 from iconoclast.runs.pipeline import load_settings_model
 from iconoclast.runs.reporting import evaluator_of
@@ -83,6 +83,7 @@ def verify(
         name = base or adapter_base(str(folder)) or str(information["base_model"])
     except (OSError, ValueError, LookupError, TypeError):
         raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
+    require_known_schema(folder / INFORMATION, information)
     progress.start("Reading the files", 0)
     checks = [_files(folder)]
     try:

@@ -6,12 +6,13 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iconoclast.errors import RunFolderError
 from iconoclast.runs.folder import RunFolder, write_json
 
 HEARTBEAT = 10.0
@@ -63,7 +64,13 @@ def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]
     found = []
     for file in sorted(folder.workers.glob("*.json")):
         with suppress(FileNotFoundError):
-            found.append(WorkerState(file.stem, folder.read_json(file), now - file.stat().st_mtime))
+            age = now - file.stat().st_mtime
+            try:
+                found.append(WorkerState(file.stem, folder.read_json(file), age))
+            except (OSError, RunFolderError):  # it is just being replaced, as a network file system shows it
+                found.append(
+                    WorkerState(file.stem, {"host": "?", "job": "", "pid": 0, "trials": 0, "started": now}, age)
+                )
     return found
 
 
@@ -129,10 +136,10 @@ class Worker:
         """How many workers there are now."""
         return max(1, sum(not worker.gone for worker in self._all()))
 
-    def lost(self, name: str) -> bool:
-        """Whether the worker of that name will not go on. One that never gave a sign of life will not."""
-        known = {worker.name: worker for worker in self._all()}
-        return name != self.name and (name not in known or known[name].gone)
+    def lost(self, names: Collection[str]) -> set[str]:
+        """Which of the workers of these names will not go on; one that never gave a sign of life will not."""
+        others = set(names) - {self.name}
+        return others - {worker.name for worker in self._all() if not worker.gone} if others else others
 
     def wait(self) -> None:
         """Let some time pass."""

@@ -184,8 +184,8 @@ def _scheme(url: str) -> str:
 def _journal(file: Path) -> BaseStorage:
     try:
         return JournalStorage(Journal(file))
-    except OSError as error:
-        raise RunFolderError(f"The journal {file} cannot be used: {error.strerror}.") from None
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        raise RunFolderError(f"The journal {file} cannot be used: {error}.") from None
     except DAMAGE as error:
         raise RunFolderError(
             f"The journal {file} is damaged: {error or type(error).__name__}. Restore it from a copy."

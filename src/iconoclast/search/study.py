@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -45,8 +45,8 @@ class Crew(Protocol):
     def size(self) -> int:
         """How many of them there are."""
 
-    def lost(self, name: str) -> bool:
-        """Whether the process of that name will not go on."""
+    def lost(self, names: Collection[str]) -> set[str]:
+        """Which of the processes of these names will not go on."""
 
     def wait(self) -> None:
         """Let some time pass: the others still measure what is left."""
@@ -268,9 +268,13 @@ class Study:
         """The trials that one of several processes measures next: those that a lost one has left, then new ones."""
         trials = self.study.get_trials(deepcopy=False)
         outcomes = self._outcomes()
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.number not in outcomes and _is_left(trial, crew):
-                self._hand_back(trial._trial_id)
+        running = [t for t in trials if t.state == TrialState.RUNNING and t.number not in outcomes]
+        lost = crew.lost({_owner(trial) for trial in running} - {""})
+        for trial in running:
+            if _is_left(trial, lost, crew.dead_after):
+                known = self.study._storage.get_trial(trial._trial_id)  # another process may have been faster
+                if (known.state, _owner(known)) == (trial.state, _owner(trial)):
+                    self._hand_back(trial._trial_id)
         waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         open_trials = waiting + max(0, _limit(n_trials, trials) - len(trials))
         # At the beginning and at the end there are not enough trials for a whole batch each.
@@ -367,12 +371,12 @@ def _owner(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(OWNER, ""))
 
 
-def _is_left(trial: FrozenTrial, crew: Crew) -> bool:
+def _is_left(trial: FrozenTrial, lost: Collection[str], dead_after: float) -> bool:
     """Whether nobody measures a running trial any more."""
     if owner := _owner(trial):
-        return crew.lost(owner)
+        return owner in lost
     started = trial.datetime_start or datetime.min
-    return datetime.now() - started > timedelta(seconds=crew.dead_after)
+    return datetime.now() - started > timedelta(seconds=dead_after)
 
 
 def _limit(n_trials: int, trials: Sequence[FrozenTrial]) -> int:
