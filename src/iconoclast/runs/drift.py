@@ -9,6 +9,9 @@ from iconoclast.evaluation.statistics import Count
 
 COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
 
+NOISE = 2.0
+"""Noise floors that two equal edits can be apart: the floor is a mean, about which single measurements lie on both sides."""
+
 Grade = Literal["exact", "within noise", "changed"]
 
 
@@ -18,7 +21,7 @@ class Drift:
 
     Attributes:
         what: what was measured.
-        grade: exact: every score is the same number. within noise: KL divergences differ by no more than the noise floor,
+        grade: exact: every score is the same number. within noise: KL divergences differ by no more than two noise floors,
             and every count lies in the 95 % interval of the other. changed: anything else.
         before: what was recorded.
         after: what is measured now.
@@ -53,7 +56,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
     moved = abs(after.kl_divergence - before.kl_divergence)
     if moved:
         differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
-        outside |= moved > noise_floor
+        outside |= moved > NOISE * noise_floor
     for name in ("disclaimer_hits", "compliance"):
         if getattr(before, name) != getattr(after, name):
             differences.append(f"{name.replace('_', ' ')} {getattr(before, name):g} then, {getattr(after, name):g} now")

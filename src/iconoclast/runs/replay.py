@@ -71,7 +71,8 @@ def replay(run: Path, which: str, progress: Progress | None = None) -> Replay:
     )
     with packed(lm.model):
         evaluator = evaluator_of(saved.settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
-        base, edited = evaluator.measure([Edit.nothing(), saved.edit(lm)], progress)
+        # One after the other: the run has measured the base model alone, and so it measures the same.
+        base, edited = (evaluator.measure([edit], progress)[0] for edit in (Edit.nothing(), saved.edit(lm)))
     noise = float(baseline["kl_noise_floor"])
     drifts = [
         drift("base model", saved.base, base, noise),
