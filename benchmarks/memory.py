@@ -5,7 +5,7 @@
 Randomly initialised models of Llama's kind are written to FOLDER in bfloat16 and shards of one size. For each, a process of
 its own makes an edit of every layer and writes the merged weights without loading the model (as `iconoclast export
 --format merged --no-measure` does); another loads the model and lets transformers write it. Peaks of resident memory are
-those of the whole process; what the libraries themselves take is the figure at the smallest model.
+those of the whole process; what the libraries took when they had been imported is printed last.
 """
 
 import argparse
@@ -32,14 +32,17 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.loading import COMPONENTS, load_model
 from iconoclast.models.skeleton import load_skeleton
 
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+libraries = peak()
 way, folder, to = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 start = time.perf_counter()
 lm = load_skeleton(folder) if way == "files" else load_model(folder)
 directions = torch.nn.functional.normalize(torch.randn(lm.layers, lm.hidden_size), dim=-1)
 edit = Edit.build(site_directions(lm.writers(), directions), dict.fromkeys(COMPONENTS, Profile.constant(1.0)), "pre")
 save_merged(edit, lm.writers(), lm.model, to, Checkpoint.find(folder) if way == "files" else None)
-peak = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-print(json.dumps({"peak": peak, "seconds": time.perf_counter() - start}))
+print(json.dumps({"peak": peak(), "libraries": libraries, "seconds": time.perf_counter() - start}))
 """
 
 
@@ -74,6 +77,7 @@ def main() -> None:
             result = json.loads(done.stdout.splitlines()[-1])
             cells += [f"{result['peak']:.0f}", f"{result['seconds']:.1f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"\nThe libraries alone: {result['libraries']:.0f} MiB")
     for name in ("model", "files", "loaded"):
         shutil.rmtree(arguments.out / name, ignore_errors=True)
 

@@ -22,12 +22,20 @@ def test_live_adapter_and_merged_are_one_model(name: str, tmp_path: Path) -> Non
     assert result.along < 1e-4
     assert result.rows_apart < 1e-4
     assert result.decoded == 3
+    assert documented(name)[3] == f"{result.attention_sites} + {result.feed_forward_sites}"
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_edited_is_refused_by_name(name: str) -> None:
     message = refusal(REFUSED[name])
     assert "Layer 0" in message or "stands between" in message
+    assert documented(name)[2] == message
+
+
+def documented(name: str) -> list[str]:
+    """The cells of a family's row."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines()
+    return next([c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith(f"| {name} |"))
 
 
 def test_the_table_in_the_documentation_has_every_family() -> None:

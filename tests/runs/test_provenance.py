@@ -140,6 +140,23 @@ def test_a_trial_replayed_on_the_same_machine_is_exact(finished: Path) -> None:
         assert all(not each.differences for each in result.drifts)
 
 
+def test_a_run_does_not_decide_that_code_is_run_when_it_is_replayed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finished / "iconoclast_config.toml"
+    config.write_text(config.read_text().replace("trust_remote_code = false", "trust_remote_code = true"))
+    asked: list[bool] = []
+
+    def load(*arguments: object, trust_remote_code: bool = False, **options: object) -> LanguageModel:
+        asked.append(trust_remote_code)
+        return load_model(*arguments, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("iconoclast.runs.pipeline.load_model", load)
+    for trusted in (False, True):
+        assert replay(finished, "best", trust_remote_code=trusted).grade == "exact"
+    assert asked == [False, True]
+
+
 def test_a_replay_names_what_is_another_than_it_was(finished: Path, tiny_settings: Settings) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     manifest["starts"][-1]["packages"]["torch"] = "1.0"

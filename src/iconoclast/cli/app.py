@@ -302,6 +302,9 @@ def replay(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     trial: TrialOption = "best",
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
+    ] = False,
 ) -> None:
     """Apply a recorded trial again, measure it, and grade the drift: exact, within noise, or changed.
 
@@ -309,7 +312,7 @@ def replay(
     """
     from iconoclast.cli.inspecting import replay_action
 
-    replay_action(run_folder, trial, json_file)
+    replay_action(run_folder, trial, json_file, trust_remote_code)
 
 
 @app.command()

@@ -27,6 +27,8 @@ JOBS_PANEL = "What the jobs ask for (unset: what the cluster gives)"
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
+ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, model folder or .gguf file; or --model.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder, on a file system that all nodes see.")]
 
 
 def _job(help: str, *names: str) -> Any:
@@ -138,11 +140,9 @@ class Work:
 @with_job_options
 @with_settings
 def submit(
-    model: Annotated[str | None, typer.Argument(help="Hub id, model folder or .gguf file; or --model.")] = None,
+    model: ModelArgument = None,
     config: ConfigOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder, on a file system that all nodes see.")
-    ] = None,
+    out_folder: OutOption = None,
     *,
     flags: dict[str, Any],
     jobs: Any,
@@ -173,11 +173,9 @@ def submit(
 @with_job_options
 @with_settings
 def script_command(
-    model: Annotated[str | None, typer.Argument(help="Hub id, model folder or .gguf file; or --model.")] = None,
+    model: ModelArgument = None,
     config: ConfigOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder, on a file system that all nodes see.")
-    ] = None,
+    out_folder: OutOption = None,
     *,
     flags: dict[str, Any],
     jobs: Any,

@@ -102,7 +102,7 @@ def status_of(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def replay_action(run: Path, trial: str, json_file: Path | None) -> None:
+def replay_action(run: Path, trial: str, json_file: Path | None, trust_remote_code: bool = False) -> None:
     """Measure a recorded trial again, and say how far it is from what was recorded.
 
     Raises:
@@ -113,7 +113,7 @@ def replay_action(run: Path, trial: str, json_file: Path | None) -> None:
     quiet_libraries()
     require_writable(json_file)
     with shown_progress() as progress:
-        result = replay(run, trial, progress)
+        result = replay(run, trial, progress, trust_remote_code)
     for each in result.drifts:
         lines = "; ".join(each.differences) or "every score is the same number"
         print_lines(out, f"{each.what}: {each.grade} ({lines})")

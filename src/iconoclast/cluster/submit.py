@@ -60,11 +60,15 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
     Raises:
         ClusterError: there is no Slurm here, or it does not take the jobs.
     """
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ClusterError("There is no sbatch here. Use a machine of the cluster where jobs can be submitted.")
+    try:
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    except ImportError:
+        raise ClusterError(
+            "Submitting needs submitit: pip install 'iconoclast[cluster]'. Or use `cluster script`."
+        ) from None
     place = stage(folder)
     executor = SlurmExecutor(place / "jobs", max_num_timeout=REQUEUES)
     executor.update_parameters(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +51,9 @@ FREE_SETTINGS = frozenset(
     ]
 )
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
+
+PATIENCE = 0.5
+"""Seconds to wait for a lock: whoever only looks whether a run is in use has it for a moment."""
 
 BEFORE_A_RUN = frozenset([".lock", ".alone", "workers", "cluster"])
 """What may be in a run folder before the run is."""
@@ -153,8 +157,11 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
         with lock:
-            if not _locked(lock, shared):
-                raise RunFolderError(f"Another process is working on the run {self.path}. Wait for it, or stop it.")
+            until = time.monotonic() + PATIENCE
+            while not _locked(lock, shared):
+                if time.monotonic() > until:
+                    raise RunFolderError(f"Another process is working on the run {self.path}. Wait for it, or stop it.")
+                time.sleep(PATIENCE / 5)
             try:
                 yield
             finally:
@@ -173,9 +180,9 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process works on this run. Leaves nothing behind."""
         try:
-            with (self.path / ".lock").open() as lock:
+            with (self.path / ".lock").open("r+") as lock:  # network file systems lock only what can be written
                 return not _locked(lock, shared=False)
-        except OSError:  # there is none, or it is not ours to look at
+        except (OSError, RunFolderError):  # there is none, or it is not ours to look at
             return False
 
     def _unwritable(self, error: OSError) -> RunFolderError:

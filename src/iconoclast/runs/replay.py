@@ -1,7 +1,7 @@
 """A recorded trial made and measured again, from the run folder alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ class Replay:
         }
 
 
-def replay(run: Path, which: str, progress: Progress | None = None) -> Replay:
+def replay(run: Path, which: str, progress: Progress | None = None, trust_remote_code: bool = False) -> Replay:
     """Apply a recorded trial again, measure it and the base model on the selection prompts, and grade the drift.
 
     Args:
         run: the run folder.
         which: number of the trial, or best.
         progress: told what goes on.
+        trust_remote_code: whether code of the model's repository may run; the run, perhaps a stranger's, is not asked.
 
     Raises:
         UserError: there is no run or trial, or its model or prompts are not there.
@@ -59,6 +60,7 @@ def replay(run: Path, which: str, progress: Progress | None = None) -> Replay:
     progress = progress or Silent()
     folder = RunFolder(run)
     saved = SavedRun.open(folder, which)
+    saved = replace(saved, settings=saved.settings.model_copy(update={"trust_remote_code": trust_remote_code}))
     baseline = folder.read_baseline()
     known = folder.read_json(folder.manifest, ("model", "prompts", "starts")) if folder.manifest.is_file() else None
     prompts = Prompts.load(saved.settings)
