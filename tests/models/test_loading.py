@@ -1,7 +1,10 @@
 """Loading: from a name to a model that is known to work."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,24 @@ def test_4_bit_without_bitsandbytes_says_what_to_install(tiny_folder: Path, monk
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"iconoclast\[quantized\]"):
         load_model(str(tiny_folder), quantization="bnb_4bit")
+
+
+def test_loading_from_a_folder_asks_nobody(tiny_folder: Path, tmp_path: Path) -> None:
+    code = """
+import socket, sys
+from iconoclast.models.loading import load_model
+
+def refused(*arguments):
+    print("somebody was called", file=sys.stderr)
+    raise OSError
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
+load_model(sys.argv[1], dtypes=["float32"])
+"""
+    variables = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    environment = {**variables, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "somebody was called" not in done.stderr
