@@ -1,12 +1,17 @@
 """Forward passes: true residuals, and log-probabilities that do not depend on how they are batched."""
 
+import importlib
+import os
+
 import pytest
 import torch
 from conftest import save_tiny
 from transformers import Gemma2Config
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, new_cache, shareable
 from iconoclast.models.forward import (
+    GROUPED_QUERIES,
     Unedited,
     batches_by_length,
     last_token_residuals,
@@ -40,6 +45,24 @@ def test_padding_batching_and_the_shared_prefix_leave_log_probabilities_as_they_
     assert common_prefix(ids) > 30 and shareable(tiny_lm.model)
     expected = torch.stack([alone(tiny_lm, sequence) for sequence in ids])
     torch.testing.assert_close(logprobs(tiny_lm, ids, rows), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_keys_and_values_are_not_copied_for_every_query_head(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny_lm.model.config.num_key_value_heads < tiny_lm.model.config.num_attention_heads
+    copies = []
+    attention = importlib.import_module("transformers.integrations.sdpa_attention")
+    monkeypatch.setattr(attention, "repeat_kv", lambda states, n: copies.append(n) or repeat_kv(states, n))
+    ids = tiny_lm.encode(PROMPTS)
+    expected = alone(tiny_lm, ids[2])
+    with torch.no_grad():
+        tiny_lm.model(input_ids=torch.tensor(ids[:1]), attention_mask=torch.tensor([[0] + [1] * (len(ids[0]) - 1)]))
+    assert copies  # the library by itself
+    copies.clear()
+    assert torch.allclose(logprobs(tiny_lm, ids, 3)[2], expected, atol=1e-5)
+    assert not copies
+    assert GROUPED_QUERIES not in os.environ
 
 
 def test_steps_after_the_prompt_continue_it_exactly(tiny_lm: LanguageModel) -> None:

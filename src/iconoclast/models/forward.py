@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from iconoclast.models.loading import LanguageModel
 
 PART_TOKENS = 2048
 """Tokens that are read at once: enough for matrix products at full speed, few enough to hold sequences of like length."""
+
+GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""The library's switch for attention in which several query heads share keys and values."""
 
 SHORTEST_PREFIX = 8
 """A shared prefix of fewer tokens is not worth a pass of its own."""
@@ -227,7 +231,7 @@ def continuation_logits(
     """
     sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
     longest = max(map(len, continuations))
-    with torch.inference_mode(), contiguous_head(lm.model):
+    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
         ids, mask = _left_padded(lm, sequences)
         optional = {"position_ids": _positions(mask), "logits_to_keep": longest, "use_cache": False}
         logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **_accepted(lm.model, optional)).logits
@@ -256,7 +260,7 @@ def read_prompts(
         listener: what is applied.
         lower: layers that need not be computed below a variant's first changed one.
     """
-    with torch.inference_mode(), contiguous_head(lm.model):
+    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
         reader = _Reader(lm, sequences, rows, room, listener, lower)
         for parts in reader.batches():
             indices, logits, state = reader.read(parts)
@@ -390,6 +394,23 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def grouped_queries(lm: LanguageModel) -> Iterator[None]:
+    """While this lasts, attention on the CPU reads keys and values once for all query heads that share them.
+
+    Where there is a mask, the library copies them for every query head, as CUDA's kernels want it.
+    """
+    known = os.environ.get(GROUPED_QUERIES)
+    if lm.device.type != "cpu" or known is not None:
+        yield
+        return
+    os.environ[GROUPED_QUERIES] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(GROUPED_QUERIES, None)
 
 
 def _forward(

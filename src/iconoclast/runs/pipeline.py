@@ -289,10 +289,16 @@ def _prepared(
         folder.save_directions(fitted)
     directions = fitted or folder.load_directions()
     evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
+    noise = known["kl_noise_floor"] if known else evaluator.noise_floor()
+    progress.start("Looking at what the lower layers give", 0)
+    if not evaluator.leave_out_lower_layers():
+        progress.note(
+            "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
+        )
     if known is None:
-        known = _baseline(evaluator, progress)
+        known = _baseline(evaluator, noise, progress)
         write_json(folder.baseline, known)
-    base, noise = Scores.from_dict(known["base_metrics"]), known["kl_noise_floor"]
+    base = Scores.from_dict(known["base_metrics"])
     contents = {f"{name} (content)": s.fingerprint for name, s in prompts.named().items() if "report" not in name}
     study = Study.open(
         folder.journal,
@@ -304,11 +310,6 @@ def _prepared(
         storage=settings.study_storage,
     )
     _write_manifest(settings, folder, prompts, lm)  # by now nothing is refused any more
-    progress.start("Looking at what the lower layers give", 0)
-    if not evaluator.leave_out_lower_layers():
-        progress.note(
-            "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
-        )
     done = study.finished
     progress.note(
         f"Ready for trials after {time.time() - began:.0f} s"
@@ -361,7 +362,7 @@ def response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, pro
     return prefix
 
 
-def _baseline(evaluator: Evaluator, progress: Progress) -> dict[str, Any]:
+def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[str, Any]:
     """What baseline.json says of the base model."""
     base = evaluator.measure([Edit.nothing()], progress)[0]
     return {
@@ -369,7 +370,7 @@ def _baseline(evaluator: Evaluator, progress: Progress) -> dict[str, Any]:
         "dtype": evaluator.lm.dtype,
         "layers": evaluator.lm.layers,
         "response_prefix": evaluator.lm.response_prefix,
-        "kl_noise_floor": evaluator.noise_floor(),
+        "kl_noise_floor": noise,
         "base_metrics": base.as_dict(),
     }
 

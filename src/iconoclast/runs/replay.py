@@ -73,7 +73,8 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     )
     with packed(lm.model):
         evaluator = evaluator_of(saved.settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
-        # One after the other: the run has measured the base model alone, and so it measures the same.
+        evaluator.leave_out_lower_layers()
+        # One after the other: the run has measured the base model so, and thus it measures the same.
         base, edited = (evaluator.measure([edit], progress)[0] for edit in (Edit.nothing(), saved.edit(lm)))
     noise = float(baseline["kl_noise_floor"])
     drifts = [
