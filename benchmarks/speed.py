@@ -235,9 +235,10 @@ def setup(bench: Bench) -> None:
         "imports": lambda: subprocess.run(command, check=True, capture_output=True),
         "loading the model": lambda: load_model(bench.lm.name),
         f"residuals of {sum(map(len, sets))} prompts": lambda: [residuals(bench.lm, prompts) for prompts in sets],
-        "the base model's answers": lambda: evaluator.measure([Edit.nothing()]),
-        "states of the lower layers": evaluator.leave_out_lower_layers,
+        "base model's log-probabilities": lambda: evaluator.reference,
         "noise floor": evaluator.noise_floor,
+        "states of the lower layers": evaluator.leave_out_lower_layers,
+        "base model's answers": lambda: evaluator.measure([Edit.nothing()]),
         "8 candidates in a batch": lambda: evaluator.measure(random),
         "16 candidates in a batch": lambda: evaluator.measure(later),
     }
