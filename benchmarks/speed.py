@@ -5,6 +5,7 @@
     .venv/bin/python benchmarks/speed.py --data DATA equality      # batched scores against one-at-a-time scores
     .venv/bin/python benchmarks/speed.py --data DATA profile       # where the time goes, and the naive limit
     .venv/bin/python benchmarks/speed.py --data DATA setup         # what comes before the first trial
+    .venv/bin/python benchmarks/speed.py --data DATA forward       # norms and gated networks in fewer passes
 
 The work of a candidate is that of METHODS unless a table varies it: 20 requests of 96 new tokens, and the first-token
 log-probabilities of 64 knowledge prompts. `generate` does it once with nothing edited, all requests in one batch.
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,6 +35,7 @@ from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.measure import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit, residuals
+from iconoclast.models import packed as packed_module
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.models.packed import packed
@@ -225,6 +229,22 @@ def profiled(bench: Bench) -> None:
     )
 
 
+def forward(bench: Bench) -> None:
+    """Candidates on laid-out weights, with the norms and gated networks as their authors wrote them and as `packed` has them."""
+    evaluator = bench.evaluator()
+
+    def work(faster: bool, edits: Sequence[Edit]) -> None:
+        way = packed_module._faster if faster else lambda *of: None
+        with mock.patch.object(packed_module, "_faster", way), packed(bench.lm.model):
+            evaluator.measure(edits)
+
+    ways: Ways = {}
+    for width in (8, 16):
+        for name, faster in (("as written", False), ("in fewer passes", True)):
+            ways[f"{width} a batch, {name}"] = (width, partial(work, faster, bench.sampled(width)))
+    compare(ways, bench.rounds)
+
+
 def setup(bench: Bench) -> None:
     """The parts of a run's set-up, each made once from nothing, beside the trials of its first and its later batches."""
     sets = fit_prompts(bench.data)
@@ -260,6 +280,7 @@ TABLES = {
     "equality": equality,
     "profile": profiled,
     "setup": setup,
+    "forward": forward,
 }
 
 
@@ -274,9 +295,9 @@ def main() -> None:
     directions = estimate_directions(lm, *fit_prompts(arguments.data), subspace_rank=8)
     bench = Bench(lm, directions, arguments.data, arguments.rounds)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    with packed(lm.model):  # as a run has it
-        for name in arguments.tables or TABLES:
-            print(f"\n{name}", flush=True)
+    for name in arguments.tables or TABLES:
+        print(f"\n{name}", flush=True)
+        with nullcontext() if name == "forward" else packed(lm.model):  # as a run has it
             TABLES[name](bench)
 
 

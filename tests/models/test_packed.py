@@ -40,6 +40,32 @@ def test_packed_weights_give_what_plain_ones_give(half: LanguageModel) -> None:
     assert torch.equal(log_probabilities(half), plain)
 
 
+def test_norms_and_gated_networks_compute_in_fewer_passes(half: LanguageModel) -> None:
+    with packed(half.model) as possible:
+        if not possible:
+            pytest.skip("this processor has no bfloat16 products")
+        forwards = [type(m.__dict__["forward"]) for m in half.model.modules() if "forward" in m.__dict__]
+        assert forwards.count(module._Gated) == half.layers
+        assert forwards.count(module._RootMeanSquare) == 2 * half.layers + 1
+
+
+def test_a_norm_of_another_kind_and_a_network_that_is_listened_to_stay_as_they_are(half: LanguageModel) -> None:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    other = Gemma2RMSNorm(8)
+    other.variance_epsilon = 1e-6
+    nn.init.constant_(other.weight, 0.5)  # multiplies by 1.5
+    assert module._faster(other.to(torch.bfloat16), {}) is None
+    assert module._faster(LlamaRMSNorm(8).to(torch.bfloat16), {}) is not None
+    gated = next(m for m in half.model.modules() if hasattr(m, "gate_proj"))
+    heard: list[int] = []
+    with gated.up_proj.register_forward_hook(lambda *of: heard.append(1)), packed(half.model):
+        log_probabilities(half)
+        assert not isinstance(gated.__dict__.get("forward"), module._Gated)
+    assert heard
+
+
 def test_live_edits_act_on_packed_weights(half: LanguageModel) -> None:
     constant = {name: Profile.constant(1.5) for name in ("attn.o_proj", "mlp.down_proj")}
     edit = make_edit(half, estimate_directions(half, BENIGN, TARGET), constant)

@@ -35,16 +35,17 @@ class _SiteTransforms:
     def __call__(self, output: Tensor) -> Tensor:
         """`output` [rows, tokens, d] or [rows · tokens, d], with as many rows as there are transforms (or one)."""
         shape = output.shape
-        y = output.reshape(len(self.inward), -1, shape[-1]).float()
-        z = y if self.bias is None else y - self.bias
-        if z.shape[1] == 1:  # a step of decoding, for which batched products of vectors are slow
-            z = torch.addcmul(z, (z * self.inward[:, None]).sum(-1, keepdim=True), self.outward[:, None], value=-1)
-        else:
-            z = torch.baddbmm(z, z @ self.inward[:, :, None], self.outward[:, None], alpha=-1)
-        if self.scale is not None:
-            z = z * self.scale[:, None, :]
+        z = output.reshape(len(self.inward), -1, shape[-1]).to(torch.float32, copy=True)
         if self.bias is not None:
-            z = z + self.bias
+            z -= self.bias
+        if z.shape[1] == 1:  # a step of decoding, for which batched products of vectors are slow
+            z.addcmul_((z * self.inward[:, None]).sum(-1, keepdim=True), self.outward[:, None], value=-1)
+        else:
+            z.baddbmm_(z @ self.inward[:, :, None], self.outward[:, None], alpha=-1)
+        if self.scale is not None:
+            z *= self.scale[:, None, :]
+        if self.bias is not None:
+            z += self.bias
         return z.to(output.dtype).reshape(shape)
 
     def of_experts(self, output: Tensor, edits: Tensor, experts: Tensor) -> Tensor:

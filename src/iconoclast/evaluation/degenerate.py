@@ -47,6 +47,9 @@ def loop_end(text: str) -> int | None:
 def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:
     """Where as many words as are needed have repeated those `period` words before them."""
     needed, run = max(period, REPEATED_WORDS), 0
+    passed = range(needed - 1, len(words) - period, needed)  # a run of that length passes one of these places
+    if all(words[i][0] != words[i + period][0] for i in passed):
+        return None
     for (before, _), (word, end) in zip(words, words[period:], strict=False):
         run = run + 1 if word == before else 0
         if run == needed:

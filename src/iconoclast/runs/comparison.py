@@ -9,6 +9,7 @@ from iconoclast import __version__
 from iconoclast.config import Settings
 from iconoclast.errors import SettingsError
 from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
+from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.folder import SCHEMA_VERSION
 from iconoclast.runs.pipeline import load_settings_model, response_prefix
@@ -149,12 +150,13 @@ def compare(
     lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
     sample = sample_of(prompts)
     examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
-    base = examiner.examined_base(progress)
     examinations = []
-    for subject in subjects:
-        progress.start(f"Loading {subject.name}", 0)
-        with subject.opened(lm) as variant:
-            examinations.append(examiner.examine(variant, progress))
-            del variant  # or it would stay in memory while the next one is loaded
-    noise = evaluator_of(settings, lm, sample.target, sample.benign).noise_floor()
+    with packed(lm.model):
+        base = examiner.examined_base(progress)
+        for subject in subjects:
+            progress.start(f"Loading {subject.name}", 0)
+            with subject.opened(lm) as variant, packed(variant.lm.model):
+                examinations.append(examiner.examine(variant, progress))
+                del variant  # or it would stay in memory while the next one is loaded
+        noise = evaluator_of(settings, lm, sample.target, sample.benign).noise_floor()
     return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations)

@@ -24,6 +24,7 @@ from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
 from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.packed import packed
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
@@ -189,8 +190,9 @@ def export_trial(
     target = prompts.target_report or prompts.target_evaluation
     benign = prompts.benign_report or prompts.benign_evaluation
     evaluator = evaluator_of(saved.settings, lm, target, benign)
-    reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
-    base, live = _known_scores(saved, lm, prompts) or evaluator.measure([Edit.nothing(), edit], progress)
+    with packed(lm.model):
+        reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
+        base, live = _known_scores(saved, lm, prompts) or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         approximations = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
@@ -199,9 +201,9 @@ def export_trial(
             _convert(folder, find_converter(llama_cpp))
         progress.start("Loading the export", 0)
         exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
-        exported = evaluator_of(saved.settings, exported_lm, target, benign, reference).measure(
-            [Edit.nothing()], progress
-        )[0]
+        of_export = evaluator_of(saved.settings, exported_lm, target, benign, reference)
+        with packed(exported_lm.model):
+            (exported,) = of_export.measure([Edit.nothing()], progress)
         result = Exported(to, _described(prompts, target, benign), base, live, exported, approximations)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result

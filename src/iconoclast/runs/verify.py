@@ -20,6 +20,7 @@ from iconoclast.evaluation.measure import Scores
 from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.packed import packed
 from iconoclast.models.skeleton import load_path, load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
@@ -233,7 +234,8 @@ def _scores(
     quantization = None if kind == "adapter" else "none"
     lm = load_settings_model(settings, base, quantization).with_prefix(str(information["response_prefix"]))
     evaluator = evaluator_of(settings, lm, target, benign)
-    reference = evaluator.reference
+    with packed(lm.model):
+        reference = evaluator.reference
     progress.start("Loading the export", 0)
     if kind == "adapter":
         put_adapter(lm, str(folder))
@@ -249,7 +251,8 @@ def _scores(
             chat_template="raw",
         ).with_prefix(lm.response_prefix)
         exported.tokenizer.chat_template = lm.tokenizer.chat_template
-    (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
+    with packed(exported.model):
+        (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
     found = drift("export", Scores.from_dict(information["export_metrics"]), now, float(information["kl_noise_floor"]))
     detail = f"measured again: {found.grade}"
     if found.differences:
