@@ -82,6 +82,7 @@ def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespa
         max_response_length=arguments.tokens,
         seed=seed,
         exit_after_optimization=True,
+        random_controls=0,
         **{name: PromptSource(dataset=str(file)) for name, file in files.items()},
         **report,
     )
@@ -276,7 +277,7 @@ def ablations(lm: LanguageModel, model: Path, files: dict[str, Path], arguments:
         for seed in range(arguments.seeds):
             folder = arguments.out / f"ablation-{slug}-{seed}"
             given = {**changes, "n_trials": arguments.ablation_trials, "study_checkpoint_dir": folder}
-            settings = settings_of(model, files, arguments, seed).model_copy(update={**given, "random_controls": 0})
+            settings = settings_of(model, files, arguments, seed).model_copy(update=given)
             if not (folder / "done.json").exists():
                 search(settings)
                 write_json(folder / "done.json", {})
