@@ -62,10 +62,8 @@ class Measured:
     front: list[tuple[int, float]]
 
 
-def write_prompts(
-    data: Path, folder: Path, requests: int | None = None, knowledge: int | None = None
-) -> dict[str, Path]:
-    """The prompt sets as text files, one prompt a line, which both tools read; all selection prompts, or so many."""
+def write_prompts(data: Path, folder: Path, requests: int, knowledge: int) -> dict[str, Path]:
+    """The prompt sets as text files, one prompt a line, which both tools read."""
     limits = {("requests", "select"): requests, ("knowledge", "select"): knowledge}
     files = {}
     for setting, (name, split) in SETS.items():

@@ -3,9 +3,8 @@
     .venv/bin/python benchmarks/quality.py --data DATA --heretic OTHER_VENV/bin/heretic --out FOLDER             # the match
     .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
 
-Both tools get the same model, prompts to fit on, system prompt, markers, response length and seeds. ICONOCLAST runs once
-with heretic's number of trials and selection prompts, and once until heretic's wall-clock time is over, set-up included,
-with all selection prompts that there are: what cheaper trials buy is as much prompts as trials. Each tool's best
+Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
+once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. Each tool's best
 trial is the one with the fewest failures on the selection prompts within a KL of 0.1 (heretic counts refusals, of which
 empty responses are some, and knows no broken ones). It is then examined here, once, on
 the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front on the
@@ -172,15 +171,12 @@ def front_on_report(lm: LanguageModel, settings: Settings, source: Path, cache: 
 
 def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
     out, results = arguments.out, []
-    (everything := out / "everything").mkdir(exist_ok=True)
-    all_files = peer.write_prompts(arguments.data, everything)
     for seed in range(arguments.seeds):
         settings = settings_of(model, files, arguments, seed)
-        settings_of_all = settings_of(model, all_files, arguments, seed)
         journal = heretic_run(model, files, out, arguments, seed)
         seconds = seconds_of(journal)
         equal_trials = run_of(settings, out / f"iconoclast-trials-{seed}", arguments.trials)
-        equal_time = run_of(settings_of_all, out / f"iconoclast-time-{seed}", 10_000, seconds)
+        equal_time = run_of(settings, out / f"iconoclast-time-{seed}", 10_000, seconds)
         result = out / f"match-{seed}.json"
         if not result.exists():
             with packed(lm.model):

@@ -362,7 +362,7 @@ class Settings(BaseSettings):
     )
     kl_divergence_target: Positive = Field(
         default=0.1,
-        description="KL divergence (nats) that is small enough: the best trial is taken from those below it. A trial that changes little counts with up to this much, so that changing nothing is no optimum.",
+        description="KL divergence (nats) that is small enough; below it trials compete on behaviour alone, and the best trial is taken from those below it.",
     )
     overrefusal_penalty: Weight = Field(default=0.32, description="Weight of the overrefusal rate.")
     harmful_marker_penalty: Weight = Field(

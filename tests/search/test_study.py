@@ -24,11 +24,11 @@ TOTAL, BATCH, STARTUP = 12, 4, 4  # the last batches are sampled by a model of t
 
 
 def scores_of(parameters: EditParameters) -> Scores:
-    """What a model might answer, without a model: a strong edit in the right place refuses little; it moves far wherever it is."""
+    """What a model might answer, without a model: a strong edit in the right place refuses little and moves far."""
     profile = parameters.profiles["attn.o_proj"]
     strength = profile.max_weight * (1 - abs(profile.max_weight_position - 4) / 8)
     refusals = max(0, round(18 - 10 * strength - (parameters.direction.method == "mean")))
-    return Scores(Count(refusals, 20), Count(0, 20), 1, 1 - refusals / 20, 0.03 * profile.max_weight**2)
+    return Scores(Count(refusals, 20), Count(0, 20), 1, 1 - refusals / 20, 0.03 * strength**2)
 
 
 def evaluate(batch: Sequence[EditParameters]) -> list[Scores]:
@@ -131,7 +131,7 @@ def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) 
 
 
 class Pruning:
-    """An evaluation that gives candidates up on most of what there is to know, if the study's front beats that."""
+    """An evaluation that gives candidates up on half of what there is to know, if the study's front beats that."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -142,7 +142,7 @@ class Pruning:
         measured = [
             bounds if beaten(bounds.key, front) else scores
             for scores in evaluate(batch)
-            for bounds in [Bounds(max(0, scores.refusals.count - 1), 0, scores.kl_divergence)]
+            for bounds in [Bounds(scores.refusals.count // 2, 0, scores.kl_divergence)]
         ]
         self.outcomes += measured
         return measured

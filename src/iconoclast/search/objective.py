@@ -10,12 +10,12 @@ LOW_REFUSAL_RATE = 0.15
 
 @dataclass(frozen=True)
 class Objective:
-    """behaviour = R + w_o·O + w_m·D + w_c·(1 − C), and the KL divergence with a guard.
+    """behaviour = R + w_o·O + w_m·D + w_c·(1 − C), and the KL divergence with the target guard.
 
     R is the rate of failures (refusals and broken responses) on target prompts, weighted by axis if they have axes, O the
     refusal rate on benign prompts, D disclaimer hits per target response (at most 1), C the
-    compliance score. The second number is at least kl_target·(behaviour / behaviour of the base model)²: otherwise
-    changing nothing would always be an optimum. The less is left of the behaviour, the lower a KL divergence counts.
+    compliance score. Under `kl_target` the second number follows behaviour instead of the KL divergence: otherwise
+    changing nothing would always be an optimum.
     """
 
     base: Scores
@@ -42,8 +42,11 @@ class Objective:
     def __call__(self, scores: Scores) -> tuple[float, float]:
         """(behaviour, guarded KL divergence), both to be minimised."""
         behaviour = self.behaviour(scores)
-        worst = max(self.behaviour(self.base), 1e-9)
-        return behaviour, max(scores.kl_divergence, self.kl_target * min(1.0, behaviour / worst) ** 2)
+        divergence = scores.kl_divergence
+        if divergence < self.kl_target:
+            worst = max(self.behaviour(self.base), 1e-9)
+            divergence = self.kl_target * min(1.0, behaviour / worst)
+        return behaviour, divergence
 
 
 def _terms(scores: Scores) -> tuple[float, float, float]:
