@@ -14,8 +14,8 @@ import pytest
 from entry_point import iconoclast
 
 from iconoclast.config import Settings
-from iconoclast.runs.export import export_run
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.export import export_run, export_unmeasured
+from iconoclast.runs.pipeline import run_folder, started_run
 
 
 class Hub(ThreadingHTTPServer):
@@ -157,6 +157,14 @@ def test_a_dry_run_shows_the_files_and_sends_nothing(hub: Hub, export: Path) -> 
     assert done.code == 0 and "Nothing was sent." in done.out
     assert all(file.name in done.out for file in export.iterdir())
     assert not hub.repos and not hub.received
+
+
+def test_a_dry_run_says_if_nobody_has_measured_the_export(
+    hub: Hub, export: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    assert "not measured" not in iconoclast("upload", export, "me/edited", "--dry-run").out
+    export_unmeasured(run_folder(tiny_settings).path, "best", tmp_path / "bare")
+    assert "The export was not measured" in iconoclast("upload", tmp_path / "bare", "me/edited", "--dry-run").out
 
 
 def test_a_failed_upload_goes_on_where_it_was(hub: Hub, export: Path) -> None:

@@ -207,7 +207,7 @@ def _print_results(run: Run) -> None:
     measured, finished = len(run.study.trials()), run.study.finished
     print_lines(
         out,
-        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.4f} mean nothing.",
+        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
         f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
     )
     if run.report is not None:

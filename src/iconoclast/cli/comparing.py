@@ -106,7 +106,7 @@ def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: in
         )
     for pair in document["pairs"]:
         print_lines(out, *_pair_lines(pair))
-    print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.4f} mean nothing.")
+    print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
         rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
         names = list(rows[0]["responses"])

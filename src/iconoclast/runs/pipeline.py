@@ -314,7 +314,7 @@ def _prepared(
     progress.note(
         f"Ready for trials after {time.time() - began:.0f} s"
         + (f"; {done} trials are there already" if done else "")
-        + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.4f}."
+        + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.2g}."
     )
     if base.refusals.rate <= LOW_REFUSAL_RATE:
         progress.note(

@@ -28,18 +28,22 @@ class Plan:
         repo: name on the hub, as in "you/model".
         private: whether others cannot see it.
         files: name → bytes.
+        measured: whether the export was measured from its files.
     """
 
     folder: Path
     repo: str
     private: bool
     files: dict[str, int]
+    measured: bool
 
     def lines(self) -> Iterator[str]:
         """The plan in words."""
         yield f"{self.repo} on the hub, {'private' if self.private else 'PUBLIC'}: {len(self.files)} files"
         for name, size in self.files.items():
             yield f"  {size:>14,}  {name}"
+        if not self.measured:
+            yield "The export was not measured; its card has the scores of the edit applied live, and says so."
 
 
 def plan(folder: Path, repo: str, private: bool = True) -> Plan:
@@ -50,8 +54,9 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         UploadError: the name is none that the hub knows.
     """
     try:
-        json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        information = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+        measured = information["export_metrics"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
     if not (folder / "README.md").is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
@@ -68,7 +73,7 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
     except HFValidationError as error:
         raise UploadError(f"{repo} is no name for a model on the hub ({error}). Give it as in you/model.") from None
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-    return Plan(folder, repo, private, files)
+    return Plan(folder, repo, private, files, measured)
 
 
 def upload(plan: Plan) -> str:
