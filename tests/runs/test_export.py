@@ -1,8 +1,10 @@
 """Exports: what is loaded from the files is what was measured live."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iconoclast.config import Settings
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.evaluation.measure import Evaluator, Scores
 from iconoclast.models.loading import LanguageModel, load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs.export import SavedRun, export_run, export_unmeasured
@@ -182,6 +185,30 @@ def test_every_kind_of_architecture_goes_all_the_way(family: str, tmp_path: Path
     before, after = (load_file(place / "model.safetensors") for place in (base, tmp_path / "merged"))
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed and not any("vision" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_an_export_is_measured_by_the_same_passes_as_the_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Literal["adapter", "merged"]
+) -> None:
+    active: list[object] = []
+    measured: list[bool] = []
+    original = Evaluator.measure
+
+    @contextmanager
+    def noted(model: object) -> Iterator[None]:
+        active.append(model)
+        yield
+        active.pop()
+
+    def measure(self: Evaluator, *arguments: Any) -> list[Scores]:
+        measured.append(self.lm.model in active)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(export_module, "packed", noted)
+    monkeypatch.setattr(Evaluator, "measure", measure)
+    export_run(finished, "best", kind, tmp_path / kind)
+    assert measured and all(measured)
 
 
 def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_path: Path) -> None:
