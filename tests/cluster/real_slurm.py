@@ -29,7 +29,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=5
+KillWait=30
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -523,6 +524,24 @@ def test_an_interrupted_process_hands_its_batch_back(tmp_path: Path) -> None:
     other.run(TOTAL, Recorder(), OBJECTIVE, crew=Shared("b"))
     assert states(other) == ["COMPLETE"] * TOTAL
     assert all(p in [t.params for t in other.study.get_trials(deepcopy=False)] for p in parameters)
+
+
+def test_an_interrupted_process_hands_back_what_it_is_just_asking_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = opened(tmp_path)
+    ask, asked = study._ask, []
+
+    def interrupted(number: int, trial_id: int | None = None) -> optuna.Trial:
+        asked.append(number)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(number, trial_id)
+
+    monkeypatch.setattr(study, "_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(TOTAL, Recorder(), OBJECTIVE, crew=Shared("a", 1))
+    assert states(study) == ["WAITING"] * 2
 
 
 def test_a_process_alone_continues_what_several_have_left(tmp_path: Path) -> None:

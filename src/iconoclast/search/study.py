@@ -189,8 +189,8 @@ class Study:
         """
         self._tell(objective)  # a batch that an interruption has caught between being measured and being told
         while True:
-            with self._kept(crew) as batch:
-                batch += self._next_batch(n_trials) if crew is None else self._next_share(n_trials, crew)
+            with self._shared(crew):
+                batch = self._next_batch(n_trials) if crew is None else self._next_share(n_trials, crew)
                 parameters = [self.space.parameters(trial.params) for trial in batch]
                 measured = (
                     dict(zip((trial.number for trial in batch), evaluate(parameters), strict=True)) if batch else {}
@@ -219,17 +219,17 @@ class Study:
         return {}
 
     @contextmanager
-    def _kept(self, crew: Crew | None) -> Iterator[list[optuna.Trial]]:
-        """A batch of trials; if it is not measured to the end, the others of the crew can have it."""
-        batch: list[optuna.Trial] = []
-        done = False
+    def _shared(self, crew: Crew | None) -> Iterator[None]:
+        """If what is done here is broken off, the others of the crew can have the trials that we have taken."""
         try:
-            yield batch
-            done = True
-        finally:
-            for trial in () if done else batch:
-                if self._is_ours(trial, crew):
-                    self._hand_back(trial._trial_id)
+            yield
+        except BaseException:
+            if crew is not None:
+                outcomes = self._outcomes()
+                for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    if _owner(trial) == crew.name and trial.number not in outcomes:
+                        self._hand_back(trial._trial_id)
+            raise
 
     def _outcomes(self) -> dict[int, Outcome]:
         """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""
@@ -302,10 +302,10 @@ class Study:
         ours = create_trial(state=TrialState.RUNNING, user_attrs={OWNER: crew.name})
         return self.study._storage.create_new_trial(self.study._study_id, template_trial=ours)
 
-    def _is_ours(self, trial: optuna.Trial, crew: Crew | None) -> bool:
+    def _is_ours(self, trial: optuna.Trial, crew: Crew) -> bool:
         """Whether a trial is still to be measured, and by us."""
         known = self.study._storage.get_trial(trial._trial_id)
-        return crew is not None and known.state == TrialState.RUNNING and _owner(known) == crew.name
+        return known.state == TrialState.RUNNING and _owner(known) == crew.name
 
     def _hand_back(self, trial_id: int) -> None:
         """Let the next process that asks have a trial."""
