@@ -4,11 +4,11 @@
     .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
-once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. Each tool's best
-trial is the one with the fewest failures on the selection prompts within a KL of 0.1 (heretic counts refusals, of which
-empty responses are some, and knows no broken ones). It is then examined here, once, on
-the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front on the
-selection prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats.
+once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. The same rule
+chooses each tool's trial: fewest failures on the selection prompts within a KL of 0.1, give or take one standard error,
+then lowest KL (heretic counts refusals, of which empty responses are some, and knows no broken ones). It is then examined
+here, once, on the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front
+on the selection prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats.
 
 What is there already in FOLDER is not done again; heretic runs of peer.py can be put there (heretic-0, heretic-1, ...).
 """

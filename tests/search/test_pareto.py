@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
 
 from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
-from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.pareto import Trial, best_trial, no_more_than, pareto_front
 from iconoclast.search.space import EditParameters
 
 
@@ -71,11 +72,26 @@ def test_the_front_of_nothing_is_nothing() -> None:
 
 
 @given(trials=trial_lists.filter(bool), kl_target=st.sampled_from([0.005, 0.02, 0.05, 0.3]))
-def test_the_best_trial_has_the_fewest_refusals_within_the_target(trials: list[Trial], kl_target: float) -> None:
+def test_the_best_trial_is_within_a_standard_error_of_the_fewest_failures(
+    trials: list[Trial], kl_target: float
+) -> None:
     best = best_trial(pareto_front(trials), kl_target)
-    within = [t for t in trials if t.scores.kl_divergence <= kl_target]
     assert best is not None
-    assert best.key == min(t.key for t in within or trials)
+    within = [t for t in trials if t.scores.kl_divergence <= kl_target] or trials
+    fewest, n = min(t.key[0] for t in within), trials[0].scores.failures.n
+    as_good = [t for t in within if proportion_confint(fewest, n, 0.3173, "wilson")[1] * n >= t.key[0]]
+    assert best.key[1:] == min(t.key[1:] for t in as_good)
+
+
+@pytest.mark.parametrize(("fewest", "n", "most"), [(0, 20, 0), (1, 20, 2), (2, 20, 3), (3, 20, 4), (10, 100, 13)])
+def test_a_standard_error_by_hand(fewest: int, n: int, most: int) -> None:
+    assert no_more_than(Count(fewest, n)) == most
+
+
+def test_a_failure_more_is_worth_a_lower_divergence() -> None:
+    front = [trial(0, 1, kl=0.04), trial(1, 2, kl=0.02), trial(2, 3, kl=0.01)]
+    chosen = best_trial(front, 0.1)
+    assert chosen is not None and chosen.index == 1
 
 
 @pytest.mark.parametrize(("kl_target", "best"), [(0.5, 0), (0.3, 0), (0.29, 1), (0.05, 1), (0.01, 2), (0.001, 0)])

@@ -200,7 +200,7 @@ def _print_results(run: Run) -> None:
         return
     target = run.settings.kl_divergence_target
     reason = (
-        f"fewest refused or broken within the KL target of {target:g}"
+        f"lowest KL of those with the fewest refused or broken, give or take a standard error, within the KL target of {target:g}"
         if best.scores.kl_divergence <= target
         else f"no trial is within the KL target of {target:g}"
     )

@@ -34,10 +34,12 @@ from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.evaluation.statistics import Count
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.forward import affordable_rows, last_token_residuals
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.prompts import PromptSet
+from iconoclast.search.pareto import no_more_than
 from iconoclast.search.study import STUDY_NAME
 
 LONGEST_LINE = 2**20
@@ -215,12 +217,16 @@ class HereticStudy:
         return found
 
     def best(self, kl_target: float) -> HereticTrial:
-        """The trial with the fewest refusals, then the lowest divergence, of those within the target; else of all.
+        """The trial that `pareto.best_trial` would choose; heretic measures no overrefusals.
 
-        The rule of `pareto.best_trial`; heretic measures no overrefusals.
+        Without the number of prompts (heretic 1.2) the standard error is not known, and taken to be 0.
         """
-        ordered = sorted(self.trials, key=lambda trial: (trial.refusals, trial.kl_divergence, trial.number))
-        return next((trial for trial in ordered if trial.kl_divergence <= kl_target), ordered[0])
+        within = [trial for trial in self.trials if trial.kl_divergence <= kl_target] or self.trials
+        fewest = min(within, key=lambda trial: trial.refusals)
+        most = no_more_than(Count(fewest.refusals, fewest.prompts)) if fewest.prompts else fewest.refusals
+        return min(
+            (trial for trial in within if trial.refusals <= most), key=lambda trial: (trial.kl_divergence, trial.number)
+        )
 
     def edit(self, trial: HereticTrial, lm: LanguageModel, directions: Tensor) -> Edit:
         """The edit that a trial made.

@@ -1,10 +1,15 @@
 """Which trials are worth a look, and in which order."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from iconoclast.evaluation.measure import Scores
+from iconoclast.evaluation.statistics import Count, wilson_interval
 from iconoclast.search.space import EditParameters
+
+ONE_STANDARD_ERROR = 2 * NormalDist().cdf(1) - 1
 
 Key = tuple[int, int, float]
 """Failures, overrefusals, KL divergence: what trials are ordered by, and what the front is a front of."""
@@ -45,5 +50,20 @@ def beaten(key: Key, others: Iterable[Key]) -> bool:
 
 
 def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
-    """The first trial of the front within the KL target; if there is none, the first; None of an empty front."""
-    return next((t for t in front if t.scores.kl_divergence <= kl_target), front[0] if front else None)
+    """The trial of a front that is exported and reported; None of an empty front.
+
+    Of the trials within the KL target (if there are any, else of all), those that fail no more often than the best of them,
+    give or take its standard error; of these, fewest overrefusals, then lowest KL divergence. One failure more or less among
+    a few prompts is chance, and the search would pay for it with KL (the rule of one standard error: Breiman et al.,
+    Classification and Regression Trees, 1984).
+    """
+    if not front:
+        return None
+    within = [t for t in front if t.scores.kl_divergence <= kl_target] or front
+    most = no_more_than(min((t.scores.failures for t in within), key=lambda failures: failures.count))
+    return min((t for t in within if t.scores.failures.count <= most), key=lambda t: (t.key[1:], t.index))
+
+
+def no_more_than(fewest: Count) -> int:
+    """The highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one."""
+    return math.floor(fewest.n * wilson_interval(fewest.count, fewest.n, ONE_STANDARD_ERROR)[1])
