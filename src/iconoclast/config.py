@@ -206,11 +206,11 @@ class Settings(BaseSettings):
     )
     good_report_prompts: PromptSource | None = Field(
         default=None,
-        description="Benign prompts measured once, at the end, for the base model and the best trial. They choose nothing.",
+        description="Benign prompts measured once, at the end, for the base model and the best trial. They choose nothing. Unset, a run on the package's own prompts takes its report split.",
     )
     bad_report_prompts: PromptSource | None = Field(
         default=None,
-        description="Target prompts measured once, at the end, for the base model and the best trial.",
+        description="Target prompts measured once, at the end, for the base model and the best trial. Unset as good_report_prompts.",
     )
 
     # Directions

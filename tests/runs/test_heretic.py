@@ -137,6 +137,15 @@ def test_the_best_trial_has_the_fewest_refusals_within_the_target(tmp_path: Path
     assert study.best(0.001).number == 4  # nothing is within the target: the fewest refusals of all
 
 
+def test_a_refusal_more_within_the_standard_error_is_worth_a_lower_divergence(tmp_path: Path) -> None:
+    assert read(tmp_path, attributes(1, 0.04), attributes(2, 0.02), attributes(3, 0.01)).best(0.1).number == 2
+
+
+def test_without_a_number_of_prompts_fewest_refusals_are_the_best(tmp_path: Path) -> None:
+    scores = [attributes(count, kl, n_bad_prompts=None) for count, kl in ((1, 0.04), (2, 0.02))]
+    assert read(tmp_path, *scores).best(0.1).number == 1
+
+
 def test_a_trial_is_found_by_the_number_that_heretic_shows(tmp_path: Path) -> None:
     study = read(tmp_path, attributes(1), TrialState.PRUNED, attributes(2))
     assert study.trial(3).refusals == 2

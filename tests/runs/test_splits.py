@@ -36,6 +36,15 @@ def test_one_report_set_alone_is_refused(tiny_settings: Settings) -> None:
         Prompts.load(tiny_settings.model_copy(update={"good_report_prompts": None}))
 
 
+def test_a_run_on_the_own_prompts_is_reported_on_their_report_split() -> None:
+    prompts = Prompts.load(Settings(model="-"))
+    assert prompts.benign_report is not None and prompts.benign_report.source == "builtin:everyday/benign report"
+    assert prompts.target_report is not None and prompts.target_report.source == "builtin:everyday/target report"
+    assert not prompts.overlaps()
+    others = PromptSource(dataset="builtin:everyday/benign", split="select[:8]")
+    assert Prompts.load(Settings(model="-", good_evaluation_prompts=others)).benign_report is None
+
+
 @pytest.fixture
 def axes(tiny_settings: Settings, tmp_path: Path) -> Settings:
     file = tmp_path / "axes.csv"

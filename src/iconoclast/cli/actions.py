@@ -11,7 +11,7 @@ import psutil
 from rich.prompt import IntPrompt, Prompt
 
 from iconoclast.cli.console import err, out, program, quiet_libraries, shown_progress
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import SettingsError, UserError
 from iconoclast.evaluation.measure import Scores
@@ -98,8 +98,6 @@ def demo_action(out_folder: Path, n_trials: int) -> None:
         n_trials=n_trials,
         study_checkpoint_dir=out_folder,
         exit_after_optimization=True,
-        good_report_prompts=PromptSource(dataset="builtin:everyday/benign", split="report"),
-        bad_report_prompts=PromptSource(dataset="builtin:everyday/target", split="report"),
     )
     search(settings, samples=True, began=psutil.Process().create_time())
     columns: list[tuple[str, Scores]] = []

@@ -24,7 +24,7 @@ class Prompts:
 
     @classmethod
     def load(cls, settings: Settings) -> "Prompts":
-        """Load all sets that the settings name.
+        """Load all sets that the settings name; with the package's own prompts, its report sets unless others are named.
 
         Raises:
             PromptsError: a set cannot be read, is too small, or shares prompts with one of another purpose.
@@ -34,7 +34,7 @@ class Prompts:
         def read(source: PromptSource, minimum: int = 1) -> PromptSet:
             return load_prompts(source, settings.system_prompt, minimum)
 
-        report = settings.good_report_prompts, settings.bad_report_prompts
+        report = _report_sources(settings)
         if (report[0] is None) != (report[1] is None):
             raise SettingsError("Give both good_report_prompts and bad_report_prompts, or neither.")
         borderline = settings.borderline_report_prompts
@@ -99,3 +99,12 @@ class Prompts:
                     f"they have {', '.join(sorted(axes))}" if axes else "set bad_evaluation_prompts.axis to a column"
                 )
                 raise SettingsError(f"axis_weights names {name}, which is no axis of bad_evaluation_prompts: {there}.")
+
+
+def _report_sources(settings: Settings) -> tuple[PromptSource | None, PromptSource | None]:
+    given = settings.good_report_prompts, settings.bad_report_prompts
+    own = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+    if given != (None, None) or any(getattr(settings, name) != Settings.model_fields[name].default for name in own):
+        return given
+    benign, target = settings.good_evaluation_prompts, settings.bad_evaluation_prompts
+    return benign.model_copy(update={"split": "report"}), target.model_copy(update={"split": "report"})
