@@ -52,7 +52,7 @@ AT_A_TIME = 8
 """Edits measured together."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"random_controls": 1},
     "benign subspace of rank 0": {"benign_subspace_rank": 0},
     "benign subspace of rank 4": {"benign_subspace_rank": 4},
     "benign subspace of rank 16": {"benign_subspace_rank": 16},
@@ -265,11 +265,20 @@ def print_medians(results: Sequence[dict[str, Any]]) -> None:
         print(f"  {name:>25}: {', '.join([*counts, *kl])}, hypervolume {statistics.median(volumes):.3f}")
 
 
+def ablation_row(name: str, measured: Sequence[dict[str, Any]], volumes: Sequence[float] = ()) -> str:
+    """One line of the table, the seeds side by side."""
+    failures = (f"{m['refusals']['count'] + m['broken']['count']}/{m['refusals']['n']}" for m in measured)
+    over = (f"{m['overrefusals']['count']}/{m['overrefusals']['n']}" for m in measured)
+    kl = (f"{m['kl_divergence']:.4f}" for m in measured)
+    shown = f"{statistics.median(volumes):.3f} ({', '.join(f'{volume:.3f}' for volume in volumes)})" if volumes else ""
+    return f"| {name} | {', '.join(failures)} | {', '.join(over)} | {', '.join(kl)} | {shown} |"
+
+
 def ablations(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
-    print("| | failures | overrefusals | first-token KL | hypervolume, seeds |\n|---|---|---|---|---|")
+    print("| | failures | overrefusals | first-token KL | hypervolume, median (seeds) |\n|---|---|---|---|---|")
     for name, changes in ABLATIONS.items():
         slug = name.replace(" ", "-").replace(",", "")
-        best, volumes = [], []
+        reports, volumes = [], []
         for seed in range(arguments.seeds):
             folder = arguments.out / f"ablation-{slug}-{seed}"
             given = {**changes, "n_trials": arguments.ablation_trials, "study_checkpoint_dir": folder}
@@ -277,18 +286,15 @@ def ablations(lm: LanguageModel, model: Path, files: dict[str, Path], arguments:
             if not (folder / "done.json").exists():
                 search(settings)
                 write_json(folder / "done.json", {})
-            best.append(json.loads((folder / "batch_summary.json").read_text())["report"]["metrics"])
+            reports.append(json.loads((folder / "batch_summary.json").read_text())["report"])
             with packed(lm.model):
                 cache = arguments.out / f"ablation-{slug}-{seed}.json"
                 volumes.append(front_on_report(lm, settings, folder, cache)["hypervolume"])
-        failures = [f"{m['refusals']['count'] + m['broken']['count']}/{m['refusals']['n']}" for m in best]
-        over = [f"{m['overrefusals']['count']}/{m['overrefusals']['n']}" for m in best]
-        kl = [f"{m['kl_divergence']:.4f}" for m in best]
-        shown = ", ".join(f"{volume:.3f}" for volume in volumes)
-        print(
-            f"| {name} | {', '.join(failures)} | {', '.join(over)} | {', '.join(kl)} | {statistics.median(volumes):.3f} ({shown}) |",
-            flush=True,
-        )
+        if name == "default":
+            print(ablation_row("base model", [report["base_metrics"] for report in reports]))
+            draws = [report["random_control"]["draws"][0] for report in reports]
+            print(ablation_row("random direction, default's strengths", draws))
+        print(ablation_row(name, [report["metrics"] for report in reports], volumes), flush=True)
 
 
 def main() -> None:

@@ -1,27 +1,43 @@
 """Where a study is kept: the journal is tested with the study; here are databases, servers, and what is no storage."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from optuna.storages import JournalStorage, run_grpc_proxy_server
-from test_study import TOTAL, Shared, opened, run
+from test_study import OBJECTIVE, TOTAL, Shared, evaluate, opened, run, states
 
-from iconoclast.errors import SettingsError
+from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.search import storage as module
+from iconoclast.search.space import EditParameters
 from iconoclast.search.storage import Journal, open_storage
-from iconoclast.search.study import Study
+from iconoclast.search.study import Outcome, Study
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+SERVER = """
+import sys
+from pathlib import Path
+from optuna.storages import JournalStorage, run_grpc_proxy_server
+from iconoclast.search.storage import Journal
+run_grpc_proxy_server(JournalStorage(Journal(Path(sys.argv[2]))), host="localhost", port=int(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an Optuna storage proxy before a journal."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     journal = tmp_path_factory.mktemp("proxy") / "all.jsonl"
     serve = {"host": "localhost", "port": port}
     thread = threading.Thread(
@@ -58,11 +74,29 @@ def test_a_study_elsewhere_can_be_shared(kind: str, proxy: str, tmp_path: Path) 
     study = opened(folder, storage=storage)
     crew = Shared("b")
     crew._meanwhile = lambda: setattr(crew, "_lost", ["a"])
-    from test_study import OBJECTIVE, evaluate, states
-
     study.run(TOTAL, evaluate, OBJECTIVE, crew=crew)
     assert states(study) == ["COMPLETE"] * TOTAL
     assert len(Study.read(folder / "study.jsonl", study.space, storage).trials()) == TOTAL
+
+
+@pytest.mark.parametrize("kind", ["a proxy", "a database"])
+def test_a_storage_that_stops_to_answer_is_one_line(kind: str, tmp_path: Path) -> None:
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(port := free_port()), str(tmp_path / "all.jsonl")])
+    try:
+        study = opened(tmp_path / "run", storage=storages(f"grpc://localhost:{port}", tmp_path)[kind])
+
+        def dies(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
+            server.kill()
+            server.wait()
+            (tmp_path / "study.db").write_text("no database")
+            return evaluate(batch)
+
+        with pytest.raises(RunFolderError, match=r"study_storage does not answer any more: .*same command") as caught:
+            study.run(TOTAL, dies, OBJECTIVE)
+        assert "\n" not in str(caught.value)
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend, JournalRedisBackend
 
@@ -18,6 +19,9 @@ from iconoclast.errors import RunFolderError, SettingsError
 
 SECONDS_TO_CONNECT = 30
 """How long a storage server may take to answer for the first time."""
+
+CLIENTS = ("grpc", "redis", "sqlalchemy")
+"""Packages whose errors are those of a storage."""
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 """What reading a journal raises that is none."""
@@ -133,6 +137,26 @@ def open_storage(journal: Path, url: str | None = None) -> BaseStorage:
         raise SettingsError(f"study_storage {url} needs a package that is not installed: {error.name}.") from None
     except OSError as error:
         raise SettingsError(f"Nothing answers at study_storage {url}: {str(error) or type(error).__name__}.") from None
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """A database or server that stops to answer while this lasts is one clear line.
+
+    Raises:
+        RunFolderError: it does not answer any more.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in CLIENTS and not isinstance(error, StorageInternalError):
+            raise
+        details = getattr(error, "details", None)  # gRPC's words; its str has many lines
+        reason = str(details() if callable(details) else error.__cause__ or error).strip() or type(error).__name__
+        raise RunFolderError(
+            f"study_storage does not answer any more: {reason.splitlines()[0]}. The trials that it has are kept: give the "
+            "same command again when it answers."
+        ) from None
 
 
 def _proxy(url: str) -> BaseStorage:

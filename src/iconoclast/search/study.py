@@ -20,7 +20,7 @@ from iconoclast.evaluation.measure import Bounds, Scores
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, SearchSpace
-from iconoclast.search.storage import open_storage
+from iconoclast.search.storage import answering, open_storage
 
 STUDY_NAME = "iconoclast"
 OUTCOMES = "outcomes"
@@ -167,6 +167,7 @@ class Study:
         seconds = (max(ended) - min(begun)).total_seconds() if begun and ended else 0.0
         return 3600 * len(trials) / seconds if seconds else None
 
+    @answering()
     def run(
         self,
         n_trials: int,
@@ -186,6 +187,9 @@ class Study:
             objective: scores → values.
             told: called with the outcomes of every finished batch, by number of the trial.
             crew: the processes that share the study, if others work on it too.
+
+        Raises:
+            RunFolderError: the journal cannot be written, or a storage elsewhere does not answer any more.
         """
         self._tell(objective)  # a batch that an interruption has caught between being measured and being told
         while True:
