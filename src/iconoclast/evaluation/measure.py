@@ -1,5 +1,6 @@
 """(model, edits, prompts) → scores. Many edits are measured in the same batches."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,7 +278,9 @@ class Evaluator:
     def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
         """The scores of every edit, or its bounds where they were enough to prune it.
 
-        On benign prompts divergences and overrefusals become known, on target prompts refusals; all of them only grow.
+        Divergences, failures and overrefusals only grow while they become known. Where an edit can be pruned, the benign
+        prompts are read first for the divergence, then the target prompts are answered, which most edits that are pruned
+        do not survive; what is left answers the benign prompts. Otherwise these are read and answered in one pass.
 
         Raises:
             MeasurementError: not even one sequence fits into memory.
@@ -286,9 +289,15 @@ class Evaluator:
         steps = len(edits) * (len(self.benign) + len(self.target))
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", steps)
         standing = _Standing(self.reference, len(edits), prune)
-        benign = self._benign_responses(edits, standing, progress.advance)
+        hopeless = Bounds(len(self.target), len(self.benign), math.inf)
+        late = self.options.benign_response_length > 1 and prune(hopeless)
+        benign: dict[int, list[str]] = {}
+        if late:
+            self._responses(edits, self._benign, 1, first=standing.diverged)
+        else:
+            benign = self._benign_responses(edits, standing, progress.advance, standing.diverged)
         left = standing.left()
-        progress.advance((len(edits) - len(left)) * len(self.target))
+        progress.advance((len(edits) - len(left)) * (len(self.target) + late * len(self.benign)))
         target = self._responses(
             [edits[edit] for edit in left],
             self._target,
@@ -296,6 +305,9 @@ class Evaluator:
             lambda: standing.watch(left, len(self.target), standing.failed, self._failure, ("refusal", "broken")),
             progress.advance,
         )
+        if late:
+            progress.advance((len(left) - len(standing.left())) * len(self.benign))
+            benign = self._benign_responses(edits, standing, progress.advance)
         divergences = standing.divergences.result().tolist()
         scores: list[Scores | Bounds] = [standing.bounds(edit) for edit in range(len(edits))]
         for edit, responses in zip(left, target, strict=True):
@@ -327,18 +339,23 @@ class Evaluator:
         return self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
 
     def _benign_responses(
-        self, edits: Sequence[Edit], standing: "_Standing", advance: Callable[[int], None]
-    ) -> list[list[str]]:
-        """Divergences and responses on the benign prompts, from the same passes."""
-        every = range(len(edits))
-        responses = self._responses(
-            edits,
+        self,
+        edits: Sequence[Edit],
+        standing: "_Standing",
+        advance: Callable[[int], None],
+        first: FirstToken = lambda indices, logits: None,
+    ) -> dict[int, list[str]]:
+        """Responses on the benign prompts of the edits that have not been pruned."""
+        left = standing.left()
+        found = self._responses(
+            [edits[edit] for edit in left],
             self._benign,
             self.options.benign_response_length,
-            lambda: standing.watch(every, len(self.benign), standing.overrefused, self._failure, ("refusal",)),
+            lambda: standing.watch(left, len(self.benign), standing.overrefused, self._failure, ("refusal",)),
             advance,
-            standing.diverged,
+            first,
         )
+        responses = dict(zip(left, found, strict=True))
         for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
             standing.overrefused[edit].update(i for i, r in enumerate(responses[edit]) if self.rules.is_refusal(r))
             standing.look(edit)
