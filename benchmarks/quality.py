@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
-once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included. The same rule
+once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included; in the latter it
+has more selection prompts, because that is what cheap trials are good for: on 20 prompts the best of many is luck. The same rule
 chooses each tool's trial: fewest failures on the selection prompts within a KL of 0.1, give or take one standard error,
 then lowest KL (heretic counts refusals, of which empty responses are some, and knows no broken ones). It is then examined
 here, once, on the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front
@@ -171,12 +172,15 @@ def front_on_report(lm: LanguageModel, settings: Settings, source: Path, cache: 
 
 def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: argparse.Namespace) -> None:
     out, results = arguments.out, []
+    (out / "more").mkdir(exist_ok=True)
+    more = peer.write_prompts(arguments.data, out / "more", arguments.time_requests, arguments.knowledge)
     for seed in range(arguments.seeds):
         settings = settings_of(model, files, arguments, seed)
         journal = heretic_run(model, files, out, arguments, seed)
         seconds = seconds_of(journal)
         equal_trials = run_of(settings, out / f"iconoclast-trials-{seed}", arguments.trials)
-        equal_time = run_of(settings, out / f"iconoclast-time-{seed}", 10_000, seconds)
+        longer = settings_of(model, more, arguments, seed)
+        equal_time = run_of(longer, out / f"iconoclast-time-{seed}", 10_000, seconds)
         result = out / f"match-{seed}.json"
         if not result.exists():
             with packed(lm.model):
@@ -311,6 +315,9 @@ def main() -> None:
     parser.add_argument("--ablation-trials", type=int, default=48)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--knowledge", type=int, default=64)
+    parser.add_argument(
+        "--time-requests", type=int, default=96, help="selection prompts of ICONOCLAST's run of equal time"
+    )
     parser.add_argument("--report", type=int, default=256, help="report prompts of each kind")
     parser.add_argument("--tokens", type=int, default=96)
     arguments = parser.parse_args()

@@ -374,11 +374,11 @@ class Settings(BaseSettings):
 
     # Search
     n_trials: int = Field(default=200, ge=1, description="Trials in total, those of an earlier start included.")
-    n_startup_trials: int = Field(default=8, ge=1, description="Random trials before the sampler learns from them.")
+    n_startup_trials: int = Field(default=16, ge=1, description="Random trials before the sampler learns from them.")
     trials_per_batch: int = Field(
         default=16,
         ge=1,
-        description="Trials measured together in one batch, the random ones apart. More is faster, and learns later.",
+        description="Trials measured together in one batch, the random ones apart in batches half as wide. More is faster, and learns later.",
     )
     prune_trials: bool = Field(
         default=True,

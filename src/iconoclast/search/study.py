@@ -318,10 +318,15 @@ class Study:
             self.study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def _batch_end(self, number: int) -> int:
-        """Where the batch of a trial ends. The random trials have batches of their own: others learn from them."""
+        """Where the batch of a trial ends.
+
+        The random trials have batches of their own, so that others learn from them, half as wide, so that the first ones
+        can prune the rest.
+        """
         random = self.startup_trials
         if number < random:
-            return min(random, (number // self.batch + 1) * self.batch)
+            width = max(1, self.batch // 2)
+            return min(random, (number // width + 1) * width)
         return random + ((number - random) // self.batch + 1) * self.batch
 
     def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
