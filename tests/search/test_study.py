@@ -114,7 +114,9 @@ def test_the_sampler_learns_from_the_scores(undisturbed: list[Trial], tmp_path: 
     ("startup", "batch", "sizes"),
     [(4, 4, [2, 2, 4, 4]), (5, 4, [2, 2, 1, 4, 3]), (2, 8, [2, 8, 2]), (1, 1, [1] * 12), (20, 8, [4, 4, 4])],
 )
-def test_random_trials_have_batches_of_their_own_half_as_wide(tmp_path: Path, startup: int, batch: int, sizes: list[int]) -> None:
+def test_random_trials_have_batches_of_their_own_half_as_wide(
+    tmp_path: Path, startup: int, batch: int, sizes: list[int]
+) -> None:
     recorder = Recorder()
     run(opened(tmp_path, startup_trials=startup, batch=batch), TOTAL, recorder)
     assert [len(batch) for batch in recorder.batches] == sizes
