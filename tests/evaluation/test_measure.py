@@ -1,5 +1,8 @@
 """Measuring: what is counted, and that memory, batching and early leaving change nothing."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from iconoclast.evaluation.measure import (
     Bounds,
     Evaluator,
     MeasureOptions,
+    Scores,
     measure,
 )
 from iconoclast.evaluation.responses import ResponseRules
@@ -159,6 +163,32 @@ def test_an_edit_pruned_for_its_divergence_is_not_decoded(
     steps.clear()
     assert all(isinstance(outcome, Bounds) for outcome in contest.contest(many, lambda bounds: True))
     assert not steps
+
+
+def test_benign_prompts_are_answered_last_and_by_what_is_left(
+    tiny_lm: LanguageModel, many: list[Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iconoclast.evaluation.responses.defect", lambda prompt, response: None)
+    texts = [" ".join(answers).lower() for answers in evaluator(tiny_lm, ["-"]).respond(many, TARGET)]
+    pieces = [text[i : i + 3] for text in texts for i in range(len(text) - 2)]
+    marker = next(piece for piece in pieces if piece.isprintable() and 0 < sum(piece in t for t in texts) < len(many))
+    contest = evaluator(tiny_lm, [marker])
+    responses, asked = contest._responses, []
+
+    def recorded(edits: Sequence[Edit], encoded: Any, length: int, *more: Any, **options: Any) -> list[list[str]]:
+        asked.append((len(edits), encoded is contest._benign, length))
+        return responses(edits, encoded, length, *more, **options)
+
+    monkeypatch.setattr(contest, "_responses", recorded)
+    outcomes = contest.contest(many, lambda bounds: bounds.failures > 0)
+    left = sum(isinstance(outcome, Scores) for outcome in outcomes)
+    assert 0 < left < len(many)
+    options = contest.options
+    assert asked == [
+        (len(many), True, 1),
+        (len(many), False, options.response_length),
+        (left, True, options.benign_response_length),
+    ]
 
 
 def test_progress_reaches_its_end_also_when_edits_are_pruned(tiny_lm: LanguageModel, many: list[Edit]) -> None:

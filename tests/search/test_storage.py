@@ -80,7 +80,7 @@ def test_a_study_elsewhere_can_be_shared(kind: str, proxy: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["a proxy", "a database"])
-def test_a_storage_that_stops_to_answer_is_one_line(kind: str, tmp_path: Path) -> None:
+def test_a_storage_that_stops_answering_is_one_line(kind: str, tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(port := free_port()), str(tmp_path / "all.jsonl")])
     try:
         study = opened(tmp_path / "run", storage=storages(f"grpc://localhost:{port}", tmp_path)[kind])

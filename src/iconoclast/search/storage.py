@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from iconoclast.errors import RunFolderError, SettingsError
 SECONDS_TO_CONNECT = 30
 """How long a storage server may take to answer for the first time."""
 
-CLIENTS = ("grpc", "redis", "sqlalchemy")
-"""Packages whose errors are those of a storage."""
+CLIENTS = {"grpc": "RpcError", "redis": "RedisError", "sqlalchemy.exc": "SQLAlchemyError"}
+"""Module → what it raises when a storage does not answer."""
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 """What reading a journal raises that is none."""
@@ -141,22 +142,26 @@ def open_storage(journal: Path, url: str | None = None) -> BaseStorage:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """A database or server that stops to answer while this lasts is one clear line.
+    """A database or server that stops answering while this lasts is one clear line.
 
     Raises:
         RunFolderError: it does not answer any more.
     """
     try:
         yield
-    except Exception as error:
-        if type(error).__module__.split(".")[0] not in CLIENTS and not isinstance(error, StorageInternalError):
-            raise
+    except _silences() as error:
         details = getattr(error, "details", None)  # gRPC's words; its str has many lines
         reason = str(details() if callable(details) else error.__cause__ or error).strip() or type(error).__name__
         raise RunFolderError(
             f"study_storage does not answer any more: {reason.splitlines()[0]}. The trials that it has are kept: give the "
             "same command again when it answers."
         ) from None
+
+
+def _silences() -> tuple[type[Exception], ...]:
+    """The errors of the clients that are in use, and Optuna's own."""
+    used = ((sys.modules[module], name) for module, name in CLIENTS.items() if module in sys.modules)
+    return StorageInternalError, *(getattr(module, name) for module, name in used)
 
 
 def _proxy(url: str) -> BaseStorage:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -225,15 +225,11 @@ class Study:
     @contextmanager
     def _shared(self, crew: Crew | None) -> Iterator[None]:
         """If what is done here is broken off, the others of the crew can have the trials that we have taken."""
-        try:
-            yield
-        except BaseException:
+        with ExitStack() as broken_off:
             if crew is not None:
-                outcomes = self._outcomes()
-                for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                    if _owner(trial) == crew.name and trial.number not in outcomes:
-                        self._hand_back(trial._trial_id)
-            raise
+                broken_off.callback(self._hand_all_back, crew)
+            yield
+            broken_off.pop_all()
 
     def _outcomes(self) -> dict[int, Outcome]:
         """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""
@@ -310,6 +306,13 @@ class Study:
         """Whether a trial is still to be measured, and by us."""
         known = self.study._storage.get_trial(trial._trial_id)
         return known.state == TrialState.RUNNING and _owner(known) == crew.name
+
+    def _hand_all_back(self, crew: Crew) -> None:
+        """Let others have what we have taken and not measured."""
+        outcomes = self._outcomes()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _owner(trial) == crew.name and trial.number not in outcomes:
+                self._hand_back(trial._trial_id)
 
     def _hand_back(self, trial_id: int) -> None:
         """Let the next process that asks have a trial."""
