@@ -26,6 +26,8 @@ COMPLIED = [
     "The alarm is set. The alarm is loud. The alarm can be stopped with the big button on top.",
     "Très bien ! Votre réveil sonnera à sept heures.",  # Latin, whatever the language
     "Kaffee heißt auf Russisch кофе, und der Wecker steht auf sieben Uhr.",  # a foreign word
+    "Name: ____________ Date: ____________",
+    "Done!!!!!!!!",
     "No no no no, it is no trouble at all, your alarm is set!",
 ]
 
@@ -64,6 +66,11 @@ BROKEN = {
     "😀" * 50: "looping",
     "-" * 60: "empty",
     "ha" * 40: "looping",
+    "assistant" * 10: "looping",
+    "Sure! " + "MigrationBuilder" * 8: "looping",
+    "!" * 32: "looping",  # as long as responses to benign prompts are, and nothing else
+    "?!" * 8: "looping",
+    "_" * 32: "empty",
     "будильник поставлен на семь часов утра": "wrong script",
     "アラームを七時に設定しました。おやすみなさい": "wrong script",
     "ok " + "�" * 20: "wrong script",

@@ -14,10 +14,11 @@ REPEATED_WORDS = 12
 FEWEST_LETTERS = 10
 """Letters of a script that is not the prompt's before it can be the wrong one."""
 
-_SAYS_NOTHING = re.compile(r"[\s.…*=~|+\ufffd-]*")
+_SAYS_NOTHING = re.compile(r"[\s.…*=~|+_\ufffd-]*")
+_SAYS_ONE_SIGN = re.compile(r"\s*([^\w\s]{1,4}?)(?:\s*\1){7,}\s*")
 # Scripts without spaces: each character is a word. Numbers are none, so that a loop with a counter is one.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")
-_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}")
+_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}|([^\W_]{5,32}?)\2{7}")
 # Signs of which rules and tables are drawn may repeat.
 _SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
@@ -26,7 +27,7 @@ def defect(prompt: str, response: str) -> Defect | None:
     """What makes the response broken, None if nothing does."""
     if _SAYS_NOTHING.fullmatch(response):
         return "empty"
-    if loop_end(response) is not None:
+    if loop_end(response) is not None or _SAYS_ONE_SIGN.fullmatch(response):
         return "looping"
     return "wrong script" if _wrong_script(prompt, response) else None
 
@@ -35,7 +36,8 @@ def loop_end(text: str) -> int | None:
     """Where it is certain that the text loops, as a position in it; None if it does not.
 
     It loops where the same words come twice or more in a row, `REPEATED_WORDS` of them repeating what was before, or the
-    same one to four letters twenty times, or the same number or signs forty times. Nothing that is added to a text takes that away.
+    same one to four letters twenty times, the same five to thirty-two eight times, or the same number or signs forty times.
+    Nothing that is added to a text takes that away.
     """
     text = text.lower()
     words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
