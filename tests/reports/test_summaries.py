@@ -325,6 +325,17 @@ def test_refusals_come_before_overrefusals_and_those_before_kl_beyond_the_noise(
     assert (match.winner, match.lower_kl) == (winner, lower_kl)
 
 
+def test_what_one_tool_has_not_counted_is_left_out_of_the_verdict() -> None:
+    unseen = scores(2, kl=0.1) | {"overrefusals": Count(0, 0).as_dict()}
+    ours = scores(1, 5, 0.2) | {"broken": Count(4, 20).as_dict()}
+    (match,) = contest([summary(ours), heretic(unseen)]).matches
+    assert match.winner == "iconoclast"
+    (row, _) = run_cells([summary(ours), heretic(unseen)])[::-1]
+    assert row["Overrefusals"] == ""
+    both = unseen | {"broken": Count(1, 20).as_dict()}
+    assert contest([summary(ours), heretic(both)]).matches[0].winner == "heretic"
+
+
 measured = st.builds(scores, st.integers(0, 2), st.integers(0, 2), st.sampled_from([0.1, 0.2, 0.3]))
 
 

@@ -106,9 +106,9 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
     first = study.trials[0]
     count = first.prompts or len(prompts.target_evaluation)
 
-    def measured(refusals: int, divergence: float) -> dict[str, Any]:
+    def measured(refusals: int | None, divergence: float) -> dict[str, Any]:
         return {
-            "refusals": Count(refusals, count).as_dict(),
+            "refusals": (Count(0, 0) if refusals is None else Count(refusals, count)).as_dict(),
             "overrefusals": Count(0, 0).as_dict(),  # heretic does not look
             "kl_divergence": divergence,
         }
@@ -125,7 +125,7 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
         "seed": settings.seed,
         "completed_trials": len(study.trials),
         "prompts": prompts.document(),
-        "base_metrics": measured(first.base_refusals or 0, 0.0),
+        "base_metrics": measured(first.base_refusals, 0.0),
         "best_trial": study.best(settings.kl_divergence_target).number,
         "pareto_trials": [{"index": t.number, **measured(t.refusals, t.kl_divergence)} for t in front],
         "report": None,

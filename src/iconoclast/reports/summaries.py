@@ -60,11 +60,6 @@ class Measured(_Part):
     first_token_kl: Mean | None = None
     broken: Counted | None = None
 
-    @property
-    def key(self) -> tuple[int, int]:
-        """What edits are ordered by before their KL divergence: refused or broken, then overrefused."""
-        return self.refusals.count + (self.broken.count if self.broken else 0), self.overrefusals.count
-
     def document(self) -> dict[str, Any]:
         """For JSON."""
         counts = {"refusals": self.refusals, "overrefusals": self.overrefusals, "broken": self.broken}
@@ -260,11 +255,25 @@ class Match:
         if len(self.scores) < 2:
             return "a run has no completed trial"
         ours, peer = self.scores.values()
-        sizes = [(scores.refusals.n, scores.overrefusals.n) for scores in (ours, peer)]
+        over = {scores.overrefusals.n for scores in (ours, peer)} - {0}
         known = zip(self.ours.fingerprints(self.split), self.peer.fingerprints(self.split), strict=True)
-        if sizes[0] != sizes[1] or any(a and b and a != b for a, b in known):
+        if ours.refusals.n != peer.refusals.n or len(over) > 1 or any(a and b and a != b for a, b in known):
             return f"the {self.split} prompts differ"
         return None
+
+    @property
+    def keys(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What both are ordered by before their KL divergence: refused or broken, then overrefused, as far as both looked."""
+        ours, peer = self.scores.values()
+        broken = [scores.broken.count if scores.broken and scores.broken.n else None for scores in (ours, peer)]
+        over = [scores.overrefusals.count if scores.overrefusals.n else None for scores in (ours, peer)]
+        for counts in (broken, over):
+            if None in counts:
+                counts[:] = [0, 0]
+        first, second = (
+            (scores.refusals.count + (b or 0), o or 0) for scores, b, o in zip((ours, peer), broken, over, strict=True)
+        )
+        return first, second
 
     @property
     def lower_kl(self) -> str | None:
@@ -276,8 +285,8 @@ class Match:
 
     @property
     def winner(self) -> str | None:
-        """The tool with fewer refusals, then fewer overrefusals, then the lower KL divergence; None if they are equal."""
-        ours, peer = (scores.key for scores in self.scores.values())
+        """The tool with fewer failures, then fewer overrefusals, then the lower KL divergence; None if they are equal."""
+        ours, peer = self.keys
         return self.lower_kl if ours == peer else OURS if ours < peer else PEER
 
     def document(self) -> dict[str, Any]:
@@ -319,7 +328,8 @@ class Contest:
             return list(self.unmatched)
         return [
             f"ICONOCLAST wins {self.wins.with_interval}, {self.ties.count} tied; lower KL in {self.lower_kl.with_interval}. "
-            "Fewer refused or broken responses win, then fewer overrefusals, then the lower KL; KL within the noise floor is equal.",
+            "Fewer refused or broken responses win, then fewer overrefusals, then the lower KL; KL within the noise floor is equal, "
+            "and what only one of the tools has counted is left out.",
             *self.unmatched,
         ]
 
@@ -430,8 +440,8 @@ def _run_row(summary: Summary) -> dict[str, str]:
         "Status": summary.status,
         "Trials": f"{summary.completed_trials} + {summary.pruned_trials} pruned",
         "Prompts": summary.split,
-        "Base refusals": str(base.refusals),
-        "Base overrefusals": str(base.overrefusals),
+        "Base refusals": str(base.refusals) if base.refusals.n else "",
+        "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
         **_best_cells(summary.best(summary.split)),
     }
 
@@ -444,7 +454,7 @@ def _best_cells(best: Measured | None) -> dict[str, str]:
         kl += " ({:.4f} to {:.4f})".format(*best.first_token_kl.interval)
     return {
         "Refusals": best.refusals.with_interval,
-        "Overrefusals": best.overrefusals.with_interval,
+        "Overrefusals": best.overrefusals.with_interval if best.overrefusals.n else "",
         "KL": kl,
         "Broken": best.broken.with_interval if best.broken and best.broken.n else "",
     }
