@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from iconoclast.config import Settings
+from iconoclast.config import JudgeClassifier, Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examine import Examiner
 from iconoclast.evaluation.measure import Evaluator
+from iconoclast.runs.folder import portable
 from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.reporting import measured_with
 
 
 @pytest.fixture
@@ -105,6 +107,14 @@ def test_a_report_is_measured_again_only_when_it_would_say_something_else(
     assert not calls
     summary = run(settings.model_copy(update={"random_controls": 1}))
     assert len(calls) == 2 and len(summary["report"]["random_control"]["draws"]) == 1
+
+
+def test_a_judge_in_the_home_folder_is_the_same_judge_at_the_next_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = JudgeClassifier(model=str(Path.home() / "judge"), refusal_labels=["refusal"])
+    known = measured_with(settings.model_copy(update={"judge_classifier": judge}))
+    assert known == portable(known) and known["judge_classifier"]["model"] == "~/judge"
 
 
 def test_the_same_seed_gives_the_same_trials_and_another_seed_others(settings: Settings, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pr
                 fewshot_as_multiturn=options.apply_chat_template,
                 confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             )
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, *TASK_FAULTS) as error:
             raise MeasurementError(f"lm-eval breaks down on {lm.name}: {_reason(error)}") from error
     return results
 

@@ -83,7 +83,7 @@ tags:
 # An edited version of {name}
 
 **This model was edited.** Its weights differ from {name} by an edit made with ICONOCLAST {__version__}, which changes how often the
-model refuses. It was not trained further. {_in_words(before, after, sets)}
+model refuses. It was not trained further. {_in_words(before, after)}
 
 ## What was edited
 
@@ -185,11 +185,9 @@ def _components(trial: Trial) -> str:
     return ", ".join(trial.parameters.profiles)
 
 
-def _in_words(before: Scores, after: Scores, sets: Mapping[str, Any]) -> str:
-    target = sets.get("bad_report_prompts") or sets.get("bad_evaluation_prompts")
-    source = f" (from `{target['source']}`)" if target else ""
+def _in_words(before: Scores, after: Scores) -> str:
     return (
-        f"Of {before.refusals.n} prompts that show the behaviour{source}, the base model refused {before.refusals.count}, answered "
+        f"Of {before.refusals.n} prompts that show the behaviour, the base model refused {before.refusals.count}, answered "
         f"{before.broken.count} with broken text and complied with {before.complied.count}; this model refuses "
         f"{after.refusals.count}, answers {after.broken.count} with broken text and complies with {after.complied.count}."
     )

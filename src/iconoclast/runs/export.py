@@ -192,7 +192,8 @@ def export_trial(
     evaluator = evaluator_of(saved.settings, lm, target, benign)
     with packed(lm.model):
         reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
-        base, live = _known_scores(saved, lm, prompts) or evaluator.measure([Edit.nothing(), edit], progress)
+        known = _known_scores(saved, prompts) if lm.quantization == saved.settings.quantization else None
+        base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         approximations = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
@@ -227,8 +228,8 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     )
     lm = lm.with_prefix(saved.response_prefix)
     prompts = Prompts.load(saved.settings)
-    if saved.report is not None and saved.report.get("trial") == saved.trial.index and prompts.target_report:
-        base, live = (Scores.from_dict(saved.report[name]) for name in ("base_metrics", "metrics"))
+    if prompts.target_report and (known := _known_scores(saved, prompts)):
+        base, live = known
         described = _described(prompts, prompts.target_report, prompts.benign_report or prompts.benign_evaluation)
     else:
         base, live = saved.base, saved.trial.scores
@@ -254,13 +255,11 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     return Exported(folder, prompts, base, live, exported, approximations) if index == trial else None
 
 
-def _known_scores(saved: SavedRun, lm: LanguageModel, prompts: Prompts) -> list[Scores] | None:
-    """Base and live scores, if the run has measured them for this trial, on these prompts and in this precision."""
+def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
+    """Base and live scores, if the run has measured them for this trial and on these prompts."""
     if saved.prompts != prompts.document():
         return None
     if saved.report is None or saved.report.get("trial") != saved.trial.index:
-        return None
-    if lm.quantization != saved.settings.quantization:
         return None
     return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
 

@@ -18,7 +18,7 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.loading import LanguageModel
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import write_whole
+from iconoclast.runs.folder import portable, write_whole
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
 
@@ -81,7 +81,8 @@ def examiner_of(settings: Settings, base: Variant, sample: Sample, judges: Seque
 def measured_with(settings: Settings) -> dict[str, Any]:
     """The settings that a report depends on and a trial does not: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
-    return settings.model_dump(mode="json", include=names)
+    document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
+    return document
 
 
 def report(
