@@ -1,20 +1,28 @@
 """Models beside one another: whoever made them, on the same prompts, and a verdict that noise does not decide."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from heretic_journals import SETTINGS, attributes, write_journal
+from peft import PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from iconoclast.config import Settings
-from iconoclast.errors import ModelError, RunFolderError, SettingsError
+from iconoclast.config import JudgeChat, PromptSource, Settings
+from iconoclast.errors import ModelError, PromptsError, RunFolderError, SettingsError
 from iconoclast.evaluation.examine import Examination
 from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.library import search
-from iconoclast.runs.comparison import compare, settings_for, verdict
+from iconoclast.models.anatomy import Writer
+from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
 from iconoclast.runs.export import export_run
-from iconoclast.runs.subjects import ModelSubject, RunSubject, find_subject
+from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
+from iconoclast.site import Site
 
 
 @pytest.fixture
@@ -58,6 +66,19 @@ def test_subjects_are_found_by_what_is_there(finished: Path, tmp_path: Path, tin
         find_subject(f"{finished}:99")
 
 
+def test_the_best_trial_of_heretic_is_chosen_with_the_settings_target(tmp_path: Path) -> None:
+    journal = write_journal(tmp_path / "study.jsonl", [attributes(0, 0.09), attributes(9, 0.01)])
+    for target, number in ((0.1, 1), (0.05, 2)):
+        subject = find_subject(str(journal), Settings(kl_divergence_target=target))
+        assert isinstance(subject, HereticSubject) and subject.trial.number == number
+
+
+def test_a_study_whose_settings_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
+    journal = write_journal(tmp_path / "study.jsonl", [attributes()], SETTINGS | {"refusal_markers": []})
+    with pytest.raises(SettingsError, match=r"refusal_markers: .* Give a settings file with --config"):
+        settings_for([find_subject(str(journal))])
+
+
 def test_without_a_run_or_settings_the_prompts_are_not_known(tiny_folder: Path) -> None:
     with pytest.raises(SettingsError, match="--config"):
         settings_for([find_subject(str(tiny_folder))])
@@ -91,3 +112,79 @@ def test_the_verdict_is_lexicographic(
     base = Examination("base", Scores(Count(9, 20), Count(0, 20), 0, 0.5, 0.0), (), (), (), {}, (), 1, ())
     a, b = examination(base, "a", *first), examination(base, "b", *second)
     assert verdict(a, b, 0.001) == {"better": better, "decided_by": decided_by}
+
+
+def test_what_a_run_has_seen_of_the_prompts_is_said(finished: Path, tiny_settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    other = {
+        "good_evaluation_prompts": tiny_settings.good_report_prompts,
+        "good_report_prompts": tiny_settings.good_evaluation_prompts,
+        "study_checkpoint_dir": folder,
+    }
+    search(tiny_settings.model_copy(update=other))
+    subjects = [find_subject(str(path)) for path in (finished, folder)]
+    settings = settings_for(subjects)
+    assert compare(subjects, settings).seen == [Seen(), Seen(target=0, benign=2)]
+    (tmp_path / "target.txt").rename(tmp_path / "elsewhere.txt")
+    moved = PromptSource(dataset=str(tmp_path / "elsewhere.txt"))
+    names = ("bad_prompts", "bad_evaluation_prompts", "bad_report_prompts")
+    given = settings.model_copy(update=dict.fromkeys(names, moved) | {"allow_overlap": PAIRS_OF_TARGETS})
+    (seen, _) = compare(subjects, given).seen
+    assert seen.unread is not None and "target.txt" in seen.unread
+
+
+PAIRS_OF_TARGETS = [
+    "bad_prompts and bad_evaluation_prompts",
+    "bad_prompts and bad_report_prompts",
+    "bad_evaluation_prompts and bad_report_prompts",
+]
+
+
+def test_a_folder_does_not_decide_whose_code_is_run_and_who_is_asked(finished: Path) -> None:
+    run = find_subject(str(finished))
+    assert isinstance(run, RunSubject)
+    judge = JudgeChat(url="http://127.0.0.1:9/v1", model="m", api_key_variable="HOME")
+    hostile = run.saved.settings.model_copy(update={"judge_chat": judge, "trust_remote_code": True})
+    settings = settings_for([replace(run, saved=replace(run.saved, settings=hostile))])
+    assert settings.judge_chat is None and settings.trust_remote_code is False
+
+
+def test_an_adapter_that_changes_nothing_is_refused(finished: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    settings = settings_for([find_subject(str(finished))])
+    export_run(finished, "best", "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({f"x.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match="its tensors have other names"):
+        compare([find_subject(str(tmp_path / "adapter"))], settings)
+    prompted = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    get_peft_model(model, prompted).save_pretrained(tmp_path / "prompted")
+    with pytest.raises(ModelError, match="changes the prompts and not the model"):
+        compare([find_subject(str(tmp_path / "prompted"))], settings)
+
+
+def test_a_prompt_that_is_longer_than_the_context_is_a_clear_error(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("word " * 3000)
+    long = settings_for([find_subject(str(finished))]).model_copy(
+        update={"bad_report_prompts": PromptSource(dataset=str(tmp_path / "long.txt"))}
+    )
+    with pytest.raises(PromptsError, match="too many tokens"):
+        compare([find_subject(str(finished))], long)
+
+
+def test_a_model_is_compared_though_only_one_component_of_it_can_be_edited(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(tiny_settings.model_copy(update={"components": ["attn.o_proj"]}))
+    found = LanguageModel.writers
+
+    def only_attention(self: LanguageModel, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
+        if "mlp.down_proj" in components:
+            raise ModelError("Leave mlp.down_proj out of components")
+        return found(self, components)
+
+    monkeypatch.setattr(LanguageModel, "writers", only_attention)
+    subjects = [find_subject(str(tiny_settings.study_checkpoint_dir))]
+    assert len(compare(subjects, settings_for(subjects)).examinations) == 1
+    models = [find_subject(str(tiny_settings.model))]
+    assert len(compare(models, tiny_settings).examinations) == 1

@@ -86,6 +86,11 @@ def test_the_oldest_journals_have_no_prefix_and_no_baseline(tmp_path: Path) -> N
     assert len(study.caveats) == 1 and "start with" in study.caveats[0]
 
 
+def test_more_refusals_than_prompts_are_no_trial(tmp_path: Path) -> None:
+    file = write_journal(tmp_path / "study.jsonl", [attributes(21)])
+    assert "more refusals than its 20 prompts" in refusal(file)
+
+
 def test_a_journal_from_before_the_options_is_of_plain_directions_and_projections(tmp_path: Path) -> None:
     settings = {k: SETTINGS[k] for k in ("model", "good_prompts", "bad_prompts")}
     s = HereticStudy.read(write_journal(tmp_path / "old.jsonl", [attributes()], settings)).settings

@@ -7,7 +7,7 @@ from typing import Any
 from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
 from iconoclast.config import Settings, load_settings
 from iconoclast.errors import RunFolderError
-from iconoclast.reports.tables import examinations_table, samples_table
+from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.export import export_run, require_free
@@ -16,6 +16,7 @@ from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject, find_s
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
+    "seen": "Report prompts of the settings, but not all are new to all models",
     "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
 }
 
@@ -61,9 +62,10 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
     chosen = find_subject(str(run))
     if not isinstance(chosen, RunSubject):
         raise RunFolderError(f"{run} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl.")
+    settings = settings_for([chosen])
     subjects: list[Subject] = [chosen]
     if journal is not None:
-        other = find_subject(str(journal))
+        other = find_subject(str(journal), settings)
         if not isinstance(other, HereticSubject):
             raise RunFolderError(
                 f"{journal} is no journal of heretic. Give the .jsonl file from its checkpoints folder."
@@ -72,8 +74,7 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
     merged = output / "iconoclast-best-merged"
     with shown_progress() as progress:
         export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
-    settings = settings_for(subjects)
-    subjects.insert(0, find_subject(str(merged), settings))
+    subjects.insert(0, find_subject(str(merged)))
     comparison = _compared(subjects, settings, None)
     document = comparison.document()
     _print(comparison, document, sample_count)
@@ -82,8 +83,8 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
 
 def _understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
     given = None if config is None else load_settings({}, config).settings
-    subjects = [find_subject(name, given) for name in names]
-    return subjects, given or settings_for(subjects)
+    settings = given or settings_for([find_subject(name) for name in names])
+    return [find_subject(name, settings) for name in names], settings
 
 
 def _compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
@@ -94,7 +95,9 @@ def _compared(subjects: Sequence[Subject], settings: Settings, against: str | No
 def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
-    title = f"{SPLITS[comparison.sample.split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
+    split = comparison.sample.split
+    warnings = _seen_lines(comparison) if split == "report" else []
+    title = f"{SPLITS['seen' if warnings else split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document["subjects"]:
         failures = subject["against_base"]["failures"]
@@ -104,6 +107,7 @@ def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: in
             f"{failures['only_after']} only the edit (p = {failures['p_value']:.2g}, exact McNemar test).",
             *(f"{subject['name']}: {caveat}." for caveat in subject.get("caveats", [])),
         )
+    print_lines(out, *warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
     for pair in document["pairs"]:
         print_lines(out, *_pair_lines(pair))
     print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
@@ -112,6 +116,20 @@ def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: in
         names = list(rows[0]["responses"])
         texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in names]
         out.print(samples_table([row["prompt"] for row in rows], texts))
+
+
+def _seen_lines(comparison: Comparison) -> list[str]:
+    lines = []
+    sizes = len(comparison.sample.target), len(comparison.sample.benign)
+    for subject, seen in zip(comparison.subjects, comparison.seen, strict=True):
+        if seen.unread:
+            lines.append(f"{subject.name}: whether it has seen these prompts is not known. {seen.unread}")
+        elif seen.target or seen.benign:
+            lines.append(
+                f"{subject.name} was fitted or chosen on {seen.target} of the {sizes[0]} target prompts and {seen.benign} of "
+                f"the {sizes[1]} benign ones: its figures flatter."
+            )
+    return lines
 
 
 def _pair_lines(pair: Mapping[str, Any]) -> list[str]:

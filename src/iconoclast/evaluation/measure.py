@@ -218,7 +218,7 @@ class Evaluator:
         self.benign = benign
         self.rules = rules
         self.options = options or MeasureOptions()
-        self._writers = lm.writers(components)
+        self._components = tuple(components)
         self._target = _Encoded(lm.encode(target.prompts))
         self._benign = _Encoded(lm.encode(benign.prompts))
         longest = max(len(ids) for ids in self._target.ids + self._benign.ids)
@@ -387,7 +387,8 @@ class Evaluator:
         return None
 
     def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
-        return LiveEdits(self._writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
+        writers = self.lm.writers(self._components) if any(edit.sites for edit in edits) else {}
+        return LiveEdits(writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
 
     def _text(self, tokens: list[int]) -> str:
         text = self.lm.tokenizer.decode(tokens, skip_special_tokens=True)

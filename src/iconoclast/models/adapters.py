@@ -1,6 +1,7 @@
 """PEFT adapters, whoever made them: what they belong to, and how they are put on a model."""
 
 import json
+import warnings
 from pathlib import Path
 
 from peft import PeftModel
@@ -41,7 +42,7 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
     """Put the adapter in folder `name` on a model, which is another model from then on.
 
     Raises:
-        ModelError: it is damaged, pickled, or of another model.
+        ModelError: it is damaged, pickled, of another model, or has other inputs and no other weights.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).is_file():
@@ -49,8 +50,16 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
             f"The adapter {name} has no {WEIGHTS}. Pickled weights are not read, as a pickle can run code."
         )
     try:
-        adapted = PeftModel.from_pretrained(lm.model, str(folder))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(lm.model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {reason}") from None
+    if any("missing adapter keys" in str(warning.message) for warning in said):
+        raise ModelError(
+            f"The adapter {name} is not of {lm.name}: its tensors have other names than the model's modules."
+        )
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ModelError(f"The adapter {name} changes the prompts and not the model, which is not measured here.")
     adapted.requires_grad_(False).eval()

@@ -234,6 +234,12 @@ def load_model(
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
 
+def stored_quantized(name: str) -> bool:
+    """Whether the weights of a model are quantised in its files."""
+    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    return path.lower().endswith(".gguf") or "quantization_config" in PreTrainedConfig.get_config_dict(path)[0]
+
+
 def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
     from transformers import GgufConfig

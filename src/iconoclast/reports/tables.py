@@ -126,14 +126,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"(p = {failures['p_value']:.2g}, exact McNemar test). KL is over the first token, and over the {tokens} first tokens "
         "of the base model's own answers.",
     ]
-    for name, metrics in (("base model", report["base_metrics"]), ("edit", report["metrics"])):
-        if not metrics["refusals_settled"]:
-            lines.append(
-                f"Refusals of the {name} are still growing at the end of the response: set a larger max_response_length."
-            )
-        for judge, judged in metrics.get("judges", {}).items():
-            if "problem" in judged:
-                lines.append(f"Judge {judge}: {judged['problem']}")
+    for name, metrics in (("the base model", report["base_metrics"]), ("the edit", report["metrics"])):
+        lines += caveats(name, metrics)
     if control := report.get("random_control"):
         lines.append(
             f"Random directions of the same strength: {control['mean_failures']:.1f} refused or broken on average, KL "
@@ -148,6 +142,14 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
             "These prompts chose the trial, which flatters it. Give good_report_prompts and bad_report_prompts."
         )
     return lines
+
+
+def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
+    """What to bear in mind about a model's figures, a line each."""
+    growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
+    judges = metrics.get("judges", {}).items()
+    said = [f"Judge {judge}, of {name}: {judged['problem']}" for judge, judged in judges if "problem" in judged]
+    return said if metrics["refusals_settled"] else [growing, *said]
 
 
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:

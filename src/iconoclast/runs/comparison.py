@@ -1,21 +1,48 @@
 """Edited models beside their base and beside one another, on the same prompts, with paired tests."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+from pydantic import ValidationError
+
 from iconoclast import __version__
 from iconoclast.config import Settings
-from iconoclast.errors import SettingsError
+from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import SCHEMA_VERSION
-from iconoclast.runs.pipeline import load_settings_model, response_prefix
+from iconoclast.runs.pipeline import load_settings_model, require_room, response_prefix
 from iconoclast.runs.reporting import evaluator_of, examiner_of, judges_of, sample_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How many of the prompts that a model is examined on have fitted or chosen it. They flatter it.
+
+    Attributes:
+        target: of the target prompts.
+        benign: of the benign prompts.
+        unread: why a prompt set of its own could not be looked at.
+    """
+
+    target: int = 0
+    benign: int = 0
+    unread: str | None = None
+
+    @classmethod
+    def of(cls, subject: Subject, sample: Sample) -> "Seen":
+        """What a subject has seen."""
+        try:
+            theirs = PromptSet(tuple(p for source in subject.seen for p in load_prompts(source)), "what it has seen")
+        except PromptsError as error:
+            return cls(unread=str(error))
+        return cls(sample.target.overlap(theirs), sample.benign.overlap(theirs))
 
 
 @dataclass(frozen=True)
@@ -30,6 +57,7 @@ class Comparison:
         base: the base model.
         subjects: what was compared with it.
         examinations: of the subjects, in their order.
+        seen: which of the prompts fitted or chose each of the subjects, in their order.
     """
 
     base_name: str
@@ -39,6 +67,7 @@ class Comparison:
     base: Examination
     subjects: Sequence[Subject]
     examinations: Sequence[Examination]
+    seen: Sequence[Seen]
 
     def ranking(self) -> list[Examination]:
         """The subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
@@ -58,10 +87,11 @@ class Comparison:
                 {
                     "name": examination.name,
                     **subject.document(),
+                    "seen": asdict(seen),
                     "metrics": examination.as_dict(),
                     "against_base": paired(self.base, examination),
                 }
-                for subject, examination in zip(self.subjects, self.examinations, strict=True)
+                for subject, examination, seen in zip(self.subjects, self.examinations, self.seen, strict=True)
             ],
             "ranking": [examination.name for examination in self.ranking()],
             "pairs": [
@@ -90,12 +120,15 @@ def verdict(first: Examination, second: Examination, noise_floor: float) -> dict
 def settings_for(subjects: Sequence[Subject]) -> Settings:
     """The settings of the first run or heretic study among the subjects: its base model and its prompts.
 
+    A folder can be a stranger's: it has no say in whether a model's code is run, or in where responses and keys are sent.
+
     Raises:
         SettingsError: there is none.
     """
     for subject in subjects:
         if isinstance(subject, RunSubject):
-            return subject.saved.settings.model_copy(update={"response_prefix": subject.saved.response_prefix})
+            own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
+            return subject.saved.settings.model_copy(update=own | {"judge_chat": None, "trust_remote_code": False})
     for subject in subjects:
         if isinstance(subject, HereticSubject):
             return _of_heretic(subject)
@@ -109,15 +142,22 @@ def _of_heretic(subject: HereticSubject) -> Settings:
     markers: dict[str, Any] = (
         {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
     )
-    return Settings(
-        model=theirs.model,
-        quantization=theirs.quantization,
-        system_prompt=theirs.system_prompt,
-        response_prefix=theirs.response_prefix,
-        max_response_length=theirs.max_response_length,
-        **sets,
-        **markers,
-    )
+    try:
+        return Settings(
+            model=theirs.model,
+            quantization=theirs.quantization,
+            system_prompt=theirs.system_prompt,
+            response_prefix=theirs.response_prefix,
+            max_response_length=theirs.max_response_length,
+            **sets,
+            **markers,
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise SettingsError(
+            f"The settings in {subject.study.file} cannot be used here: {problem['loc'][0]}: {problem['msg']}. "
+            "Give a settings file with --config."
+        ) from None
 
 
 def compare(
@@ -148,15 +188,17 @@ def compare(
     progress.start(f"Loading {base_name}", 0)
     lm = load_settings_model(settings, base_name, note=progress.note)
     lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
+    require_room(settings, prompts, lm)
     sample = sample_of(prompts)
+    seen = [Seen.of(subject, sample) for subject in subjects]
     examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
     examinations = []
     with packed(lm.model):
         base = examiner.examined_base(progress)
         for subject in subjects:
             progress.start(f"Loading {subject.name}", 0)
-            with subject.opened(lm) as variant, packed(variant.lm.model):
+            with subject.opened(lm, settings) as variant, packed(variant.lm.model):
                 examinations.append(examiner.examine(variant, progress))
                 del variant  # or it would stay in memory while the next one is loaded
         noise = evaluator_of(settings, lm, sample.target, sample.benign).noise_floor()
-    return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations)
+    return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations, seen)

@@ -25,6 +25,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from torch import Tensor
 
@@ -149,6 +150,12 @@ class HereticTrial(BaseModel):
     profiles: dict[str, Profile] = Field(validation_alias="parameters", min_length=1)
     base_refusals: NonNegativeInt | None = None
     prompts: PositiveInt | None = Field(default=None, validation_alias="n_bad_prompts")
+
+    @model_validator(mode="after")
+    def _refusals_are_of_the_prompts(self) -> "HereticTrial":
+        if self.prompts is not None and max(self.refusals, self.base_refusals or 0) > self.prompts:
+            raise ValueError(f"more refusals than its {self.prompts} prompts")
+        return self
 
 
 @dataclass(frozen=True)

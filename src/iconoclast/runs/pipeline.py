@@ -279,7 +279,7 @@ def _prepared(
     alone: bool,
 ) -> Run:
     """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
-    _require_room(settings, prompts, lm)
+    require_room(settings, prompts, lm)
     known = folder.read_baseline() if folder.baseline.is_file() else None
     lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
     fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
@@ -325,7 +325,7 @@ def _prepared(
     return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, known_report)
 
 
-def _require_room(settings: Settings, prompts: Prompts, lm: LanguageModel) -> None:
+def require_room(settings: Settings, prompts: Prompts, lm: LanguageModel) -> None:
     """Raise PromptsError if a prompt and the response to it are longer than what the model can read."""
     if lm.context is None:
         return

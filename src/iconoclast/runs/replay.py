@@ -12,6 +12,7 @@ from iconoclast.runs.drift import Drift, changed_origins, drift
 from iconoclast.runs.export import SavedRun
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import this_start, weight_hashes
+from iconoclast.runs.pipeline import require_room
 from iconoclast.runs.reporting import evaluator_of
 from iconoclast.runs.splits import Prompts
 
@@ -66,6 +67,7 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     prompts = Prompts.load(saved.settings)
     progress.start(f"Loading {saved.settings.model}", 0)
     lm = saved.load_model()
+    require_room(saved.settings, prompts, lm)
     changed = (
         ["the run has no manifest to compare with"]
         if known is None

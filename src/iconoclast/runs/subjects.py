@@ -1,7 +1,7 @@
 """What can be examined beside a base model: a trial of a run, a trial of heretic, a whole model or an adapter, whoever made it."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 import torch
 
-from iconoclast.config import Settings
+from iconoclast.config import PromptSource, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examine import Variant
 from iconoclast.evaluation.statistics import Count
 from iconoclast.models.adapters import is_adapter, put_adapter
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model, stored_quantized
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.export import INFORMATION, SavedRun
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.heretic import HereticStudy, HereticTrial, heretic_directions
+from iconoclast.runs.heretic import HereticSettings, HereticStudy, HereticTrial, heretic_directions
 from iconoclast.runs.pipeline import trial_document
 
 
@@ -32,8 +32,13 @@ class Subject(Protocol):
         """What it is called in reports."""
         ...
 
-    def opened(self, base: LanguageModel) -> AbstractContextManager[Variant]:
-        """The model while the context lasts; `base` is its base model, which must stay as it is."""
+    def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
+        """The model while the context lasts, loaded as the settings say; `base` is its base model, which must stay as it is."""
+        ...
+
+    @property
+    def seen(self) -> Sequence[PromptSource]:
+        """Prompt sets that fitted or chose it, as far as they are known."""
         ...
 
     def document(self) -> dict[str, Any]:
@@ -54,7 +59,7 @@ class RunSubject:
         return f"{self.folder.name} trial {self.saved.trial.index}"
 
     @contextmanager
-    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """The base model with the trial's edit.
 
         Raises:
@@ -67,6 +72,11 @@ class RunSubject:
                 f"{self.folder} is a run of {own}, not of {base.name}. Compare it with models of the same base."
             )
         yield _edited(self.name, base, self.saved.edit(base))
+
+    @property
+    def seen(self) -> Sequence[PromptSource]:
+        """The run's prompt sets but those of its report."""
+        return _seen(self.saved.settings)
 
     def document(self) -> dict[str, Any]:
         """The trial and what the run measured of it, on the selection prompts."""
@@ -86,18 +96,21 @@ class HereticSubject:
         return f"heretic trial {self.trial.number}"
 
     @contextmanager
-    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """The base model with the trial's edit, its directions estimated from heretic's own prompts."""
-        settings = self.study.settings
-        if Path(settings.model).name != Path(base.path).name:
+        theirs = self.study.settings
+        if Path(theirs.model).name != Path(base.path).name:
             raise ModelError(
-                f"{self.study.file} is of {settings.model}, not of {base.name}. Name that model with --against."
+                f"{self.study.file} is of {theirs.model}, not of {base.name}. Name that model with --against."
             )
-        sets = (
-            load_prompts(source, settings.system_prompt, 2) for source in (settings.good_prompts, settings.bad_prompts)
-        )
+        sets = (load_prompts(source, theirs.system_prompt, 2) for source in (theirs.good_prompts, theirs.bad_prompts))
         directions = heretic_directions(base, self.study, *sets)
         yield _edited(self.name, base, self.study.edit(self.trial, base, directions))
+
+    @property
+    def seen(self) -> Sequence[PromptSource]:
+        """heretic's prompt sets."""
+        return _seen(self.study.settings)
 
     def document(self) -> dict[str, Any]:
         """The trial and what heretic measured of it, on its own evaluation prompts."""
@@ -118,7 +131,6 @@ class ModelSubject:
     """A whole model or a PEFT adapter, loaded from its files."""
 
     source: str
-    settings: Settings
 
     @property
     def name(self) -> str:
@@ -126,20 +138,21 @@ class ModelSubject:
         return Path(self.source).name if Path(self.source).exists() else self.source
 
     @contextmanager
-    def opened(self, base: LanguageModel) -> Iterator[Variant]:
+    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """The model, loaded beside its base and let go in the end.
 
         Raises:
             ModelError: it cannot be loaded.
         """
         adapter = is_adapter(self.source)
+        quantized = adapter or not stored_quantized(self.source)
         loaded = load_model(
             base.path if adapter else self.source,
             dtypes=[base.dtype],
-            quantization=base.quantization if adapter else "none",
-            device_map=self.settings.device_map,
-            max_memory=self.settings.memory_limits,
-            trust_remote_code=self.settings.trust_remote_code,
+            quantization=base.quantization if quantized else "none",
+            device_map=settings.device_map,
+            max_memory=settings.memory_limits,
+            trust_remote_code=settings.trust_remote_code,
             chat_template="raw",  # prompts are written with the template of the base
         )
         if adapter:
@@ -151,13 +164,25 @@ class ModelSubject:
             gc.collect()
             torch.cuda.empty_cache()
 
+    @property
+    def seen(self) -> Sequence[PromptSource]:
+        """Its files do not say, or not where the prompts are."""
+        return ()
+
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
         return {"tool": None, "format": "adapter" if is_adapter(self.source) else "model"}
 
 
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
-    return Variant(name, base, LiveEdits(base.writers(), [edit]).applied)
+    writers = base.writers([name for name in COMPONENTS if any(site.component == name for site in edit.sites)])
+    return Variant(name, base, LiveEdits(writers, [edit]).applied)
+
+
+def _seen(settings: Settings | HereticSettings) -> list[PromptSource]:
+    s = settings
+    sources = s.good_prompts, s.bad_prompts, s.good_evaluation_prompts, s.bad_evaluation_prompts
+    return [source for source in sources if source is not None]
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
@@ -167,7 +192,7 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
 
     Args:
         text: what the user wrote.
-        settings: how models are loaded.
+        settings: say which trial of heretic is the best one.
 
     Raises:
         RunFolderError: there is no such run or trial.
@@ -180,18 +205,18 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
         if path.name == RunFolder(path.parent).journal.name and RunFolder(path.parent).config.is_file():
             path = path.parent
         else:
-            return _heretic(path, which)
+            return _heretic(path, which, settings or Settings())
     if RunFolder(path).config.is_file() and not (path / INFORMATION).is_file():
         return RunSubject(path, SavedRun.open(RunFolder(path), which))
     if which != "best":
         raise RunFolderError(f"{text}: only runs and heretic journals have trials, and there is neither at {source}.")
-    return ModelSubject(source, settings or Settings())
+    return ModelSubject(source)
 
 
-def _heretic(file: Path, which: str) -> HereticSubject:
+def _heretic(file: Path, which: str, settings: Settings) -> HereticSubject:
     study = HereticStudy.read(file)
     if which == "best":
-        return HereticSubject(study, study.best(Settings().kl_divergence_target))
+        return HereticSubject(study, study.best(settings.kl_divergence_target))
     if not which.isdigit():
         raise RunFolderError(f'"{which}" is no trial of {file}. Give best, or its number as heretic shows it.')
     return HereticSubject(study, study.trial(int(which)))
