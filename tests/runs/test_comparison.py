@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import save_tiny, tiny_config
 from heretic_journals import SETTINGS, attributes, write_journal
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -188,3 +189,12 @@ def test_a_model_is_compared_though_only_one_component_of_it_can_be_edited(
     assert len(compare(subjects, settings_for(subjects)).examinations) == 1
     models = [find_subject(str(tiny_settings.model))]
     assert len(compare(models, tiny_settings).examinations) == 1
+
+
+def test_a_whole_model_is_quantised_as_its_base_is(tiny_settings: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path / "base", tiny_config(hidden_size=64, intermediate_size=128))
+    search(tiny_settings.model_copy(update={"model": str(folder), "quantization": "bnb_4bit", "n_trials": 1}))
+    subjects = [find_subject(str(tiny_settings.study_checkpoint_dir)), find_subject(str(folder))]
+    result = compare(subjects, settings_for(subjects))
+    assert max(result.examinations[1].token_kl) < 1e-5  # the base model itself
