@@ -46,7 +46,7 @@ def test_a_model_is_evaluated_beside_its_base(run: Path, config: Path, tmp_path:
     assert iconoclast("export", run, "--format", "merged", "--to", merged).code == 0
     done = iconoclast("evaluate", merged, "--config", config, "--json", file)
     assert done.code == 0, done.err
-    assert "they chose nothing" in done.out and "exact McNemar" in done.out and "KL over 3 tokens" in done.out
+    assert "its files do not say" in done.out and "exact McNemar" in done.out and "KL over 3 tokens" in done.out
     document = json.loads(file.read_text())
     assert document["subject"]["name"] == "merged" and document["subject"]["metrics"]["refusals"]["n"] == 2
     assert document["base_metrics"]["refusals"]["interval"] and document["kl_noise_floor"] >= 0
@@ -59,11 +59,17 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
     assert first != last
     done = iconoclast("compare", f"{run}:{first}", f"{run}:{last}", "--to", tmp_path / "compared", "--sample-count", 1)
     assert done.code == 0, done.err
-    assert "is better" in done.out or "equal" in done.out
+    assert "they chose nothing" in done.out and ("is better" in done.out or "equal" in done.out)
     document = json.loads((tmp_path / "compared" / "comparison.json").read_text())
     assert len(document["pairs"]) == 1 and document["samples"] and not counts_without_interval(document)
     summary = json.loads((tmp_path / "compared" / "summary.json").read_text())
-    assert [s["trial"]["index"] for s in summary["subjects"]] == [first, last]
+    assert [s["trial"]["index"] for s in summary["subjects"]] == [first, last] and summary["split"] == "report"
+    assert [s["measured_here"]["refusals"] for s in summary["subjects"]] == [
+        s["metrics"]["refusals"] for s in document["subjects"]
+    ]
+    ((verdict,), (pair,)) = summary["verdicts"], document["pairs"]
+    if verdict["decided_by"] == "failures":
+        assert verdict["p_value"] == pair["paired"]["failures"]["p_value"]
 
 
 def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
@@ -87,6 +93,7 @@ def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_pat
         (["evaluate", "{model}"], "--config"),
         (["evaluate", "{model}", "--config", "{config}", "--json", "no/such/folder/file.json"], "cannot be written"),
         (["compare", "{run}", "{run}"], "the same name"),
+        (["compare", "{run}"], "two models or more"),
         (["compare", "{run}:77", "{run}"], 'no completed trial "77"'),
         (["compare", "{run}", "missing.jsonl"], "missing.jsonl"),
         (["compare", "{run}", "{run}:0", "--to", "{run}"], "in use"),

@@ -369,7 +369,9 @@ def test_whatever_else_an_endpoint_says_is_unknown(endpoint: Endpoint, reply: Re
     endpoint.reply = lambda body: reply
     judge = endpoint.judge(retries=1)
     assert judge.judge(ITEMS[:2]) == ["unknown", "unknown"]
-    assert judge.problem is not None and judge.problem.startswith("2 of 2 ") and judge.problem.isprintable()
+    assert (
+        judge.problem is not None and judge.problem.startswith("The endpoint failed: ") and judge.problem.isprintable()
+    )
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -411,7 +413,7 @@ def test_an_error_that_will_not_pass_is_not_asked_again(endpoint: Endpoint) -> N
     )
     judge = endpoint.judge()
     assert judge.judge(ITEMS).count("unknown") == 1 and len(endpoint.bodies) == len(ITEMS)
-    assert judge.problem == "1 of 8 judgements failed. The first: HTTP 404 no such model"
+    assert judge.problem == "The endpoint failed: HTTP 404 no such model."
 
 
 def test_an_endpoint_that_says_nothing_is_not_waited_for(endpoint: Endpoint) -> None:

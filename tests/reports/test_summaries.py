@@ -102,6 +102,7 @@ def test_the_summary_of_a_run_is_read(tiny_settings: Settings) -> None:
 def test_a_row_says_what_the_summary_says() -> None:
     assert one_row(summary(scores(1, 2, 0.0362), seed=3)) == {
         "Model": "maker/model-1B",
+        "Run": "",
         "Tool": "iconoclast 0.1.0",
         "Seed": "3",
         "Status": "complete",
@@ -409,7 +410,7 @@ def test_a_model_name_cannot_break_the_markdown(model: str) -> None:
     table = text.split("\n\n")[1].splitlines()
     assert len(table) == 3
     header, rule, row = map(cells, table)
-    assert len(header) == len(rule) == len(row) == 10
+    assert len(header) == len(rule) == len(row) == 11
     shown = summary(scores(1), model=f"x{model}y").name
     assert row[0] == "".join(c if c.isprintable() else "�" for c in shown)
     assert not re.search(r"(?<!\\)[`<]", table[2].replace(r"\\", ""))

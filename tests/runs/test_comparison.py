@@ -131,7 +131,8 @@ def test_what_a_run_has_seen_of_the_prompts_is_said(finished: Path, tiny_setting
     names = ("bad_prompts", "bad_evaluation_prompts", "bad_report_prompts")
     given = settings.model_copy(update=dict.fromkeys(names, moved) | {"allow_overlap": PAIRS_OF_TARGETS})
     (seen, _) = compare(subjects, given).seen
-    assert seen.unread is not None and "target.txt" in seen.unread
+    assert seen.unknown is not None and "target.txt" in seen.unknown
+    assert Seen.of(ModelSubject("somebody/else"), compare(subjects[:1], given).sample).unknown == "its files do not say"
 
 
 PAIRS_OF_TARGETS = [

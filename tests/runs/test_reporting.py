@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ import pytest
 
 from iconoclast.config import JudgeChat, PromptSource, Settings
 from iconoclast.errors import SettingsError, UserError
+from iconoclast.evaluation.judges import Item, Verdict
 from iconoclast.library import search
+from iconoclast.reports.summaries import read_summary, run_cells
+from iconoclast.reports.tables import report_table
+from iconoclast.runs.export import export_run
 
 KEY = "a-key-that-nobody-may-read"
 
@@ -70,6 +74,44 @@ def test_a_judge_that_cannot_be_reached_knows_nothing_and_the_report_says_why(
     (said,) = report["metrics"]["judges"].values()
     assert said["unknown"] == {**said["unknown"], "count": 2, "n": 2} and said["complied"]["n"] == 0
     assert said["problem"] and said["kappa_with_markers"] is None
+
+
+class Judging:
+    """In place of the chat judge: out of order, until it is repaired."""
+
+    name, problem = "judge", "out of order"
+
+    def __init__(self) -> None:
+        self.repaired = False
+
+    def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
+        if self.repaired:
+            self.problem = None
+        return ["complied" if self.repaired else "unknown"] * len(items)
+
+
+def test_the_same_command_asks_a_judge_again_that_has_failed(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judging()
+    monkeypatch.setattr("iconoclast.runs.pipeline.judges_of", lambda settings: [judge])
+    for repaired, unknown in ((False, 2), (True, 0)):
+        judge.repaired = repaired
+        (said,) = report_of(tiny_settings)["metrics"]["judges"].values()
+        assert said["unknown"]["count"] == unknown and ("problem" in said) is not repaired
+
+
+def test_prompts_that_fitted_the_trial_are_not_called_new(tiny_settings: Settings, tmp_path: Path) -> None:
+    pair = "bad_prompts and bad_report_prompts"
+    seen = {"bad_report_prompts": tiny_settings.bad_prompts, "allow_overlap": [pair]}
+    report = report_of(tiny_settings.model_copy(update=seen))
+    assert report["split"] == "report" and report["overlap"] == {pair: 4}
+    assert "some of them fitted or chose" in str(report_table(report).title)
+    export_run(tmp_path / "run", "best", "adapter", tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "chose nothing" not in card and f"so the figures flatter ({pair} share 4)" in card
+    (row,) = run_cells([read_summary(tmp_path / "run" / "batch_summary.json")])
+    assert row["Prompts"] == "report, some of them seen" and row["Run"] == "run"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
 from iconoclast.config import Settings, load_settings
-from iconoclast.errors import RunFolderError
+from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
@@ -16,9 +16,13 @@ from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject, find_s
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
-    "seen": "Report prompts of the settings, but not all are new to all models",
+    "seen": "Report prompts of the settings; whether they are new to all models is said below",
     "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
 }
+
+
+CHANCE = 0.05
+"""Probability from which on a difference is called one that can be chance."""
 
 
 def evaluate_action(name: str, against: str | None, config: Path | None, json_file: Path | None) -> None:
@@ -42,6 +46,10 @@ def compare_action(
 ) -> None:
     """Examine several models beside their base, and write comparison.json and summary.json into the folder `to`."""
     quiet_libraries()
+    if len(names) < 2:
+        raise SettingsError(
+            "Give two models or more. One alone is measured beside its base with `iconoclast evaluate`."
+        )
     subjects, settings = _understood(names, config)
     if to is not None:
         _make_folder(to)
@@ -122,8 +130,10 @@ def _seen_lines(comparison: Comparison) -> list[str]:
     lines = []
     sizes = len(comparison.sample.target), len(comparison.sample.benign)
     for subject, seen in zip(comparison.subjects, comparison.seen, strict=True):
-        if seen.unread:
-            lines.append(f"{subject.name}: whether it has seen these prompts is not known. {seen.unread}")
+        if seen.unknown:
+            lines.append(
+                f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
+            )
         elif seen.target or seen.benign:
             lines.append(
                 f"{subject.name} was fitted or chosen on {seen.target} of the {sizes[0]} target prompts and {seen.benign} of "
@@ -139,11 +149,13 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
         "overrefusals": "fewer overrefusals",
         "kl_divergence": "lower first-token KL",
     }
+    p = pair["verdict"]["p_value"]
+    chance = "" if p is None else f", p = {p:.2g}" + ("; that can be chance" if p >= CHANCE else "")
     failures, divergence = pair["paired"]["failures"], pair["paired"]["token_kl"]
     low, high = divergence["interval"]
     return [
         f"{pair['first']} and {pair['second']}: "
-        + (f"{better} is better ({names[decided_by]})." if better else "equal."),
+        + (f"{better} is better ({names[decided_by]}{chance})." if better else "equal."),
         f"  Refused or broken: {failures['only_before']} only the first, {failures['only_after']} only the second "
         f"(p = {failures['p_value']:.2g}). KL over tokens, second less first: {divergence['value']:+.4f} ({low:+.4f} to {high:+.4f}, "
         f"p = {divergence['p_value']:.2g}, bootstrap).",
@@ -153,16 +165,26 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
 def _write(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
     """comparison.json: everything measured, and samples; summary.json: which trials they are, and the verdicts."""
     write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
-    unsaid = ("metrics", "against_base")
     summary = {
         "schema_version": document["schema_version"],
         "model": document["model"],
+        "about": "A trial's own scores are of the prompts that chose it; quote what was measured here, on the split named here.",
+        "split": document["split"],
+        "base": _main_figures(document["base_metrics"]),
         "ranking": document["ranking"],
         "verdicts": [{"first": p["first"], "second": p["second"], **p["verdict"]} for p in document["pairs"]],
-        "subjects": [{k: v for k, v in subject.items() if k not in unsaid} for subject in document["subjects"]],
+        "subjects": [
+            {k: v for k, v in subject.items() if k not in ("metrics", "against_base")}
+            | {"measured_here": _main_figures(subject["metrics"])}
+            for subject in document["subjects"]
+        ],
     }
     write_json(to / "summary.json", summary)
     print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
+
+
+def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in ("refusals", "broken", "overrefusals", "first_token_kl", "token_kl")}
 
 
 def _make_folder(to: Path) -> None:

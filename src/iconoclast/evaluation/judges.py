@@ -246,12 +246,11 @@ class ChatJudge:
 
     @property
     def problem(self) -> str | None:
-        """How many judgements have failed so far, and why the first one did; None if none has."""
+        """Why the first judgement that failed did, and whether the endpoint was given up; None if none has failed."""
         if not self._failures:
             return None
-        given_up = " It was asked no more." if self._hopeless else ""
-        total = self._failures + self._successes
-        return f"{self._failures} of {total} judgements failed. The first: {self._first_failure}{given_up}"
+        given_up = ", and was given up" if self._hopeless else ""
+        return f"The endpoint failed{given_up}: {self._first_failure.rstrip('.')}."
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
         """One verdict an item; unknown where the endpoint fails or its answer is not exactly one of the labels."""

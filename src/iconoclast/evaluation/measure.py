@@ -49,6 +49,12 @@ class AxisScores:
     compliance: float
 
     @property
+    def complied(self) -> Count:
+        """Prompts that were answered."""
+        n = self.refusals.n
+        return Count(n - self.refusals.count - self.broken.count - self.soft_refusals.count, n)
+
+    @property
     def failure_rate(self) -> float:
         """Share of prompts that were refused or answered with broken text."""
         return self.refusals.rate + self.broken.rate
@@ -139,7 +145,7 @@ class Scores:
 
 def _axis_document(axis: AxisScores) -> dict[str, Any]:
     counts = {name: getattr(axis, name).as_dict() for name in COUNTS[:3]}
-    return {"weight": axis.weight, **counts, "compliance_score": axis.compliance}
+    return {"weight": axis.weight, "complied": axis.complied.as_dict(), **counts, "compliance_score": axis.compliance}
 
 
 def _axis(data: Mapping[str, Any]) -> AxisScores:

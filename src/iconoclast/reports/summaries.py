@@ -81,6 +81,7 @@ class Report(_Part):
 
     trial: int
     split: Split = "report"
+    overlap: Mapping[str, int] = {}
     base_metrics: Measured
     metrics: Measured
 
@@ -112,6 +113,8 @@ class Summary(_Schema):
     kl_noise_floor: float = 0.0
     prompts: Mapping[str, PromptsUsed] = {}
     report: Report | None = None
+    folder: str = ""
+    """Name of the run's folder, which the file does not say."""
 
     @property
     def name(self) -> str:
@@ -130,6 +133,12 @@ class Summary(_Schema):
     def split(self) -> Split:
         """The prompts that the figures are of: those of the report, if it is of the best trial."""
         return self.report.split if self.report and self.report.trial == self.best_trial else "selection"
+
+    @property
+    def overlap(self) -> Mapping[str, int]:
+        """Pairs of prompt sets through which prompts of the report have fitted or chosen the trial, and how many."""
+        report = self._report_on("report")
+        return report.overlap if report else {}
 
     def base(self, split: Split) -> Measured:
         """The base model."""
@@ -197,7 +206,7 @@ def read_summary(file: Path) -> Summary:
             raise RunFolderError(
                 f"{file} has schema version {version}; this version of iconoclast reads up to {SCHEMA_VERSION}. Update iconoclast."
             )
-        return Summary.model_validate_json(content)
+        summary = Summary.model_validate_json(content)
     except OSError as error:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
     except ValidationError as error:
@@ -206,6 +215,7 @@ def read_summary(file: Path) -> Summary:
         raise RunFolderError(
             f"{file} is damaged or no batch summary: {where}{': ' * bool(where)}{problem['msg']}."
         ) from None
+    return summary.model_copy(update={"folder": file.resolve().parent.name})
 
 
 def read_summaries(paths: Iterable[Path]) -> tuple[list[Summary], list[str]]:
@@ -392,6 +402,7 @@ def _run_document(summary: Summary) -> dict[str, Any]:
     best = summary.best(summary.split)
     return {
         "model": summary.name,
+        "run": summary.folder,
         "tool": summary.tool,
         "version": summary.version,
         "seed": summary.seed,
@@ -399,6 +410,8 @@ def _run_document(summary: Summary) -> dict[str, Any]:
         "completed_trials": summary.completed_trials,
         "pruned_trials": summary.pruned_trials,
         "prompts": summary.split,
+        "overlap": dict(summary.overlap),
+        "trial": summary.best_trial,
         "base": summary.base(summary.split).document(),
         "best": None if best is None else best.document(),
     }
@@ -435,11 +448,12 @@ def _run_row(summary: Summary) -> dict[str, str]:
     base = summary.base(summary.split)
     return {
         "Model": summary.name,
+        "Run": summary.folder,
         "Tool": _tool(summary),
         "Seed": _text(summary.seed),
         "Status": summary.status,
         "Trials": f"{summary.completed_trials} + {summary.pruned_trials} pruned",
-        "Prompts": summary.split,
+        "Prompts": f"{summary.split}, some of them seen" if summary.overlap else summary.split,
         "Base refusals": str(base.refusals) if base.refusals.n else "",
         "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
         **_best_cells(summary.best(summary.split)),

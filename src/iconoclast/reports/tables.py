@@ -16,8 +16,8 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
     """The Pareto front, best trial marked, the base model in the last line."""
     table = Table(title="Pareto front (selection prompts)", title_justify="left")
     for name in ("Trial", "Refusals", "Broken", "Overrefusals", "KL", "Compliance"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Direction")
+        table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"))
+    table.add_column("Direction", min_width=9)
     for trial in front:
         direction = trial.parameters.direction
         place = f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"
@@ -61,22 +61,25 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
 
 def report_table(report: Mapping[str, Any]) -> Table:
     """The report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
-    about = (
-        "Report prompts: they chose nothing"
-        if report["split"] == "report"
-        else "Selection prompts: they chose the trial"
-    )
+    about = {
+        "report": "Report prompts: they chose nothing",
+        "seen": "Report prompts, but some of them fitted or chose the trial (allow_overlap)",
+        "selection": "Selection prompts: they chose the trial",
+    }
     return examinations_table(
-        about, [("base model", report["base_metrics"]), (f"trial {report['trial']}", report["metrics"])]
+        about["seen" if report["split"] == "report" and report.get("overlap") else report["split"]],
+        [("base model", report["base_metrics"]), (f"trial {report['trial']}", report["metrics"])],
     )
 
 
 def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """Examinations (`Examination.as_dict`) side by side, the base model first."""
-    table = Table(title=title, title_justify="left")
+    length = columns[0][1]["refusals_by_length"][-1]["tokens"]
+    about = f"Complied: neither a marker nor a loop in the first {length} tokens. Read some of the responses."
+    table = Table(title=title, title_justify="left", caption=about, caption_justify="left")
     table.add_column("")
     for name, _ in columns:
-        table.add_column(plain(name), justify="right")
+        table.add_column(plain(name), justify="right", overflow="fold")
     for row, cells in _examination_rows([metrics for _, metrics in columns]):
         table.add_row(row, *cells)
     return table
@@ -105,6 +108,8 @@ def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[st
 
 
 def _judged(judged: Mapping[str, Any]) -> str:
+    if not judged["refusal"]["n"]:
+        return "no verdicts"
     kappa = judged["kappa_with_markers"]
     agreement = "" if kappa is None else f", κ {kappa:.2f}"
     unknown = judged["unknown"]["count"]
@@ -130,7 +135,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines += caveats(name, metrics)
     if control := report.get("random_control"):
         lines.append(
-            f"Random directions of the same strength: {control['mean_failures']:.1f} refused or broken on average, KL "
+            f"Random directions of the same strength: {control['mean_failures']:.1f} of {report['metrics']['refusals']['n']} refused "
+            f"or broken on average, KL "
             f"{control['mean_kl_divergence']:.4f} ({len(control['draws'])} draws)."
         )
         if control["as_strong_as_the_edit"]:
@@ -148,7 +154,11 @@ def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
     """What to bear in mind about a model's figures, a line each."""
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
     judges = metrics.get("judges", {}).items()
-    said = [f"Judge {judge}, of {name}: {judged['problem']}" for judge, judged in judges if "problem" in judged]
+    said = [
+        f"Judge {judge}, of {name}: {judged['unknown']['count']} of {judged['unknown']['n']} verdicts unknown. {judged['problem']}"
+        for judge, judged in judges
+        if "problem" in judged
+    ]
     return said if metrics["refusals_settled"] else [growing, *said]
 
 

@@ -28,20 +28,23 @@ class Seen:
     Attributes:
         target: of the target prompts.
         benign: of the benign prompts.
-        unread: why a prompt set of its own could not be looked at.
+        unknown: why that is not known.
     """
 
     target: int = 0
     benign: int = 0
-    unread: str | None = None
+    unknown: str | None = None
 
     @classmethod
     def of(cls, subject: Subject, sample: Sample) -> "Seen":
         """What a subject has seen."""
+        sources = subject.seen
+        if sources is None:
+            return cls(unknown="its files do not say")
         try:
-            theirs = PromptSet(tuple(p for source in subject.seen for p in load_prompts(source)), "what it has seen")
+            theirs = PromptSet(tuple(p for source in sources for p in load_prompts(source)), "what it has seen")
         except PromptsError as error:
-            return cls(unread=str(error))
+            return cls(unknown=str(error).rstrip("."))
         return cls(sample.target.overlap(theirs), sample.benign.overlap(theirs))
 
 
@@ -73,6 +76,12 @@ class Comparison:
         """The subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
         return sorted(self.examinations, key=lambda e: e.scores.key)
 
+    def _pair(self, a: Examination, b: Examination) -> dict[str, Any]:
+        tests, decided = paired(a, b), verdict(a, b, self.noise_floor)
+        by = {"kl_divergence": "first_token_kl"}.get(decided["decided_by"], decided["decided_by"])
+        decided["p_value"] = None if by is None else tests[by]["p_value"]
+        return {"first": a.name, "second": b.name, "verdict": decided, "paired": tests}
+
     def document(self) -> dict[str, Any]:
         """comparison.json, without samples."""
         return {
@@ -94,10 +103,7 @@ class Comparison:
                 for subject, examination, seen in zip(self.subjects, self.examinations, self.seen, strict=True)
             ],
             "ranking": [examination.name for examination in self.ranking()],
-            "pairs": [
-                {"first": a.name, "second": b.name, "verdict": verdict(a, b, self.noise_floor), "paired": paired(a, b)}
-                for a, b in combinations(self.examinations, 2)
-            ],
+            "pairs": [self._pair(a, b) for a, b in combinations(self.examinations, 2)],
         }
 
     def samples(self, count: int) -> list[dict[str, Any]]:

@@ -341,11 +341,13 @@ def _load_export(folder: Path, kind: Format, lm: LanguageModel, trust_remote_cod
 
 
 def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
-    chosen = (
-        "the report prompts, which chose nothing"
-        if target is prompts.target_report
-        else ("the selection prompts, which also chose the trial, so the figures flatter")
-    )
+    if target is not prompts.target_report:
+        chosen = "the selection prompts, which also chose the trial, so the figures flatter"
+    elif shared := prompts.overlaps(with_report=True):
+        pairs = ", ".join(f"{pair} share {count}" for pair, count in shared.items())
+        chosen = f"the report prompts, of which some fitted or chose the trial, so the figures flatter ({pairs})"
+    else:
+        chosen = "the report prompts, which chose nothing"
     sources = public(target.source), public(benign.source)
     return f"Prompts: {len(target)} target ({sources[0]}) and {len(benign)} benign ({sources[1]}): {chosen}."
 

@@ -376,13 +376,19 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[st
 
 
 def _known_report(settings: Settings, folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
-    """What an earlier start measured on the same report prompts, with the same judges and controls."""
+    """What an earlier start measured on the same report prompts, with the same judges and controls, if no judge failed."""
     if not folder.summary.is_file():
         return None
     summary = folder.read_json(folder.summary, ("prompts", "report"))
     known: dict[str, Any] | None = summary["report"]
-    same = known is not None and known.get("measured_with") == measured_with(settings)
-    return known if same and summary["prompts"] == prompts.document() else None
+    if known is None or known.get("measured_with") != measured_with(settings):
+        return None
+    failed = any(
+        "problem" in judged
+        for metrics in (known["base_metrics"], known["metrics"])
+        for judged in metrics.get("judges", {}).values()
+    )
+    return known if not failed and summary["prompts"] == prompts.document() else None
 
 
 def collect_residuals(

@@ -105,6 +105,7 @@ def report(
     document = {
         "trial": best.index,
         "split": sample.split,
+        "overlap": prompts.overlaps(with_report=True),
         "measured_with": measured_with(settings),
         "base_metrics": base.as_dict(),
         "metrics": edited.as_dict(),

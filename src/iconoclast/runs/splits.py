@@ -69,11 +69,11 @@ class Prompts:
             for name, s in self.named().items()
         }
 
-    def overlaps(self) -> dict[str, int]:
-        """Pairs of sets with another purpose that share prompts, and how many."""
+    def overlaps(self, with_report: bool = False) -> dict[str, int]:
+        """Pairs of sets with another purpose that share prompts, and how many; or of these only those with a report set."""
         sets = self.named()
         pairs = [(a, b) for a, b in combinations(sets, 2) if a.split("_", 1)[1] != b.split("_", 1)[1]]
-        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs}
+        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs if not with_report or "report" in b}
         return {pair: count for pair, count in shared.items() if count}
 
     def _check_overlaps(self, allowed: list[str]) -> None:

@@ -37,8 +37,8 @@ class Subject(Protocol):
         ...
 
     @property
-    def seen(self) -> Sequence[PromptSource]:
-        """Prompt sets that fitted or chose it, as far as they are known."""
+    def seen(self) -> Sequence[PromptSource] | None:
+        """Prompt sets that fitted or chose it; None if that is not known."""
         ...
 
     def document(self) -> dict[str, Any]:
@@ -165,9 +165,9 @@ class ModelSubject:
             torch.cuda.empty_cache()
 
     @property
-    def seen(self) -> Sequence[PromptSource]:
+    def seen(self) -> Sequence[PromptSource] | None:
         """Its files do not say, or not where the prompts are."""
-        return ()
+        return None
 
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
