@@ -71,7 +71,7 @@ class PromptSource(BaseModel):
     )
     axis: str | None = Field(
         default=None,
-        description="Column that says to which axis (kind of behaviour) a prompt belongs; scores are then given per axis as well.",
+        description="Column that says to which axis (kind of behaviour) a target prompt belongs; scores are then given per axis as well.",
     )
     prefix: str = Field(default="", description="Text put before every prompt.")
     suffix: str = Field(default="", description="Text put after every prompt.")
