@@ -46,7 +46,7 @@ def test_a_model_is_evaluated_beside_its_base(run: Path, config: Path, tmp_path:
     assert iconoclast("export", run, "--format", "merged", "--to", merged).code == 0
     done = iconoclast("evaluate", merged, "--config", config, "--json", file)
     assert done.code == 0, done.err
-    assert "its files do not say" in done.out and "exact McNemar" in done.out and "KL over 3 tokens" in done.out
+    assert "they chose nothing" in done.out and "exact McNemar" in done.out and "KL over 3 tokens" in done.out
     document = json.loads(file.read_text())
     assert document["subject"]["name"] == "merged" and document["subject"]["metrics"]["refusals"]["n"] == 2
     assert document["base_metrics"]["refusals"]["interval"] and document["kl_noise_floor"] >= 0

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from iconoclast.config import JudgeChat, PromptSource, Settings
 from iconoclast.errors import ModelError, PromptsError, RunFolderError, SettingsError
-from iconoclast.evaluation.examine import Examination
+from iconoclast.evaluation.examine import Examination, Sample
 from iconoclast.evaluation.measure import Scores
 from iconoclast.evaluation.statistics import Count
 from iconoclast.library import search
@@ -22,6 +22,8 @@ from iconoclast.models.anatomy import Writer
 from iconoclast.models.loading import COMPONENTS, LanguageModel
 from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
 from iconoclast.runs.export import export_run
+from iconoclast.runs.reporting import sample_of
+from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
 from iconoclast.site import Site
 
@@ -132,7 +134,20 @@ def test_what_a_run_has_seen_of_the_prompts_is_said(finished: Path, tiny_setting
     given = settings.model_copy(update=dict.fromkeys(names, moved) | {"allow_overlap": PAIRS_OF_TARGETS})
     (seen, _) = compare(subjects, given).seen
     assert seen.unknown is not None and "target.txt" in seen.unknown
-    assert Seen.of(ModelSubject("somebody/else"), compare(subjects[:1], given).sample).unknown == "its files do not say"
+
+
+def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prompts(
+    finished: Path, tmp_path: Path
+) -> None:
+    export_run(finished, "best", "adapter", tmp_path / "adapter")
+    export, settings = find_subject(str(tmp_path / "adapter")), settings_for([find_subject(str(finished))])
+    prompts = Prompts.load(settings)
+    assert Seen.of(export, sample_of(prompts), prompts) == Seen()
+    fitted = Sample(prompts.target, prompts.benign_evaluation, None, "report")
+    assert Seen.of(export, fitted, prompts) == Seen(target=4, benign=2)
+    other = replace(prompts, benign=prompts.target)
+    assert Seen.of(export, sample_of(other), other).unknown == "its files do not say"
+    assert Seen.of(ModelSubject("somebody/else"), sample_of(prompts), prompts).unknown == "its files do not say"
 
 
 PAIRS_OF_TARGETS = [

@@ -13,7 +13,7 @@ from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import SCHEMA_VERSION
 from iconoclast.runs.pipeline import load_settings_model, require_room, response_prefix
 from iconoclast.runs.reporting import evaluator_of, examiner_of, judges_of, sample_of, samples
@@ -36,15 +36,15 @@ class Seen:
     unknown: str | None = None
 
     @classmethod
-    def of(cls, subject: Subject, sample: Sample) -> "Seen":
-        """What a subject has seen."""
-        sources = subject.seen
-        if sources is None:
-            return cls(unknown="its files do not say")
+    def of(cls, subject: Subject, sample: Sample, prompts: Prompts) -> "Seen":
+        """What a subject has seen of a sample of the prompts."""
         try:
-            theirs = PromptSet(tuple(p for source in sources for p in load_prompts(source)), "what it has seen")
+            sets = subject.seen(prompts)
         except PromptsError as error:
             return cls(unknown=str(error).rstrip("."))
+        if sets is None:
+            return cls(unknown="its files do not say")
+        theirs = PromptSet(tuple(prompt for each in sets for prompt in each), "what it has seen")
         return cls(sample.target.overlap(theirs), sample.benign.overlap(theirs))
 
 
@@ -196,7 +196,7 @@ def compare(
     lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
     require_room(settings, prompts, lm)
     sample = sample_of(prompts)
-    seen = [Seen.of(subject, sample) for subject in subjects]
+    seen = [Seen.of(subject, sample, prompts) for subject in subjects]
     examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
     examinations = []
     with packed(lm.model):

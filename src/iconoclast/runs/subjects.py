@@ -1,6 +1,7 @@
 """What can be examined beside a base model: a trial of a run, a trial of heretic, a whole model or an adapter, whoever made it."""
 
 import gc
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
@@ -17,11 +18,15 @@ from iconoclast.evaluation.examine import Variant
 from iconoclast.evaluation.statistics import Count
 from iconoclast.models.adapters import is_adapter, put_adapter
 from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model, stored_quantized
-from iconoclast.prompts import load_prompts
+from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.export import INFORMATION, SavedRun
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.heretic import HereticSettings, HereticStudy, HereticTrial, heretic_directions
 from iconoclast.runs.pipeline import trial_document
+from iconoclast.runs.splits import Prompts
+
+SEEN = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+"""Settings of the prompt sets that fit and choose an edit."""
 
 
 class Subject(Protocol):
@@ -36,9 +41,12 @@ class Subject(Protocol):
         """The model while the context lasts, loaded as the settings say; `base` is its base model, which must stay as it is."""
         ...
 
-    @property
-    def seen(self) -> Sequence[PromptSource] | None:
-        """Prompt sets that fitted or chose it; None if that is not known."""
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
+        """Prompt sets that fitted or chose it; None if that is not known. They may be some of `prompts`.
+
+        Raises:
+            PromptsError: one of them cannot be read.
+        """
         ...
 
     def document(self) -> dict[str, Any]:
@@ -73,8 +81,7 @@ class RunSubject:
             )
         yield _edited(self.name, base, self.saved.edit(base))
 
-    @property
-    def seen(self) -> Sequence[PromptSource]:
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """The run's prompt sets but those of its report."""
         return _seen(self.saved.settings)
 
@@ -107,8 +114,7 @@ class HereticSubject:
         directions = heretic_directions(base, self.study, *sets)
         yield _edited(self.name, base, self.study.edit(self.trial, base, directions))
 
-    @property
-    def seen(self) -> Sequence[PromptSource]:
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """heretic's prompt sets."""
         return _seen(self.study.settings)
 
@@ -164,14 +170,22 @@ class ModelSubject:
             gc.collect()
             torch.cuda.empty_cache()
 
-    @property
-    def seen(self) -> Sequence[PromptSource] | None:
-        """Its files do not say, or not where the prompts are."""
-        return None
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
+        """Of an export those of `prompts` that its papers name, if they name all by their content; else it is not known."""
+        try:
+            papers = json.loads((Path(self.source) / INFORMATION).read_text(encoding="utf-8"))
+            known = {name: papers["prompts"][name]["sha256"] for name in SEEN}
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        own = {name: each for name, each in prompts.named().items() if known.get(name) == each.fingerprint}
+        return list(own.values()) if len(own) == len(SEEN) else None
 
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
-        return {"tool": None, "format": "adapter" if is_adapter(self.source) else "model"}
+        return {
+            "tool": "iconoclast" if (Path(self.source) / INFORMATION).is_file() else None,
+            "format": "adapter" if is_adapter(self.source) else "model",
+        }
 
 
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
@@ -179,10 +193,9 @@ def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 
-def _seen(settings: Settings | HereticSettings) -> list[PromptSource]:
-    s = settings
-    sources = s.good_prompts, s.bad_prompts, s.good_evaluation_prompts, s.bad_evaluation_prompts
-    return [source for source in sources if source is not None]
+def _seen(settings: Settings | HereticSettings) -> list[PromptSet]:
+    sources = (getattr(settings, name) for name in SEEN)
+    return [load_prompts(source, settings.system_prompt) for source in sources if source is not None]
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
