@@ -68,8 +68,9 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
         s["metrics"]["refusals"] for s in document["subjects"]
     ]
     ((verdict,), (pair,)) = summary["verdicts"], document["pairs"]
-    if verdict["decided_by"] == "failures":
-        assert verdict["p_value"] == pair["paired"]["failures"]["p_value"]
+    by = {"failures": "failures", "overrefusals": "overrefusals", "kl_divergence": "first_token_kl", None: None}
+    test = by[verdict["decided_by"]]
+    assert verdict["p_value"] == (None if test is None else pair["paired"][test]["p_value"])
 
 
 def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_pat
         (["compare", "{run}", "missing.jsonl"], "missing.jsonl"),
         (["compare", "{run}", "{run}:0", "--to", "{run}"], "in use"),
         (["evaluate", "/no/such/model", "--config", "{config}"], "/no/such/model"),
+        (["evaluate", "no/such-hub-id", "--config", "{config}"], "no/such-hub-id"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(

@@ -96,6 +96,9 @@ def test_an_adapter_of_another_model_is_a_clear_error(finished: Path, tmp_path: 
         compare(subjects, settings_for([find_subject(str(finished))]))
 
 
+UNKNOWN = "its files do not say, or its prompts are others now"
+
+
 def examination(base: Examination, name: str, refusals: int, overrefusals: int, kl: float) -> Examination:
     return replace(base, name=name, scores=Scores(Count(refusals, 20), Count(overrefusals, 20), 0, 0.5, kl))
 
@@ -145,9 +148,13 @@ def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prom
     assert Seen.of(export, sample_of(prompts), prompts) == Seen()
     fitted = Sample(prompts.target, prompts.benign_evaluation, None, "report")
     assert Seen.of(export, fitted, prompts) == Seen(target=4, benign=2)
+    run = find_subject(str(finished))
+    assert Seen.of(run, fitted, prompts) == Seen(target=4, benign=2)
+    (tmp_path / "benign.txt").write_text("\n".join(f"Where is the {number}?" for number in range(8)))
+    assert Seen.of(run, fitted, prompts).unknown == UNKNOWN
     other = replace(prompts, benign=prompts.target)
-    assert Seen.of(export, sample_of(other), other).unknown == "its files do not say"
-    assert Seen.of(ModelSubject("somebody/else"), sample_of(prompts), prompts).unknown == "its files do not say"
+    assert Seen.of(export, sample_of(other), other).unknown == UNKNOWN
+    assert Seen.of(ModelSubject("somebody/else"), sample_of(prompts), prompts).unknown == UNKNOWN
 
 
 PAIRS_OF_TARGETS = [

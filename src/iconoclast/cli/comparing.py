@@ -70,7 +70,9 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
     chosen = find_subject(str(run))
     if not isinstance(chosen, RunSubject):
         raise RunFolderError(f"{run} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl.")
-    settings = settings_for([chosen])
+    # The export obeys the run in this, too: who exports somebody else's run has looked into its settings.
+    trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
+    settings = settings_for([chosen]).model_copy(update=trusted)
     subjects: list[Subject] = [chosen]
     if journal is not None:
         other = find_subject(str(journal), settings)
@@ -103,9 +105,8 @@ def _compared(subjects: Sequence[Subject], settings: Settings, against: str | No
 def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
-    split = comparison.sample.split
-    warnings = _seen_lines(comparison) if split == "report" else []
-    title = f"{SPLITS['seen' if warnings else split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
+    split, warnings = comparison.sample.split, _seen_lines(comparison)
+    title = f"{SPLITS['seen' if warnings and split == 'report' else split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document["subjects"]:
         failures = subject["against_base"]["failures"]

@@ -42,7 +42,7 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
     """Put the adapter in folder `name` on a model, which is another model from then on.
 
     Raises:
-        ModelError: it is damaged, pickled, of another model, or has other inputs and no other weights.
+        ModelError: it is damaged, pickled, of another model, or changes the prompts and not the weights.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).is_file():

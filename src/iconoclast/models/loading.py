@@ -235,9 +235,14 @@ def load_model(
 
 
 def stored_quantized(name: str) -> bool:
-    """Whether the weights of a model are quantised in its files."""
+    """Whether the weights of a model are quantised in its files; not, if there are none."""
     path = str(ensure_demo()) if name == DEMO else resolve(name)
-    return path.lower().endswith(".gguf") or "quantization_config" in PreTrainedConfig.get_config_dict(path)[0]
+    if path.lower().endswith(".gguf"):
+        return True
+    try:
+        return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
+    except OSError:
+        return False
 
 
 def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -81,7 +81,6 @@ class Report(_Part):
 
     trial: int
     split: Split = "report"
-    overlap: Mapping[str, int] = {}
     base_metrics: Measured
     metrics: Measured
 
@@ -113,6 +112,7 @@ class Summary(_Schema):
     kl_noise_floor: float = 0.0
     prompts: Mapping[str, PromptsUsed] = {}
     report: Report | None = None
+    overlap: Mapping[str, int] = {}
     folder: str = ""
     """Name of the run's folder, which the file does not say."""
 
@@ -134,11 +134,11 @@ class Summary(_Schema):
         """The prompts that the figures are of: those of the report, if it is of the best trial."""
         return self.report.split if self.report and self.report.trial == self.best_trial else "selection"
 
-    @property
-    def overlap(self) -> Mapping[str, int]:
-        """Pairs of prompt sets through which prompts of the report have fitted or chosen the trial, and how many."""
-        report = self._report_on("report")
-        return report.overlap if report else {}
+    def seen(self, split: Split) -> dict[str, int]:
+        """Pairs of prompt sets through which prompts of a report split have fitted or chosen the trial, and how many."""
+        if split != "report":
+            return {}
+        return {pair: n for pair, n in self.overlap.items() if pair.split(" and ")[-1] in PROMPT_SETS["report"]}
 
     def base(self, split: Split) -> Measured:
         """The base model."""
@@ -410,7 +410,7 @@ def _run_document(summary: Summary) -> dict[str, Any]:
         "completed_trials": summary.completed_trials,
         "pruned_trials": summary.pruned_trials,
         "prompts": summary.split,
-        "overlap": dict(summary.overlap),
+        "prompts_seen": summary.seen(summary.split),
         "trial": summary.best_trial,
         "base": summary.base(summary.split).document(),
         "best": None if best is None else best.document(),
@@ -433,7 +433,7 @@ def match_cells(result: Contest) -> Cells:
             "Model": match.ours.name,
             "Tool": _tool(run),
             "Seed": _text(run.seed),
-            "Prompts": match.split,
+            "Prompts": _prompts(match.split, run),
             **_best_cells(match.scores[run.tool]),
             "Wins": "yes" * (match.winner == run.tool),
             "Lower KL": "yes" * (match.lower_kl == run.tool),
@@ -453,7 +453,7 @@ def _run_row(summary: Summary) -> dict[str, str]:
         "Seed": _text(summary.seed),
         "Status": summary.status,
         "Trials": f"{summary.completed_trials} + {summary.pruned_trials} pruned",
-        "Prompts": f"{summary.split}, some of them seen" if summary.overlap else summary.split,
+        "Prompts": _prompts(summary.split, summary),
         "Base refusals": str(base.refusals) if base.refusals.n else "",
         "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
         **_best_cells(summary.best(summary.split)),
@@ -472,6 +472,10 @@ def _best_cells(best: Measured | None) -> dict[str, str]:
         "KL": kl,
         "Broken": best.broken.with_interval if best.broken and best.broken.n else "",
     }
+
+
+def _prompts(split: Split, summary: Summary) -> str:
+    return f"{split}, some of them seen" if summary.seen(split) else split
 
 
 def _tool(summary: Summary) -> str:

@@ -75,7 +75,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
 def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """Examinations (`Examination.as_dict`) side by side, the base model first."""
     length = columns[0][1]["refusals_by_length"][-1]["tokens"]
-    about = f"Complied: neither a marker nor a loop in the first {length} tokens. Read some of the responses."
+    about = f"Complied: neither a marker nor broken in the first {length} tokens. Read some of the responses."
     table = Table(title=title, title_justify="left", caption=about, caption_justify="left")
     table.add_column("")
     for name, _ in columns:
@@ -155,7 +155,8 @@ def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
     judges = metrics.get("judges", {}).items()
     said = [
-        f"Judge {judge}, of {name}: {judged['unknown']['count']} of {judged['unknown']['n']} verdicts unknown. {judged['problem']}"
+        f"Judge {judge}, of {name}: {judged['unknown']['count']} of {judged['unknown']['n']} verdicts on target responses unknown. "
+        f"{judged['problem']}"
         for judge, judged in judges
         if "problem" in judged
     ]

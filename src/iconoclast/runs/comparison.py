@@ -43,7 +43,7 @@ class Seen:
         except PromptsError as error:
             return cls(unknown=str(error).rstrip("."))
         if sets is None:
-            return cls(unknown="its files do not say")
+            return cls(unknown="its files do not say, or its prompts are others now")
         theirs = PromptSet(tuple(prompt for each in sets for prompt in each), "what it has seen")
         return cls(sample.target.overlap(theirs), sample.benign.overlap(theirs))
 

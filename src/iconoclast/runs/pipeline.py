@@ -56,6 +56,8 @@ class Run:
     study: Study
     judges: Sequence[Judge] = ()
     report: dict[str, Any] | None = None
+    incomplete_report: dict[str, Any] | None = None
+    """The report of an earlier start, if a judge failed then: it is measured again, and stands until that is done."""
     worker: Worker | None = None
 
     @property
@@ -114,7 +116,9 @@ class Run:
     def measure_report(self, progress: Progress | None = None) -> None:
         """Examine the base model and the best trial once, on the report prompts if there are any; keep their responses."""
         best = self.best()
-        if best is None or (self.report is not None and self.report["trial"] == best.index):
+        if best is None:
+            return
+        if self.report is not None and self.report["trial"] == best.index and self.report != self.incomplete_report:
             return
         self.report, samples = report(
             self.settings, self.lm, self.prompts, self.directions, best, self.judges, progress or Silent()
@@ -321,8 +325,9 @@ def _prepared(
             f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
         )
-    known_report = _known_report(settings, folder, prompts)
-    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, known_report)
+    report = _known_report(settings, folder, prompts)
+    incomplete = report if report is not None and _judge_failed(report) else None
+    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, report, incomplete)
 
 
 def require_room(settings: Settings, prompts: Prompts, lm: LanguageModel) -> None:
@@ -376,19 +381,19 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[st
 
 
 def _known_report(settings: Settings, folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
-    """What an earlier start measured on the same report prompts, with the same judges and controls, if no judge failed."""
+    """What an earlier start measured on the same report prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
     summary = folder.read_json(folder.summary, ("prompts", "report"))
     known: dict[str, Any] | None = summary["report"]
     if known is None or known.get("measured_with") != measured_with(settings):
         return None
-    failed = any(
-        "problem" in judged
-        for metrics in (known["base_metrics"], known["metrics"])
-        for judged in metrics.get("judges", {}).values()
-    )
-    return known if not failed and summary["prompts"] == prompts.document() else None
+    return known | {"overlap": prompts.overlaps(with_report=True)} if summary["prompts"] == prompts.document() else None
+
+
+def _judge_failed(report: Mapping[str, Any]) -> bool:
+    metrics = report["base_metrics"], report["metrics"]
+    return any("problem" in judged for each in metrics for judged in each.get("judges", {}).values())
 
 
 def collect_residuals(

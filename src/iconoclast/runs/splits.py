@@ -70,10 +70,14 @@ class Prompts:
         }
 
     def overlaps(self, with_report: bool = False) -> dict[str, int]:
-        """Pairs of sets with another purpose that share prompts, and how many; or of these only those with a report set."""
+        """Pairs of sets with another purpose that share prompts, and how many; or only those with good_ or bad_report_prompts."""
         sets = self.named()
         pairs = [(a, b) for a, b in combinations(sets, 2) if a.split("_", 1)[1] != b.split("_", 1)[1]]
-        shared = {f"{a} and {b}": sets[b].overlap(sets[a]) for a, b in pairs if not with_report or "report" in b}
+        shared = {
+            f"{a} and {b}": sets[b].overlap(sets[a])
+            for a, b in pairs
+            if not with_report or b in ("good_report_prompts", "bad_report_prompts")
+        }
         return {pair: count for pair, count in shared.items() if count}
 
     def _check_overlaps(self, allowed: list[str]) -> None:

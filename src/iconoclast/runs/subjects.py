@@ -82,8 +82,10 @@ class RunSubject:
         yield _edited(self.name, base, self.saved.edit(base))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """The run's prompt sets but those of its report."""
-        return _seen(self.saved.settings)
+        """The run's prompt sets but those of its report; None if they are others now than they were then."""
+        sets = _seen(self.saved.settings)
+        then = [self.saved.prompts[name]["sha256"] for name in SEEN if name in self.saved.prompts]
+        return None if sets is None or (then and then != [each.fingerprint for each in sets]) else sets
 
     def document(self) -> dict[str, Any]:
         """The trial and what the run measured of it, on the selection prompts."""
@@ -193,9 +195,9 @@ def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 
-def _seen(settings: Settings | HereticSettings) -> list[PromptSet]:
-    sources = (getattr(settings, name) for name in SEEN)
-    return [load_prompts(source, settings.system_prompt) for source in sources if source is not None]
+def _seen(settings: Settings | HereticSettings) -> list[PromptSet] | None:
+    sources = [getattr(settings, name) for name in SEEN]
+    return None if None in sources else [load_prompts(source, settings.system_prompt) for source in sources]
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
