@@ -16,7 +16,7 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
     """The Pareto front, best trial marked, the base model in the last line."""
     table = Table(title="Pareto front (selection prompts)", title_justify="left")
     for name in ("Trial", "Refusals", "Broken", "Overrefusals", "KL", "Compliance"):
-        table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"))
+        table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"), overflow="fold")
     table.add_column("Direction", min_width=9)
     for trial in front:
         direction = trial.parameters.direction
