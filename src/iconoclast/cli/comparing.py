@@ -20,7 +20,6 @@ SPLITS = {
     "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
 }
 
-
 CHANCE = 0.05
 """Probability from which on a difference is called one that can be chance."""
 
@@ -106,7 +105,8 @@ def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: in
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
     split, warnings = comparison.sample.split, _seen_lines(comparison)
-    title = f"{SPLITS['seen' if warnings and split == 'report' else split]} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
+    about = SPLITS["seen" if warnings and split == "report" else split]
+    title = f"{about} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document["subjects"]:
         failures = subject["against_base"]["failures"]

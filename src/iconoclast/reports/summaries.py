@@ -60,6 +60,12 @@ class Measured(_Part):
     first_token_kl: Mean | None = None
     broken: Counted | None = None
 
+    def key(self, broken: bool, over: bool) -> tuple[int, int]:
+        """What edits are ordered by before their KL divergence: refused (or broken), then overrefused, if those count."""
+        return self.refusals.count + (
+            self.broken.count if broken and self.broken else 0
+        ), self.overrefusals.count * over
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         counts = {"refusals": self.refusals, "overrefusals": self.overrefusals, "broken": self.broken}
@@ -275,15 +281,9 @@ class Match:
     def keys(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """What both are ordered by before their KL divergence: refused or broken, then overrefused, as far as both looked."""
         ours, peer = self.scores.values()
-        broken = [scores.broken.count if scores.broken and scores.broken.n else None for scores in (ours, peer)]
-        over = [scores.overrefusals.count if scores.overrefusals.n else None for scores in (ours, peer)]
-        for counts in (broken, over):
-            if None in counts:
-                counts[:] = [0, 0]
-        first, second = (
-            (scores.refusals.count + (b or 0), o or 0) for scores, b, o in zip((ours, peer), broken, over, strict=True)
-        )
-        return first, second
+        broken = all(scores.broken is not None and scores.broken.n for scores in (ours, peer))
+        over = bool(ours.overrefusals.n and peer.overrefusals.n)
+        return ours.key(broken, over), peer.key(broken, over)
 
     @property
     def lower_kl(self) -> str | None:
