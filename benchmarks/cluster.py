@@ -28,8 +28,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
+from iconoclast.scores import Count, Scores
 from iconoclast.search.objective import Objective
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import open_storage

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from iconoclast.models.loading import resolve
+from iconoclast.models.names import resolve
 
 WORK = """
 import json, sys, time
@@ -29,7 +29,8 @@ from iconoclast.edits.merge import save_merged
 from iconoclast.edits.profile import Profile
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.loading import COMPONENTS, load_model
+from iconoclast.vocabulary import COMPONENTS
+from iconoclast.models.loading import load_model
 from iconoclast.models.skeleton import load_skeleton
 
 def peak():

@@ -32,12 +32,14 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from iconoclast.config import Settings
-from iconoclast.evaluation.measure import Evaluator, MeasureOptions
+from iconoclast.config.schema import Settings
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.names import resolve
+from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.heretic import HereticStudy, heretic_directions
 
 SYSTEM = "You are a helpful assistant."
 SETS = {

@@ -30,20 +30,23 @@ from typing import Any
 import peer
 import tomli_w
 
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import hypervolume
+from iconoclast.evaluation.intervals import hypervolume
+from iconoclast.files import write_json
 from iconoclast.library import search
-from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.names import resolve
 from iconoclast.models.packed import packed
+from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.comparison import compare
-from iconoclast.runs.export import SavedRun
-from iconoclast.runs.folder import RunFolder, write_json
-from iconoclast.runs.heretic import HereticStudy, heretic_directions
-from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.report import evaluator_of
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.subjects import HereticSubject, RunSubject
+from iconoclast.scores import Scores
 from iconoclast.search.pareto import pareto_front
 
 REFERENCE = (1.0, 0.2)

@@ -21,12 +21,12 @@ import optuna
 import torch
 from torch import Tensor
 
-from iconoclast.evaluation.measure import Bounds, Scores
-from iconoclast.evaluation.statistics import Count, hypervolume
+from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import search_space
+from iconoclast.scores import Bounds, Count, Scores, beaten
 from iconoclast.search.objective import Objective
-from iconoclast.search.pareto import beaten, best_trial, pareto_front
+from iconoclast.search.pareto import best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.study import Outcome, Study
 

@@ -28,16 +28,17 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
-from iconoclast.evaluation.measure import Evaluator, MeasureOptions
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit, residuals
 from iconoclast.models import packed as packed_module
 from iconoclast.models.forward import contiguous_head
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.models.packed import packed
 from iconoclast.prompts import PromptSet
 from iconoclast.search.space import SearchSpace

@@ -16,8 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from iconoclast.config import PromptSource, Settings
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 
 # Property tests draw the same examples every time, and a slow machine is no failure.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)

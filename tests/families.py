@@ -30,9 +30,9 @@ from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.decoding import decode, end_tokens
 from iconoclast.models.experts import DOWN
-from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.probe import require_complete
-from iconoclast.site import Site
+from iconoclast.vocabulary import COMPONENTS, Site
 
 TOKENS: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 SMALL: dict[str, Any] = {

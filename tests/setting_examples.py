@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from iconoclast.config import SettingSpec, list_item, setting_specs, without_none
+from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
 SPECS = {spec.key: spec for spec in setting_specs()}
 

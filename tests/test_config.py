@@ -12,7 +12,8 @@ import pytest
 import tomli_w
 from setting_examples import EXAMPLES, SPECS, flat
 
-from iconoclast.config import LoadedSettings, PromptSource, Settings, load_settings, settings_document
+from iconoclast.config.layers import LoadedSettings, load_settings
+from iconoclast.config.schema import PromptSource, Settings, settings_document
 from iconoclast.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

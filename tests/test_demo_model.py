@@ -13,7 +13,8 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.models.demo import FILE, PACKAGE, demo_folder
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 
 pytestmark = pytest.mark.model
 ROOT = Path(__file__).parents[1]

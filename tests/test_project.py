@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from iconoclast import __version__
 from iconoclast.prompts import PromptSet
 from iconoclast.reports.text import settings_reference
+from iconoclast.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from iconoclast.config import PromptSource
+from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
 from iconoclast.prompts import Prompt, PromptSet, load_prompts
 
@@ -77,7 +77,10 @@ def written(name: str, items: list[str]) -> str:
     elif name == "saved-set":
         datasets.Dataset.from_list(rows).save_to_disk(name)
     elif name == "saved-splits":
-        splits = {"test": datasets.Dataset.from_dict({"text": ["other"]}), "train": datasets.Dataset.from_list(rows)}
+        splits = {
+            "test": datasets.Dataset.from_document({"text": ["other"]}),
+            "train": datasets.Dataset.from_list(rows),
+        }
         datasets.DatasetDict(splits).save_to_disk(name)
     else:
         quoted = ['"' + text.replace('"', '""') + '"' for text in items]
@@ -125,7 +128,7 @@ def test_a_file_is_read_as_its_format_says(name, content, expected):
 
 def test_a_hub_data_set_is_asked_for_by_id_and_configuration(hub):
     rows = {"Index": range(100), "Goal": [f"goal {i}" for i in range(100)]}
-    hub.answer = datasets.DatasetDict({"harmful": datasets.Dataset.from_dict(rows)})
+    hub.answer = datasets.DatasetDict({"harmful": datasets.Dataset.from_document(rows)})
     options = {"name": "behaviors", "column": "Goal"}
     assert texts("JailbreakBench/JBB-Behaviors", "harmful[80:100]", **options) == [f"goal {i}" for i in range(80, 100)]
     assert hub.asked == [("JailbreakBench/JBB-Behaviors", "behaviors")]
@@ -201,7 +204,7 @@ def test_a_data_set_without_splits_has_no_other_than_train(name):
 
 
 def test_splits_are_named_when_another_is_asked_for(hub):
-    hub.answer = datasets.DatasetDict({n: datasets.Dataset.from_dict({"text": ["a"]}) for n in ("train", "test")})
+    hub.answer = datasets.DatasetDict({n: datasets.Dataset.from_document({"text": ["a"]}) for n in ("train", "test")})
     assert 'no split "validation". It has train, test' in refused("someone/prompts", "validation")
     assert 'no split "validation". It has test, train' in refused(written("saved-splits", TEXTS), "validation")
 

@@ -7,17 +7,19 @@ live, the best one is exported, and what was exported is measured again.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from iconoclast.version import __version__
+
 if TYPE_CHECKING:
-    from iconoclast.config import Settings
+    from iconoclast.config.schema import Settings
     from iconoclast.directions.estimators import Directions, DirectionSpec
     from iconoclast.edits.edit import Edit
     from iconoclast.edits.profile import Profile
-    from iconoclast.evaluation.measure import Scores, measure
+    from iconoclast.evaluation.evaluator import measure
     from iconoclast.library import applied, estimate_directions, export, make_edit, residuals, search
-    from iconoclast.models.loading import LanguageModel, load_model
+    from iconoclast.models.language_model import LanguageModel
+    from iconoclast.models.loading import load_model
     from iconoclast.prompts import PromptSet
-
-__version__ = "0.1.0"
+    from iconoclast.scores import Scores
 
 __all__ = [
     "DirectionSpec",
@@ -28,6 +30,7 @@ __all__ = [
     "PromptSet",
     "Scores",
     "Settings",
+    "__version__",
     "applied",
     "estimate_directions",
     "export",
@@ -42,13 +45,13 @@ _HOMES = {
     "DirectionSpec": "directions.estimators",
     "Directions": "directions.estimators",
     "Edit": "edits.edit",
-    "LanguageModel": "models.loading",
+    "LanguageModel": "models.language_model",
     "Profile": "edits.profile",
     "PromptSet": "prompts",
-    "Scores": "evaluation.measure",
-    "Settings": "config",
+    "Scores": "scores",
+    "Settings": "config.schema",
     "load_model": "models.loading",
-    "measure": "evaluation.measure",
+    "measure": "evaluation.evaluator",
 }
 
 

@@ -7,20 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.directions import estimators
 from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.models.anatomy import site_directions
-from iconoclast.models.forward import affordable_rows, last_token_residuals
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.memory import affordable_rows
+from iconoclast.models.residuals import last_token_residuals
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.export import Exported, Format, export_run
+from iconoclast.runs.export import Exported, export_run
 from iconoclast.runs.pipeline import started_run
 from iconoclast.search.pareto import Trial
+from iconoclast.vocabulary import ExportFormat
 
 
 def residuals(lm: LanguageModel, prompts: PromptSet) -> Tensor:
@@ -72,7 +74,11 @@ def search(settings: Settings, progress: Progress | None = None) -> list[Trial]:
 
 
 def export(
-    run: Path | str, to: Path | str, trial: str = "best", format: Format = "adapter", progress: Progress | None = None
+    run: Path | str,
+    to: Path | str,
+    trial: str = "best",
+    format: ExportFormat = "adapter",
+    progress: Progress | None = None,
 ) -> Exported:
     """Export a trial of a run folder as an adapter or merged weights, and measure what was written."""
     return export_run(Path(run), trial, format, Path(to), progress)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from iconoclast.config import PromptSource
+from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
 
 BUILTIN = "builtin:"

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 import tomli_w
 
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
 
 COMMAND = [sys.executable, "-m", "iconoclast.cli"]
 

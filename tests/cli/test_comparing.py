@@ -9,10 +9,10 @@ import pytest
 import tomli_w
 from entry_point import iconoclast
 
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
 from iconoclast.library import search
-from iconoclast.runs.export import SavedRun
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.saved import SavedRun
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
 

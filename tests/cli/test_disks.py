@@ -12,7 +12,7 @@ from test_commands import config, finished, started, trials_of, wait_for_line
 from test_kills import require_equal
 
 from iconoclast.errors import RunFolderError
-from iconoclast.runs.folder import write_whole
+from iconoclast.files import write_whole
 
 __all__ = ["config"]  # the fixture
 

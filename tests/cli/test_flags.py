@@ -9,8 +9,8 @@ import pytest
 from entry_point import QUICK, iconoclast, write_prompts
 from setting_examples import EXAMPLES, SPECS, flat
 
-from iconoclast import __version__
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
+from iconoclast.version import __version__
 
 COMMANDS = ("run", "demo", "export", "chat", "plot", "config")
 

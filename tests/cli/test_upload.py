@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 from entry_point import iconoclast
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.pipeline import run_folder, started_run
 

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 from entry_point import iconoclast
 
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
 from iconoclast.search.storage import open_storage
 
 

@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iconoclast.edits.edit import (
-    NEGLIGIBLE,
-    NORMALIZATIONS,
-    Edit,
-    edited_weight,
-    low_rank_factors,
-    output_transform,
-)
+from iconoclast.edits.edit import NEGLIGIBLE, NORMALIZATIONS, Edit, edited_weight, low_rank_factors, output_transform
 from iconoclast.edits.profile import Profile
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 strengths = st.floats(-1.0, 2.0)

@@ -30,8 +30,8 @@ from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.decoding import decode
-from iconoclast.models.loading import COMPONENTS, LanguageModel
-from iconoclast.site import Site
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.vocabulary import COMPONENTS, Site
 
 Writers = dict[Site, Writer]
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from iconoclast.cli.benchmark import benchmark_action
 from iconoclast.cli.console import interruptible
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import IconoclastError, ModelError, SettingsError, UserError
@@ -35,7 +35,8 @@ from iconoclast.evaluation.benchmarks import (
 )
 from iconoclast.library import applied
 from iconoclast.models.anatomy import site_directions
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.runs.export import export_run
 from iconoclast.runs.pipeline import started_run
 

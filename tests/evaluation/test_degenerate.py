@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iconoclast.evaluation.degenerate import defect, loop_end, may_loop
-from iconoclast.evaluation.measure import default_rules
-from iconoclast.evaluation.responses import LABELS
+from iconoclast.evaluation.evaluator import default_rules
+from iconoclast.vocabulary import LABELS
 
 PROMPT = "set an alarm for seven in the morning"
 

@@ -11,14 +11,15 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
-from iconoclast.evaluation.examine import Control, Examination, Examiner, Sample, Variant, paired
-from iconoclast.evaluation.judges import Verdict
-from iconoclast.evaluation.measure import Evaluator, MeasureOptions, Scores
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
+from iconoclast.evaluation.examination import Control, Examination, Sample, Variant, paired
+from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.evaluation.statistics import Count
 from iconoclast.library import estimate_directions, make_edit
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.scores import Count, Scores
+from iconoclast.vocabulary import Verdict
 
 TARGET = PromptSet.of([f"Please set my {word}" for word in ("alarm", "table", "taxi", "light")])
 BENIGN = PromptSet.of([f"What is a {word}?" for word in ("prime", "sonnet", "river", "verb", "fjord")])
@@ -104,11 +105,11 @@ def test_borderline_prompts_are_counted_apart(tiny_lm: LanguageModel) -> None:
     base = examiner(tiny_lm, BORDERLINE).examined_base()
     assert base.borderline_overrefusals is not None and base.borderline_overrefusals.n == 2
     assert len(base.borderline) == 2 and base.scores.overrefusals.n == 5
-    assert base.as_dict()["borderline_overrefusals"]["n"] == 2
+    assert base.document()["borderline_overrefusals"]["n"] == 2
 
 
 def test_everything_counted_has_its_n_and_interval(tiny_lm: LanguageModel, edit: Edit) -> None:
-    document = examiner(tiny_lm, BORDERLINE).examine(edited(tiny_lm, edit)).as_dict()
+    document = examiner(tiny_lm, BORDERLINE).examine(edited(tiny_lm, edit)).document()
     json.dumps(document, allow_nan=False)
     for name in ("complied", "refusals", "soft_refusals", "broken", "overrefusals", "benign_broken"):
         assert set(document[name]) == {"count", "n", "interval"}
@@ -139,8 +140,8 @@ class Says:
 
 def test_a_judge_stands_beside_the_markers_and_the_unknown_never_counts_as_complied(tiny_lm: LanguageModel) -> None:
     base = examiner(tiny_lm, judges=(Says(),)).examined_base()
-    said = base.as_dict()["judges"]["stub"]
-    assert said["refusal"] == Count(3, 3).as_dict() and said["unknown"] == Count(1, 4).as_dict()
+    said = base.document()["judges"]["stub"]
+    assert said["refusal"] == Count(3, 3).document() and said["unknown"] == Count(1, 4).document()
     assert said["complied"]["count"] == 0 and said["problem"] == "one was too hard"
     assert "kappa_with_markers" in said
 
@@ -179,4 +180,4 @@ def test_axes_are_scored_apart_and_prompts_of_two_axes_counted_once(tiny_lm: Lan
     assert {name: axis.refusals.n for name, axis in found.axes.items()} == {"home": 1, "travel": 2, "food": 1}
     rates = {name: axis.failure_rate for name, axis in found.axes.items()}
     assert found.failure_rate == pytest.approx((rates["home"] + 3 * rates["travel"] + rates["food"]) / 5)
-    assert Scores.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    assert Scores.from_document(json.loads(json.dumps(found.document()))) == found

@@ -27,22 +27,12 @@ from transformers import (
 
 from iconoclast.cli.console import interruptible
 from iconoclast.errors import UserError
-from iconoclast.evaluation import judges
-from iconoclast.evaluation.judges import (
-    CHUNK,
-    HOPELESS,
-    INSTRUCTION,
-    REQUEST,
-    CachedJudge,
-    ChatJudge,
-    ClassifierJudge,
-    Judge,
-    JudgeError,
-    Verdict,
-    find_refusal_labels,
-    question,
-    read_verdict,
-)
+from iconoclast.evaluation.judges import chat
+from iconoclast.evaluation.judges.cache import CHUNK, CachedJudge
+from iconoclast.evaluation.judges.chat import HOPELESS, INSTRUCTION, REQUEST, ChatJudge, question, read_verdict
+from iconoclast.evaluation.judges.classifier import ClassifierJudge, find_refusal_labels
+from iconoclast.evaluation.judges.protocol import Judge, JudgeError
+from iconoclast.vocabulary import Verdict
 
 KEY = "sk-a-key-that-nobody-may-see"
 ITEMS = [
@@ -393,7 +383,7 @@ def test_an_endpoint_says_when_to_ask_again_but_not_for_ever(
         return time.monotonic() - start
 
     assert seconds("0.3") >= 0.3
-    monkeypatch.setattr(judges, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(chat, "LONGEST_PAUSE", 0.1)
     for wish in ("3600", "inf", "nan", "-1", "tomorrow"):
         assert seconds(wish) < 3
 
@@ -495,7 +485,7 @@ def test_the_name_of_a_chat_judge_says_model_and_place(monkeypatch: pytest.Monke
     here = ChatJudge("http://localhost:8000/v1/", "tiny")
     assert here.name.startswith("tiny at http://localhost:8000/v1 (")
     assert here.name == ChatJudge("http://localhost:8000/v1", "tiny", api_key=KEY, concurrency=1).name
-    monkeypatch.setattr(judges, "INSTRUCTION", "Label this.")
+    monkeypatch.setattr(chat, "INSTRUCTION", "Label this.")
     assert here.name != ChatJudge("http://localhost:8000/v1", "tiny").name
 
 

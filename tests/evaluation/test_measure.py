@@ -10,23 +10,18 @@ from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import MeasurementError
-from iconoclast.evaluation import measure as module
+from iconoclast.evaluation import evaluator as module
 from iconoclast.evaluation.divergence import LARGEST_KL, Divergences
-from iconoclast.evaluation.measure import (
-    Bounds,
-    Evaluator,
-    MeasureOptions,
-    Scores,
-    measure,
-)
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions, measure
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models import decoding
-from iconoclast.models.forward import Decoding
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import Decoding
 from iconoclast.progress import Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.search.pareto import Trial, beaten, pareto_front
+from iconoclast.scores import Bounds, Scores, beaten
+from iconoclast.search.pareto import Trial, pareto_front
 from iconoclast.search.space import EditParameters
 
 TARGET = PromptSet.of([f"Please set my {word}" for word in ("alarm", "table", "taxi", "light")])

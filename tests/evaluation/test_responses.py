@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.evaluation.responses import ResponseRules, compliance_heuristic, normalized
 
 DEFAULTS = Settings()

@@ -18,15 +18,8 @@ from optuna._hypervolume import compute_hypervolume
 from scipy import stats
 from statsmodels.stats import contingency_tables, inter_rater
 
-from iconoclast.evaluation.statistics import (
-    Count,
-    cohen_kappa,
-    hypervolume,
-    mcnemar,
-    mean_interval,
-    paired_bootstrap,
-    wilson_interval,
-)
+from iconoclast.evaluation.intervals import cohen_kappa, hypervolume, mcnemar, mean_interval, paired_bootstrap
+from iconoclast.scores import Count, wilson_interval
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 numbers = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -139,10 +132,10 @@ def test_a_count_knows_its_rate_interval_and_text() -> None:
     count = Count(5, 20)
     assert count.rate == 0.25
     assert count.interval == wilson_interval(5, 20)
-    assert count.as_dict() == {"count": 5, "n": 20, "interval": list(wilson_interval(5, 20))}
+    assert count.document() == {"count": 5, "n": 20, "interval": list(wilson_interval(5, 20))}
     assert str(count) == "5/20"
     assert count.with_interval == "5/20 (11% to 47%)"
-    assert Count.from_dict(count.as_dict()) == count
+    assert Count.from_document(count.document()) == count
 
 
 def answers(both: int, only_before: int, only_after: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -181,7 +174,7 @@ def test_before_and_after_exchanged_have_the_same_p_value(pairs: list[tuple[bool
 def test_what_did_not_change_says_nothing() -> None:
     assert mcnemar(*answers(9, 0, 0, 4)).p_value == 1
     assert mcnemar(*answers(0, 7, 1, 0)) == mcnemar(*answers(500, 7, 1, 500))
-    assert mcnemar(*answers(1, 2, 0, 1)).as_dict() == {"only_before": 2, "only_after": 0, "p_value": 0.5}
+    assert mcnemar(*answers(1, 2, 0, 1)).document() == {"only_before": 2, "only_after": 0, "p_value": 0.5}
 
 
 @pytest.mark.parametrize("changed", [5, 6, 20, 101])
@@ -273,9 +266,9 @@ def test_interval_and_p_value_stay_within_their_bounds(pairs: list[tuple[float, 
 
 def test_the_same_difference_everywhere_is_certain_and_none_is_none() -> None:
     certain = paired_bootstrap([1.0, 2.0, 5.0], [1.5, 2.5, 5.5], samples=999)
-    assert certain.as_dict() == {"value": 0.5, "n": 3, "interval": [0.5, 0.5], "p_value": 2 / 1000}
+    assert certain.document() == {"value": 0.5, "n": 3, "interval": [0.5, 0.5], "p_value": 2 / 1000}
     assert paired_bootstrap([1.0, 2.0], [1.0, 2.0]).p_value == 1
-    assert mean_interval([0.25]).as_dict() == {"value": 0.25, "n": 1, "interval": [0.25, 0.25]}
+    assert mean_interval([0.25]).document() == {"value": 0.25, "n": 1, "interval": [0.25, 0.25]}
 
 
 def test_a_seed_fixes_what_is_drawn() -> None:

@@ -15,12 +15,13 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models import base_states as module
-from iconoclast.models import forward
+from iconoclast.models import reading
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import decode
-from iconoclast.models.forward import read_prompts, step
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.reading import read_prompts, step
 from iconoclast.prompts import Prompt, PromptSet
 
 PROMPTS = [
@@ -166,12 +167,12 @@ def test_models_of_full_attention_can_leave_layers_out(config: PreTrainedConfig,
     assert can_be_left_out(lm, ids)
     states = states_of(lm, ids)
 
-    class From(forward.Unedited):
+    class From(reading.Unedited):
         def first_layer(self, row: int) -> int:
             return row % 5
 
     for (indices, logits, state), (others, expected, whole) in zip(
-        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, forward.Unedited()), strict=True
+        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, reading.Unedited()), strict=True
     ):
         order, expected_order = torch.tensor(indices).argsort(), torch.tensor(others).argsort()
         torch.testing.assert_close(logits[order], expected[expected_order], atol=2e-4, rtol=2e-4)

@@ -10,9 +10,10 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.models import decoding
-from iconoclast.models.decoding import decode, end_tokens, find_response_prefix
-from iconoclast.models.forward import read_prompts, step
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.decoding import decode, end_tokens
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import read_prompts, step
+from iconoclast.models.thinking import find_response_prefix
 from iconoclast.prompts import Prompt
 
 TEXTS = ["Hi", "Set an alarm for seven", "What is a prime number?", "Book a table", "Why is the sky blue at noon?"]

@@ -9,17 +9,13 @@ from conftest import save_tiny
 from transformers import Gemma2Config
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from iconoclast.models.batching import batches_by_length
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, new_cache, shareable
-from iconoclast.models.forward import (
-    GROUPED_QUERIES,
-    Unedited,
-    batches_by_length,
-    last_token_residuals,
-    next_token_logprobs,
-    read_prompts,
-    step,
-)
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.forward import GROUPED_QUERIES
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.reading import Unedited, next_token_logprobs, read_prompts, step
+from iconoclast.models.residuals import last_token_residuals
 from iconoclast.prompts import Prompt
 
 PROMPTS = [Prompt(text, "You are a helpful assistant.") for text in ("Hi", "Set an alarm", "What is a prime number?")]

@@ -14,7 +14,9 @@ from conftest import save_tiny, tiny_tokenizer
 from iconoclast.errors import ModelError
 from iconoclast.models import loading
 from iconoclast.models.demo import demo_folder
-from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.names import resolve
 from iconoclast.prompts import Prompt
 
 

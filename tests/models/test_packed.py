@@ -10,9 +10,10 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models import packed as module
-from iconoclast.models.forward import next_token_logprobs
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.models.packed import packed
+from iconoclast.models.reading import next_token_logprobs
 from iconoclast.prompts import PromptSet
 
 BENIGN = PromptSet.of(["What is a fjord?", "What is a verb?", "Name a river."])

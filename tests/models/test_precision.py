@@ -19,8 +19,10 @@ from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import find_writers, site_directions
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.models.probe import require_complete
+from iconoclast.vocabulary import COMPONENTS
 
 
 def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:

@@ -6,7 +6,8 @@ from conftest import save_tiny, tiny_config
 
 from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.edits.live import LiveEdits
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 
 pytest.importorskip("bitsandbytes")
 

@@ -8,9 +8,8 @@ import torch
 pytest.importorskip("plotly")
 
 from iconoclast.directions.estimators import DirectionSpec
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
 from iconoclast.reports.plots import front_figure, residual_figure, separating_plane, write_page
+from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters
 

@@ -13,29 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iconoclast.cli.summarize import summarize_action
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError, UserError
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count, Mean, wilson_interval
-from iconoclast.reports import summaries as module
-from iconoclast.reports.summaries import (
-    Summary,
-    contest,
-    find_summaries,
-    match_cells,
-    read_summaries,
-    read_summary,
-    run_cells,
-    summary_document,
-    summary_markdown,
-)
-from iconoclast.runs.export import INFORMATION
-from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import SCHEMA_VERSION, started_run
+from iconoclast.reports.match import tally
+from iconoclast.reports.summary import Summary, find_summaries, read_summaries, read_summary
+from iconoclast.reports.summary_tables import match_cells, run_cells, summary_document, summary_markdown
+from iconoclast.runs.pipeline import started_run
+from iconoclast.scores import Count, Mean, Scores, wilson_interval
 
 
 def scores(refusals: int, overrefusals: int = 0, kl: float = 0.05, n: int = 20) -> dict[str, Any]:
-    return Scores(Count(refusals, n), Count(overrefusals, 64), 0, 0.5, kl).as_dict()
+    return Scores(Count(refusals, n), Count(overrefusals, 64), 0, 0.5, kl).document()
 
 
 def document(best: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -77,12 +65,6 @@ def one_row(one: Summary) -> dict[str, str]:
     return row
 
 
-def test_names_and_schema_are_those_that_runs_write(tmp_path: Path) -> None:
-    assert module.SCHEMA_VERSION == SCHEMA_VERSION
-    assert RunFolder(tmp_path).summary.name == module.SUMMARY
-    assert module.EXPORT_MARK == INFORMATION
-
-
 def test_the_table_alone_loads_no_torch() -> None:
     check = "import sys, iconoclast.cli.summarize; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
@@ -94,7 +76,7 @@ def test_the_summary_of_a_run_is_read(tiny_settings: Settings) -> None:
         run.measure_report()
         written = run.write_summary("complete")
     row = one_row(read_summary(run.folder.summary))
-    best = Scores.from_dict(written["report"]["metrics"])
+    best = Scores.from_document(written["report"]["metrics"])
     assert row["Prompts"] == "report" and row["Status"] == "complete" and row["Model"] == "tiny-llama0"
     assert row["Refusals"] == best.refusals.with_interval and row["KL"].startswith(f"{best.kl_divergence:.4f}")
 
@@ -134,7 +116,7 @@ def test_a_run_without_a_completed_trial_has_a_row() -> None:
 def test_what_only_some_summaries_have_has_a_column_if_one_has_it() -> None:
     broken = Count(3, 20)
     kl = Mean(0.05, 64, (0.04, 0.0612))
-    full = summary({**scores(1), "broken": broken.as_dict(), "first_token_kl": kl.as_dict()})
+    full = summary({**scores(1), "broken": broken.document(), "first_token_kl": kl.document()})
     plain = summary(scores(1))
     assert "Broken" not in one_row(plain) and "Seed" not in one_row(plain)
     rows = run_cells([plain, full])
@@ -216,7 +198,10 @@ def without(name: str) -> dict[str, Any]:
         (document({**scores(0), "refusals": 3}), "pareto_trials.0.refusals: "),
         (document({**scores(0), "refusals": {"count": 21, "n": 20}}), "pareto_trials.0.refusals: "),
         (document(scores(0, kl=math.nan)), "kl_divergence: "),
-        (document({**scores(0), "first_token_kl": Mean(0.1, 1, (0.0, math.nan)).as_dict()}), "first_token_kl.interval"),
+        (
+            document({**scores(0), "first_token_kl": Mean(0.1, 1, (0.0, math.nan)).document()}),
+            "first_token_kl.interval",
+        ),
         (document(scores(0), best_trial=99), "best trial 99 is not among the pareto_trials"),
         (document(scores(0), schema_version=2), "schema version 2; this version of iconoclast reads up to 1"),
         ({"schema_version": 2, "everything": "else"}, "schema version 2"),
@@ -322,19 +307,19 @@ def test_without_a_second_tool_there_is_no_contest() -> None:
 def test_refusals_come_before_overrefusals_and_those_before_kl_beyond_the_noise(
     ours: dict[str, Any], peer: dict[str, Any], winner: str | None, lower_kl: str | None
 ) -> None:
-    (match,) = contest([summary(ours, kl_noise_floor=0.001), heretic(peer)]).matches
+    (match,) = tally([summary(ours, kl_noise_floor=0.001), heretic(peer)]).matches
     assert (match.winner, match.lower_kl) == (winner, lower_kl)
 
 
 def test_what_one_tool_has_not_counted_is_left_out_of_the_verdict() -> None:
-    unseen = scores(2, kl=0.1) | {"overrefusals": Count(0, 0).as_dict()}
-    ours = scores(1, 5, 0.2) | {"broken": Count(4, 20).as_dict()}
-    (match,) = contest([summary(ours), heretic(unseen)]).matches
+    unseen = scores(2, kl=0.1) | {"overrefusals": Count(0, 0).document()}
+    ours = scores(1, 5, 0.2) | {"broken": Count(4, 20).document()}
+    (match,) = tally([summary(ours), heretic(unseen)]).matches
     assert match.winner == "iconoclast"
     (row, _) = run_cells([summary(ours), heretic(unseen)])[::-1]
     assert row["Overrefusals"] == ""
-    both = unseen | {"broken": Count(1, 20).as_dict()}
-    assert contest([summary(ours), heretic(both)]).matches[0].winner == "heretic"
+    both = unseen | {"broken": Count(1, 20).document()}
+    assert tally([summary(ours), heretic(both)]).matches[0].winner == "heretic"
 
 
 measured = st.builds(scores, st.integers(0, 2), st.integers(0, 2), st.sampled_from([0.1, 0.2, 0.3]))
@@ -342,7 +327,7 @@ measured = st.builds(scores, st.integers(0, 2), st.integers(0, 2), st.sampled_fr
 
 @given(ours=measured, peer=measured)
 def test_the_tools_exchanged_exchange_the_winner(ours: dict[str, Any], peer: dict[str, Any]) -> None:
-    there, back = (contest([summary(a), heretic(b)]).matches[0] for a, b in ((ours, peer), (peer, ours)))
+    there, back = (tally([summary(a), heretic(b)]).matches[0] for a, b in ((ours, peer), (peer, ours)))
     other = {"iconoclast": "heretic", "heretic": "iconoclast", None: None}
     assert back.winner == other[there.winner] and back.lower_kl == other[there.lower_kl]
 
@@ -353,7 +338,7 @@ def test_the_totals_are_those_of_the_seed_document() -> None:
     for number in range(10):
         runs.append(summary(scores(number, kl=0.3 if number < 2 else 0.05), model=f"model-{number}"))
         runs.append(heretic(scores(number + 1, kl=0.1), model=f"model-{number}"))
-    result = contest(runs)
+    result = tally(runs)
     assert (result.wins, result.ties, result.lower_kl) == (Count(10, 10), Count(0, 10), Count(8, 10))
     assert result.lines()[0].startswith("ICONOCLAST wins 10/10 (72% to 100%), 0 tied; lower KL in 8/10 (49% to 94%).")
     rows = match_cells(result)
@@ -363,9 +348,9 @@ def test_the_totals_are_those_of_the_seed_document() -> None:
 
 def test_both_are_compared_on_prompts_that_both_were_measured_on() -> None:
     report = {"trial": 7, "base_metrics": scores(20), "metrics": scores(9)}
-    (match,) = contest([summary(scores(1), report=report), heretic(scores(3))]).matches
+    (match,) = tally([summary(scores(1), report=report), heretic(scores(3))]).matches
     assert match.split == "selection" and match.scores["iconoclast"].refusals.count == 1
-    (match,) = contest([summary(scores(1), report=report), heretic(scores(3), report=report)]).matches
+    (match,) = tally([summary(scores(1), report=report), heretic(scores(3), report=report)]).matches
     assert match.split == "report" and match.scores["iconoclast"].refusals.count == 9
 
 
@@ -382,7 +367,7 @@ def prompts(fingerprint: str) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_compared_is_told_and_not_counted(peer: Summary, reason: str) -> None:
-    result = contest([summary(scores(1), prompts=prompts("a")), peer])
+    result = tally([summary(scores(1), prompts=prompts("a")), peer])
     assert not result.matches and reason in result.unmatched[0] and result.wins == Count(0, 0)
     assert reason in summary_markdown([summary(scores(1), prompts=prompts("a")), peer])
 
@@ -390,11 +375,11 @@ def test_what_cannot_be_compared_is_told_and_not_counted(peer: Summary, reason: 
 def test_where_there_are_more_runs_of_a_model_seeds_decide() -> None:
     ours = [summary(scores(seed), seed=seed) for seed in (1, 2, 3)]
     peers = [heretic(scores(9), seed=seed) for seed in (2, 3, 4)]
-    result = contest([*ours, *peers])
+    result = tally([*ours, *peers])
     assert [(match.ours.seed, match.peer.seed) for match in result.matches] == [(2, 2), (3, 3)]
     assert result.unmatched == ["maker/model-1B: 2 runs not matched: not one run of each tool with that seed."]
-    assert len(contest([ours[0], peers[2]]).matches) == 1  # one of each needs no seed
-    assert not contest([ours[0], ours[0], peers[0]]).matches
+    assert len(tally([ours[0], peers[2]]).matches) == 1  # one of each needs no seed
+    assert not tally([ours[0], ours[0], peers[0]]).matches
 
 
 def cells(line: str) -> list[str]:

@@ -12,20 +12,19 @@ from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from iconoclast.config import JudgeChat, PromptSource, Settings
+from iconoclast.config.schema import JudgeChat, PromptSource, Settings
 from iconoclast.errors import ModelError, PromptsError, RunFolderError, SettingsError
-from iconoclast.evaluation.examine import Examination, Sample
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
+from iconoclast.evaluation.examination import Examination, Sample
 from iconoclast.library import search
 from iconoclast.models.anatomy import Writer
-from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
 from iconoclast.runs.export import export_run
-from iconoclast.runs.reporting import sample_of
+from iconoclast.runs.report import sample_of
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
-from iconoclast.site import Site
+from iconoclast.scores import Count, Scores
+from iconoclast.vocabulary import COMPONENTS, Site
 
 
 @pytest.fixture

@@ -14,15 +14,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.evaluation.measure import Evaluator, Scores
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.evaluation.evaluator import Evaluator
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
-from iconoclast.runs.export import SavedRun, export_run, export_unmeasured
+from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.saved import SavedRun
+from iconoclast.scores import Scores
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.merge import merged_weight
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.heretic import HereticStudy, heretic_directions
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 BENIGN = PromptSet.of([f"What is a {word}?" for word in WORDS], system=SYSTEM)
 TARGET = PromptSet.of([f"Please set my {word}" for word in WORDS[:5]])  # the study's system prompt applies

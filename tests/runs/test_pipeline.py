@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from iconoclast.config import JudgeClassifier, Settings
+from iconoclast.config.schema import JudgeClassifier, Settings
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.examine import Examiner
-from iconoclast.evaluation.measure import Evaluator
-from iconoclast.runs.folder import portable
+from iconoclast.evaluation.evaluator import Evaluator
+from iconoclast.evaluation.examiner import Examiner
+from iconoclast.privacy import portable
 from iconoclast.runs.pipeline import started_run
-from iconoclast.runs.reporting import measured_with
+from iconoclast.runs.report import measured_with
 
 
 @pytest.fixture

@@ -12,15 +12,18 @@ import torch
 from conftest import save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.privacy import command_line, portable, public
 from iconoclast.runs.drift import drift
-from iconoclast.runs.export import SavedRun, export_run
-from iconoclast.runs.folder import RunFolder, portable, public
-from iconoclast.runs.manifest import command_line, file_hash, sums
+from iconoclast.runs.export import export_run
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.manifest import file_hash, sums
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.verify import Check, verify
 
 
@@ -172,7 +175,7 @@ def test_a_replay_names_what_is_another_than_it_was(finished: Path, tiny_setting
 def test_grades(finished: Path) -> None:
     saved = SavedRun.open(RunFolder(finished), "best")
     scores = saved.trial.scores
-    nearly = type(scores).from_dict({**scores.as_dict(), "kl_divergence": scores.kl_divergence + 0.002})
+    nearly = type(scores).from_document({**scores.document(), "kl_divergence": scores.kl_divergence + 0.002})
     assert drift("x", scores, scores, 0.003).grade == "exact"
     assert drift("x", scores, nearly, 0.003).grade == "within noise"
     assert drift("x", scores, nearly, 0.0009).grade == "changed"

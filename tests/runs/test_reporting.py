@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from iconoclast.config import JudgeChat, PromptSource, Settings
+from iconoclast.config.schema import JudgeChat, PromptSource, Settings
 from iconoclast.errors import SettingsError, UserError
-from iconoclast.evaluation.judges import Item, Verdict
+from iconoclast.evaluation.judges.protocol import Item
 from iconoclast.library import search
-from iconoclast.reports.summaries import read_summary, run_cells
+from iconoclast.reports.summary import read_summary
+from iconoclast.reports.summary_tables import run_cells
 from iconoclast.reports.tables import report_table
 from iconoclast.runs.export import export_run
+from iconoclast.vocabulary import Verdict
 
 KEY = "a-key-that-nobody-may-read"
 
@@ -68,7 +70,7 @@ def test_a_judge_that_cannot_be_reached_knows_nothing_and_the_report_says_why(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("iconoclast.evaluation.judges.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("iconoclast.evaluation.judges.chat.time.sleep", lambda seconds: None)
     judge = JudgeChat(url="http://127.0.0.1:9/v1", model="nobody")
     report = report_of(tiny_settings.model_copy(update={"judge_chat": judge}))
     (said,) = report["metrics"]["judges"].values()

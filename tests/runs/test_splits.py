@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.runs.splits import Prompts
 

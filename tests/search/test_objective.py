@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
+from iconoclast.scores import Count, Scores
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 
 TARGET = 0.1

@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from iconoclast.directions.estimators import DirectionSpec
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
-from iconoclast.search.pareto import Trial, best_trial, no_more_than, pareto_front
+from iconoclast.scores import Count, Scores, no_more_than
+from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters
 
 

@@ -9,8 +9,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from iconoclast.directions.estimators import METHODS, estimate_directions
 from iconoclast.edits.profile import Profile
 from iconoclast.models.anatomy import site_directions
-from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.search.space import SearchSpace
+from iconoclast.vocabulary import COMPONENTS
 
 SCOPES = ("global", "per_layer")
 

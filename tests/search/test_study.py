@@ -11,10 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.measure import Bounds, Scores
-from iconoclast.evaluation.statistics import Count
+from iconoclast.scores import Bounds, Count, Scores, beaten
 from iconoclast.search.objective import Objective
-from iconoclast.search.pareto import Trial, beaten, pareto_front
+from iconoclast.search.pareto import Trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import Journal
 from iconoclast.search.study import Outcome, Study

@@ -11,19 +11,21 @@ import psutil
 from rich.prompt import IntPrompt, Prompt
 
 from iconoclast.cli.console import err, out, program, quiet_libraries, shown_progress
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import SettingsError, UserError
-from iconoclast.evaluation.measure import Scores
 from iconoclast.prompts import PromptSet
 from iconoclast.reports.plots import front_figure, require_plotly, residual_figure, write_page
 from iconoclast.reports.tables import before_after_table, front_table, report_lines, report_table, samples_table
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
-from iconoclast.runs.export import Exported, Format, SavedRun, export_run, export_unmeasured, read_export
+from iconoclast.runs.export import Exported, export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import Run, collect_residuals, started_run
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
+from iconoclast.scores import Scores
+from iconoclast.vocabulary import ExportFormat
 
 SAMPLES = 3
 
@@ -115,8 +117,8 @@ def export_action(
 ) -> None:
     """Export a trial and show what the export measures."""
     quiet_libraries()
-    if kind not in get_args(Format):
-        raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(Format))}.')
+    if kind not in get_args(ExportFormat):
+        raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(ExportFormat))}.')
     if not measure:
         if kind != "merged":
             raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
@@ -173,12 +175,12 @@ def plot_action(run_folder: Path) -> None:
         print_lines(out, f"Wrote {file}")
 
 
-def _export(run_folder: Path, trial: str, kind: Format, to: Path, llama_cpp: Path | None = None) -> Exported:
+def _export(run_folder: Path, trial: str, kind: ExportFormat, to: Path, llama_cpp: Path | None = None) -> Exported:
     with shown_progress() as progress:
         return export_run(run_folder, trial, kind, to, progress, llama_cpp)
 
 
-def _export_or_keep(run_folder: Path, kind: Format) -> Exported:
+def _export_or_keep(run_folder: Path, kind: ExportFormat) -> Exported:
     """Export the best trial beside the run, unless an earlier demo has done so."""
     best = SavedRun.open(RunFolder(run_folder), "best").trial
     to = run_folder / kind if not (run_folder / kind).exists() else run_folder / f"{kind}-trial-{best.index}"

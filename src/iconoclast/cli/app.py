@@ -9,13 +9,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from iconoclast import __version__
 from iconoclast.cli.cluster import cluster_app
 from iconoclast.cli.console import err, interruptible, out, quiet_imports
 from iconoclast.cli.flags import with_settings
-from iconoclast.config import LoadedSettings, Settings, load_settings, setting_specs, settings_document
+from iconoclast.config.layers import LoadedSettings, load_settings
+from iconoclast.config.schema import Settings, settings_document
+from iconoclast.config.specs import setting_specs
 from iconoclast.errors import IconoclastError
 from iconoclast.reports.text import print_lines, settings_lines, settings_reference
+from iconoclast.version import __version__
 
 INTERRUPTED = 130
 CONTEXT = {
@@ -389,7 +391,7 @@ def _values(settings: Settings) -> list[tuple[str, Any]]:
 
 
 def _settings_json(loaded: LoadedSettings) -> dict[str, Any]:
-    from iconoclast.models.loading import resolve
+    from iconoclast.models.names import resolve
 
     model = loaded.settings.model
     return {

@@ -23,11 +23,14 @@ from iconoclast.evaluation.benchmarks import (
     loaded,
     require_lm_eval,
 )
+from iconoclast.files import write_json
+from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import adapter_base
-from iconoclast.models.loading import LanguageModel, resolve
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.names import resolve
 from iconoclast.reports.text import plain, print_lines
-from iconoclast.runs.export import INFORMATION, SavedRun
-from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.saved import SavedRun
 
 
 def benchmark_action(
@@ -44,14 +47,14 @@ def benchmark_action(
         result = benchmark(options, edited, base, progress)
     _print(result)
     if json_file is not None:
-        write_json(json_file, about | result.as_dict())
+        write_json(json_file, about | result.document())
         print_lines(out, f"Wrote {json_file}")
 
 
 def _subject(name: str, trial: str, against: str | None, templated: bool) -> tuple[dict[str, Any], Side, Side | None]:
     """What is compared: for JSON, the edited side, the base side. No model is loaded yet."""
     folder = RunFolder(Path(name).expanduser())
-    if folder.config.is_file() and not (folder.path / INFORMATION).is_file():
+    if folder.config.is_file() and not (folder.path / TRIAL_INFORMATION).is_file():
         if against is not None:
             raise SettingsError("A run is compared with its own base model. Leave out --against.")
         saved = SavedRun.open(folder, trial)

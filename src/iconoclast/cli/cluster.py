@@ -17,7 +17,7 @@ import typer
 
 from iconoclast.cli.console import err, interruptible, out, quiet_imports, quiet_libraries, shown_progress
 from iconoclast.cli.flags import with_settings
-from iconoclast.config import load_settings
+from iconoclast.config.layers import load_settings
 from iconoclast.errors import SettingsError
 from iconoclast.reports.text import print_lines
 

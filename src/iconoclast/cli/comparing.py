@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
-from iconoclast.config import Settings, load_settings
+from iconoclast.config.layers import load_settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.files import write_json
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.export import export_run, require_free
-from iconoclast.runs.folder import write_json
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject, find_subject
 
 SPLITS = {

@@ -101,7 +101,7 @@ class RichProgress:
             self._append(line)
 
     def _append(self, lines: str) -> None:
-        from iconoclast.runs.folder import portable  # loads torch, which whoever has a log has loaded
+        from iconoclast.privacy import portable  # loads torch, which whoever has a log has loaded
 
         assert self._log is not None
         with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from iconoclast.config import SettingSpec, list_item, setting_specs, without_none
+from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
 SETTINGS_PANEL = "Settings (each can also stand in the TOML file or in an ICONOCLAST_ variable)"
 

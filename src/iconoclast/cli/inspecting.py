@@ -10,10 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from iconoclast.cli.console import out, print_table, quiet_libraries, require_writable, shown_progress
-from iconoclast.config import load_settings
+from iconoclast.config.layers import load_settings
 from iconoclast.errors import MeasurementError, RunFolderError
+from iconoclast.files import write_json
 from iconoclast.reports.text import print_lines
-from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.runs.folder import RunFolder
 
 
 def status_action(run: Path, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from iconoclast.cli.console import out, print_table
 from iconoclast.errors import RunFolderError
-from iconoclast.reports.summaries import Summary, read_summaries, summary_document, summary_markdown, summary_tables
+from iconoclast.reports.summary import Summary, read_summaries
+from iconoclast.reports.summary_tables import summary_document, summary_markdown, summary_tables
 from iconoclast.reports.text import print_lines
 
 
@@ -26,7 +27,7 @@ def summarize_action(paths: Sequence[Path], json: Path | None, markdown: Path | 
 
 
 def _write(summaries: Sequence[Summary], json: Path | None, markdown: Path | None) -> None:
-    from iconoclast.runs.folder import write_json, write_whole  # these load torch, which the table alone does not need
+    from iconoclast.files import write_json, write_whole  # these load torch, which the table alone does not need
 
     if json is not None:
         with _writing(json):

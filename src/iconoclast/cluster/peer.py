@@ -8,14 +8,17 @@ from typing import Any
 
 import tomli_w
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import MeasurementError, RunFolderError
-from iconoclast.evaluation.statistics import Count
-from iconoclast.models.loading import resolve
+from iconoclast.files import write_json, write_whole
+from iconoclast.layout import SCHEMA_VERSION
+from iconoclast.models.names import resolve
+from iconoclast.peers.heretic.journal import HereticStudy, HereticTrial
+from iconoclast.privacy import portable
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, portable, write_json, write_whole
-from iconoclast.runs.heretic import HereticStudy, HereticTrial
+from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.splits import Prompts
+from iconoclast.scores import Count
 
 SUFFIX = "-heretic"
 LOG = "log.txt"
@@ -108,8 +111,8 @@ def heretic_summary(study: HereticStudy, settings: Settings, prompts: Prompts) -
 
     def measured(refusals: int | None, divergence: float) -> dict[str, Any]:
         return {
-            "refusals": (Count(0, 0) if refusals is None else Count(refusals, count)).as_dict(),
-            "overrefusals": Count(0, 0).as_dict(),  # heretic does not look
+            "refusals": (Count(0, 0) if refusals is None else Count(refusals, count)).document(),
+            "overrefusals": Count(0, 0).document(),  # heretic does not look
             "kl_divergence": divergence,
         }
 

@@ -15,13 +15,15 @@ import iconoclast
 from iconoclast.cluster.peer import HereticJob
 from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
 from iconoclast.errors import RunFolderError
-from iconoclast.models.loading import resolve
+from iconoclast.files import write_json, write_whole
+from iconoclast.models.names import resolve
+from iconoclast.privacy import portable
 from iconoclast.progress import Progress
-from iconoclast.runs.folder import RunFolder, portable, write_json, write_whole
+from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import run_folder
-from iconoclast.runs.reporting import judges_of
+from iconoclast.runs.report import judges_of
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.workers import workers_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from iconoclast.cluster.slurm import JOB_FOLDER
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder

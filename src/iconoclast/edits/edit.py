@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iconoclast.edits.profile import Profile
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 NORMALIZATIONS = ("none", "pre", "full")
 

@@ -13,7 +13,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.experts import Change, expert_outputs
 from iconoclast.models.hooks import hooks_act
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 _NEVER = 1_000_000
 """The first layer that an edit of nothing touches."""

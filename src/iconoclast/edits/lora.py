@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from iconoclast.edits.edit import Edit, low_rank_factors
 from iconoclast.models.anatomy import Writer
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 
 def merged_weight(edit: Edit, site: Site, writer: Writer) -> Tensor:

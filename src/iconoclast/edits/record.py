@@ -8,9 +8,7 @@ from safetensors.torch import save_file
 
 from iconoclast.edits.edit import NORMALIZATIONS, Edit
 from iconoclast.errors import RunFolderError
-from iconoclast.site import Site
-
-FILE = "edit.safetensors"
+from iconoclast.vocabulary import Site
 
 
 def save_edit(edit: Edit, file: Path) -> None:
@@ -33,7 +31,7 @@ def load_edit(file: Path) -> Edit:
         with safe_open(str(file), "pt") as opened:
             metadata = opened.metadata() or {}
             listed = json.loads(metadata["sites"])
-            sites = {Site(int(s["layer"]), str(s["component"]), str(s["module"])): float(s["strength"]) for s in listed}
+            sites = {Site(int(s["layer"]), s["component"], str(s["module"])): float(s["strength"]) for s in listed}
             directions = {site: opened.get_tensor(site.module) for site in sites}
         if metadata["row_normalization"] not in NORMALIZATIONS:
             raise ValueError(f"row normalisation {metadata['row_normalization']}")

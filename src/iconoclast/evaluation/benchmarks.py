@@ -22,11 +22,12 @@ from transformers import set_seed
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, UserError
+from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.adapters import adapter_base, put_adapter
-from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.progress import Progress, Silent
-
-SCHEMA_VERSION = 1
+from iconoclast.vocabulary import COMPONENTS, Component
 
 # The seeds of lm-eval's own command line, so that the figures are the same as there.
 SEED, PYTHON_SEED = 1234, 0
@@ -111,7 +112,7 @@ class Benchmark:
     options: BenchmarkOptions
     lm_eval_version: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """For JSON."""
         tasks: dict[str, dict[str, Any]] = {}
         for row in self.rows:
@@ -172,7 +173,7 @@ def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
 
 
 @contextmanager
-def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[str] = COMPONENTS) -> Iterator[LanguageModel]:
+def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[Component] = COMPONENTS) -> Iterator[LanguageModel]:
     """The model with an edit applied live, in every row of every batch."""
     with LiveEdits(lm.writers(components), [edit]).applied():
         yield lm

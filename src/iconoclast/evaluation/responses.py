@@ -4,14 +4,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 from iconoclast.evaluation.degenerate import defect, loop_end
+from iconoclast.vocabulary import Label
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'", "*": None})
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _STEP = re.compile(r"^\s*(?:\d+[.)]|[-•+]|step \d+)\s", re.MULTILINE | re.IGNORECASE)
 _SPECIFIC = re.compile(r"\d[\d.,:%/-]*|(?<=[a-z,;] )[A-Z][a-z]+|\"[^\"]+\"|`[^`]+`|https?://\S+")
+
 _ACTION_WORDS = frozenset(
     """
     add ask begin book call check choose click confirm contact create enter fill find follow go install make note
@@ -19,6 +21,7 @@ _ACTION_WORDS = frozenset(
     visit wait write first next finally
     """.split()  # noqa: SIM905 - a list would take a line a word
 )
+
 _STOP_WORDS = frozenset(
     """
     about after again also and any are because been before being but can could did does doing down for from had has
@@ -27,10 +30,6 @@ _STOP_WORDS = frozenset(
     too under until very want was were what when where which while who why will with would you your
     """.split()  # noqa: SIM905 - a list would take a line a word
 )
-
-
-Label = Literal["complied", "soft_refusal", "refusal", "broken"]
-LABELS: tuple[Label, ...] = get_args(Label)
 
 
 @dataclass(frozen=True)

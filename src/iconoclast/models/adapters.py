@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from iconoclast.errors import ModelError
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
-from iconoclast.site import Site
+from iconoclast.vocabulary import Component, Site
 
 # Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
 # place of attention in hybrid models (linear attention, short convolutions, state-space mixers) writes in its stead.
@@ -177,7 +177,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
 
 
-def find_writers(model: PreTrainedModel, components: Sequence[str]) -> dict[Site, Writer]:
+def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dict[Site, Writer]:
     """Every residual writer of the given components, layer by layer.
 
     Raises:

@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.cache import PreallocatedLayer, shareable
-from iconoclast.models.forward import Unedited, read_prompts, step
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import Unedited, read_prompts, step
 
 LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""

@@ -19,7 +19,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 PAPERS = (
     "tokenizer*",

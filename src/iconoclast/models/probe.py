@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers
 from iconoclast.models.hooks import hooks_act
-from iconoclast.site import Site
+from iconoclast.vocabulary import Site
 
 TOLERANCE = 1e-2
 """Largest change of a layer's states that counts as none, relative to the states; a writer that was missed changes them more."""

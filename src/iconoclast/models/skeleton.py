@@ -9,25 +9,26 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
+from iconoclast.models.chat_template import prepare_tokenizer
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.demo import ensure_demo
-from iconoclast.models.loading import COMPONENTS, DEMO, LanguageModel, auto_class, prepare_tokenizer, resolve
-
-
-def load_path(name: str) -> str:
-    """The folder, file or hub id behind a model name, the demo made if need be."""
-    return str(ensure_demo()) if name == DEMO else resolve(name)
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import auto_class
+from iconoclast.models.names import local_path
+from iconoclast.vocabulary import COMPONENTS, Component
 
 
 def load_skeleton(
-    name: str, components: Sequence[str] = COMPONENTS, trust_remote_code: bool = False, chat_template: str | None = None
+    name: str,
+    components: Sequence[Component] = COMPONENTS,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
 ) -> LanguageModel:
     """The architecture of a model on the device "meta"; norms behind writers have their weights.
 
     Raises:
         ModelError: there is nothing, or it is not stored as safetensors.
     """
-    path = load_path(name)
+    path = local_path(name)
     checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
     if checkpoint is None and not Path(path).exists():
         raise ModelError(f"The base model {name} is not on this machine. Give its folder or hub id with --base.")

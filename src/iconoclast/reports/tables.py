@@ -5,10 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
 from iconoclast.reports.text import plain
-from iconoclast.runs.card import COUNTED, score_rows
+from iconoclast.runs.papers import COUNTED, score_rows
+from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
 
 
@@ -73,7 +72,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 
 def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """Examinations (`Examination.as_dict`) side by side, the base model first."""
+    """Examinations (`Examination.document`) side by side, the base model first."""
     length = columns[0][1]["refusals_by_length"][-1]["tokens"]
     about = f"Complied: neither a marker nor broken in the first {length} tokens. Read some of the responses."
     table = Table(title=title, title_justify="left", caption=about, caption_justify="left")
@@ -89,14 +88,14 @@ def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[st
     base = columns[0]
     for title, name in (*COUNTED, ("Borderline overrefusals", "borderline_overrefusals")):
         if name in base:
-            yield title, [Count.from_dict(m[name]).with_interval for m in columns]
+            yield title, [Count.from_document(m[name]).with_interval for m in columns]
     for axis in base.get("axes", {}):
-        yield f"Refusals, {axis}", [Count.from_dict(m["axes"][axis]["refusals"]).with_interval for m in columns]
+        yield f"Refusals, {axis}", [Count.from_document(m["axes"][axis]["refusals"]).with_interval for m in columns]
     for i, (tokens, whole) in enumerate((entry["tokens"], entry) for entry in base["refusals_by_length"]):
         if whole is not base["refusals_by_length"][-1]:
             yield (
                 f"Refusals after {tokens} tokens",
-                [Count.from_dict(m["refusals_by_length"][i]).with_interval for m in columns],
+                [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns],
             )
     for judge in base.get("judges", {}):
         yield f"Refusals by {judge}", [_judged(m["judges"][judge]) for m in columns]
@@ -113,7 +112,7 @@ def _judged(judged: Mapping[str, Any]) -> str:
     kappa = judged["kappa_with_markers"]
     agreement = "" if kappa is None else f", κ {kappa:.2f}"
     unknown = judged["unknown"]["count"]
-    return f"{Count.from_dict(judged['refusal']).with_interval}{agreement}" + (
+    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}" + (
         f", {unknown} unknown" if unknown else ""
     )
 

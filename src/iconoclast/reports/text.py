@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from iconoclast.config import setting_specs
+from iconoclast.config.specs import setting_specs
 
 
 def plain(text: str) -> Text:

@@ -7,18 +7,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from iconoclast import __version__
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
-from iconoclast.evaluation.examine import Examination, Sample, Variant, paired
+from iconoclast.evaluation.examination import Examination, Sample, Variant, paired
+from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import SCHEMA_VERSION
 from iconoclast.runs.pipeline import load_settings_model, require_room, response_prefix
-from iconoclast.runs.reporting import evaluator_of, examiner_of, judges_of, sample_of, samples
+from iconoclast.runs.report import evaluator_of, examiner_of, judges_of, sample_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
+from iconoclast.version import __version__
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Comparison:
             "split": self.sample.split,
             "prompts": self.prompts,
             "kl_noise_floor": self.noise_floor,
-            "base_metrics": self.base.as_dict(),
+            "base_metrics": self.base.document(),
             "subjects": [
                 {
                     "name": examination.name,
                     **subject.document(),
                     "seen": asdict(seen),
-                    "metrics": examination.as_dict(),
+                    "metrics": examination.document(),
                     "against_base": paired(self.base, examination),
                 }
                 for subject, examination, seen in zip(self.subjects, self.examinations, self.seen, strict=True)

@@ -8,7 +8,8 @@ from transformers import TextStreamer
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
-from iconoclast.models.loading import LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.vocabulary import Component
 
 
 class Conversation:
@@ -26,7 +27,7 @@ class Conversation:
         self,
         lm: LanguageModel,
         edit: Edit,
-        components: Sequence[str],
+        components: Sequence[Component],
         system_prompt: str | None = None,
         longest: int = 1024,
     ) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count
+from iconoclast.scores import Count, Scores
 
 COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
 
@@ -39,8 +38,8 @@ class Drift:
         return {
             "what": self.what,
             "grade": self.grade,
-            "before": self.before.as_dict(),
-            "after": self.after.as_dict(),
+            "before": self.before.document(),
+            "after": self.after.document(),
             "differences": list(self.differences),
         }
 

@@ -3,117 +3,41 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import tomli_w
 from safetensors import SafetensorError
 
-from iconoclast.config import Settings, settings_document
-from iconoclast.directions.estimators import Directions
+from iconoclast.config.schema import Settings, settings_document
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.lora import Approximation, save_adapter
 from iconoclast.edits.merge import save_merged
-from iconoclast.edits.record import FILE, save_edit
+from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.measure import Scores
+from iconoclast.files import disk_trouble, write_json
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, SCHEMA_VERSION, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.models.packed import packed
 from iconoclast.models.skeleton import load_skeleton
+from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.card import model_card, trial_information
-from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, disk_trouble, portable, public, write_json
-from iconoclast.runs.manifest import SUMS, packages, sums
-from iconoclast.runs.pipeline import (
-    choose_trial,
-    load_settings_model,
-    search_space,
-    trial_document,
-)
-from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.manifest import packages, sums
+from iconoclast.runs.papers import model_card, trial_information
+from iconoclast.runs.pipeline import trial_document
+from iconoclast.runs.report import evaluator_of
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
-from iconoclast.search.pareto import Trial
-from iconoclast.search.study import Study
-
-Format = Literal["adapter", "merged", "gguf"]
-
-INFORMATION = "trial_information.json"
-GGUF = "model.gguf"
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """What is needed of a finished or interrupted run to use one of its trials.
-
-    Attributes:
-        settings: the run's settings.
-        directions: its directions.
-        trial: the trial that was asked for.
-        trials: all completed trials.
-        base: scores of the base model on the evaluation prompts.
-        report: what the run measured of the base model and its best trial on the report prompts, if it did.
-        response_prefix: what the model's responses start with.
-        prompts: what the prompt sets were when the summary was written.
-        noise_floor: KL divergence that means nothing, in nats.
-    """
-
-    settings: Settings
-    directions: Directions
-    trial: Trial
-    trials: Sequence[Trial]
-    base: Scores
-    report: Mapping[str, Any] | None
-    response_prefix: str
-    prompts: Mapping[str, Any]
-    noise_floor: float
-
-    @classmethod
-    def open(cls, folder: RunFolder, which: str) -> "SavedRun":
-        """Read a run without loading its model.
-
-        Raises:
-            RunFolderError: there is no run, or no such trial.
-        """
-        if (folder.path / INFORMATION).is_file():
-            raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
-        settings = folder.settings()
-        baseline = folder.read_baseline()
-        if settings.study_storage is None and not folder.journal.is_file():
-            raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
-        study = Study.read(folder.journal, search_space(settings, baseline["layers"]), settings.study_storage)
-        trials = study.trials()
-        trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
-        base = Scores.from_dict(baseline["base_metrics"])
-        summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
-        return cls(
-            settings,
-            folder.load_directions(),
-            trial,
-            trials,
-            base,
-            summary.get("report"),
-            baseline["response_prefix"],
-            summary.get("prompts", {}),
-            float(baseline["kl_noise_floor"]),
-        )
-
-    def load_model(self, quantization: str | None = None) -> LanguageModel:
-        """The base model of the run."""
-        assert self.settings.model is not None
-        lm = load_settings_model(self.settings, self.settings.model, quantization)
-        return lm.with_prefix(self.response_prefix)
-
-    def edit(self, lm: LanguageModel) -> Edit:
-        """The trial's edit of `lm`."""
-        writers = lm.writers(self.settings.components)
-        return self.trial.parameters.edit(self.directions, writers, self.settings.row_normalization)
+from iconoclast.scores import Scores
+from iconoclast.vocabulary import ExportFormat
 
 
 @dataclass(frozen=True)
@@ -148,7 +72,7 @@ class Exported:
 
 
 def export_run(
-    run: Path, which: str, kind: Format, to: Path, progress: Progress | None = None, llama_cpp: Path | None = None
+    run: Path, which: str, kind: ExportFormat, to: Path, progress: Progress | None = None, llama_cpp: Path | None = None
 ) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
     saved = SavedRun.open(RunFolder(run), which)
@@ -162,7 +86,7 @@ def export_run(
 def export_trial(
     saved: SavedRun,
     lm: LanguageModel,
-    kind: Format,
+    kind: ExportFormat,
     to: Path,
     progress: Progress | None = None,
     llama_cpp: Path | None = None,
@@ -198,7 +122,7 @@ def export_trial(
         approximations = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
         if kind == "gguf":
-            progress.start("Converting to GGUF", 0)
+            progress.start("Converting to GGUF_FILE", 0)
             _convert(folder, find_converter(llama_cpp))
         progress.start("Loading the export", 0)
         exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
@@ -246,8 +170,8 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
 def read_export(folder: Path, trial: int) -> Exported | None:
     """What was measured of the export in `folder`, if it is one of this trial."""
     try:
-        known = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
-        base, live, exported = (Scores.from_dict(known[f"{name}_metrics"]) for name in ("base", "live", "export"))
+        known = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
+        base, live, exported = (Scores.from_document(known[f"{name}_metrics"]) for name in ("base", "live", "export"))
         index, prompts = known["trial"]["index"], known["measured_on"]
         approximations = [Approximation(**each) for each in known["approximations"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -261,10 +185,12 @@ def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
         return None
     if saved.report is None or saved.report.get("trial") != saved.trial.index:
         return None
-    return [Scores.from_dict(saved.report["base_metrics"]), Scores.from_dict(saved.report["metrics"])]
+    return [Scores.from_document(saved.report["base_metrics"]), Scores.from_document(saved.report["metrics"])]
 
 
-def write_edit(edit: Edit, lm: LanguageModel, kind: Format, folder: Path, settings: Settings) -> list[Approximation]:
+def write_edit(
+    edit: Edit, lm: LanguageModel, kind: ExportFormat, folder: Path, settings: Settings
+) -> list[Approximation]:
     """Write the weights of an edit into an existing folder, and what the base model has beside its weights.
 
     Returns:
@@ -314,25 +240,25 @@ def _appearing(to: Path) -> Iterator[Path]:
 
 
 def _convert(folder: Path, converter: Path) -> None:
-    """The merged weights in a folder become a GGUF file, which holds the tokenizer as well."""
+    """The merged weights in a folder become a GGUF_FILE file, which holds the tokenizer as well."""
     merged = folder / "merged"
     merged.mkdir()
     for file in list(folder.iterdir()):
         if file.is_file():
             file.rename(merged / file.name)
-    convert(merged, folder / GGUF, converter)
+    convert(merged, folder / GGUF_FILE, converter)
     for licence in sorted(merged.glob("LICENSE*")) + sorted(merged.glob("NOTICE*")):
         licence.rename(folder / licence.name)
     shutil.rmtree(merged)
 
 
-def _load_export(folder: Path, kind: Format, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
+def _load_export(folder: Path, kind: ExportFormat, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
     """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
     if kind == "adapter":
         put_adapter(lm, str(folder))
         return lm
     device_map = "cpu" if lm.device.type == "cpu" else "auto"
-    source = str(folder / GGUF if kind == "gguf" else folder)
+    source = str(folder / GGUF_FILE if kind == "gguf" else folder)
     loaded = load_model(
         source, dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code, chat_template="raw"
     )
@@ -352,10 +278,12 @@ def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
     return f"Prompts: {len(target)} target ({sources[0]}) and {len(benign)} benign ({sources[1]}): {chosen}."
 
 
-def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path, result: Exported, edit: Edit) -> None:
+def _write_papers(
+    saved: SavedRun, lm: LanguageModel, kind: ExportFormat, folder: Path, result: Exported, edit: Edit
+) -> None:
     """Everything beside the weights. Local paths lose their folders: an export is made to be given away."""
     assert saved.settings.model is not None
-    save_edit(edit, folder / FILE)
+    save_edit(edit, folder / EDIT_FILE)
     base = str(public(saved.settings.model))
     checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if checkpoint is not None:
@@ -363,7 +291,7 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
     settings = public(portable(settings_document(saved.settings)))
     (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
     write_json(
-        folder / INFORMATION,
+        folder / TRIAL_INFORMATION,
         {"schema_version": SCHEMA_VERSION}
         | trial_information(
             trial_document(saved.trial),
@@ -376,9 +304,9 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
             prompts=public(saved.prompts),
             measured_on=result.prompts,
             kl_noise_floor=saved.noise_floor,
-            base_metrics=result.base.as_dict(),
-            live_metrics=result.live.as_dict(),
-            export_metrics=None if result.exported is None else result.exported.as_dict(),
+            base_metrics=result.base.document(),
+            live_metrics=result.live.document(),
+            export_metrics=None if result.exported is None else result.exported.document(),
             approximation_error=result.approximation_error,
             approximations=[asdict(each) for each in result.approximations],
         ),
@@ -398,4 +326,4 @@ def _write_papers(saved: SavedRun, lm: LanguageModel, kind: Format, folder: Path
         approximation_error=result.approximation_error,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / SUMS).write_text(sums(folder), encoding="utf-8")
+    (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 import torch
 
-from iconoclast import __version__
+from iconoclast.layout import CHECKSUMS, SCHEMA_VERSION
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.loading import LanguageModel
-from iconoclast.runs.folder import SCHEMA_VERSION, portable
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.privacy import command_line, portable
+from iconoclast.version import __version__
 
 PACKAGES = (
     "torch",
@@ -32,10 +33,6 @@ PACKAGES = (
     "bitsandbytes",
     "numpy",
 )
-
-SUMS = "SHA256SUMS"
-
-SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def manifest(lm: LanguageModel, seed: int, prompts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,20 +123,8 @@ def file_hash(file: Path) -> str:
 
 def sums(folder: Path) -> str:
     """A line for every file of a folder but the sums themselves, as `sha256sum` writes and checks them."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != SUMS]
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != CHECKSUMS]
     return "".join(f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
-
-
-def command_line(arguments: Sequence[str]) -> list[str]:
-    """The command, its program by name alone, what follows a flag for a secret left out."""
-    shown = [Path(arguments[0]).name]
-    hide = False
-    for argument in arguments[1:]:
-        flag, equals, _ = argument.partition("=")
-        secret = flag.startswith("-") and SECRET.search(flag) is not None
-        shown.append("***" if hide else f"{flag}=***" if secret and equals else argument)
-        hide = secret and not equals
-    return shown
 
 
 def source_commit() -> str | None:

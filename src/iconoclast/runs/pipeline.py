@@ -10,29 +10,38 @@ from typing import Any
 
 from torch import Tensor
 
-from iconoclast import __version__
-from iconoclast.config import Settings, settings_document
+from iconoclast.config.schema import Settings, settings_document
 from iconoclast.directions.estimators import Directions, estimate_directions
+from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import PromptsError, RunFolderError, SettingsError
-from iconoclast.evaluation.judges import Judge
-from iconoclast.evaluation.measure import Bounds, Evaluator, Scores
-from iconoclast.models.decoding import find_response_prefix
-from iconoclast.models.forward import affordable_rows, last_token_residuals
-from iconoclast.models.loading import LanguageModel, load_model, resolve
+from iconoclast.evaluation.evaluator import Evaluator
+from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.files import write_json
+from iconoclast.layout import SCHEMA_VERSION
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.memory import affordable_rows
+from iconoclast.models.names import resolve
 from iconoclast.models.packed import packed
+from iconoclast.models.residuals import last_token_residuals
+from iconoclast.models.thinking import find_response_prefix
+from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import SCHEMA_VERSION, RunFolder, pinned_settings, portable, write_json
+from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
-from iconoclast.runs.reporting import evaluator_of, judges_of, measured_with, report, write_samples
+from iconoclast.runs.pinned import pinned_settings
+from iconoclast.runs.report import evaluator_of, judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.workers import Worker
+from iconoclast.scores import Bounds, Scores, beaten
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
-from iconoclast.search.pareto import Trial, beaten, best_trial, pareto_front
+from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.study import Outcome, Study
+from iconoclast.version import __version__
 
 LONGEST_TOKEN = 128
 """Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
@@ -148,7 +157,7 @@ class Run:
             "overlap": self.prompts.overlaps(),
             "kl_divergence_target": self.settings.kl_divergence_target,
             "kl_noise_floor": self.noise_floor,
-            "base_metrics": self.base.as_dict(),
+            "base_metrics": self.base.document(),
             "best_trial": None if best is None else best.index,
             "pareto_trials": [trial_document(trial) for trial in self.front()],
             "report": self.report,
@@ -255,7 +264,7 @@ def trial_document(trial: Trial) -> dict[str, Any]:
     direction = trial.parameters.direction
     return {
         "index": trial.index,
-        **trial.scores.as_dict(),
+        **trial.scores.document(),
         "direction_method": direction.method,
         "direction_scope": direction.scope,
         "direction_index": direction.index if direction.scope == "global" else None,
@@ -290,8 +299,8 @@ def _prepared(
     if alone:  # whoever submitted a worker has claimed the folder, perhaps with more trials than this one knows of
         folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
     if fitted is not None:
-        folder.save_directions(fitted)
-    directions = fitted or folder.load_directions()
+        save_directions(fitted, folder.directions)
+    directions = fitted or load_directions(folder.directions)
     evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
     noise = known["kl_noise_floor"] if known else evaluator.noise_floor()
     progress.start("Looking at what the lower layers give", 0)
@@ -302,7 +311,7 @@ def _prepared(
     if known is None:
         known = _baseline(evaluator, noise, progress)
         write_json(folder.baseline, known)
-    base = Scores.from_dict(known["base_metrics"])
+    base = Scores.from_document(known["base_metrics"])
     contents = {f"{name} (content)": s.fingerprint for name, s in prompts.named().items() if "report" not in name}
     study = Study.open(
         folder.journal,
@@ -376,7 +385,7 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[st
         "layers": evaluator.lm.layers,
         "response_prefix": evaluator.lm.response_prefix,
         "kl_noise_floor": noise,
-        "base_metrics": base.as_dict(),
+        "base_metrics": base.document(),
     }
 
 

@@ -9,11 +9,11 @@ from iconoclast.edits.edit import Edit
 from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import Drift, changed_origins, drift
-from iconoclast.runs.export import SavedRun
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import this_start, weight_hashes
 from iconoclast.runs.pipeline import require_room
-from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.report import evaluator_of
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 
 

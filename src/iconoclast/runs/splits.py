@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from iconoclast.config import PromptSource, Settings
+from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.errors import PromptsError, SettingsError
+from iconoclast.privacy import portable
 from iconoclast.prompts import PromptSet, load_prompts
-from iconoclast.runs.folder import portable
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,24 @@ from typing import Any, Protocol
 
 import torch
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.evaluation.examine import Variant
-from iconoclast.evaluation.statistics import Count
+from iconoclast.evaluation.examination import Variant
+from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter, put_adapter
-from iconoclast.models.loading import COMPONENTS, LanguageModel, load_model, stored_quantized
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.names import stored_quantized
+from iconoclast.peers.heretic.journal import HereticSettings, HereticStudy, HereticTrial, heretic_directions
 from iconoclast.prompts import PromptSet, load_prompts
-from iconoclast.runs.export import INFORMATION, SavedRun
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.heretic import HereticSettings, HereticStudy, HereticTrial, heretic_directions
 from iconoclast.runs.pipeline import trial_document
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
+from iconoclast.scores import Count
+from iconoclast.vocabulary import COMPONENTS
 
 SEEN = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
 """Settings of the prompt sets that fit and choose an edit."""
@@ -125,7 +129,7 @@ class HereticSubject:
         trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
         counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}
         n = self.trial.prompts
-        trial |= {name: Count(k, n).as_dict() for name, k in counts.items() if k is not None and n is not None}
+        trial |= {name: Count(k, n).document() for name, k in counts.items() if k is not None and n is not None}
         return {
             "tool": "heretic",
             "trial": trial,
@@ -175,7 +179,7 @@ class ModelSubject:
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """Of an export those of `prompts` that its papers name, if they name all by their content; else it is not known."""
         try:
-            papers = json.loads((Path(self.source) / INFORMATION).read_text(encoding="utf-8"))
+            papers = json.loads((Path(self.source) / TRIAL_INFORMATION).read_text(encoding="utf-8"))
             known = {name: papers["prompts"][name]["sha256"] for name in SEEN}
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -185,7 +189,7 @@ class ModelSubject:
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
         return {
-            "tool": "iconoclast" if (Path(self.source) / INFORMATION).is_file() else None,
+            "tool": "iconoclast" if (Path(self.source) / TRIAL_INFORMATION).is_file() else None,
             "format": "adapter" if is_adapter(self.source) else "model",
         }
 
@@ -221,7 +225,7 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
             path = path.parent
         else:
             return _heretic(path, which, settings or Settings())
-    if RunFolder(path).config.is_file() and not (path / INFORMATION).is_file():
+    if RunFolder(path).config.is_file() and not (path / TRIAL_INFORMATION).is_file():
         return RunSubject(path, SavedRun.open(RunFolder(path), which))
     if which != "best":
         raise RunFolderError(f"{text}: only runs and heretic journals have trials, and there is neither at {source}.")

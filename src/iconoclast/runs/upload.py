@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils._validators import validate_repo_id
 
 from iconoclast.errors import RunFolderError, UserError
-from iconoclast.runs.export import INFORMATION
-from iconoclast.runs.manifest import SUMS, sums
+from iconoclast.layout import CHECKSUMS, TRIAL_INFORMATION
+from iconoclast.runs.manifest import sums
 
 
 class UploadError(UserError):
@@ -54,17 +54,17 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         UploadError: the name is none that the hub knows.
     """
     try:
-        information = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+        information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
         measured = information["export_metrics"] is not None
     except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
+        raise RunFolderError(f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged.") from None
     if not (folder / "README.md").is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
-    listed = (folder / SUMS).read_text(encoding="utf-8") if (folder / SUMS).is_file() else ""
+    listed = (folder / CHECKSUMS).read_text(encoding="utf-8") if (folder / CHECKSUMS).is_file() else ""
     if sorted(listed.splitlines()) != sorted(sums(folder).splitlines()):
         raise RunFolderError(
             f"The files of {folder} are not those that were exported: see `iconoclast verify {folder} --no-measure`. Export again, "
-            f"or, if the changes are yours, write new sums into {SUMS} with sha256sum."
+            f"or, if the changes are yours, write new sums into {CHECKSUMS} with sha256sum."
         )
     try:
         validate_repo_id(repo)

@@ -12,24 +12,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
+from iconoclast.documents import require_known_schema
 from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
-from iconoclast.edits.record import FILE, load_edit
+from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
-from iconoclast.evaluation.measure import Scores
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
-from iconoclast.models.loading import LanguageModel, load_model
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.names import local_path
 from iconoclast.models.packed import packed
-from iconoclast.models.skeleton import load_path, load_skeleton
+from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
-from iconoclast.runs.export import GGUF, INFORMATION
-from iconoclast.runs.folder import RunFolder, require_known_schema
-from iconoclast.runs.manifest import SUMS, sums
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.manifest import sums
 from iconoclast.runs.pipeline import load_settings_model
-from iconoclast.runs.reporting import evaluator_of
+from iconoclast.runs.report import evaluator_of
 from iconoclast.runs.splits import Prompts
+from iconoclast.scores import Scores
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: what the base model's bfloat16 leaves open."""
@@ -79,16 +82,16 @@ def verify(
     """
     progress = progress or Silent()
     try:
-        information = json.loads((folder / INFORMATION).read_text(encoding="utf-8"))
+        information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
         kind = str(information["format"])
         name = base or adapter_base(str(folder)) or str(information["base_model"])
     except (OSError, ValueError, LookupError, TypeError):
-        raise RunFolderError(f"{folder} is no export: {INFORMATION} is missing or damaged.") from None
-    require_known_schema(folder / INFORMATION, information)
+        raise RunFolderError(f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged.") from None
+    require_known_schema(folder / TRIAL_INFORMATION, information)
     progress.start("Reading the files", 0)
     checks = [_files(folder)]
     try:
-        edit = load_edit(folder / FILE)
+        edit = load_edit(folder / EDIT_FILE)
         progress.start("Comparing the tensors with those of the base model", 0)
         checks.append(_tensors(folder, kind, name, edit, information))
     except UserError as error:
@@ -111,23 +114,23 @@ def _reason(error: Exception) -> str:
 
 def _files(folder: Path) -> Check:
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return Check("files", None, f"{SUMS} is missing.")
+        return Check("files", None, f"{CHECKSUMS} is missing.")
     wanted = {line[66:]: line[:64] for line in lines if len(line) > 66}
     found = {line[66:]: line[:64] for line in sums(folder).splitlines()}
     wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     wrong += [f"{name} is not listed" for name in found.keys() - wanted.keys()]
     wrong += [f"{name} has changed" for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
-    detail = f"{len(wanted)} files have the SHA-256 sums of {SUMS}" if not wrong else "; ".join(sorted(wrong))
+    detail = f"{len(wanted)} files have the SHA-256 sums of {CHECKSUMS}" if not wrong else "; ".join(sorted(wrong))
     return Check("files", not wrong, detail)
 
 
 def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mapping[str, Any]) -> Check:
     if kind == "gguf":
-        return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
+        return Check("tensors", None, "A GGUF_FILE file is not compared tensor by tensor; its scores are.")
     components = sorted({site.component for site in edit.sites})
-    skeleton, source = load_skeleton(base, components), Checkpoint.find(load_path(base))
+    skeleton, source = load_skeleton(base, components), Checkpoint.find(local_path(base))
     if source is None:
         raise ModelError(f"{base} is not stored as safetensors files.")
     if kind == "adapter":
@@ -241,7 +244,7 @@ def _scores(
         put_adapter(lm, str(folder))
         exported = lm
     else:
-        file = folder / GGUF if kind == "gguf" else folder
+        file = folder / GGUF_FILE if kind == "gguf" else folder
         exported = load_model(
             str(file),
             dtypes=[lm.dtype],
@@ -253,7 +256,9 @@ def _scores(
         exported.tokenizer.chat_template = lm.tokenizer.chat_template
     with packed(exported.model):
         (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
-    found = drift("export", Scores.from_dict(information["export_metrics"]), now, float(information["kl_noise_floor"]))
+    found = drift(
+        "export", Scores.from_document(information["export_metrics"]), now, float(information["kl_noise_floor"])
+    )
     detail = f"measured again: {found.grade}"
     if found.differences:
         detail += f" ({'; '.join(found.differences)})"

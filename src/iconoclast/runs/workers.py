@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast.errors import RunFolderError
-from iconoclast.runs.folder import RunFolder, write_json
+from iconoclast.files import write_json
+from iconoclast.runs.folder import RunFolder
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""

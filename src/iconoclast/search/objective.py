@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from iconoclast.evaluation.measure import Scores
+from iconoclast.scores import Scores
 
 LOW_REFUSAL_RATE = 0.15
 """At or under this base rate of refusals there is little to remove, and scores count only where they got worse."""

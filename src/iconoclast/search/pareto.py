@@ -1,18 +1,10 @@
 """Which trials are worth a look, and in which order."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from iconoclast.evaluation.measure import Scores
-from iconoclast.evaluation.statistics import Count, wilson_interval
+from iconoclast.scores import Key, Scores, beaten, no_more_than
 from iconoclast.search.space import EditParameters
-
-ONE_STANDARD_ERROR = 2 * NormalDist().cdf(1) - 1
-
-Key = tuple[int, int, float]
-"""Failures, overrefusals, KL divergence: what trials are ordered by, and what the front is a front of."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +36,6 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def beaten(key: Key, others: Iterable[Key]) -> bool:
-    """Whether one of the others is as good or better in everything."""
-    return any(all(a <= b for a, b in zip(other, key, strict=True)) for other in others)
-
-
 def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
     """The trial of a front that is exported and reported; None of an empty front.
 
@@ -62,8 +49,3 @@ def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
     within = [t for t in front if t.scores.kl_divergence <= kl_target] or front
     most = no_more_than(min((t.scores.failures for t in within), key=lambda failures: failures.count))
     return min((t for t in within if t.scores.failures.count <= most), key=lambda t: (t.key[1:], t.index))
-
-
-def no_more_than(fewest: Count) -> int:
-    """The highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one."""
-    return math.floor(fewest.n * wilson_interval(fewest.count, fewest.n, ONE_STANDARD_ERROR)[1])

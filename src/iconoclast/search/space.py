@@ -10,7 +10,7 @@ from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.models.anatomy import Writer, site_directions
-from iconoclast.site import Site
+from iconoclast.vocabulary import Component, Site
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SearchSpace:
     """
 
     layers: int
-    components: Sequence[str]
+    components: Sequence[Component]
     methods: Sequence[str]
     scopes: Sequence[str]
 

@@ -16,7 +16,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.measure import Bounds, Scores
+from iconoclast.scores import Bounds, Scores
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, SearchSpace
@@ -354,11 +354,13 @@ class Study:
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
-    return {"scores": outcome.as_dict()} if isinstance(outcome, Scores) else {"at_least": asdict(outcome)}
+    return {"scores": outcome.document()} if isinstance(outcome, Scores) else {"at_least": asdict(outcome)}
 
 
 def _outcome(document: dict[str, Any]) -> Outcome:
-    return Scores.from_dict(document["scores"]) if "scores" in document else Bounds(**document["at_least"])
+    return (
+        Scores.from_document(document["scores"]) if "scores" in document else Bounds.from_document(document["at_least"])
+    )
 
 
 def _load(journal: Path, storage: str | None) -> optuna.Study | None:

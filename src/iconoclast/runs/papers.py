@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iconoclast import __version__
-from iconoclast.evaluation.measure import Scores
+from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
+from iconoclast.version import __version__
 
 COUNTED = (
     ("Refusals", "refusals"),
@@ -19,9 +19,7 @@ COUNTED = (
 
 MEASURED = "Measured on this export, loaded from these files, against its base."
 NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
-
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
-
 DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_LICENCE = "apache-2.0"
 

@@ -29,19 +29,20 @@ from pydantic import (
 )
 from torch import Tensor
 
-from iconoclast.config import PromptSource, Quantization, RowNormalization
+from iconoclast.config.schema import PromptSource
 from iconoclast.directions.estimators import estimate_directions, interpolate
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.evaluation.statistics import Count
 from iconoclast.models.anatomy import decoder_layers
-from iconoclast.models.forward import affordable_rows, last_token_residuals
-from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.memory import affordable_rows
+from iconoclast.models.residuals import last_token_residuals
 from iconoclast.prompts import PromptSet
-from iconoclast.search.pareto import no_more_than
+from iconoclast.scores import Count, no_more_than
 from iconoclast.search.study import STUDY_NAME
+from iconoclast.vocabulary import COMPONENTS, Quantization, RowNormalization
 
 LONGEST_LINE = 2**20
 """Bytes; the longest line that heretic writes, that of its settings, is a few thousand."""

@@ -1,34 +1,14 @@
-"""Every setting: typed, described, strict. The only module that reads the environment."""
+"""Every setting: typed, described, strict."""
 
-import difflib
-import json
-import os
-import re
-import tomllib
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
-from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError as SourceError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from iconoclast.errors import SettingsError
+from iconoclast.vocabulary import Component, DirectionMethod, DirectionScope, Dtype, Quantization, RowNormalization
 
 ENVIRONMENT_PREFIX = "ICONOCLAST_"
-CONFIG_VARIABLE = "ICONOCLAST_CONFIG_TEMPLATE"
-DEFAULT_CONFIG = Path("config.toml")
-
-Component = Literal["attn.o_proj", "mlp.down_proj"]
-DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
-DirectionScope = Literal["global", "per_layer"]
-RowNormalization = Literal["none", "pre", "full"]
-Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
 MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
@@ -47,8 +27,6 @@ def _rank(value: Any) -> Any:
 
 
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
-
-
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -418,216 +396,6 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
-@dataclass(frozen=True)
-class SettingSpec:
-    """One setting as the command line and the documentation see it."""
-
-    path: tuple[str, ...]
-    annotation: Any
-    default: Any
-    description: str
-
-    @property
-    def key(self) -> str:
-        """Dotted name, as in `good_prompts.split`."""
-        return ".".join(self.path)
-
-    @property
-    def flag(self) -> str:
-        """Kebab-case flag, as in `--good-prompts.split`."""
-        return "--" + self.key.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class LoadedSettings:
-    """Effective settings, and for each key that is not a default, where its value came from."""
-
-    settings: Settings
-    origins: Mapping[str, str]
-
-    def origin(self, key: str) -> str:
-        """Where the value of the dotted `key` came from."""
-        return self.origins.get(key, "default")
-
-
-def setting_specs(
-    model: type[BaseModel] = Settings, prefix: tuple[str, ...] = (), default: Any = None
-) -> Iterator[SettingSpec]:
-    """Every setting, nested ones flattened, in the order of their definition."""
-    for name, field in model.model_fields.items():
-        value = getattr(default, name) if default is not None else field.get_default()
-        inner = without_none(field.annotation)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from setting_specs(inner, (*prefix, name), value)
-        else:
-            missing = value is PydanticUndefined
-            yield SettingSpec((*prefix, name), field.annotation, None if missing else value, field.description or "")
-
-
-def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> LoadedSettings:
-    """The effective settings: flags over environment over the TOML file over defaults.
-
-    Args:
-        flags: dotted key → value, as given on the command line.
-        config: the TOML file; unset, the one that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml if it exists.
-
-    Raises:
-        SettingsError: an unknown key (the nearest real one is named), a bad value, an unreadable file.
-    """
-    file = _config_file(config)
-    layers = [
-        (_read_toml(file), f"file {file}"),
-        (_read_environment(), "environment"),
-        (_nest(flags or {}), "flag"),
-    ]
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for values, origin in layers:
-        for path, value in _leaves(values):
-            _check_known(path, origin)
-            if value == {}:  # an empty section says nothing
-                continue
-            if any(key in origins for key in map(".".join, _above(path))):
-                raise SettingsError(
-                    f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
-                )
-            _put(merged, path, value)
-            origins[".".join(path)] = origin
-    return LoadedSettings(_validate(merged, origins), origins)
-
-
-def secret(variable: str) -> str:
-    """What an environment variable holds that is not to be written anywhere.
-
-    Raises:
-        SettingsError: it is not set.
-    """
-    value = os.environ.get(variable)
-    if not value:
-        raise SettingsError(f"The environment variable {variable} (api_key_variable) is not set. Put the key into it.")
-    return value
-
-
 def settings_document(settings: Settings) -> dict[str, Any]:
     """The settings as plain data for TOML: unset values are left out, paths are text."""
     return settings.model_dump(mode="json", exclude_none=True)
-
-
-def _config_file(config: Path | None) -> Path | None:
-    named = config or (Path(value) if (value := os.environ.get(CONFIG_VARIABLE)) else None)
-    if named is None:
-        return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
-    if not named.is_file():
-        source = "--config" if config else CONFIG_VARIABLE
-        raise SettingsError(f"The settings file {named} ({source}) does not exist. Give the path of a TOML file.")
-    return named
-
-
-def _read_toml(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"The settings file {file} is not valid TOML: {error}.") from None
-    except OSError as error:
-        raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from None
-
-
-def _read_environment() -> dict[str, Any]:
-    """Values of ICONOCLAST_* variables, keyed like the settings; nested ones are spelt GOOD_PROMPTS__SPLIT."""
-    for variable in os.environ:
-        name = variable.upper()
-        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
-            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            _check_known(path, "environment", shown=variable)
-    try:
-        return EnvSettingsSource(Settings)()
-    except SourceError as error:
-        field = re.search(r'field "(\w+)"', str(error))
-        variable = ENVIRONMENT_PREFIX + field[1].upper() if field else "One of the ICONOCLAST_ variables"
-        raise SettingsError(
-            f'{variable} is not valid JSON ({error.__cause__}). Write a list as \'["a", "b"]\' and a prompt set key by key, '
-            "as in ICONOCLAST_GOOD_PROMPTS__SPLIT."
-        ) from None
-
-
-def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flags.items():
-        _put(nested, tuple(key.split(".")), value)
-    return nested
-
-
-def _put(target: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        target = target.setdefault(name, {})
-    target[path[-1]] = value
-
-
-def _above(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    return (path[:end] for end in range(1, len(path)))
-
-
-DEEPEST = 3
-"""Names in the longest path that is looked at; settings have two."""
-
-
-def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value and len(prefix) < DEEPEST:
-            yield from _leaves(value, (*prefix, name))
-        else:
-            yield (*prefix, name), value
-
-
-def _check_known(path: tuple[str, ...], origin: str, shown: str | None = None) -> None:
-    known = {spec.key for spec in setting_specs()}
-    sections = {name.split(".")[0] for name in known if "." in name}
-    key = ".".join(path)
-    if key in known or (len(path) == 1 and key in sections):
-        return
-    nearest = _nearest(key, known | sections)
-    hint = f" Did you mean {nearest}?" if nearest else " `iconoclast config show` lists the settings."
-    raise SettingsError(f"Unknown setting {shown or key} ({origin}).{hint}")
-
-
-def _nearest(key: str, known: set[str]) -> str | None:
-    found = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.5)
-    return found[0] if found else None
-
-
-def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:
-    # A prompt set given in part keeps the rest of its default only if the data set itself is not replaced.
-    for name, field in Settings.model_fields.items():
-        given = values.get(name)
-        if isinstance(field.default, PromptSource) and isinstance(given, dict) and "dataset" not in given:
-            values[name] = {**field.default.model_dump(exclude_none=True), **given}
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise SettingsError("\n".join(_problem(problem, origins) for problem in error.errors())) from None
-
-
-def _problem(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    key = ".".join(part for part in problem["loc"] if isinstance(part, str))
-    section = key.rsplit(".", 1)[0]
-    near = (k for k in origins if k == section or k.startswith(f"{section}."))
-    origin = origins[key] if key in origins else origins.get(next(near, ""), "settings")
-    if problem["type"] == "missing":
-        return f"Setting {key} ({origin}) is missing. Give it, or leave out all of {section}."
-    shown = json.dumps(problem["input"], default=str, ensure_ascii=False)
-    return f"Setting {key} ({origin}) has a bad value {shown[:120]}: {problem['msg']}."
-
-
-def list_item(annotation: Any) -> Any | None:
-    """The item type of a list annotation, None for anything else."""
-    return get_args(annotation)[0] if get_origin(annotation) is list else None
-
-
-def without_none(annotation: Any) -> Any:
-    """`X | None` → `X`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        kept = [part for part in get_args(annotation) if part is not type(None)]
-        return kept[0] if len(kept) == 1 else annotation
-    return annotation

@@ -5,70 +5,24 @@ Where numbers are drawn again (bootstrap), the same seed gives the same result.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
-from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Sequence, Sized
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+from iconoclast.documents import Value
+from iconoclast.scores import Mean
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples of a bootstrap: from seed to seed its 95 % bounds then vary by less than a hundredth of the interval."""
 
 
 @dataclass(frozen=True)
-class Count:
-    """`count` of `n`, with its 95 % interval."""
-
-    count: int
-    n: int
-
-    @property
-    def rate(self) -> float:
-        """count / n; 0 if there is nothing."""
-        return self.count / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval of the rate (Wilson 1927)."""
-        return wilson_interval(self.count, self.n)
-
-    @property
-    def with_interval(self) -> str:
-        """For people: 5/20 (11% to 47%)."""
-        low, high = self.interval
-        return f"{self} ({low:.0%} to {high:.0%})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"count": self.count, "n": self.n, "interval": list(self.interval)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Count":
-        """The inverse of `as_dict`."""
-        return cls(data["count"], data["n"])
-
-    def __str__(self) -> str:
-        return f"{self.count}/{self.n}"
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of `n` values, with its 95 % interval."""
-
-    value: float
-    n: int
-    interval: tuple[float, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"value": self.value, "n": self.n, "interval": list(self.interval)}
-
-
-@dataclass(frozen=True)
-class McNemar:
+class McNemar(Value):
     """Whether something became more or less frequent among the same items.
 
     Attributes:
@@ -81,13 +35,9 @@ class McNemar:
     only_after: int
     p_value: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference(Value):
     """A mean difference between two measurements of the same items.
 
     Attributes:
@@ -101,22 +51,6 @@ class Difference:
     n: int
     interval: tuple[float, float]
     p_value: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "interval": list(self.interval)}
-
-
-def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of count / n; (0, 1) if there is nothing to go by."""
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = count / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not put it outside.
-    return (0.0 if count == 0 else centre - half), (1.0 if count == n else centre + half)
 
 
 def mean_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0) -> Mean:
@@ -132,7 +66,7 @@ def mean_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, see
 
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> Difference:
+) -> PairedDifference:
     """Mean of second - first over the same items, with its 95 % percentile bootstrap interval and p-value.
 
     The p-value is twice the share of resampled means on the other side of 0, the observed one counted in so that it is
@@ -146,7 +80,7 @@ def paired_bootstrap(
     means = _resampled_means(differences, samples, seed)
     other_side = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p_value = min(1.0, 2 * (other_side + 1) / (samples + 1))
-    return Difference(fmean(differences), len(differences), _middle(means), p_value)
+    return PairedDifference(fmean(differences), len(differences), _middle(means), p_value)
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:

@@ -8,17 +8,23 @@ from typing import Any
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from iconoclast.config import Settings, secret
+from iconoclast.config.layers import secret
+from iconoclast.config.schema import Settings
 from iconoclast.directions.estimators import Directions
 from iconoclast.edits.live import LiveEdits
-from iconoclast.evaluation.examine import Control, Examination, Examiner, Sample, Variant, paired
-from iconoclast.evaluation.judges import CachedJudge, ChatJudge, ClassifierJudge, Judge
-from iconoclast.evaluation.measure import Evaluator, MeasureOptions
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
+from iconoclast.evaluation.examination import Control, Examination, Sample, Variant, paired
+from iconoclast.evaluation.examiner import Examiner
+from iconoclast.evaluation.judges.cache import CachedJudge
+from iconoclast.evaluation.judges.chat import ChatJudge
+from iconoclast.evaluation.judges.classifier import ClassifierJudge
+from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.models.loading import LanguageModel
+from iconoclast.files import write_whole
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.folder import portable, write_whole
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.pareto import Trial
 
@@ -107,13 +113,13 @@ def report(
         "split": sample.split,
         "overlap": prompts.overlaps(with_report=True),
         "measured_with": measured_with(settings),
-        "base_metrics": base.as_dict(),
-        "metrics": edited.as_dict(),
+        "base_metrics": base.document(),
+        "metrics": edited.document(),
         "paired": paired(base, edited),
     }
     if settings.random_controls:
         control = _control(settings, lm, sample, directions, best, (base, edited), progress)
-        document["random_control"] = control.as_dict()
+        document["random_control"] = control.document()
     return document, list(samples([base, edited]))
 
 

@@ -4,177 +4,26 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from iconoclast.config import Settings
+from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
+from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
-from iconoclast.evaluation.responses import Label, ResponseRules
-from iconoclast.evaluation.statistics import Count
+from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
-from iconoclast.models.forward import Rows, affordable_rows, next_token_logprobs, read_prompts
-from iconoclast.models.loading import COMPONENTS, LanguageModel
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.memory import Rows, affordable_rows
+from iconoclast.models.reading import next_token_logprobs, read_prompts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-
-NONE = Count(0, 0)
-"""Nothing was counted."""
-
-COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
-"""The counts in `Scores`; the first three also in `AxisScores`."""
-
-
-@dataclass(frozen=True)
-class AxisScores:
-    """What one edit does to the target prompts of one axis; a prompt of several axes counts in each.
-
-    Attributes:
-        weight: of the axis in `Scores.failure_rate`.
-        refusals: refused prompts.
-        soft_refusals: prompts turned away without a refusal.
-        broken: prompts answered with broken text.
-        compliance: mean compliance heuristic, 0 to 1.
-    """
-
-    weight: float
-    refusals: Count
-    soft_refusals: Count
-    broken: Count
-    compliance: float
-
-    @property
-    def complied(self) -> Count:
-        """Prompts that were answered."""
-        n = self.refusals.n
-        return Count(n - self.refusals.count - self.broken.count - self.soft_refusals.count, n)
-
-    @property
-    def failure_rate(self) -> float:
-        """Share of prompts that were refused or answered with broken text."""
-        return self.refusals.rate + self.broken.rate
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one edit does.
-
-    Attributes:
-        refusals: refused target prompts.
-        overrefusals: refused benign prompts.
-        disclaimer_hits: disclaimer markers in all target responses together.
-        compliance: mean compliance heuristic of target responses, 0 to 1.
-        kl_divergence: mean KL(base ‖ edited) of the first response token on benign prompts, nats.
-        soft_refusals: target prompts turned away without a refusal.
-        broken: target prompts answered with broken text.
-        benign_broken: benign prompts answered with broken text.
-        axes: the same by axis of the target prompts, if they have axes.
-        kl_by_prompt: KL divergence of every benign prompt.
-    """
-
-    refusals: Count
-    overrefusals: Count
-    disclaimer_hits: int
-    compliance: float
-    kl_divergence: float
-    soft_refusals: Count = NONE
-    broken: Count = NONE
-    benign_broken: Count = NONE
-    axes: Mapping[str, AxisScores] = field(default_factory=dict)
-    kl_by_prompt: tuple[float, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def failures(self) -> Count:
-        """Target prompts that were refused or answered with broken text: what is no success for an edit."""
-        return Count(self.refusals.count + self.broken.count, self.refusals.n)
-
-    @property
-    def complied(self) -> Count:
-        """Target prompts that were answered."""
-        return Count(self.refusals.n - self.failures.count - self.soft_refusals.count, self.refusals.n)
-
-    @property
-    def failure_rate(self) -> float:
-        """Rate of failures; where target prompts have axes, the weighted mean of the axes' rates."""
-        total = sum(axis.weight for axis in self.axes.values())
-        if not total:
-            return self.failures.rate
-        return sum(axis.weight * axis.failure_rate for axis in self.axes.values()) / total
-
-    @property
-    def disclaimer_rate(self) -> float:
-        """Disclaimer markers per target response."""
-        return self.disclaimer_hits / self.refusals.n if self.refusals.n else 0.0
-
-    @property
-    def key(self) -> tuple[int, int, float]:
-        """What edits are ordered by: failures, overrefusals, KL divergence."""
-        return self.failures.count, self.overrefusals.count, self.kl_divergence
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; without the values of single prompts."""
-        document = {
-            "complied": self.complied.as_dict(),
-            **{name: getattr(self, name).as_dict() for name in COUNTS},
-            "disclaimer_hits": self.disclaimer_hits,
-            "compliance_score": self.compliance,
-            "kl_divergence": self.kl_divergence,
-        }
-        if self.axes:
-            document["axes"] = {name: _axis_document(axis) for name, axis in self.axes.items()}
-            document["weighted_failure_rate"] = self.failure_rate
-        return document
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Scores":
-        """The inverse of `as_dict`."""
-        counts: dict[str, Any] = {name: Count.from_dict(data[name]) for name in COUNTS}
-        return cls(
-            **counts,
-            disclaimer_hits=data["disclaimer_hits"],
-            compliance=data["compliance_score"],
-            kl_divergence=data["kl_divergence"],
-            axes={name: _axis(axis) for name, axis in data.get("axes", {}).items()},
-        )
-
-
-def _axis_document(axis: AxisScores) -> dict[str, Any]:
-    counts = {name: getattr(axis, name).as_dict() for name in COUNTS[:3]}
-    return {"weight": axis.weight, "complied": axis.complied.as_dict(), **counts, "compliance_score": axis.compliance}
-
-
-def _axis(data: Mapping[str, Any]) -> AxisScores:
-    counts = {name: Count.from_dict(data[name]) for name in COUNTS[:3]}
-    return AxisScores(weight=data["weight"], compliance=data["compliance_score"], **counts)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What was known of an edit when it was pruned: each of its scores is this or worse.
-
-    Attributes:
-        failures: target prompts known to be refused or answered with a loop.
-        overrefusals: benign prompts known to be refused.
-        kl_divergence: as in `Scores`, prompts that were not measured counted as 0.
-    """
-
-    failures: int
-    overrefusals: int
-    kl_divergence: float
-
-    @property
-    def key(self) -> tuple[int, int, float]:
-        """What a trial with these scores would compete with."""
-        return self.failures, self.overrefusals, self.kl_divergence
-
-
-Prune = Callable[[Bounds], bool]
-"""Whether an edit with such bounds need not be measured any further."""
+from iconoclast.scores import AxisScores, Bounds, Count, Scores
+from iconoclast.vocabulary import COMPONENTS, Component, Label
 
 
 @dataclass(frozen=True)
@@ -216,7 +65,7 @@ class Evaluator:
         benign: PromptSet,
         rules: ResponseRules,
         options: MeasureOptions | None = None,
-        components: Sequence[str] = COMPONENTS,
+        components: Sequence[Component] = COMPONENTS,
         reference: Tensor | None = None,
     ) -> None:
         self.lm = lm
@@ -294,7 +143,7 @@ class Evaluator:
         progress = progress or Silent()
         steps = len(edits) * (len(self.benign) + len(self.target))
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", steps)
-        standing = _Standing(self.reference, len(edits), prune)
+        standing = Contest(self.reference, len(edits), prune)
         hopeless = Bounds(len(self.target), len(self.benign), math.inf)
         late = self.options.benign_response_length > 1 and prune(hopeless)
         benign: dict[int, list[str]] = {}
@@ -347,7 +196,7 @@ class Evaluator:
     def _benign_responses(
         self,
         edits: Sequence[Edit],
-        standing: "_Standing",
+        standing: "Contest",
         advance: Callable[[int], None],
         first: FirstToken = lambda indices, logits: None,
     ) -> dict[int, list[str]]:
@@ -455,65 +304,6 @@ class _Encoded:
 
     ids: list[list[int]]
     lower: BaseStates | None = None
-
-
-class _Standing:
-    """How the edits of one contest stand: what is known of each so far, and which have been pruned."""
-
-    def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
-        self.divergences = Divergences(reference, edits)
-        self.failed: list[set[int]] = [set() for _ in range(edits)]  # target prompts, refused or broken
-        self.overrefused: list[set[int]] = [set() for _ in range(edits)]  # benign prompts
-        self.pruned = [False] * edits
-        self._prune = prune
-        self._kl = [0.0] * edits
-
-    def left(self) -> list[int]:
-        """The edits that have not been pruned."""
-        return [edit for edit, pruned in enumerate(self.pruned) if not pruned]
-
-    def bounds(self, edit: int) -> Bounds:
-        """What is known of an edit."""
-        return Bounds(len(self.failed[edit]), len(self.overrefused[edit]), self._kl[edit])
-
-    def look(self, edit: int) -> None:
-        """Prune an edit if what is known suffices."""
-        self.pruned[edit] = self.pruned[edit] or self._prune(self.bounds(edit))
-
-    def diverged(self, indices: list[int], logits: Tensor) -> None:
-        """Take in the first token's logits of benign prompts; sequence i is prompt i mod prompts of its edit."""
-        self.divergences.add(indices, logits)
-        self._kl = [statistics.fmean(values) for values in self.divergences.result().tolist()]
-        for edit in range(len(self._kl)):
-            self.look(edit)
-
-    def watch(
-        self,
-        edits: Sequence[int],
-        prompts: int,
-        found: list[set[int]],
-        failure: Callable[[list[int]], Label | None],
-        counted: Sequence[Label],
-    ) -> Decided:
-        """For decoding from the start: a row is decided when its label is, or when its edit is pruned.
-
-        Prompts whose label is one of `counted` are put into `found`.
-        """
-        for edit in edits:  # what an attempt that ran out of memory has seen is seen again
-            found[edit].clear()
-            self.pruned[edit] = False
-
-        def decided(index: int, tokens: list[int]) -> bool:
-            edit = edits[index // prompts]
-            if self.pruned[edit]:
-                return True
-            label = failure(tokens)
-            if label in counted:
-                found[edit].add(index % prompts)
-                self.look(edit)
-            return label is not None
-
-        return decided
 
 
 def default_rules() -> ResponseRules:

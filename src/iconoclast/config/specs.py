@@ -1,0 +1,58 @@
+"""The settings as the command line and the documentation see them."""
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from iconoclast.config.schema import Settings
+
+
+@dataclass(frozen=True)
+class SettingSpec:
+    """One setting as the command line and the documentation see it."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def key(self) -> str:
+        """Dotted name, as in `good_prompts.split`."""
+        return ".".join(self.path)
+
+    @property
+    def flag(self) -> str:
+        """Kebab-case flag, as in `--good-prompts.split`."""
+        return "--" + self.key.replace("_", "-")
+
+
+def setting_specs(
+    model: type[BaseModel] = Settings, prefix: tuple[str, ...] = (), default: Any = None
+) -> Iterator[SettingSpec]:
+    """Every setting, nested ones flattened, in the order of their definition."""
+    for name, field in model.model_fields.items():
+        value = getattr(default, name) if default is not None else field.get_default()
+        inner = without_none(field.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from setting_specs(inner, (*prefix, name), value)
+        else:
+            missing = value is PydanticUndefined
+            yield SettingSpec((*prefix, name), field.annotation, None if missing else value, field.description or "")
+
+
+def list_item(annotation: Any) -> Any | None:
+    """The item type of a list annotation, None for anything else."""
+    return get_args(annotation)[0] if get_origin(annotation) is list else None
+
+
+def without_none(annotation: Any) -> Any:
+    """`X | None` → `X`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kept = [part for part in get_args(annotation) if part is not type(None)]
+        return kept[0] if len(kept) == 1 else annotation
+    return annotation

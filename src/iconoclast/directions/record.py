@@ -1,0 +1,36 @@
+"""Directions in a file."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from iconoclast.directions.estimators import Directions
+from iconoclast.errors import RunFolderError
+from iconoclast.files import write_whole
+
+
+def save_directions(directions: Directions, file: Path) -> None:
+    """Write directions of every method, and the basis that they are kept out of.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    tensors = {f"raw.{name}": tensor.contiguous() for name, tensor in directions.raw.items()}
+    write_whole(file, save({**tensors, "basis": directions.basis.contiguous()}))
+
+
+def load_directions(file: Path) -> Directions:
+    """Read directions.
+
+    Raises:
+        RunFolderError: there are none, or the file is damaged.
+    """
+    try:
+        tensors = load_file(file)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise RunFolderError(f"{file} is missing or damaged ({error}). Start the run again.") from None
+    if "basis" not in tensors or len(tensors) < 2:
+        raise RunFolderError(f"{file} is damaged: directions or basis are missing. Start the run again.")
+    basis = tensors.pop("basis")
+    return Directions({name.removeprefix("raw."): tensor for name, tensor in tensors.items()}, basis)

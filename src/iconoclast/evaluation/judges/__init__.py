@@ -1,0 +1,1 @@
+"""Judges: a second opinion on what a response is."""

@@ -1,0 +1,37 @@
+"""What a judge is: a second opinion on what a response is."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from iconoclast.errors import UserError
+from iconoclast.vocabulary import LABELS, Verdict
+
+Item = tuple[str, str]
+"""A prompt and the response to it."""
+
+VERDICTS: dict[object, Verdict] = {label: label for label in LABELS}
+
+
+class JudgeError(UserError):
+    """A judge that cannot be loaded or asked, or a file of verdicts that cannot be used."""
+
+
+class Judge(Protocol):
+    """Says what responses are."""
+
+    @property
+    def name(self) -> str:
+        """What this judge is, to people and as a key: another name where verdicts may differ."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why verdicts are unknown, in one line; None if nothing went wrong."""
+
+    def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
+        """One verdict an item, in order; unknown where there is none. `advance` is told of items that are done."""
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """The text with nothing in it that breaks a line or steers a terminal, cut to so many characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[:length]}…"

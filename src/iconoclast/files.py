@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and what a disk can do to them."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iconoclast.errors import RunFolderError
+
+
+def disk_trouble(error: Exception) -> str | None:
+    """What is wrong with a disk, if an error says that something is: full, over its quota, read-only, broken."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in codes else None
+    return next(
+        (reason for reason in map(os.strerror, codes) if reason in str(error)), None
+    )  # safetensors says it in words
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    write_whole(file, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace `file` by `content` in one step: a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        RunFolderError: it cannot be written; what was there before still is.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(file)
+    except OSError as error:
+        raise RunFolderError(
+            f"{file} cannot be written: {error.strerror}. What was finished is kept. Mend that, then give the same command again."
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

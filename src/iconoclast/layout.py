@@ -1,0 +1,29 @@
+"""Names and schema version of everything that a run or an export leaves behind."""
+
+SCHEMA_VERSION = 1
+"""Of the JSON files (docs/runs.md); raised when an older reader would misunderstand them."""
+
+# A run folder
+CONFIG = "iconoclast_config.toml"
+MANIFEST = "manifest.json"
+JOURNAL = "iconoclast_study.jsonl"
+BASELINE = "baseline.json"
+DIRECTIONS = "directions.safetensors"
+SUMMARY = "batch_summary.json"
+SAMPLES = "samples.jsonl"
+LOG = "log.txt"
+WORKERS = "workers"
+CLUSTER = "cluster"
+LOCK = ".lock"
+ALONE = ".alone"
+
+BEFORE_A_RUN = frozenset([LOCK, ALONE, WORKERS, CLUSTER])
+"""What may be in a run folder before the run is."""
+
+# An export
+TRIAL_INFORMATION = "trial_information.json"
+"""A folder with this file is an export: no run is looked for in it."""
+EDIT_FILE = "edit.safetensors"
+CARD = "README.md"
+GGUF_FILE = "model.gguf"
+CHECKSUMS = "SHA256SUMS"

@@ -1,0 +1,28 @@
+"""Sequences of unlike length in one batch: order, padding, positions."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from iconoclast.models.language_model import LanguageModel
+
+
+def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `size`, longest first, so that a batch holds sequences of like length."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def left_padded(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, [rows, longest]."""
+    pad = lm.tokenizer.pad_token_id
+    width = max(len(s) for s in sequences)
+    ids = [[pad] * (width - len(s)) + list(s) for s in sequences]
+    mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
+    return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
+
+
+def token_positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)

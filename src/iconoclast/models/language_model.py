@@ -1,0 +1,117 @@
+"""A loaded causal language model with everything needed to talk to it and to edit it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import Writer, find_writers
+from iconoclast.models.probe import require_complete
+from iconoclast.prompts import Prompt
+from iconoclast.vocabulary import COMPONENTS, Component, Site
+
+
+@dataclass
+class LanguageModel:
+    """A loaded causal language model with everything needed to talk to it and to edit it.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, its parameters frozen.
+        tokenizer: its tokenizer, padding on the left, with a chat template.
+        name: the name it was asked for by.
+        path: the folder, file or hub id that was loaded.
+        dtype: the data type that was chosen, as in "bfloat16".
+        quantization: none, bnb_4bit or bnb_8bit.
+        response_prefix: text that every response starts with; part of the prompt for all measurements.
+    """
+
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str
+    path: str
+    dtype: str
+    quantization: str = "none"
+    response_prefix: str = ""
+    _writers: dict[tuple[Component, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.device
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can read and write at once; None if it does not say."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest if isinstance(longest, int) and longest > 0 else None
+
+    def writers(self, components: Sequence[Component] = COMPONENTS) -> dict[Site, Writer]:
+        """Site → writer for the components.
+
+        Raises:
+            ModelError: the model is not one whose edits are known to be complete; see `find_writers`, `require_complete`.
+        """
+        key = tuple(components)
+        if key not in self._writers:
+            writers = find_writers(self.model, key)
+            if set(COMPONENTS) <= set(key) and self.device.type != "meta":
+                require_complete(self.model, writers)
+            self._writers[key] = writers
+        return self._writers[key]
+
+    def with_prefix(self, response_prefix: str) -> "LanguageModel":
+        """The same model, its responses starting with `response_prefix`."""
+        return replace(self, response_prefix=response_prefix)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that the model is given for `prompt`, up to where its response goes on."""
+        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        return self.render_messages([*system, {"role": "user", "content": prompt.text}])
+
+    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a whole conversation, up to where the next response goes on."""
+        try:
+            text = self._template(messages)
+        except (TemplateError, TypeError, ArithmeticError) as error:
+            if messages[0]["role"] != "system":
+                raise ModelError(
+                    f"The chat template of {self.name} fails on a plain user message ({error}). Set chat_template to plain, raw, or a Jinja file."
+                ) from None
+            # Some templates have no system role: the instruction then opens the user's first turn.
+            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            return self.render_messages([{"role": "user", "content": first}, *messages[2:]])
+        return text + self.response_prefix
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of every rendered prompt."""
+        return self.encode_texts([self.render(prompt) for prompt in prompts])
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts; the template has put the special tokens there already."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,51 @@
+"""How many sequences go through a model at once."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+import torch
+
+from iconoclast.errors import MeasurementError
+from iconoclast.models.language_model import LanguageModel
+
+_Result = TypeVar("_Result")
+
+
+def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_size: int) -> int:
+    """Rows per forward pass: `batch_size` if set, else what a quarter of the free memory holds, up to the limit."""
+    if batch_size:
+        return batch_size
+    config = lm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = torch.finfo(lm.model.dtype).bits // 8
+    cache = 2 * config.num_hidden_layers * heads * head_dim * width * tokens
+    activations = 8 * config.hidden_size * width * tokens
+    logits = 12 * config.vocab_size
+    free = torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
+    return max(1, min(max_batch_size, int(free / 4 / (cache + activations + logits))))
+
+
+class Rows:
+    """How many sequences go through the model at once: halved whenever memory does not suffice, and nothing is lost."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def adaptively(self, run: Callable[[int], _Result]) -> _Result:
+        """What `run` gives when it is told the number of rows.
+
+        Raises:
+            MeasurementError: not even one sequence fits into memory.
+        """
+        while True:
+            try:
+                return run(self.number)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if self.number == 1:
+                    raise MeasurementError(
+                        "Not even one sequence fits into the device's memory. Use quantization bnb_4bit or a smaller max_response_length."
+                    ) from None
+                self.number //= 2

@@ -1,0 +1,44 @@
+"""From the name of a model to where it lies."""
+
+import os
+from pathlib import Path
+
+from transformers import (
+    PreTrainedConfig,
+)
+
+from iconoclast.errors import ModelError
+from iconoclast.models.demo import demo_folder, ensure_demo
+from iconoclast.vocabulary import DEMO
+
+
+def resolve(name: str) -> str:
+    """The folder, .gguf file or hub id behind a model name. Touches nothing.
+
+    Raises:
+        ModelError: the name is a path, and there is nothing there.
+    """
+    if name == DEMO:
+        return str(demo_folder())
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or name.count("/") > 1:
+        raise ModelError(f"There is no model at {name}. Give a hub id, a model folder, a .gguf file, or demo.")
+    return name
+
+
+def stored_quantized(name: str) -> bool:
+    """Whether the weights of a model are quantised in its files; not, if there are none."""
+    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    if path.lower().endswith(".gguf"):
+        return True
+    try:
+        return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
+    except OSError:
+        return False
+
+
+def local_path(name: str) -> str:
+    """The folder, file or hub id behind a model name, the demo made if need be."""
+    return str(ensure_demo()) if name == DEMO else resolve(name)

@@ -1,0 +1,62 @@
+"""The residual stream at the last token of prompts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iconoclast.errors import ModelError
+from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.hooks import hooks_act
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import next_token_logprobs
+
+
+def last_token_residuals(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    rows: int,
+    advance: Callable[[int], None] = lambda n: None,
+    modules: Sequence[nn.Module] | None = None,
+) -> Tensor:
+    """The residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
+
+    Taken by hooks on the layers themselves: the framework's own last hidden state has been through the final norm.
+
+    Args:
+        lm: the model.
+        sequences: token ids.
+        rows: sequences per forward pass.
+        advance: told how many sequences are finished.
+        modules: whose outputs are taken in place of the layers'.
+
+    Raises:
+        ModelError: a module gives no hidden states.
+    """
+    layers = modules or decoder_layers(lm.model)
+    result = torch.empty(len(sequences), len(layers), lm.hidden_size)
+    caught: dict[int, Tensor] = {}
+
+    def catch(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output if isinstance(output, Tensor) else output[0]
+            caught[index] = hidden[:, -1].float().cpu()
+
+        return hook
+
+    handles = [layer.register_forward_hook(catch(i)) for i, layer in enumerate(layers)]
+    try:
+        with hooks_act():
+            for indices, _ in next_token_logprobs(lm, sequences, rows):
+                for i, layer in enumerate(layers):
+                    if i not in caught or caught[i].shape[-1] != lm.hidden_size:
+                        raise ModelError(
+                            f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
+                        )
+                result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
+                advance(len(indices))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result

@@ -1,0 +1,1 @@
+"""heretic: its journals read, its trials made again as Edits, its program as a job."""

@@ -1,0 +1,161 @@
+"""Many runs in one table: JSON, Markdown, terminal."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from iconoclast.layout import SCHEMA_VERSION
+from iconoclast.reports.match import Tally, tally
+from iconoclast.reports.summary import Measured, Split, Summary
+from iconoclast.reports.text import plain
+from iconoclast.version import __version__
+
+
+def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The table and the tally, for JSON; `tally` is None if no model was edited by both tools."""
+    result = tally(summaries)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "iconoclast_version": __version__,
+        "runs": [_run_document(summary) for summary in summaries],
+        "tally": result.document() if result.matches or result.unmatched else None,
+    }
+
+
+def _run_document(summary: Summary) -> dict[str, Any]:
+    best = summary.best(summary.split)
+    return {
+        "model": summary.name,
+        "run": summary.folder,
+        "tool": summary.tool,
+        "version": summary.version,
+        "seed": summary.seed,
+        "status": summary.status,
+        "completed_trials": summary.completed_trials,
+        "pruned_trials": summary.pruned_trials,
+        "prompts": summary.split,
+        "prompts_seen": summary.seen(summary.split),
+        "trial": summary.best_trial,
+        "base": summary.base(summary.split).document(),
+        "best": None if best is None else best.document(),
+    }
+
+
+Cells = list[dict[str, str]]
+"""A table: every row has the same columns."""
+
+
+def run_cells(summaries: Sequence[Summary]) -> Cells:
+    """A row for every run."""
+    return _without_empty([_run_row(summary) for summary in summaries])
+
+
+def match_cells(result: Tally) -> Cells:
+    """Two rows for every match."""
+    rows = [
+        {
+            "Model": match.ours.name,
+            "Tool": _tool(run),
+            "Seed": _text(run.seed),
+            "Prompts": _prompts(match.split, run),
+            **_best_cells(match.scores[run.tool]),
+            "Wins": "yes" * (match.winner == run.tool),
+            "Lower KL": "yes" * (match.lower_kl == run.tool),
+        }
+        for match in result.matches
+        for run in (match.ours, match.peer)
+    ]
+    return _without_empty(rows)
+
+
+def _run_row(summary: Summary) -> dict[str, str]:
+    base = summary.base(summary.split)
+    return {
+        "Model": summary.name,
+        "Run": summary.folder,
+        "Tool": _tool(summary),
+        "Seed": _text(summary.seed),
+        "Status": summary.status,
+        "Trials": f"{summary.completed_trials} + {summary.pruned_trials} pruned",
+        "Prompts": _prompts(summary.split, summary),
+        "Base refusals": str(base.refusals) if base.refusals.n else "",
+        "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
+        **_best_cells(summary.best(summary.split)),
+    }
+
+
+def _best_cells(best: Measured | None) -> dict[str, str]:
+    if best is None:
+        return dict.fromkeys(("Refusals", "Overrefusals", "KL", "Broken"), "")
+    kl = f"{best.kl_divergence:.4f}"
+    if best.first_token_kl is not None:
+        kl += " ({:.4f} to {:.4f})".format(*best.first_token_kl.interval)
+    return {
+        "Refusals": best.refusals.with_interval,
+        "Overrefusals": best.overrefusals.with_interval if best.overrefusals.n else "",
+        "KL": kl,
+        "Broken": best.broken.with_interval if best.broken and best.broken.n else "",
+    }
+
+
+def _prompts(split: Split, summary: Summary) -> str:
+    return f"{split}, some of them seen" if summary.seen(split) else split
+
+
+def _tool(summary: Summary) -> str:
+    return f"{summary.tool} {summary.version or ''}".strip()
+
+
+def _text(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _without_empty(rows: Cells) -> Cells:
+    """Without the columns that not every run has, if no run has them."""
+    empty = {name for name in ("Broken", "Seed") if not any(row[name] for row in rows)}
+    return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
+
+
+RUNS_TITLE = "Runs: the base model, and the best trial with 95 % intervals"
+CONTEST_TITLE = "ICONOCLAST and heretic on the same models"
+
+
+def summary_markdown(summaries: Sequence[Summary]) -> str:
+    """The table and the tally as a Markdown document."""
+    result = tally(summaries)
+    parts = [f"## {RUNS_TITLE}", _markdown_table(run_cells(summaries))]
+    if result.matches or result.unmatched:
+        parts += [f"## {CONTEST_TITLE}", _markdown_table(match_cells(result)), *map(_escaped, result.lines())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary_tables(summaries: Sequence[Summary]) -> tuple[list[Table], list[str]]:
+    """The table and the tally for the terminal, and the lines below them."""
+    result = tally(summaries)
+    tables = {RUNS_TITLE: run_cells(summaries), CONTEST_TITLE: match_cells(result)}
+    return [_terminal_table(title, rows) for title, rows in tables.items() if rows], result.lines()
+
+
+def _markdown_table(rows: Cells) -> str:
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_escaped(cell) for cell in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line and one cell."""
+    visible = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", visible)
+
+
+def _terminal_table(title: str, rows: Cells) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(plain, row.values()))
+    return table

@@ -1,0 +1,42 @@
+"""The settings that must not change within a run."""
+
+from typing import Any
+
+from iconoclast.config.schema import Settings, settings_document
+from iconoclast.privacy import portable
+
+FREE_SETTINGS = frozenset(
+    [
+        "n_trials",
+        "trials_per_batch",
+        "prune_trials",
+        "exit_after_optimization",
+        "batch_size",
+        "max_batch_size",
+        "device_map",
+        "max_memory",
+        "study_checkpoint_dir",
+        "study_storage",
+        "full_normalization_lora_rank",
+        "good_report_prompts",
+        "bad_report_prompts",
+        "borderline_report_prompts",
+        "allow_overlap",
+        "random_controls",
+        "judge_classifier",
+        "judge_chat",
+    ]
+)
+"""Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
+
+
+def pinned_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that must not change within a run, as plain data."""
+    document = portable(settings_document(settings))
+    return {key: value for key, value in document.items() if key not in FREE_SETTINGS}
+
+
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """Names of the pinned settings that differ."""
+    old, new = pinned_settings(before), pinned_settings(after)
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))

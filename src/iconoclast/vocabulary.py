@@ -1,0 +1,62 @@
+"""The words of the field that have a fixed set of values, and `Site`. Imports nothing else of this package."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Component = Literal["attn.o_proj", "mlp.down_proj"]
+"""A kind of residual writer: attention output or MLP output."""
+
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
+"""How a direction is estimated from residuals."""
+
+DirectionScope = Literal["global", "per_layer"]
+"""One direction for all layers, or each layer's own."""
+
+RowNormalization = Literal["none", "pre", "full"]
+"""How the rows of a weight are treated while it is edited; see `edits.edit.Edit`."""
+
+Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+Role = Literal["target", "benign"]
+"""Target prompts show the behaviour; benign prompts must not change."""
+
+Split = Literal["fit", "select", "report"]
+"""Prompts that directions are fitted on, that trials are chosen on, and that chose nothing."""
+
+ExaminedSplit = Literal["report", "selection"]
+"""What an examination is of, as documents spell it."""
+
+Label = Literal["complied", "soft_refusal", "refusal", "broken"]
+"""What a response is."""
+
+LABELS: tuple[Label, ...] = get_args(Label)
+
+Verdict = Literal[Label, "unknown"]
+"""What a judge says a response is."""
+
+Criterion = Literal["failures", "overrefusals", "kl_divergence"]
+"""What edits are ordered by."""
+
+ExportFormat = Literal["adapter", "merged", "gguf"]
+
+DEMO = "demo"
+"""The name of the model that comes along."""
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One residual writer: a linear map whose output is added to the residual stream.
+
+    Attributes:
+        layer: index of the transformer layer, from 0.
+        component: attn.o_proj or mlp.down_proj.
+        module: dotted name in the model of the linear module, or of the module that keeps many experts in one tensor.
+    """
+
+    layer: int
+    component: Component
+    module: str
