@@ -78,7 +78,7 @@ def written(name: str, items: list[str]) -> str:
         datasets.Dataset.from_list(rows).save_to_disk(name)
     elif name == "saved-splits":
         splits = {
-            "test": datasets.Dataset.from_document({"text": ["other"]}),
+            "test": datasets.Dataset.from_dict({"text": ["other"]}),
             "train": datasets.Dataset.from_list(rows),
         }
         datasets.DatasetDict(splits).save_to_disk(name)
@@ -128,7 +128,7 @@ def test_a_file_is_read_as_its_format_says(name, content, expected):
 
 def test_a_hub_data_set_is_asked_for_by_id_and_configuration(hub):
     rows = {"Index": range(100), "Goal": [f"goal {i}" for i in range(100)]}
-    hub.answer = datasets.DatasetDict({"harmful": datasets.Dataset.from_document(rows)})
+    hub.answer = datasets.DatasetDict({"harmful": datasets.Dataset.from_dict(rows)})
     options = {"name": "behaviors", "column": "Goal"}
     assert texts("JailbreakBench/JBB-Behaviors", "harmful[80:100]", **options) == [f"goal {i}" for i in range(80, 100)]
     assert hub.asked == [("JailbreakBench/JBB-Behaviors", "behaviors")]
@@ -204,7 +204,7 @@ def test_a_data_set_without_splits_has_no_other_than_train(name):
 
 
 def test_splits_are_named_when_another_is_asked_for(hub):
-    hub.answer = datasets.DatasetDict({n: datasets.Dataset.from_document({"text": ["a"]}) for n in ("train", "test")})
+    hub.answer = datasets.DatasetDict({n: datasets.Dataset.from_dict({"text": ["a"]}) for n in ("train", "test")})
     assert 'no split "validation". It has train, test' in refused("someone/prompts", "validation")
     assert 'no split "validation". It has test, train' in refused(written("saved-splits", TEXTS), "validation")
 

@@ -21,7 +21,6 @@ Key = tuple[int, int, float]
 ONE_STANDARD_ERROR = 2 * NormalDist().cdf(1) - 1
 """Confidence of an interval of one standard error to either side."""
 
-_FINITE = ConfigDict(allow_inf_nan=False)
 
 Compliance = Annotated[
     float,
@@ -78,7 +77,7 @@ class Count(Value):
         return f"{self.count}/{self.n}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Mean(Value):
     """The mean of `n` values, with its 95 % interval."""
 
@@ -97,7 +96,7 @@ COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken"
 """The counts in `Scores`; the first three also in `AxisScores`."""
 
 
-@dataclass(frozen=True, config=_FINITE)
+@dataclass(frozen=True)
 class AxisScores(Value):
     """What one edit does to the target prompts of one axis; a prompt of several axes counts in each.
 
@@ -128,7 +127,7 @@ class AxisScores(Value):
         return self.refusals.rate + self.broken.rate
 
 
-@dataclass(frozen=True, config=_FINITE)
+@dataclass(frozen=True)
 class Scores(Value):
     """What one edit does.
 

@@ -70,7 +70,7 @@ def test_log_probabilities_stay_what_they_are(
     tiny_lm: LanguageModel, edits: list[Edit], rows: int, part_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = logprobs(tiny_lm, edits, 64, None)
-    monkeypatch.setattr(forward, "PART_TOKENS", part_tokens)
+    monkeypatch.setattr(reading, "PART_TOKENS", part_tokens)
     states = states_of(tiny_lm, tiny_lm.encode(PROMPTS))
     assert sorted(states.outputs) == [1, 2, 3]
     torch.testing.assert_close(logprobs(tiny_lm, edits, rows, states), expected, atol=2e-5, rtol=2e-5)
@@ -84,7 +84,7 @@ def test_responses_stay_what_they_are(
 ) -> None:
     ids = tiny_lm.encode(PROMPTS)
     expected = [decode(tiny_lm, ids, 9, 64, live(tiny_lm, [edit], len(ids))) for edit in edits]
-    monkeypatch.setattr(forward, "PART_TOKENS", part_tokens)
+    monkeypatch.setattr(reading, "PART_TOKENS", part_tokens)
     states = states_of(tiny_lm, ids)
     together = decode(tiny_lm, ids * len(edits), 9, rows, live(tiny_lm, edits, len(ids)), lower=states)
     assert together == [response for responses in expected for response in responses]

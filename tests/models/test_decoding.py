@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
-from iconoclast.models import decoding
+from iconoclast.models import decoding, thinking
 from iconoclast.models.decoding import decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import read_prompts, step
@@ -122,7 +122,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, answers: dict[s
     def decode_script(model: LanguageModel, ids: list[list[int]], length: int, rows: int) -> list[list[int]]:
         return [model.encode_texts([text])[0][:length] for text in answers[model.response_prefix]]
 
-    monkeypatch.setattr(decoding, "decode", decode_script)
+    monkeypatch.setattr(thinking, "decode", decode_script)
 
 
 @pytest.mark.parametrize(

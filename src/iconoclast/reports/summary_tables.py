@@ -15,13 +15,13 @@ from iconoclast.version import __version__
 
 
 def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """The table and the tally, for JSON; `tally` is None if no model was edited by both tools."""
+    """The table and the tally, for JSON; `contest` is None if no model was edited by both tools."""
     result = tally(summaries)
     return {
         "schema_version": SCHEMA_VERSION,
         "iconoclast_version": __version__,
         "runs": [_run_document(summary) for summary in summaries],
-        "tally": result.document() if result.matches or result.unmatched else None,
+        "contest": result.document() if result.matches or result.unmatched else None,
     }
 
 

@@ -122,7 +122,7 @@ def export_trial(
         approximations = write_edit(edit, lm, kind, folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
         if kind == "gguf":
-            progress.start("Converting to GGUF_FILE", 0)
+            progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
         progress.start("Loading the export", 0)
         exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
@@ -240,7 +240,7 @@ def _appearing(to: Path) -> Iterator[Path]:
 
 
 def _convert(folder: Path, converter: Path) -> None:
-    """The merged weights in a folder become a GGUF_FILE file, which holds the tokenizer as well."""
+    """The merged weights in a folder become a GGUF file, which holds the tokenizer as well."""
     merged = folder / "merged"
     merged.mkdir()
     for file in list(folder.iterdir()):
