@@ -43,9 +43,9 @@ from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.comparison import compare
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.report import evaluator_of
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.subjects import HereticSubject, RunSubject
+from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import pareto_front
 
@@ -155,11 +155,7 @@ def front_edits(lm: LanguageModel, source: Path) -> list[Edit]:
 def on_report(lm: LanguageModel, settings: Settings, edits: Sequence[Edit]) -> Iterator[Scores]:
     """Scores on the report prompts."""
     assert settings.bad_report_prompts and settings.good_report_prompts
-    target, benign = (
-        load_prompts(source, settings.system_prompt)
-        for source in (settings.bad_report_prompts, settings.good_report_prompts)
-    )
-    evaluator = evaluator_of(settings, lm, target, benign)
+    evaluator = Workbench(settings, lm).evaluator("report")
     for start in range(0, len(edits), AT_A_TIME):
         yield from evaluator.measure(edits[start : start + AT_A_TIME])
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import search_space
+from iconoclast.runs.trials import search_space
 from iconoclast.scores import Bounds, Count, Scores, beaten
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import best_trial, pareto_front

@@ -20,7 +20,6 @@ from iconoclast.models.anatomy import Writer
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
 from iconoclast.runs.export import export_run
-from iconoclast.runs.report import sample_of
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
 from iconoclast.scores import Count, Scores
@@ -144,7 +143,7 @@ def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prom
     export_run(finished, "best", "adapter", tmp_path / "adapter")
     export, settings = find_subject(str(tmp_path / "adapter")), settings_for([find_subject(str(finished))])
     prompts = Prompts.load(settings)
-    assert Seen.of(export, sample_of(prompts), prompts) == Seen()
+    assert Seen.of(export, prompts.reported, prompts) == Seen()
     fitted = Sample(prompts.target, prompts.benign_evaluation, None, "report")
     assert Seen.of(export, fitted, prompts) == Seen(target=4, benign=2)
     run = find_subject(str(finished))
@@ -152,8 +151,8 @@ def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prom
     (tmp_path / "benign.txt").write_text("\n".join(f"Where is the {number}?" for number in range(8)))
     assert Seen.of(run, fitted, prompts).unknown == UNKNOWN
     other = replace(prompts, benign=prompts.target)
-    assert Seen.of(export, sample_of(other), other).unknown == UNKNOWN
-    assert Seen.of(ModelSubject("somebody/else"), sample_of(prompts), prompts).unknown == UNKNOWN
+    assert Seen.of(export, other.reported, other).unknown == UNKNOWN
+    assert Seen.of(ModelSubject("somebody/else"), prompts.reported, prompts).unknown == UNKNOWN
 
 
 PAIRS_OF_TARGETS = [

@@ -20,7 +20,7 @@ from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.runs import export as export_module
+from iconoclast.runs import workbench
 from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
@@ -208,7 +208,7 @@ def test_an_export_is_measured_by_the_same_passes_as_the_run(
         measured.append(self.lm.model in active)
         return original(self, *arguments)
 
-    monkeypatch.setattr(export_module, "packed", noted)
+    monkeypatch.setattr(workbench, "packed", noted)
     monkeypatch.setattr(Evaluator, "measure", measure)
     export_run(finished, "best", kind, tmp_path / kind)
     assert measured and all(measured)

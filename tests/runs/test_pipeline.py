@@ -156,7 +156,7 @@ def test_a_second_start_measures_the_base_model_and_directions_no_second_time(
     def forbidden(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("iconoclast.runs.pipeline.last_token_residuals", forbidden)
+    monkeypatch.setattr("iconoclast.runs.workbench.last_token_residuals", forbidden)
     monkeypatch.setattr(Evaluator, "contest", forbidden)
     with started_run(settings) as started:
         started.optimize(6)

@@ -154,7 +154,7 @@ def test_a_run_does_not_decide_that_code_is_run_when_it_is_replayed(
         asked.append(trust_remote_code)
         return load_model(*arguments, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("iconoclast.runs.pipeline.load_model", load)
+    monkeypatch.setattr("iconoclast.runs.workbench.load_model", load)
     for trusted in (False, True):
         assert replay(finished, "best", trust_remote_code=trusted).grade == "exact"
     assert asked == [False, True]
@@ -275,8 +275,8 @@ def test_an_export_does_not_decide_that_its_code_is_run(
         asked.append(trust_remote_code)
         return load_model(*arguments, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("iconoclast.runs.verify.load_model", load)
-    monkeypatch.setattr("iconoclast.runs.pipeline.load_model", load)
+    monkeypatch.setattr("iconoclast.runs.export.load_model", load)
+    monkeypatch.setattr("iconoclast.runs.workbench.load_model", load)
     for trusted in (False, True):
         given = tiny_settings.model_copy(update={"trust_remote_code": trusted})
         assert by_name(verify(to, str(tiny_settings.model), prompts=given))["scores"] is True

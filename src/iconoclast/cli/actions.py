@@ -21,9 +21,8 @@ from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.conversation import Conversation
 from iconoclast.runs.export import Exported, export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import Run, collect_residuals, started_run
+from iconoclast.runs.pipeline import Run, started_run
 from iconoclast.runs.saved import SavedRun
-from iconoclast.runs.splits import Prompts
 from iconoclast.scores import Scores
 from iconoclast.vocabulary import ExportFormat
 
@@ -155,9 +154,9 @@ def plot_action(run_folder: Path) -> None:
     require_plotly()
     saved = SavedRun.open(RunFolder(run_folder), "best")
     settings = saved.settings
-    prompts = Prompts.load(settings)
-    with shown_progress() as progress:
-        benign, target = collect_residuals(settings, prompts, saved.load_model(), progress)
+    with shown_progress() as progress, saved.opened(progress) as bench:
+        benign, target = bench.residuals(progress)
+        prompts = bench.prompts
     sources = (settings.good_prompts, settings.bad_prompts)
     figures = {
         "residuals.html": residual_figure(

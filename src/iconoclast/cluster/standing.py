@@ -10,7 +10,7 @@ from iconoclast.cluster.submit import jobs_of
 from iconoclast.cluster.work import is_done
 from iconoclast.errors import UserError
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import search_space, trial_document
+from iconoclast.runs.trials import search_space, trial_document
 from iconoclast.runs.workers import workers_of
 from iconoclast.search.pareto import best_trial, pareto_front
 from iconoclast.search.study import Study

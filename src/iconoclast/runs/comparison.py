@@ -9,15 +9,14 @@ from pydantic import ValidationError
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
-from iconoclast.evaluation.examination import Examination, Sample, Variant, paired
+from iconoclast.evaluation.examination import Examination, Sample, paired
 from iconoclast.layout import SCHEMA_VERSION
-from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.pipeline import load_settings_model, require_room, response_prefix
-from iconoclast.runs.report import evaluator_of, examiner_of, judges_of, sample_of, samples
+from iconoclast.runs.report import judges_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
+from iconoclast.runs.workbench import Workbench
 from iconoclast.version import __version__
 
 
@@ -186,25 +185,23 @@ def compare(
         raise SettingsError(
             f"Two subjects have the same name: {', '.join(names)}. Give every model once, in folders of different names."
         )
-    base_name = against or settings.model
-    if base_name is None:
+    if against is None and settings.model is None:
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
     prompts = Prompts.load(settings)
     judges = judges_of(settings)
-    progress.start(f"Loading {base_name}", 0)
-    lm = load_settings_model(settings, base_name, note=progress.note)
-    lm = lm.with_prefix(response_prefix(settings, prompts, lm, progress))
-    require_room(settings, prompts, lm)
-    sample = sample_of(prompts)
-    seen = [Seen.of(subject, sample, prompts) for subject in subjects]
-    examiner = examiner_of(settings, Variant("base model", lm), sample, judges)
-    examinations = []
-    with packed(lm.model):
+    with Workbench.open(settings, against, progress=progress) as bench:
+        bench.use(prompts)
+        bench.find_response_prefix(progress)
+        bench.require_room()
+        seen = [Seen.of(subject, bench.sample, prompts) for subject in subjects]
+        examiner = bench.examiner(judges)
         base = examiner.examined_base(progress)
+        examinations = []
         for subject in subjects:
             progress.start(f"Loading {subject.name}", 0)
-            with subject.opened(lm, settings) as variant, packed(variant.lm.model):
+            with subject.opened(bench.lm, settings) as variant, bench.beside(variant.lm):
                 examinations.append(examiner.examine(variant, progress))
                 del variant  # or it would stay in memory while the next one is loaded
-        noise = evaluator_of(settings, lm, sample.target, sample.benign).noise_floor()
-    return Comparison(base_name, sample, prompts.document(), noise, base, subjects, examinations, seen)
+        noise = bench.evaluator("report").noise_floor()
+    name = against or settings.model or ""
+    return Comparison(name, bench.sample, prompts.document(), noise, base, subjects, examinations, seen)

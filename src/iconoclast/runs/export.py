@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tomli_w
 from safetensors import SafetensorError
+from torch import Tensor
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.edits.edit import Edit
@@ -17,6 +18,7 @@ from iconoclast.edits.lora import Approximation, save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.examination import Sample
 from iconoclast.files import disk_trouble, write_json
 from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, SCHEMA_VERSION, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
@@ -24,18 +26,16 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.models.packed import packed
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import packages, sums
 from iconoclast.runs.papers import model_card, trial_information
-from iconoclast.runs.pipeline import trial_document
-from iconoclast.runs.report import evaluator_of
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.trials import trial_document
+from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.vocabulary import ExportFormat
 
@@ -79,13 +79,13 @@ def export_run(
     require_free(to)
     if kind == "gguf":
         find_converter(llama_cpp)
-    quantization = None if kind == "adapter" else "none"
-    return export_trial(saved, saved.load_model(quantization), kind, to, progress, llama_cpp)
+    bench = saved.workbench(None if kind == "adapter" else "none", progress)
+    return export_trial(saved, bench, kind, to, progress, llama_cpp)
 
 
 def export_trial(
     saved: SavedRun,
-    lm: LanguageModel,
+    bench: Workbench,
     kind: ExportFormat,
     to: Path,
     progress: Progress | None = None,
@@ -93,11 +93,11 @@ def export_trial(
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
-    The scores are of the report prompts if the run has them, else of the evaluation prompts.
+    The scores are of the report prompts if the run has them, else of the selection prompts.
 
     Args:
         saved: the trial.
-        lm: the run's base model; for anything but an adapter it must not be quantised.
+        bench: the run's base model, not laid out; for anything but an adapter it must not be quantised.
         kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
         to: a folder that does not exist yet or is empty; it appears only when the export is complete.
         progress: told what goes on.
@@ -109,14 +109,11 @@ def export_trial(
     """
     progress = progress or Silent()
     require_free(to)
-    edit = saved.edit(lm)
-    prompts = Prompts.load(saved.settings)
-    target = prompts.target_report or prompts.target_evaluation
-    benign = prompts.benign_report or prompts.benign_evaluation
-    evaluator = evaluator_of(saved.settings, lm, target, benign)
-    with packed(lm.model):
-        reference = evaluator.reference  # of the base model: an adapter changes `lm` itself
-        known = _known_scores(saved, prompts) if lm.quantization == saved.settings.quantization else None
+    lm, edit = bench.lm, bench.edit(saved.trial.parameters)
+    evaluator = bench.evaluator("report")
+    with bench.laid_out():
+        reference = evaluator.reference  # of the base model: an adapter changes the model itself
+        known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
         approximations = write_edit(edit, lm, kind, folder, saved.settings)
@@ -124,14 +121,25 @@ def export_trial(
         if kind == "gguf":
             progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
-        progress.start("Loading the export", 0)
-        exported_lm = _load_export(folder, kind, lm, saved.settings.trust_remote_code)
-        of_export = evaluator_of(saved.settings, exported_lm, target, benign, reference)
-        with packed(exported_lm.model):
-            (exported,) = of_export.measure([Edit.nothing()], progress)
-        result = Exported(to, _described(prompts, target, benign), base, live, exported, approximations)
+        exported = measure_export(folder, kind, bench, reference, progress)
+        result = Exported(to, _described(bench.prompts, bench.sample), base, live, exported, approximations)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
+
+
+def measure_export(folder: Path, kind: str, bench: Workbench, reference: Tensor, progress: Progress) -> Scores:
+    """Load an export from its files and measure it beside its base model.
+
+    Args:
+        folder: the export.
+        kind: its format.
+        bench: the base model, not laid out. An adapter is put on it, and it serves no other purpose afterwards.
+        reference: first-token log-probabilities of the base model, [benign, vocabulary].
+        progress: told what goes on.
+    """
+    progress.start("Loading the export", 0)
+    with bench.beside(_loaded(folder, kind, bench)) as exported:
+        return exported.evaluator("report", reference).measure([Edit.nothing()], progress)[0]
 
 
 def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None = None) -> Exported:
@@ -150,15 +158,11 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     lm = load_skeleton(
         saved.settings.model, saved.settings.components, saved.settings.trust_remote_code, saved.settings.chat_template
     )
-    lm = lm.with_prefix(saved.response_prefix)
-    prompts = Prompts.load(saved.settings)
-    if prompts.target_report and (known := _known_scores(saved, prompts)):
-        base, live = known
-        described = _described(prompts, prompts.target_report, prompts.benign_report or prompts.benign_evaluation)
-    else:
-        base, live = saved.base, saved.trial.scores
-        described = _described(prompts, prompts.target_evaluation, prompts.benign_evaluation)
-    edit = saved.edit(lm)
+    bench = Workbench(saved.settings, lm.with_prefix(saved.response_prefix), saved.directions)
+    known = _known_scores(saved, bench.prompts) if bench.sample.split == "report" else None
+    base, live = known or (saved.base, saved.trial.scores)
+    described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
+    lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with _appearing(to) as folder:
         write_edit(edit, lm, "merged", folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
@@ -252,28 +256,33 @@ def _convert(folder: Path, converter: Path) -> None:
     shutil.rmtree(merged)
 
 
-def _load_export(folder: Path, kind: ExportFormat, lm: LanguageModel, trust_remote_code: bool) -> LanguageModel:
-    """The export as its users load it. For an adapter `lm` itself gets it, and serves no other purpose afterwards."""
+def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
+    """The export as its users load it, given the base model's prompts word by word."""
+    lm, settings = bench.lm, bench.settings
     if kind == "adapter":
         put_adapter(lm, str(folder))
         return lm
-    device_map = "cpu" if lm.device.type == "cpu" else "auto"
-    source = str(folder / GGUF_FILE if kind == "gguf" else folder)
     loaded = load_model(
-        source, dtypes=[lm.dtype], device_map=device_map, trust_remote_code=trust_remote_code, chat_template="raw"
+        str(folder / GGUF_FILE if kind == "gguf" else folder),
+        dtypes=[lm.dtype],
+        device_map=settings.device_map,
+        max_memory=settings.memory_limits,
+        trust_remote_code=settings.trust_remote_code,
+        chat_template="raw",
     )
-    loaded.tokenizer.chat_template = lm.tokenizer.chat_template  # the base model's prompts, word by word
+    loaded.tokenizer.chat_template = lm.tokenizer.chat_template
     return loaded.with_prefix(lm.response_prefix)
 
 
-def _described(prompts: Prompts, target: PromptSet, benign: PromptSet) -> str:
-    if target is not prompts.target_report:
+def _described(prompts: Prompts, sample: Sample) -> str:
+    if sample.target is not prompts.target_report:
         chosen = "the selection prompts, which also chose the trial, so the figures flatter"
     elif shared := prompts.overlaps(with_report=True):
         pairs = ", ".join(f"{pair} share {count}" for pair, count in shared.items())
         chosen = f"the report prompts, of which some fitted or chose the trial, so the figures flatter ({pairs})"
     else:
         chosen = "the report prompts, which chose nothing"
+    target, benign = sample.target, sample.benign
     sources = public(target.source), public(benign.source)
     return f"Prompts: {len(target)} target ({sources[0]}) and {len(benign)} benign ({sources[1]}): {chosen}."
 

@@ -1,7 +1,8 @@
 """Locks of a run folder, which the operating system releases when their holder dies."""
 
-import fcntl
 from typing import IO
+
+import portalocker
 
 from iconoclast.errors import RunFolderError
 
@@ -10,13 +11,18 @@ PATIENCE = 0.5
 
 
 def lock_file(file: IO[str], shared: bool) -> bool:
-    """Take the operating system's lock of a file, which lasts until it is closed; False if somebody else has it."""
+    """Take the operating system's lock of a file, which lasts until it is closed; False if somebody else has it.
+
+    Raises:
+        RunFolderError: the file system has no locks.
+    """
+    kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+        portalocker.lock(file, kind | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked:
         return False
-    except OSError as error:
+    except portalocker.LockException as error:
         raise RunFolderError(
-            f"{file.name} cannot be locked: {error.strerror}. Give a folder on a file system that has locks."
+            f"{file.name} cannot be locked: {error}. Give a folder on a file system that has locks."
         ) from None
     return True

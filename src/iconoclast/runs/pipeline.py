@@ -4,70 +4,60 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from iconoclast.config.schema import Settings, settings_document
-from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.record import load_directions, save_directions
-from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import PromptsError, RunFolderError, SettingsError
+from iconoclast.errors import SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.files import write_json
 from iconoclast.layout import SCHEMA_VERSION
-from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.loading import load_model
-from iconoclast.models.memory import affordable_rows
 from iconoclast.models.names import resolve
-from iconoclast.models.packed import packed
-from iconoclast.models.residuals import last_token_residuals
-from iconoclast.models.thinking import find_response_prefix
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import PromptSet
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
-from iconoclast.runs.report import evaluator_of, judges_of, measured_with, report, write_samples
+from iconoclast.runs.report import judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.trials import choose_trial, search_space, trial_document
+from iconoclast.runs.workbench import Workbench
 from iconoclast.runs.workers import Worker
 from iconoclast.scores import Bounds, Scores, beaten
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
-from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.space import EditParameters
 from iconoclast.search.study import Outcome, Study
 from iconoclast.version import __version__
-
-LONGEST_TOKEN = 128
-"""Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
-
-PREFIX_PROMPTS = 8
-"""Prompts of each set that are looked at for a common start of responses."""
 
 
 @dataclass
 class Run:
     """A run that is ready for trials: everything that is computed once."""
 
-    settings: Settings
+    bench: Workbench
     folder: RunFolder
-    prompts: Prompts
-    lm: LanguageModel
-    directions: Directions
     evaluator: Evaluator
     base: Scores
     noise_floor: float
     study: Study
     judges: Sequence[Judge] = ()
     report: dict[str, Any] | None = None
-    incomplete_report: dict[str, Any] | None = None
-    """The report of an earlier start, if a judge failed then: it is measured again, and stands until that is done."""
     worker: Worker | None = None
+    _trials: tuple[int, list[Trial]] = (-1, [])
+
+    @property
+    def settings(self) -> Settings:
+        """What the run was told."""
+        return self.bench.settings
+
+    @property
+    def prompts(self) -> Prompts:
+        """The run's prompt sets."""
+        return self.bench.prompts
 
     @property
     def objective(self) -> Objective:
@@ -82,13 +72,19 @@ class Run:
         )
 
     def edit(self, parameters: EditParameters) -> Edit:
-        """The edit of a trial."""
-        writers = self.lm.writers(self.settings.components)
-        return parameters.edit(self.directions, writers, self.settings.row_normalization)
+        """Make the edit of a trial."""
+        return self.bench.edit(parameters)
+
+    def trials(self) -> list[Trial]:
+        """All completed trials; the journal is read once for as many as are finished."""
+        finished = self.study.finished
+        if self._trials[0] != finished:
+            self._trials = finished, self.study.trials()
+        return self._trials[1]
 
     def front(self) -> list[Trial]:
         """The Pareto front so far."""
-        return pareto_front(self.study.trials())
+        return pareto_front(self.trials())
 
     def best(self) -> Trial | None:
         """The best trial so far."""
@@ -100,8 +96,7 @@ class Run:
         Raises:
             RunFolderError: there is no such completed trial.
         """
-        trials = self.study.trials()
-        return choose_trial(trials, which, self.settings.kl_divergence_target, self.folder.path)
+        return choose_trial(self.trials(), which, self.settings.kl_divergence_target, self.folder.path)
 
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
@@ -127,17 +122,16 @@ class Run:
         best = self.best()
         if best is None:
             return
-        if self.report is not None and self.report["trial"] == best.index and self.report != self.incomplete_report:
+        known = self.report  # of an earlier start; if a judge failed then, it stands until it has been asked again
+        if known is not None and known["trial"] == best.index and not _judge_failed(known):
             return
-        self.report, samples = report(
-            self.settings, self.lm, self.prompts, self.directions, best, self.judges, progress or Silent()
-        )
+        self.report, samples = report(self.bench, best, self.judges, progress or Silent())
         write_samples(self.folder.samples, samples)
 
     def finish(self, progress: Progress | None = None) -> None:
         """Measure the report and write the summary; of several processes that share the run, the first one does."""
         with self.folder.alone() if self.worker else nullcontext():
-            self.report = _known_report(self.settings, self.folder, self.prompts)
+            self.report = _known_report(self.bench, self.folder)
             self.measure_report(progress)
             self.write_summary("complete")
 
@@ -151,8 +145,8 @@ class Run:
             "model": self.settings.model,
             "seed": self.settings.seed,
             "study_checkpoint_dir": str(self.folder.path),
-            "completed_trials": len(self.study.trials()),
-            "pruned_trials": self.study.finished - len(self.study.trials()),
+            "completed_trials": len(self.trials()),
+            "pruned_trials": self.study.finished - len(self.trials()),
             "prompts": self.prompts.document(),
             "overlap": self.prompts.overlaps(),
             "kl_divergence_target": self.settings.kl_divergence_target,
@@ -207,101 +201,36 @@ def started_run(
     judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
     with folder.locked(shared=worker is not None):
         folder.check(settings)  # again: another process may have begun a run meanwhile
-        progress.start(f"Loading {settings.model}", 0)
-        lm = load_settings_model(settings, settings.model, note=progress.note)
-        lm.writers(settings.components)
-        with packed(lm.model):
+        bench = Workbench.load(settings, progress=progress)
+        bench.use(prompts)
+        bench.lm.writers(settings.components)
+        with bench.laid_out():
             with folder.alone() if worker else nullcontext():
-                run = _prepared(settings, folder, prompts, lm, judges, progress, began, worker is None)
+                run = _prepared(bench, folder, progress, began, claim=worker is None)
+            run.judges = judges
             run.worker = worker
             yield run
 
 
-def load_settings_model(
-    settings: Settings, model: str, quantization: str | None = None, note: Any = lambda message: None
-) -> LanguageModel:
-    """Load `model` as the settings say."""
-    return load_model(
-        model,
-        dtypes=settings.dtypes,
-        quantization=settings.quantization if quantization is None else quantization,
-        device_map=settings.device_map,
-        max_memory=settings.memory_limits,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template=settings.chat_template,
-        response_prefix=settings.response_prefix or "",
-        note=note,
-    )
+def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: float, claim: bool) -> Run:
+    """Do everything between a loaded model and the first trial. What an earlier start found is taken from the folder.
 
-
-def search_space(settings: Settings, layers: int) -> SearchSpace:
-    """The search space that the settings describe."""
-    return SearchSpace(layers, settings.components, settings.direction_methods, settings.direction_scopes)
-
-
-def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: Path) -> Trial:
-    """The trial of that number, or with "best" the best one.
-
-    Raises:
-        RunFolderError: there is no such completed trial.
+    Whoever submitted a worker has claimed the folder, perhaps with more trials than the worker knows of.
     """
-    if which == "best":
-        best = best_trial(pareto_front(trials), kl_target)
-        if best is None:
-            raise RunFolderError(f"{where} has no completed trial yet. Continue the run first.")
-        return best
-    found = next((trial for trial in trials if str(trial.index) == which), None)
-    if found is None:
-        numbers = ", ".join(str(trial.index) for trial in trials) or "none yet"
-        raise RunFolderError(
-            f'{where} has no completed trial "{which}" (a pruned one has no scores). Give best or one of these: {numbers}.'
-        )
-    return found
-
-
-def trial_document(trial: Trial) -> dict[str, Any]:
-    """A trial for JSON."""
-    direction = trial.parameters.direction
-    return {
-        "index": trial.index,
-        **trial.scores.document(),
-        "direction_method": direction.method,
-        "direction_scope": direction.scope,
-        "direction_index": direction.index if direction.scope == "global" else None,
-        "direction_blend": direction.blend if direction.method == "hybrid" else None,
-        "parameters": {
-            component: {
-                "max_weight": profile.max_weight,
-                "max_weight_position": profile.max_weight_position,
-                "min_weight": profile.min_weight,
-                "min_weight_distance": profile.min_weight_distance,
-            }
-            for component, profile in trial.parameters.profiles.items()
-        },
-    }
-
-
-def _prepared(
-    settings: Settings,
-    folder: RunFolder,
-    prompts: Prompts,
-    lm: LanguageModel,
-    judges: Sequence[Judge],
-    progress: Progress,
-    began: float,
-    alone: bool,
-) -> Run:
-    """Everything between a loaded model and the first trial. What an earlier start found is taken from the folder."""
-    require_room(settings, prompts, lm)
+    settings = bench.settings
+    bench.require_room()
     known = folder.read_baseline() if folder.baseline.is_file() else None
-    lm = lm.with_prefix(known["response_prefix"] if known else response_prefix(settings, prompts, lm, progress))
-    fitted = None if known and folder.directions.is_file() else _fit(settings, prompts, lm, progress)
-    if alone:  # whoever submitted a worker has claimed the folder, perhaps with more trials than this one knows of
+    if known is None:
+        bench.find_response_prefix(progress)
+    else:
+        bench.start_responses_with(known["response_prefix"])
+    begun = known is not None and folder.directions.is_file()
+    bench.directions = load_directions(folder.directions) if begun else bench.estimate_directions(progress)
+    if claim:
         folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
-    if fitted is not None:
-        save_directions(fitted, folder.directions)
-    directions = fitted or load_directions(folder.directions)
-    evaluator = evaluator_of(settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
+    if not begun:
+        save_directions(bench.directions, folder.directions)
+    evaluator = bench.evaluator("select")
     noise = known["kl_noise_floor"] if known else evaluator.noise_floor()
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
@@ -312,20 +241,30 @@ def _prepared(
         known = _baseline(evaluator, noise, progress)
         write_json(folder.baseline, known)
     base = Scores.from_document(known["base_metrics"])
-    contents = {f"{name} (content)": s.fingerprint for name, s in prompts.named().items() if "report" not in name}
-    study = Study.open(
+    study = _opened_study(bench, folder)
+    _write_manifest(bench, folder)  # by now nothing is refused any more
+    _say_ready(progress, study.finished, base, noise, time.time() - began)
+    return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
+
+
+def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
+    settings = bench.settings
+    named = bench.prompts.named().items()
+    contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
+    return Study.open(
         folder.journal,
-        search_space(settings, lm.layers),
+        search_space(settings, bench.lm.layers),
         seed=settings.seed,
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
         storage=settings.study_storage,
     )
-    _write_manifest(settings, folder, prompts, lm)  # by now nothing is refused any more
-    done = study.finished
+
+
+def _say_ready(progress: Progress, done: int, base: Scores, noise: float, seconds: float) -> None:
     progress.note(
-        f"Ready for trials after {time.time() - began:.0f} s"
+        f"Ready for trials after {seconds:.0f} s"
         + (f"; {done} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.2g}."
     )
@@ -334,46 +273,14 @@ def _prepared(
             f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
         )
-    report = _known_report(settings, folder, prompts)
-    incomplete = report if report is not None and _judge_failed(report) else None
-    return Run(settings, folder, prompts, lm, directions, evaluator, base, noise, study, judges, report, incomplete)
 
 
-def require_room(settings: Settings, prompts: Prompts, lm: LanguageModel) -> None:
-    """Raise PromptsError if a prompt and the response to it are longer than what the model can read."""
-    if lm.context is None:
-        return
-    room = lm.context - max(settings.max_response_length, settings.max_benign_response_length)
-    for each in prompts.named().values():
-        for number, prompt in enumerate(each, 1):
-            size = len(prompt.text.encode())
-            if size <= room // 2:  # hardly a tokenizer makes more tokens than there are bytes
-                continue
-            tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else len(lm.encode([prompt])[0])
-            if tokens > room:
-                raise PromptsError(
-                    f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
-                    f"{lm.context:,} with the response. Shorten it or leave it out."
-                )
-
-
-def _write_manifest(settings: Settings, folder: RunFolder, prompts: Prompts, lm: LanguageModel) -> None:
+def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
     """Note what the run is made of, and that it is started or continued here and now."""
     known = folder.read_json(folder.manifest, ("starts",)) if folder.manifest.is_file() else None
-    document = known or manifest(lm, settings.seed, prompts.document(), settings_document(settings))
+    settings = bench.settings
+    document = known or manifest(bench.lm, settings.seed, bench.prompts.document(), settings_document(settings))
     write_json(folder.manifest, {**document, "starts": [*document["starts"], this_start()]})
-
-
-def response_prefix(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> str:
-    """What responses start with: as the settings say, else as the model shows."""
-    if settings.response_prefix is not None:
-        return settings.response_prefix
-    progress.start("Looking at how responses start", 0)
-    sample = _alternating(prompts.benign, prompts.target)[: 2 * PREFIX_PROMPTS]
-    prefix = find_response_prefix(lm, sample, len(sample))
-    if prefix:
-        progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
-    return prefix
 
 
 def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[str, Any]:
@@ -389,50 +296,21 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[st
     }
 
 
-def _known_report(settings: Settings, folder: RunFolder, prompts: Prompts) -> dict[str, Any] | None:
+def _known_report(bench: Workbench, folder: RunFolder) -> dict[str, Any] | None:
     """What an earlier start measured on the same report prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
     summary = folder.read_json(folder.summary, ("prompts", "report"))
     known: dict[str, Any] | None = summary["report"]
-    if known is None or known.get("measured_with") != measured_with(settings):
+    if known is None or known.get("measured_with") != measured_with(bench.settings):
         return None
+    prompts = bench.prompts
     return known | {"overlap": prompts.overlaps(with_report=True)} if summary["prompts"] == prompts.document() else None
 
 
 def _judge_failed(report: Mapping[str, Any]) -> bool:
     metrics = report["base_metrics"], report["metrics"]
     return any("problem" in judged for each in metrics for judged in each.get("judges", {}).values())
-
-
-def collect_residuals(
-    settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress
-) -> tuple[Tensor, Tensor]:
-    """Residuals of the fitting prompts: benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
-    ids = lm.encode(prompts.benign.prompts), lm.encode(prompts.target.prompts)
-    rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), settings.batch_size, settings.max_batch_size)
-    progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
-    benign, target = (
-        winsorize(last_token_residuals(lm, side, rows, progress.advance), settings.winsorization_quantile)
-        for side in ids
-    )
-    return benign, target
-
-
-def _fit(settings: Settings, prompts: Prompts, lm: LanguageModel, progress: Progress) -> Directions:
-    benign, target = collect_residuals(settings, prompts, lm, progress)
-    return estimate_directions(
-        benign,
-        target,
-        methods=settings.direction_methods,
-        subspace_rank=settings.benign_subspace_rank,
-        orthogonalize=settings.orthogonalize_direction,
-        variance_floor=settings.direction_variance_floor,
-    )
-
-
-def _alternating(first: PromptSet, second: PromptSet) -> list[Any]:
-    return [p for pair in zip_longest(first, second) for p in pair if p is not None]
 
 
 def _trial_line(number: int, outcome: Outcome) -> str:

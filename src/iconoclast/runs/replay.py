@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast.edits.edit import Edit
-from iconoclast.models.packed import packed
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import Drift, changed_origins, drift
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import this_start, weight_hashes
-from iconoclast.runs.pipeline import require_room
-from iconoclast.runs.report import evaluator_of
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 
@@ -64,20 +61,18 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     saved = replace(saved, settings=saved.settings.model_copy(update={"trust_remote_code": trust_remote_code}))
     baseline = folder.read_baseline()
     known = folder.read_json(folder.manifest, ("model", "prompts", "starts")) if folder.manifest.is_file() else None
-    prompts = Prompts.load(saved.settings)
-    progress.start(f"Loading {saved.settings.model}", 0)
-    lm = saved.load_model()
-    require_room(saved.settings, prompts, lm)
-    changed = (
-        ["the run has no manifest to compare with"]
-        if known is None
-        else _changed(known, prompts, weight_hashes(lm.path))
-    )
-    with packed(lm.model):
-        evaluator = evaluator_of(saved.settings, lm, prompts.target_evaluation, prompts.benign_evaluation)
+    with saved.opened(progress) as bench:
+        bench.require_room()
+        changed = (
+            ["the run has no manifest to compare with"]
+            if known is None
+            else _changed(known, bench.prompts, weight_hashes(bench.lm.path))
+        )
+        evaluator = bench.evaluator("select")
         evaluator.leave_out_lower_layers()
         # One after the other: the run has measured the base model so, and thus it measures the same.
-        base, edited = (evaluator.measure([edit], progress)[0] for edit in (Edit.nothing(), saved.edit(lm)))
+        edits = (Edit.nothing(), bench.edit(saved.trial.parameters))
+        base, edited = (evaluator.measure([edit], progress)[0] for edit in edits)
     noise = float(baseline["kl_noise_floor"])
     drifts = [
         drift("base model", saved.base, base, noise),

@@ -1,6 +1,7 @@
 """A run on the disk and one of its trials, without its model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,11 @@ from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import choose_trial, load_settings_model, search_space
+from iconoclast.runs.splits import Prompts
+from iconoclast.runs.trials import choose_trial, search_space
+from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Study
@@ -74,13 +78,24 @@ class SavedRun:
             float(baseline["kl_noise_floor"]),
         )
 
+    @contextmanager
+    def opened(self, progress: Progress | None = None, prompts: Prompts | None = None) -> Iterator[Workbench]:
+        """Open the run's base model and prompts as the run had them; the prompts are read before the model is loaded."""
+        known = prompts or Prompts.load(self.settings)
+        with Workbench.open(self.settings, directions=self.directions, progress=progress) as bench:
+            bench.use(known, self.response_prefix)
+            yield bench
+
+    def workbench(self, quantization: str | None = None, progress: Progress | None = None) -> Workbench:
+        """Load the run's base model; its weights are not laid out, so that they may change."""
+        bench = Workbench.load(self.settings, None, quantization, self.directions, progress)
+        bench.start_responses_with(self.response_prefix)
+        return bench
+
     def load_model(self, quantization: str | None = None) -> LanguageModel:
-        """The base model of the run."""
-        assert self.settings.model is not None
-        lm = load_settings_model(self.settings, self.settings.model, quantization)
-        return lm.with_prefix(self.response_prefix)
+        """Load the base model of the run."""
+        return self.workbench(quantization).lm
 
     def edit(self, lm: LanguageModel) -> Edit:
-        """The trial's edit of `lm`."""
-        writers = lm.writers(self.settings.components)
-        return self.trial.parameters.edit(self.directions, writers, self.settings.row_normalization)
+        """Make the trial's edit of `lm`."""
+        return Workbench(self.settings, lm, self.directions).edit(self.trial.parameters)

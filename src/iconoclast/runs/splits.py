@@ -6,6 +6,7 @@ from typing import Any
 
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.errors import PromptsError, SettingsError
+from iconoclast.evaluation.examination import Sample
 from iconoclast.privacy import portable
 from iconoclast.prompts import PromptSet, load_prompts
 
@@ -61,6 +62,18 @@ class Prompts:
             "borderline_report_prompts": self.borderline_report,
         }
         return {name: prompts for name, prompts in names.items() if prompts is not None}
+
+    @property
+    def selected(self) -> Sample:
+        """The prompts that trials are chosen on."""
+        return Sample(self.target_evaluation, self.benign_evaluation, self.borderline_report, "selection")
+
+    @property
+    def reported(self) -> Sample:
+        """The prompts that are reported on: the report prompts, or those of the selection if there are none."""
+        if self.target_report is None or self.benign_report is None:
+            return self.selected
+        return Sample(self.target_report, self.benign_report, self.borderline_report, "report")
 
     def document(self) -> dict[str, Any]:
         """What was loaded, for JSON."""

@@ -23,9 +23,9 @@ from iconoclast.models.names import stored_quantized
 from iconoclast.peers.heretic.journal import HereticSettings, HereticStudy, HereticTrial, heretic_directions
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import trial_document
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.trials import trial_document
 from iconoclast.scores import Count
 from iconoclast.vocabulary import COMPONENTS
 

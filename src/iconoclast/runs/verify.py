@@ -17,21 +17,19 @@ from iconoclast.documents import require_known_schema
 from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
-from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
-from iconoclast.models.adapters import adapter_base, put_adapter
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
+from iconoclast.models.adapters import adapter_base
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.loading import load_model
 from iconoclast.models.names import local_path
-from iconoclast.models.packed import packed
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
+from iconoclast.runs.export import measure_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import sums
-from iconoclast.runs.pipeline import load_settings_model
-from iconoclast.runs.report import evaluator_of
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 
 CLOSE = 1e-2
@@ -128,7 +126,7 @@ def _files(folder: Path) -> Check:
 
 def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mapping[str, Any]) -> Check:
     if kind == "gguf":
-        return Check("tensors", None, "A GGUF_FILE file is not compared tensor by tensor; its scores are.")
+        return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
     components = sorted({site.component for site in edit.sites})
     skeleton, source = load_skeleton(base, components), Checkpoint.find(local_path(base))
     if source is None:
@@ -227,35 +225,15 @@ def _scores(
         sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
         settings = settings.model_copy(update={name: getattr(given, name) for name in [*sources, "chat_template"]})
     prompts = Prompts.load(settings)
-    target = prompts.target_report or prompts.target_evaluation
-    benign = prompts.benign_report or prompts.benign_evaluation
     fingerprints = information.get("prompts", {})
     for name, each in prompts.document().items():
         if name in fingerprints and fingerprints[name]["sha256"] != each["sha256"]:
             return Check("scores", None, f"{name} are other prompts than those that the export was measured on.")
-    progress.start("Loading the base model", 0)
-    quantization = None if kind == "adapter" else "none"
-    lm = load_settings_model(settings, base, quantization).with_prefix(str(information["response_prefix"]))
-    evaluator = evaluator_of(settings, lm, target, benign)
-    with packed(lm.model):
-        reference = evaluator.reference
-    progress.start("Loading the export", 0)
-    if kind == "adapter":
-        put_adapter(lm, str(folder))
-        exported = lm
-    else:
-        file = folder / GGUF_FILE if kind == "gguf" else folder
-        exported = load_model(
-            str(file),
-            dtypes=[lm.dtype],
-            device_map=settings.device_map,
-            max_memory=settings.memory_limits,
-            trust_remote_code=settings.trust_remote_code,
-            chat_template="raw",
-        ).with_prefix(lm.response_prefix)
-        exported.tokenizer.chat_template = lm.tokenizer.chat_template
-    with packed(exported.model):
-        (now,) = evaluator_of(settings, exported, target, benign, reference).measure([Edit.nothing()], progress)
+    bench = Workbench.load(settings, base, None if kind == "adapter" else "none", progress=progress)
+    bench.use(prompts, str(information["response_prefix"]))
+    with bench.laid_out():
+        reference = bench.evaluator("report").reference
+    now = measure_export(folder, kind, bench, reference, progress)
     found = drift(
         "export", Scores.from_document(information["export_metrics"]), now, float(information["kl_noise_floor"])
     )

@@ -1,0 +1,57 @@
+"""The trials of a run: what is sampled, which one is meant, what documents say of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iconoclast.config.schema import Settings
+from iconoclast.errors import RunFolderError
+from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.space import SearchSpace
+
+
+def search_space(settings: Settings, layers: int) -> SearchSpace:
+    """The search space that the settings describe."""
+    return SearchSpace(layers, settings.components, settings.direction_methods, settings.direction_scopes)
+
+
+def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: Path) -> Trial:
+    """The trial of that number, or with "best" the best one.
+
+    Raises:
+        RunFolderError: there is no such completed trial.
+    """
+    if which == "best":
+        best = best_trial(pareto_front(trials), kl_target)
+        if best is None:
+            raise RunFolderError(f"{where} has no completed trial yet. Continue the run first.")
+        return best
+    found = next((trial for trial in trials if str(trial.index) == which), None)
+    if found is None:
+        numbers = ", ".join(str(trial.index) for trial in trials) or "none yet"
+        raise RunFolderError(
+            f'{where} has no completed trial "{which}" (a pruned one has no scores). Give best or one of these: {numbers}.'
+        )
+    return found
+
+
+def trial_document(trial: Trial) -> dict[str, Any]:
+    """A trial for JSON."""
+    direction = trial.parameters.direction
+    return {
+        "index": trial.index,
+        **trial.scores.document(),
+        "direction_method": direction.method,
+        "direction_scope": direction.scope,
+        "direction_index": direction.index if direction.scope == "global" else None,
+        "direction_blend": direction.blend if direction.method == "hybrid" else None,
+        "parameters": {
+            component: {
+                "max_weight": profile.max_weight,
+                "max_weight_position": profile.max_weight_position,
+                "min_weight": profile.min_weight,
+                "min_weight_distance": profile.min_weight_distance,
+            }
+            for component, profile in trial.parameters.profiles.items()
+        },
+    }

@@ -1,0 +1,254 @@
+"""The workbench: one owner of an opened model, its prompts, and everything that measures edits of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Literal
+
+from torch import Tensor
+
+from iconoclast.config.schema import Settings
+from iconoclast.directions.estimators import Directions, estimate_directions
+from iconoclast.directions.subspace import winsorize
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import PromptsError, SettingsError
+from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
+from iconoclast.evaluation.examination import Sample, Variant
+from iconoclast.evaluation.examiner import Examiner
+from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
+from iconoclast.models.memory import affordable_rows
+from iconoclast.models.packed import packed
+from iconoclast.models.residuals import last_token_residuals
+from iconoclast.models.thinking import find_response_prefix
+from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import Prompt
+from iconoclast.runs.splits import Prompts
+from iconoclast.search.space import EditParameters
+
+LONGEST_TOKEN = 128
+"""Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
+
+PREFIX_PROMPTS = 8
+"""Prompts of each set that are looked at for a common start of responses."""
+
+
+@dataclass
+class Workbench:
+    """A model and prompts, opened as one set of settings says. Every command that measures works at one.
+
+    Attributes:
+        settings: prompts, lengths, markers, components.
+        lm: the model.
+        directions: what edits of trials are made of; None until they are estimated or read.
+    """
+
+    settings: Settings
+    lm: LanguageModel
+    directions: Directions | None = None
+
+    @classmethod
+    def load(
+        cls,
+        settings: Settings,
+        model: str | None = None,
+        quantization: str | None = None,
+        directions: Directions | None = None,
+        progress: Progress | None = None,
+    ) -> "Workbench":
+        """Load a model.
+
+        Args:
+            settings: how the model is loaded, and all that is measured of it.
+            model: another model than that of the settings.
+            quantization: another quantisation than that of the settings.
+            directions: those of a run.
+            progress: told what goes on.
+
+        Raises:
+            UserError: no model is named, or it cannot be loaded.
+        """
+        progress = progress or Silent()
+        name = settings.model if model is None else model
+        if name is None:
+            raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
+        progress.start(f"Loading {name}", 0)
+        lm = load_model(
+            name,
+            dtypes=settings.dtypes,
+            quantization=settings.quantization if quantization is None else quantization,
+            device_map=settings.device_map,
+            max_memory=settings.memory_limits,
+            trust_remote_code=settings.trust_remote_code,
+            chat_template=settings.chat_template,
+            response_prefix=settings.response_prefix or "",
+            note=progress.note,
+        )
+        return cls(settings, lm, directions)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        settings: Settings,
+        model: str | None = None,
+        directions: Directions | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator["Workbench"]:
+        """Load a model and lay out its weights for as long as the context lasts; arguments as in `load`."""
+        with cls.load(settings, model, None, directions, progress).laid_out() as bench:
+            yield bench
+
+    def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
+        """Take prompts that are loaded already, and let responses start with a prefix that is known."""
+        self.__dict__["prompts"] = prompts
+        if response_prefix is not None:
+            self.start_responses_with(response_prefix)
+
+    @contextmanager
+    def laid_out(self) -> Iterator["Workbench"]:
+        """Keep a copy of the weights as the processor multiplies them best; they must not change meanwhile."""
+        with packed(self.lm.model):
+            yield self
+
+    @contextmanager
+    def beside(self, lm: LanguageModel) -> Iterator["Workbench"]:
+        """Measure another model in the same way, with the same prompts."""
+        other = Workbench(self.settings, lm, self.directions)
+        other.use(self.prompts)
+        with other.laid_out() as bench:
+            yield bench
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompt sets of the settings, loaded when they are first needed.
+
+        Raises:
+            UserError: one cannot be read, or sets of unlike purpose share prompts.
+        """
+        return Prompts.load(self.settings)
+
+    @property
+    def sample(self) -> Sample:
+        """The prompts that are reported on."""
+        return self.prompts.reported
+
+    @property
+    def rules(self) -> ResponseRules:
+        """How the settings read responses."""
+        s = self.settings
+        return ResponseRules(s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers)
+
+    @property
+    def options(self) -> MeasureOptions:
+        """Lengths and batch widths."""
+        s = self.settings
+        return MeasureOptions(
+            s.max_response_length,
+            s.max_benign_response_length,
+            s.batch_size,
+            s.max_batch_size,
+            s.weights_of_axes,
+        )
+
+    def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
+        """Open what measures edits on a split; without report prompts, "report" means the selection prompts.
+
+        Args:
+            split: which prompts.
+            reference: first-token log-probabilities [benign, vocabulary] of another model, which is then the base.
+        """
+        prompts = self.prompts.selected if split == "select" else self.sample
+        s = self.settings
+        return Evaluator(self.lm, prompts.target, prompts.benign, self.rules, self.options, s.components, reference)
+
+    def examiner(self, judges: Sequence[Judge] = ()) -> Examiner:
+        """Open what examines whole models beside this one, on the prompts that are reported on."""
+        return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, judges)
+
+    def edit(self, parameters: EditParameters, directions: Directions | None = None) -> Edit:
+        """Make the edit of a trial, from its own directions or from others (random ones, as a control)."""
+        directions = directions or self.directions
+        assert directions is not None
+        writers = self.lm.writers(self.settings.components)
+        return parameters.edit(directions, writers, self.settings.row_normalization)
+
+    def live(self, name: str, edit: Edit) -> Variant:
+        """The model with an edit applied while it is examined."""
+        return Variant(name, self.lm, LiveEdits(self.lm.writers(self.settings.components), [edit]).applied)
+
+    def residuals(self, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+        """Residuals of the fit prompts: benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
+        progress = progress or Silent()
+        s, lm = self.settings, self.lm
+        ids = lm.encode(self.prompts.benign.prompts), lm.encode(self.prompts.target.prompts)
+        rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), s.batch_size, s.max_batch_size)
+        progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
+        benign, target = (
+            winsorize(last_token_residuals(lm, side, rows, progress.advance), s.winsorization_quantile) for side in ids
+        )
+        return benign, target
+
+    def estimate_directions(self, progress: Progress | None = None) -> Directions:
+        """Estimate the directions that the settings describe, from the fit prompts."""
+        s = self.settings
+        return estimate_directions(
+            *self.residuals(progress),
+            methods=s.direction_methods,
+            subspace_rank=s.benign_subspace_rank,
+            orthogonalize=s.orthogonalize_direction,
+            variance_floor=s.direction_variance_floor,
+        )
+
+    def start_responses_with(self, prefix: str) -> None:
+        """Let every response start with `prefix`, after which measurements begin."""
+        self.lm = self.lm.with_prefix(prefix)
+
+    def find_response_prefix(self, progress: Progress | None = None) -> None:
+        """Let responses start as the settings say, else as the model shows."""
+        progress = progress or Silent()
+        if self.settings.response_prefix is not None:
+            self.start_responses_with(self.settings.response_prefix)
+            return
+        progress.start("Looking at how responses start", 0)
+        sample = _alternating(self.prompts.benign.prompts, self.prompts.target.prompts)[: 2 * PREFIX_PROMPTS]
+        prefix = find_response_prefix(self.lm, sample, len(sample))
+        if prefix:
+            progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
+        self.start_responses_with(prefix)
+
+    def require_room(self) -> None:
+        """Refuse prompts that are longer, with the response to them, than what the model can read.
+
+        Raises:
+            PromptsError: one is.
+        """
+        lm, s = self.lm, self.settings
+        if lm.context is None:
+            return
+        room = lm.context - max(s.max_response_length, s.max_benign_response_length)
+        for each in self.prompts.named().values():
+            for number, prompt in enumerate(each, 1):
+                if (size := _too_long(prompt, room, lambda prompt: len(lm.encode([prompt])[0]))) is not None:
+                    raise PromptsError(
+                        f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
+                        f"{lm.context:,} with the response. Shorten it or leave it out."
+                    )
+
+
+def _too_long(prompt: Prompt, room: int, tokens_of: Callable[[Prompt], int]) -> int | None:
+    """Bytes of a prompt that has more than `room` tokens, None for others; the tokenizer is asked only about the doubtful."""
+    size = len(prompt.text.encode())
+    if size <= room // 2:  # hardly a tokenizer makes more tokens than there are bytes
+        return None
+    tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else tokens_of(prompt)
+    return size if tokens > room else None
+
+
+def _alternating(first: Sequence[Prompt], second: Sequence[Prompt]) -> list[Prompt]:
+    return [p for pair in zip_longest(first, second) for p in pair if p is not None]
