@@ -87,7 +87,7 @@ class Simulation:
 
     def __init__(self, run: RunFolder) -> None:
         settings = run.settings()
-        self.space = search_space(settings, run.read_baseline()["layers"])
+        self.space = search_space(settings, run.read_baseline().layers)
         trials = Study.read(run.journal, self.space).trials()
         points = self._points([trial.parameters for trial in trials])
         rates = torch.tensor([trial.scores.failures.rate for trial in trials], dtype=torch.float64)

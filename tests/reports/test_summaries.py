@@ -74,7 +74,7 @@ def test_the_summary_of_a_run_is_read(tiny_settings: Settings) -> None:
     with started_run(tiny_settings) as run:
         run.optimize(2)
         run.measure_report()
-        written = run.write_summary("complete")
+        written = run.write_summary("complete").document()
     row = one_row(read_summary(run.folder.summary))
     best = Scores.from_document(written["report"]["metrics"])
     assert row["Prompts"] == "report" and row["Status"] == "complete" and row["Model"] == "tiny-llama0"

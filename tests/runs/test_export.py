@@ -20,6 +20,7 @@ from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
 from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.folder import RunFolder
@@ -149,7 +150,7 @@ def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, ti
         update={"model": str(folder), "quantization": "bnb_4bit", "study_checkpoint_dir": tmp_path / "4bit"}
     )
     with started_run(small) as run:
-        assert run.lm.quantization == "bnb_4bit"
+        assert run.bench.lm.quantization == "bnb_4bit"
         run.optimize(1)
         run.measure_report()
         run.write_summary("complete")

@@ -34,13 +34,13 @@ def standing(run: Path) -> dict[str, Any]:
         "trials_per_hour": None,
     }
     if folder.baseline.is_file():
-        layers = folder.read_baseline()["layers"]
+        layers = folder.read_baseline().layers
         study = _study(folder, search_space(settings, layers), settings.study_storage)
         if study is not None:
             trials = study.trials()
             best = best_trial(pareto_front(trials), settings.kl_divergence_target)
             document["trials"] = study.states()
-            document["best"] = None if best is None else trial_document(best)
+            document["best"] = None if best is None else trial_document(best).document()
             document["trials_per_hour"] = study.rate()
     jobs = jobs_of(folder)
     try:

@@ -44,11 +44,10 @@ def settings_of(folder: RunFolder) -> Settings:
 
 def is_done(folder: RunFolder) -> bool:
     """Whether a run has all its trials and its report."""
-    if not folder.summary.is_file():
+    summary = folder.read_summary()
+    if summary is None or summary.status != "complete":
         return False
-    summary = folder.read_json(folder.summary, ("status", "completed_trials", "pruned_trials"))
-    finished = int(summary["completed_trials"]) + int(summary["pruned_trials"])
-    return summary["status"] == "complete" and finished >= folder.settings().n_trials
+    return summary.finished_trials >= folder.settings().n_trials
 
 
 def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = None) -> None:

@@ -303,7 +303,7 @@ def _write_papers(
         folder / TRIAL_INFORMATION,
         {"schema_version": SCHEMA_VERSION}
         | trial_information(
-            trial_document(saved.trial),
+            trial_document(saved.trial).document(),
             base_model=base,
             format=kind,
             quantization=lm.quantization,

@@ -19,6 +19,7 @@ from iconoclast.documents import require_known_schema
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
+from iconoclast.runs.documents import Baseline, BatchSummary
 from iconoclast.runs.locks import PATIENCE, lock_file
 from iconoclast.runs.pinned import changed_settings
 
@@ -198,10 +199,20 @@ class RunFolder:
             raise RunFolderError(f"{file} is damaged: it must hold {wanted}. Delete it and start the run again.")
         return document
 
-    def read_baseline(self) -> dict[str, Any]:
+    def read_baseline(self) -> Baseline:
         """What is known of the base model.
 
         Raises:
             RunFolderError: it has not been measured yet, or the file is damaged.
         """
-        return self.read_json(self.baseline, ("layers", "response_prefix", "kl_noise_floor", "base_metrics"))
+        if not self.baseline.is_file():
+            raise RunFolderError(f"{self.path} has no {layout.BASELINE} yet. Let the run measure the base model first.")
+        return Baseline.read(self.baseline)
+
+    def read_summary(self) -> BatchSummary | None:
+        """What is known of the run so far; None before its first batch.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        return BatchSummary.read(self.summary) if self.summary.is_file() else None

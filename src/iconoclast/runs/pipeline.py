@@ -14,10 +14,10 @@ from iconoclast.errors import SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.files import write_json
-from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
+from iconoclast.runs.documents import Baseline, BatchSummary, Status
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
@@ -31,7 +31,6 @@ from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters
 from iconoclast.search.study import Outcome, Study
-from iconoclast.version import __version__
 
 
 @dataclass
@@ -135,29 +134,27 @@ class Run:
             self.measure_report(progress)
             self.write_summary("complete")
 
-    def write_summary(self, status: str) -> dict[str, Any]:
+    def write_summary(self, status: Status) -> BatchSummary:
         """Write batch_summary.json; `status` is running, complete or interrupted."""
         best = self.best()
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "iconoclast_version": __version__,
-            "status": status,
-            "model": self.settings.model,
-            "seed": self.settings.seed,
-            "study_checkpoint_dir": str(self.folder.path),
-            "completed_trials": len(self.trials()),
-            "pruned_trials": self.study.finished - len(self.trials()),
-            "prompts": self.prompts.document(),
-            "overlap": self.prompts.overlaps(),
-            "kl_divergence_target": self.settings.kl_divergence_target,
-            "kl_noise_floor": self.noise_floor,
-            "base_metrics": self.base.document(),
-            "best_trial": None if best is None else best.index,
-            "pareto_trials": [trial_document(trial) for trial in self.front()],
-            "report": self.report,
-        }
-        write_json(self.folder.summary, portable(document))
-        return document
+        summary = BatchSummary(
+            status=status,
+            model=self.settings.model,
+            seed=self.settings.seed,
+            study_checkpoint_dir=str(self.folder.path),
+            completed_trials=len(self.trials()),
+            pruned_trials=self.study.finished - len(self.trials()),
+            prompts=self.prompts.document(),
+            overlap=self.prompts.overlaps(),
+            kl_divergence_target=self.settings.kl_divergence_target,
+            kl_noise_floor=self.noise_floor,
+            base_metrics=self.base,
+            best_trial=None if best is None else best.index,
+            pareto_trials=[trial_document(trial) for trial in self.front()],
+            report=self.report,
+        )
+        write_json(self.folder.summary, portable(summary.document()))
+        return summary
 
 
 def run_folder(settings: Settings) -> RunFolder:
@@ -223,7 +220,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     if known is None:
         bench.find_response_prefix(progress)
     else:
-        bench.start_responses_with(known["response_prefix"])
+        bench.start_responses_with(known.response_prefix)
     begun = known is not None and folder.directions.is_file()
     bench.directions = load_directions(folder.directions) if begun else bench.estimate_directions(progress)
     if claim:
@@ -231,7 +228,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     if not begun:
         save_directions(bench.directions, folder.directions)
     evaluator = bench.evaluator("select")
-    noise = known["kl_noise_floor"] if known else evaluator.noise_floor()
+    noise = known.kl_noise_floor if known else evaluator.noise_floor()
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(
@@ -239,8 +236,8 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         )
     if known is None:
         known = _baseline(evaluator, noise, progress)
-        write_json(folder.baseline, known)
-    base = Scores.from_document(known["base_metrics"])
+        known.write(folder.baseline)
+    base = known.base_metrics
     study = _opened_study(bench, folder)
     _write_manifest(bench, folder)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
@@ -283,29 +280,28 @@ def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
     write_json(folder.manifest, {**document, "starts": [*document["starts"], this_start()]})
 
 
-def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> dict[str, Any]:
-    """What baseline.json says of the base model."""
+def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baseline:
+    """Measure the base model."""
     base = evaluator.measure([Edit.nothing()], progress)[0]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "dtype": evaluator.lm.dtype,
-        "layers": evaluator.lm.layers,
-        "response_prefix": evaluator.lm.response_prefix,
-        "kl_noise_floor": noise,
-        "base_metrics": base.document(),
-    }
+    return Baseline(
+        dtype=evaluator.lm.dtype,
+        layers=evaluator.lm.layers,
+        response_prefix=evaluator.lm.response_prefix,
+        kl_noise_floor=noise,
+        base_metrics=base,
+    )
 
 
 def _known_report(bench: Workbench, folder: RunFolder) -> dict[str, Any] | None:
     """What an earlier start measured on the same report prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
-    summary = folder.read_json(folder.summary, ("prompts", "report"))
-    known: dict[str, Any] | None = summary["report"]
+    summary = BatchSummary.read(folder.summary)
+    known = summary.report
     if known is None or known.get("measured_with") != measured_with(bench.settings):
         return None
     prompts = bench.prompts
-    return known | {"overlap": prompts.overlaps(with_report=True)} if summary["prompts"] == prompts.document() else None
+    return known | {"overlap": prompts.overlaps(with_report=True)} if summary.prompts == prompts.document() else None
 
 
 def _judge_failed(report: Mapping[str, Any]) -> bool:

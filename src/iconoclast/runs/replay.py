@@ -73,7 +73,7 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
         # One after the other: the run has measured the base model so, and thus it measures the same.
         edits = (Edit.nothing(), bench.edit(saved.trial.parameters))
         base, edited = (evaluator.measure([edit], progress)[0] for edit in edits)
-    noise = float(baseline["kl_noise_floor"])
+    noise = baseline.kl_noise_floor
     drifts = [
         drift("base model", saved.base, base, noise),
         drift(f"trial {saved.trial.index}", saved.trial.scores, edited, noise),

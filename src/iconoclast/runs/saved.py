@@ -61,21 +61,20 @@ class SavedRun:
         baseline = folder.read_baseline()
         if settings.study_storage is None and not folder.journal.is_file():
             raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
-        study = Study.read(folder.journal, search_space(settings, baseline["layers"]), settings.study_storage)
+        study = Study.read(folder.journal, search_space(settings, baseline.layers), settings.study_storage)
         trials = study.trials()
         trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
-        base = Scores.from_document(baseline["base_metrics"])
-        summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
+        summary = folder.read_summary()
         return cls(
             settings,
             load_directions(folder.directions),
             trial,
             trials,
-            base,
-            summary.get("report"),
-            baseline["response_prefix"],
-            summary.get("prompts", {}),
-            float(baseline["kl_noise_floor"]),
+            baseline.base_metrics,
+            None if summary is None else summary.report,
+            baseline.response_prefix,
+            {} if summary is None else summary.prompts,
+            baseline.kl_noise_floor,
         )
 
     @contextmanager

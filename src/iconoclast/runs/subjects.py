@@ -93,7 +93,7 @@ class RunSubject:
 
     def document(self) -> dict[str, Any]:
         """The trial and what the run measured of it, on the selection prompts."""
-        return {"tool": "iconoclast", "trial": trial_document(self.saved.trial)}
+        return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
 
 @dataclass(frozen=True)

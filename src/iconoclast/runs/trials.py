@@ -1,11 +1,12 @@
 """The trials of a run: what is sampled, which one is meant, what documents say of it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
+from iconoclast.runs.documents import ProfileDocument, TrialDocument
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import SearchSpace
 
@@ -35,23 +36,18 @@ def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: P
     return found
 
 
-def trial_document(trial: Trial) -> dict[str, Any]:
-    """A trial for JSON."""
+def trial_document(trial: Trial) -> TrialDocument:
+    """Write down a trial."""
     direction = trial.parameters.direction
-    return {
-        "index": trial.index,
-        **trial.scores.document(),
-        "direction_method": direction.method,
-        "direction_scope": direction.scope,
-        "direction_index": direction.index if direction.scope == "global" else None,
-        "direction_blend": direction.blend if direction.method == "hybrid" else None,
-        "parameters": {
-            component: {
-                "max_weight": profile.max_weight,
-                "max_weight_position": profile.max_weight_position,
-                "min_weight": profile.min_weight,
-                "min_weight_distance": profile.min_weight_distance,
-            }
-            for component, profile in trial.parameters.profiles.items()
+    scores = {field.name: getattr(trial.scores, field.name) for field in fields(trial.scores)}
+    return TrialDocument(
+        **scores,
+        index=trial.index,
+        direction_method=direction.method,
+        direction_scope=direction.scope,
+        direction_index=direction.index if direction.scope == "global" else None,
+        direction_blend=direction.blend if direction.method == "hybrid" else None,
+        parameters={
+            component: ProfileDocument(**asdict(profile)) for component, profile in trial.parameters.profiles.items()
         },
-    }
+    )

@@ -1,0 +1,89 @@
+"""What a run writes about itself: baseline.json and batch_summary.json. No torch."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from iconoclast.documents import Document, Part
+from iconoclast.scores import Scores
+from iconoclast.version import __version__
+from iconoclast.vocabulary import DirectionMethod, DirectionScope
+
+Status = Literal["running", "complete", "interrupted"]
+"""How far a run is: `interrupted` by its user; a killed one still says `running`."""
+
+
+class ProfileDocument(Part):
+    """The strength profile of a component; see `edits.profile.Profile`."""
+
+    max_weight: float
+    max_weight_position: float
+    min_weight: float
+    min_weight_distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialDocument(Scores):
+    """A trial and its scores on the selection prompts.
+
+    Attributes:
+        index: its number in the study.
+        direction_method: estimator of its directions.
+        direction_scope: one direction for all layers, or each layer's own.
+        direction_index: for the global scope, the layer that the direction is taken at.
+        direction_blend: for hybrid, the share of the variance-scaled direction.
+        parameters: component → strength profile.
+    """
+
+    index: int
+    direction_method: DirectionMethod
+    direction_scope: DirectionScope
+    direction_index: float | None
+    direction_blend: float | None
+    parameters: Mapping[str, ProfileDocument]
+
+
+class Baseline(Document):
+    """baseline.json: the base model's scores, and what was found out about the model."""
+
+    what: ClassVar[str] = "baseline"
+
+    dtype: str = ""
+    layers: int
+    response_prefix: str
+    kl_noise_floor: float
+    base_metrics: Scores
+
+
+class BatchSummary(Document):
+    """batch_summary.json: how far a run is, its Pareto front, its report."""
+
+    what: ClassVar[str] = "batch summary"
+
+    iconoclast_version: str = __version__
+    status: Status
+    model: str | None = None
+    seed: int | None = None
+    study_checkpoint_dir: str = ""
+    completed_trials: int
+    pruned_trials: int = 0
+    prompts: Mapping[str, Mapping[str, Any]] = Field(default={})
+    overlap: Mapping[str, int] = Field(default={})
+    kl_divergence_target: float | None = None
+    kl_noise_floor: float = 0.0
+    base_metrics: Scores
+    best_trial: int | None
+    pareto_trials: list[TrialDocument]
+    report: dict[str, Any] | None = None
+
+    @property
+    def finished_trials(self) -> int:
+        """Trials that were measured to their end or pruned."""
+        return self.completed_trials + self.pruned_trials
+
+    @property
+    def best(self) -> TrialDocument | None:
+        """The best trial so far."""
+        return next((trial for trial in self.pareto_trials if trial.index == self.best_trial), None)
