@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from iconoclast.errors import ModelError
+from iconoclast.vocabulary import Dtype
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -52,7 +53,7 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
         raise ModelError(f"{converter} cannot convert the model. It says: {said[:300]}")
 
 
-def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
     from transformers import GgufConfig
 
@@ -65,5 +66,5 @@ def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     return model, tokenizer
 
 
-def torch_dtype(dtype: str) -> Any:
+def torch_dtype(dtype: Dtype | str) -> Any:
     return "auto" if dtype == "auto" else getattr(torch, dtype)
