@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from iconoclast.errors import ModelError
+from iconoclast.models.transformers_internals import set_name
 from iconoclast.vocabulary import Dtype
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -62,7 +63,7 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
     model = AutoModelForCausalLM.from_pretrained(
         **location, dtype=torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
     )
-    model.config._name_or_path = file.stem
+    set_name(model, file.stem)
     return model, tokenizer
 
 

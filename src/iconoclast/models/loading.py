@@ -29,6 +29,7 @@ from iconoclast.models.demo import ensure_demo
 from iconoclast.models.gguf import load_gguf, torch_dtype
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import resolve
+from iconoclast.models.transformers_internals import forget_conversions
 from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import DEMO, DTYPES, QUANTIZATIONS, Dtype, Quantization
@@ -147,8 +148,7 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     model = auto_class(config).from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     if getattr(options.get("quantization_config"), "dequantize", False):
-        # Or it would be quantised again when it is saved, and its weights lost (transformers 5.23).
-        model._weight_conversions = None
+        forget_conversions(model)
     return model, tokenizer
 
 
