@@ -22,7 +22,7 @@ from iconoclast.prompts import PromptSet
 from iconoclast.runs.export import Exported, export_run
 from iconoclast.runs.pipeline import started_run
 from iconoclast.search.pareto import Trial
-from iconoclast.vocabulary import ExportFormat
+from iconoclast.vocabulary import ExportFormat, RowNormalization
 
 
 def residuals(lm: LanguageModel, prompts: PromptSet) -> Tensor:
@@ -45,7 +45,7 @@ def make_edit(
     directions: Directions,
     profiles: Mapping[str, Profile],
     direction: DirectionSpec | None = None,
-    row_normalization: str = "pre",
+    row_normalization: RowNormalization = "pre",
 ) -> Edit:
     """The edit of `lm` along one of its directions.
 

@@ -1,13 +1,32 @@
 """Registries: what can be chosen by name, extended by a decorator here or by an entry point of another package."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from iconoclast.errors import UserError
 
 T = TypeVar("T")
+
+
+def require_known(name: object, known: Iterable[str], kind: str, error: type[UserError] = UserError) -> None:
+    """Refuse a name that is not one of the known ones, so that a slip is not taken for something else.
+
+    Args:
+        name: what was asked for.
+        known: what there is.
+        kind: what the things are called in the message, as in "direction scope".
+        error: the class to raise.
+
+    Raises:
+        UserError: the name is not known. The message names it, the nearest one and all that there are.
+    """
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise error(f'There is no {kind} "{name}".{meant} Use one of {", ".join(names) or "none: none is installed"}.')
 
 
 class Registry(Generic[T]):
@@ -44,18 +63,15 @@ class Registry(Generic[T]):
         return keep
 
     def get(self, name: str) -> T:
-        """The thing of that name.
+        """Give the thing of that name.
 
         Raises:
             UserError: nothing is registered under it; the nearest names are given.
         """
-        if name in self._things:
-            return self._things[name]
-        for point in entry_points(group=self._group, name=name):
-            self._things[name] = point.load()
-            return self._things[name]
-        near = difflib.get_close_matches(name, list(self), 3) or list(self)
-        raise UserError(f'There is no {self._kind} "{name}". Use {", ".join(near) or "nothing: none is installed"}.')
+        if name not in self._things:
+            require_known(name, self, self._kind)
+            self._things[name] = next(iter(entry_points(group=self._group, name=name))).load()
+        return self._things[name]
 
     def __iter__(self) -> Iterator[str]:
         """All names: those registered here, then those of entry points."""

@@ -1,7 +1,9 @@
-"""The words of the field that have a fixed set of values, and `Site`. Imports nothing else of this package."""
+"""The words of the field that have a fixed set of values, and `Site`."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from iconoclast.registry import require_known
 
 Component = Literal["attn.o_proj", "mlp.down_proj"]
 """A kind of residual writer: attention output or MLP output."""
@@ -14,12 +16,20 @@ DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hyb
 DirectionScope = Literal["global", "per_layer"]
 """One direction for all layers, or each layer's own."""
 
+SCOPES: tuple[DirectionScope, ...] = get_args(DirectionScope)
+
 RowNormalization = Literal["none", "pre", "full"]
 """How the rows of a weight are treated while it is edited; see `edits.edit.Edit`."""
 
+NORMALIZATIONS: tuple[RowNormalization, ...] = get_args(RowNormalization)
+
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
 
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 Role = Literal["target", "benign"]
 """Target prompts show the behaviour; benign prompts must not change."""
@@ -60,3 +70,6 @@ class Site:
     layer: int
     component: Component
     module: str
+
+    def __post_init__(self) -> None:
+        require_known(self.component, COMPONENTS, "component")

@@ -330,3 +330,16 @@ def test_prompts_that_are_all_alike_are_at_fault_and_no_layer() -> None:
     same = torch.ones(5, 3, 16)
     with pytest.raises(DirectionError, match="same mean residual at layer 0"):
         estimate_directions(same, same)
+
+
+def test_a_misspelt_scope_is_refused_and_not_taken_for_the_other_one() -> None:
+    with pytest.raises(DirectionError, match=r'"per-layer". Did you mean per_layer\? Use one of global, per_layer\.'):
+        DirectionSpec(scope="per-layer")  # type: ignore[arg-type]
+
+
+def test_a_method_that_nobody_knows_is_refused() -> None:
+    known = ", ".join(METHODS)
+    with pytest.raises(DirectionError, match=f'no direction method "medium". Did you mean median.*{known}'):
+        DirectionSpec("medium")
+    with pytest.raises(DirectionError, match=f'no direction method "average".*{known}'):
+        estimate_directions(torch.randn(4, 2, 8), torch.randn(4, 2, 8), methods=["average"])

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iconoclast.edits.edit import NEGLIGIBLE, NORMALIZATIONS, Edit, edited_weight, low_rank_factors, output_transform
+from iconoclast.edits.edit import NEGLIGIBLE, Edit, edited_weight, low_rank_factors, output_transform
 from iconoclast.edits.profile import Profile
-from iconoclast.vocabulary import Site
+from iconoclast.errors import UserError
+from iconoclast.vocabulary import NORMALIZATIONS, Site
 
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 strengths = st.floats(-1.0, 2.0)
@@ -309,3 +310,10 @@ def test_a_site_with_half_its_data_is_refused(directions: dict[Site, Tensor], st
 def test_an_edit_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Edit.nothing().row_normalization = "full"  # type: ignore[misc]
+
+
+def test_a_component_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UserError, match=r'"mlp\.down".*Did you mean mlp\.down_proj'):
+        site(0, "mlp.down")
+    with pytest.raises(UserError, match=r'"attn".*attn\.o_proj, mlp\.down_proj'):
+        Edit.build({site(0): torch.tensor([1.0, 0.0])}, {"attn": Profile.constant(1.0)})

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from iconoclast.edits.edit import NORMALIZATIONS, Edit
+from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import merged_weight, save_merged
@@ -31,7 +31,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.vocabulary import COMPONENTS, Site
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, Site
 
 Writers = dict[Site, Writer]
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)

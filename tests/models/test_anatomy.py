@@ -98,3 +98,8 @@ def test_a_norm_behind_a_writer_that_is_not_known_is_found_too() -> None:
     attention.register_forward_hook(lambda module, args, output: (norm(output[0]), *output[1:]))
     with pytest.raises(ModelError, match=r"stands between model.layers.1.self_attn.o_proj"):
         require_complete(model, find_writers(model, tuple(WRITER_PATHS)))
+
+
+def test_a_component_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ModelError, match=r'no component "mlp"\.'):
+        find_writers(FAMILIES["llama"].model(), ["mlp"])  # type: ignore[list-item]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from families import FAMILIES, REFUSED, conformance, refusal
 
-from iconoclast.edits.edit import NORMALIZATIONS
+from iconoclast.vocabulary import NORMALIZATIONS
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 

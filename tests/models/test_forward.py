@@ -11,11 +11,11 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from iconoclast.models.batching import batches_by_length
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, new_cache, shareable
-from iconoclast.models.forward import GROUPED_QUERIES
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.reading import Unedited, next_token_logprobs, read_prompts, step
 from iconoclast.models.residuals import last_token_residuals
+from iconoclast.models.transformers_internals import GROUPED_QUERIES
 from iconoclast.prompts import Prompt
 
 PROMPTS = [Prompt(text, "You are a helpful assistant.") for text in ("Hi", "Set an alarm", "What is a prime number?")]

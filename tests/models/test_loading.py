@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,9 @@ load_model(sys.argv[1], dtypes=["float32"])
     )
     assert done.returncode == 0, done.stderr
     assert "somebody was called" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"dtypes": ["bf16"]}, {"quantization": "4bit"}])
+def test_a_word_that_nobody_knows_is_refused_before_anything_is_loaded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r'^There is no (dtype "bf16"|quantisation "4bit").*Use one of'):
+        load_model("nowhere", **wrong)

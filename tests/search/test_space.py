@@ -1,5 +1,7 @@
 """The search space: the ranges of the methods, and the edit that a sample stands for."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,12 +10,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from iconoclast.directions.estimators import METHODS, estimate_directions
 from iconoclast.edits.profile import Profile
+from iconoclast.errors import UserError
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.search.space import SearchSpace
-from iconoclast.vocabulary import COMPONENTS
-
-SCOPES = ("global", "per_layer")
+from iconoclast.vocabulary import COMPONENTS, SCOPES
 
 
 def space(layers: int = 32) -> SearchSpace:
@@ -120,3 +121,17 @@ def test_parameters_become_the_edit_of_a_model(tiny_lm: LanguageModel) -> None:
             torch.testing.assert_close(edit.directions[site], expected[site])
             assert edit.directions[site].shape == (writer.weight().shape[0],)
     assert edit.sites
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"components": ["mlp"]}, 'There is no component "mlp".'),
+        ({"methods": ["average"]}, 'There is no direction method "average".'),
+        ({"scopes": ["per-layer"]}, 'no direction scope "per-layer". Did you mean per_layer?'),
+    ],
+)
+def test_a_space_of_unknown_words_is_refused(changes: dict[str, list[str]], message: str) -> None:
+    words = {"components": COMPONENTS, "methods": METHODS, "scopes": SCOPES} | changes
+    with pytest.raises(UserError, match=re.escape(message)):
+        SearchSpace(8, **words)  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from torch.nn.functional import normalize
 
 from iconoclast.directions.subspace import benign_basis, project_out
 from iconoclast.errors import DirectionError
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import SCOPES, DirectionMethod, DirectionScope
 
 SMALLEST_REMAINDER = 1e-4
 """A direction of which less than this share is left after the filters points nowhere."""
@@ -74,10 +76,14 @@ class DirectionSpec:
         index: for the global scope, the layer it is taken at; between two layers it is interpolated.
     """
 
-    method: str = "mean"
+    method: DirectionMethod | str = "mean"
     blend: float = 0.5
-    scope: str = "per_layer"
+    scope: DirectionScope = "per_layer"
     index: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_known(self.method, METHODS, "direction method", DirectionError)
+        require_known(self.scope, SCOPES, "direction scope", DirectionError)
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ def estimate_directions(
     benign: Tensor,
     target: Tensor,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[DirectionMethod | str] = METHODS,
     subspace_rank: int = 0,
     orthogonalize: bool = True,
     variance_floor: float = 1e-6,
@@ -177,8 +183,10 @@ def estimate_directions(
         variance_floor: see `variance_difference`.
 
     Raises:
-        DirectionError: fewer than two prompts on a side, or the rank is larger than the data allows.
+        DirectionError: a method is not known, fewer than two prompts on a side, or the rank is larger than the data allows.
     """
+    for method in methods:
+        require_known(method, METHODS, "direction method", DirectionError)
     if min(len(benign), len(target)) < 2:
         raise DirectionError(
             f"Directions need at least two prompts on each side; there are {len(benign)} benign and {len(target)} target ones."

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from iconoclast.edits.profile import Profile
-from iconoclast.vocabulary import Site
+from iconoclast.errors import UserError
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 
-NORMALIZATIONS = ("none", "pre", "full")
+
+class EditError(UserError, ValueError):
+    """An edit that was not described as it must be."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,12 @@ class Edit:
 
     directions: Mapping[Site, Tensor]
     strengths: Mapping[Site, float]
-    row_normalization: str = "pre"
+    row_normalization: RowNormalization = "pre"
 
     def __post_init__(self) -> None:
-        if self.row_normalization not in NORMALIZATIONS:
-            raise ValueError(f"row_normalization {self.row_normalization} is none of {', '.join(NORMALIZATIONS)}")
+        require_known(self.row_normalization, NORMALIZATIONS, "row normalisation", EditError)
         if self.directions.keys() != self.strengths.keys():
-            raise ValueError("every edited site needs one direction and one strength")
+            raise EditError("every edited site needs one direction and one strength")
 
     def __repr__(self) -> str:
         return f"Edit({len(self.strengths)} sites, row normalisation {self.row_normalization})"
@@ -53,7 +56,7 @@ class Edit:
         cls,
         directions: Mapping[Site, Tensor],
         profiles: Mapping[str, Profile],
-        row_normalization: str = "pre",
+        row_normalization: RowNormalization = "pre",
     ) -> "Edit":
         """The edit of all sites whose component has a profile that is not zero at their layer.
 
@@ -61,7 +64,12 @@ class Edit:
             directions: unit direction of each site (`anatomy.site_directions` makes them for a model).
             profiles: component → strength profile.
             row_normalization: none, pre or full.
+
+        Raises:
+            UserError: a profile is of no known component, or the row normalisation is not known.
         """
+        for component in profiles:
+            require_known(component, COMPONENTS, "component", EditError)
         strengths = {
             site: profiles[site.component].strength(site.layer) for site in directions if site.component in profiles
         }
@@ -99,7 +107,7 @@ class OutputTransform:
 def output_transform(
     direction: Tensor,
     strength: float,
-    row_normalization: str,
+    row_normalization: RowNormalization,
     row_norms: Tensor,
     weight: Tensor | None = None,
 ) -> OutputTransform:
@@ -126,7 +134,7 @@ def output_transform(
     return OutputTransform(inward, outward, squared_norms.clamp(min=1e-12).rsqrt())
 
 
-def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normalization: str) -> Tensor:
+def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization) -> Tensor:
     """W', straight from the definition: [d, k] or [experts, d, k], as `weight` is."""
     if row_normalization == "none":
         return weight - strength * _outer(direction, direction @ weight)
@@ -161,7 +169,7 @@ NEGLIGIBLE = 0.01
 
 
 def low_rank_factors(
-    weight: Tensor, direction: Tensor, strength: float, row_normalization: str, rank: int | None
+    weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization, rank: int | None
 ) -> LowRank:
     """The edit of a site by LoRA factors.
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from iconoclast.edits.edit import NORMALIZATIONS, Edit
-from iconoclast.errors import RunFolderError
-from iconoclast.vocabulary import Site
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import RunFolderError, UserError
+from iconoclast.vocabulary import RowNormalization, Site
 
 
 def save_edit(edit: Edit, file: Path) -> None:
@@ -33,8 +34,7 @@ def load_edit(file: Path) -> Edit:
             listed = json.loads(metadata["sites"])
             sites = {Site(int(s["layer"]), s["component"], str(s["module"])): float(s["strength"]) for s in listed}
             directions = {site: opened.get_tensor(site.module) for site in sites}
-        if metadata["row_normalization"] not in NORMALIZATIONS:
-            raise ValueError(f"row normalisation {metadata['row_normalization']}")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        normalization = cast(RowNormalization, metadata["row_normalization"])
+        return Edit(directions, sites, normalization)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise RunFolderError(f"{file} is missing or holds no edit ({error}).") from None
-    return Edit(directions, sites, metadata["row_normalization"])

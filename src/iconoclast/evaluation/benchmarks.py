@@ -2,11 +2,10 @@
 
 import difflib
 import importlib.util
-import io
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from numbers import Real
@@ -16,12 +15,12 @@ from typing import Any
 
 from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
-from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import set_seed
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, UserError
+from iconoclast.evaluation.tqdm_internals import heard_bars
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
@@ -147,7 +146,7 @@ def benchmark(
     require_lm_eval()
     progress = progress or Silent()
     progress.start("Setting up the tasks", 0)
-    with _heard(progress, "Tasks"):
+    with heard_bars(progress, "Tasks"):
         tasks = load_tasks(options)
     of_base = None if base is None else _evaluated("Base model", base, tasks, options, progress)
     of_edited = _evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
@@ -283,7 +282,7 @@ def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pr
     from lm_eval.models.huggingface import HFLM
 
     progress.start(f"{label}: loading", 0)
-    with side as lm, _heard(progress, label):
+    with side as lm, heard_bars(progress, label):
         _start_like_lm_eval(tasks["tasks"], options.num_fewshot)
         try:
             results: Results = lm_eval.evaluate(
@@ -341,31 +340,3 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if any(c.islower() for c in line)]  # not "#### WARNING"
     return (lines[0] if lines else type(error).__name__).rstrip(".").replace(str(Path.home()), "~")
-
-
-@contextmanager
-def _heard(progress: Progress, label: str) -> Iterator[None]:
-    """While this lasts, lm-eval's progress bars are steps of `progress`, and what it prints is not seen."""
-    # lm-eval leaves no choice: it makes its bars with disable=False, and some in the middle of other functions.
-    make, step = tqdm.__init__, tqdm.update
-    shown = ""
-
-    def start(bar: Any, *arguments: Any, **options: Any) -> None:
-        nonlocal shown
-        make(bar, *arguments, **{**options, "file": io.StringIO()})
-        task = "" if bar.disable else bar.desc
-        if task and task != shown:  # a rolling likelihood makes a bar for every batch
-            shown = task
-            progress.start(f"{label}: {task[0].lower()}{task[1:]}", bar.total or 0)
-
-    def update(bar: Any, steps: int = 1) -> Any:
-        if not bar.disable:
-            progress.advance(steps)
-        return step(bar, steps)
-
-    tqdm.__init__, tqdm.update = start, update
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tqdm.__init__, tqdm.update = make, step

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
-from iconoclast.vocabulary import Component, Site
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import COMPONENTS, Component, Site
 
 # Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
 # place of attention in hybrid models (linear attention, short convolutions, state-space mixers) writes in its stead.
@@ -181,8 +182,11 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     """Every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a layer has no writer of a component. The message names the layer and shows its modules.
+        ModelError: a component is not known, or a layer has no writer of it. The message names the layer and shows its
+            modules.
     """
+    for component in components:
+        require_known(component, COMPONENTS, "component", ModelError)
     names = {module: name for name, module in model.named_modules()}
     hidden_size = model.config.get_text_config().hidden_size
     writers: dict[Site, Writer] = {}
@@ -210,7 +214,7 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     return writers
 
 
-def _writes(path: str, module: nn.Module, component: str, hidden_size: int) -> bool:
+def _writes(path: str, module: nn.Module, component: Component, hidden_size: int) -> bool:
     """Whether the module at `path` in a layer is a writer of the component."""
     if fused(module):
         return component == "mlp.down_proj" and FUSED_PATH.fullmatch(path) is not None
@@ -231,7 +235,7 @@ def _unknown_type(module: nn.Module) -> str | None:
     return None if known or type(module).__name__ in ("Linear4bit", "Linear8bitLt") else str(weight.dtype)
 
 
-def _post_norm(layer: nn.Module, component: str) -> nn.Module | None:
+def _post_norm(layer: nn.Module, component: Component) -> nn.Module | None:
     for mark, norms in POST_NORMS.items():
         if hasattr(layer, mark) and isinstance(norm := getattr(layer, norms[component], None), nn.Module):
             return norm

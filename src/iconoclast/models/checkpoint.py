@@ -13,12 +13,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
+from iconoclast.models.transformers_internals import as_stored
 from iconoclast.vocabulary import Site
 
 PAPERS = (
@@ -117,7 +117,7 @@ class Checkpoint:
         Experts that the library has fused are many tensors here. None if they are not all here, or not as they would be
         expected, or quantised.
         """
-        names = revert_weight_conversion(model, {parameter: torch.empty(*shape, device="meta")})
+        names = as_stored(model, parameter, torch.empty(*shape, device="meta"))
         for name, tensor in names.items():
             place = self.places.get(name)
             if place is None or place.dtype not in DTYPES or place.shape != tuple(tensor.shape):
@@ -228,7 +228,7 @@ def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) ->
     # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.
     *_, rows, columns = shape
     marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
-    stored = revert_weight_conversion(model, {parameter: marker if len(shape) == 2 else marker[None]})
+    stored = as_stored(model, parameter, marker if len(shape) == 2 else marker[None])
     first = next(iter(stored.values()))
     return rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iconoclast.errors import ModelError
+from iconoclast.models.transformers_internals import experts_function
 
 DOWN = "down_proj"
 """Name of the fused tensor of the matrices that write to the residual stream."""
@@ -46,9 +47,6 @@ def expert_outputs(module: Any, change: Change) -> Iterator[None]:
     Raises:
         ModelError: a forward pass went by without the outputs being seen.
     """
-    config: Any = module.config
-    before = config._experts_implementation
-    implementation = before if before in (SORTED, IN_ORDER) else SORTED
     chosen: list[Tensor] = []  # experts of every token, while a forward pass lasts
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -67,8 +65,7 @@ def expert_outputs(module: Any, change: Change) -> Iterator[None]:
             raise ModelError(f"{type(module).__name__} does not show what its experts write. Update transformers.")
 
     with ExitStack() as stack:
-        stack.callback(setattr, config, "_experts_implementation_internal", before)
-        config._experts_implementation_internal = implementation
+        implementation = stack.enter_context(experts_function(module.config, (SORTED, IN_ORDER)))
         stack.callback(setattr, module, "has_post_expert_norm", False)
         module.has_post_expert_norm = True
         stack.callback(delattr, module, "post_expert_norm")

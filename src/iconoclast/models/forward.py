@@ -2,9 +2,8 @@
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +11,7 @@ from transformers import DynamicCache
 
 from iconoclast.models.cache import new_cache
 from iconoclast.models.language_model import LanguageModel
-
-GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
-"""The library's switch for attention in which several query heads share keys and values."""
+from iconoclast.models.transformers_internals import shared_keys
 
 
 @contextmanager
@@ -32,21 +29,9 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def grouped_queries(lm: LanguageModel) -> Iterator[None]:
-    """While this lasts, attention on the CPU reads keys and values once for all query heads that share them.
-
-    Where there is a mask, the library copies them for every query head, as CUDA's kernels want it.
-    """
-    known = os.environ.get(GROUPED_QUERIES)
-    if lm.device.type != "cpu" or known is not None:
-        yield
-        return
-    os.environ[GROUPED_QUERIES] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(GROUPED_QUERIES, None)
+def grouped_queries(lm: LanguageModel) -> AbstractContextManager[None]:
+    """Let attention on the CPU read keys and values once for all query heads that share them, while this lasts."""
+    return shared_keys() if lm.device.type == "cpu" else nullcontext()
 
 
 def forward_pass(

@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from iconoclast.errors import ModelError
+from iconoclast.models.transformers_internals import set_name
+from iconoclast.vocabulary import Dtype
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -52,7 +54,7 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
         raise ModelError(f"{converter} cannot convert the model. It says: {said[:300]}")
 
 
-def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
     from transformers import GgufConfig
 
@@ -61,9 +63,9 @@ def load_gguf(file: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     model = AutoModelForCausalLM.from_pretrained(
         **location, dtype=torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
     )
-    model.config._name_or_path = file.stem
+    set_name(model, file.stem)
     return model, tokenizer
 
 
-def torch_dtype(dtype: str) -> Any:
+def torch_dtype(dtype: Dtype | str) -> Any:
     return "auto" if dtype == "auto" else getattr(torch, dtype)

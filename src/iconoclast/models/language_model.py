@@ -14,7 +14,8 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, find_writers
 from iconoclast.models.probe import require_complete
 from iconoclast.prompts import Prompt
-from iconoclast.vocabulary import COMPONENTS, Component, Site
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import COMPONENTS, QUANTIZATIONS, Component, Quantization, Site
 
 
 @dataclass
@@ -36,9 +37,12 @@ class LanguageModel:
     name: str
     path: str
     dtype: str
-    quantization: str = "none"
+    quantization: Quantization = "none"
     response_prefix: str = ""
     _writers: dict[tuple[Component, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        require_known(self.quantization, QUANTIZATIONS, "quantisation", ModelError)
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -29,15 +29,17 @@ from iconoclast.models.demo import ensure_demo
 from iconoclast.models.gguf import load_gguf, torch_dtype
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import resolve
+from iconoclast.models.transformers_internals import forget_conversions
 from iconoclast.prompts import Prompt
-from iconoclast.vocabulary import DEMO
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import DEMO, DTYPES, QUANTIZATIONS, Dtype, Quantization
 
 
 def load_model(
     name: str,
     *,
-    dtypes: Sequence[str] = ("auto", "bfloat16", "float16", "float32"),
-    quantization: str = "none",
+    dtypes: Sequence[Dtype | str] = DTYPES,
+    quantization: Quantization | str = "none",
     device_map: str = "auto",
     max_memory: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
@@ -60,8 +62,13 @@ def load_model(
         note: told in one line why a dtype was passed over.
 
     Raises:
-        ModelError: nothing there, not a causal language model, no chat template, or no dtype works.
+        ModelError: nothing there, not a causal language model, no chat template, no dtype works, or a
+            dtype or quantisation is not known.
     """
+    for dtype in dtypes:
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
+            require_known(dtype, DTYPES, "dtype", ModelError)
+    require_known(quantization, QUANTIZATIONS, "quantisation", ModelError)
     path = str(ensure_demo()) if name == DEMO else resolve(name)
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
         raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
@@ -93,7 +100,7 @@ def load_model(
             name,
             path,
             str(model.dtype).removeprefix("torch."),
-            quantization,
+            cast(Quantization, quantization),
             response_prefix,
         )
         if problem := _forward_problem(loaded):
@@ -107,8 +114,8 @@ def load_model(
 
 def _load(
     path: str,
-    dtype: str,
-    quantization: str,
+    dtype: Dtype | str,
+    quantization: Quantization | str,
     device_map: str,
     max_memory: Mapping[str, str] | None,
     trust_remote_code: bool,
@@ -141,8 +148,7 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     model = auto_class(config).from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     if getattr(options.get("quantization_config"), "dequantize", False):
-        # Or it would be quantised again when it is saved, and its weights lost (transformers 5.23).
-        model._weight_conversions = None
+        forget_conversions(model)
     return model, tokenizer
 
 

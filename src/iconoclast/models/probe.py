@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers
 from iconoclast.models.hooks import hooks_act
-from iconoclast.vocabulary import Site
+from iconoclast.vocabulary import Component, Site
 
 TOLERANCE = 1e-2
 """Largest change of a layer's states that counts as none, relative to the states; a writer that was missed changes them more."""
@@ -44,7 +44,7 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
     noise = torch.randn(width, generator=torch.Generator().manual_seed(0))
     for component in {site.component for site in writers}:
 
-        def output(writer: Writer, component: str = component) -> Tensor | None:
+        def output(writer: Writer, component: Component = component) -> Tensor | None:
             return noise if writer.site.component == component else None
 
         for index, (_, after) in enumerate(_states(model, layers, writers, output, keep=False)):

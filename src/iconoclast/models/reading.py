@@ -13,6 +13,7 @@ from iconoclast.models.batching import batches_by_length, left_padded, token_pos
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, shareable
 from iconoclast.models.forward import accepted_options, contiguous_head, forward_pass, grouped_queries
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.transformers_internals import uses_sdpa
 
 PART_TOKENS = 2048
 """Tokens that are read at once: enough for matrix products at full speed, few enough to hold sequences of like length."""
@@ -269,7 +270,7 @@ def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
     state.positions = state.positions + 1
     mask = state.mask
     full = all(isinstance(layer, PreallocatedLayer) for layer in state.cache.layers)
-    if full and lm.model.config._attn_implementation == "sdpa":
+    if full and uses_sdpa(lm.model):
         # As the attention takes it: making it from [rows, tokens], the library looks at its values and waits for a GPU.
         mask = mask[:, None, None].bool()
     return forward_pass(lm, tokens, mask, state.positions, 0, state.cache)[0]

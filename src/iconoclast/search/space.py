@@ -6,11 +6,13 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from iconoclast.directions.estimators import Directions, DirectionSpec
+from iconoclast.directions.estimators import METHODS, Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
+from iconoclast.errors import DirectionError
 from iconoclast.models.anatomy import Writer, site_directions
-from iconoclast.vocabulary import Component, Site
+from iconoclast.registry import require_known
+from iconoclast.vocabulary import COMPONENTS, SCOPES, Component, DirectionMethod, DirectionScope, RowNormalization, Site
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class EditParameters:
     direction: DirectionSpec
     profiles: Mapping[str, Profile]
 
-    def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: str) -> Edit:
+    def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
         """The edit of the model with these writers."""
         resolved = directions.resolve(self.direction)
         return Edit.build(site_directions(writers, resolved), self.profiles, row_normalization)
@@ -39,8 +41,16 @@ class SearchSpace:
 
     layers: int
     components: Sequence[Component]
-    methods: Sequence[str]
-    scopes: Sequence[str]
+    methods: Sequence[DirectionMethod | str]
+    scopes: Sequence[DirectionScope]
+
+    def __post_init__(self) -> None:
+        for component in self.components:
+            require_known(component, COMPONENTS, "component")
+        for method in self.methods:
+            require_known(method, METHODS, "direction method", DirectionError)
+        for scope in self.scopes:
+            require_known(scope, SCOPES, "direction scope", DirectionError)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Name → range, as Optuna takes it."""
@@ -72,7 +82,7 @@ class SearchSpace:
             {component: self._profile(component, sample) for component in self.components},
         )
 
-    def _profile(self, component: str, sample: Mapping[str, Any]) -> Profile:
+    def _profile(self, component: Component, sample: Mapping[str, Any]) -> Profile:
         peak = sample[f"{component}.max_weight"]
         return Profile(
             peak,

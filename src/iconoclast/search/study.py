@@ -13,11 +13,21 @@ from typing import Any, Protocol
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from iconoclast.errors import RunFolderError
 from iconoclast.scores import Bounds, Scores
 from iconoclast.search.objective import Objective
+from iconoclast.search.optuna_internals import (
+    id_of,
+    new_trial,
+    number_of,
+    read_again,
+    set_attribute,
+    set_state,
+    suggest,
+    waiting_trial,
+)
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import answering, open_storage
@@ -257,8 +267,8 @@ class Study:
         pending = left[: max(0, n_trials - self.finished)]
         for trial in pending:
             if trial.state == TrialState.WAITING:
-                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        batch = [self._ask(trial.number, trial._trial_id) for trial in pending]
+                set_state(self.study, id_of(trial), TrialState.RUNNING)
+        batch = [self._ask(trial.number, id_of(trial)) for trial in pending]
         number = len(trials)
         end = min(_limit(n_trials, trials), self._batch_end(min((trial.number for trial in pending), default=number)))
         batch += [self._ask(new) for new in range(number, end)]
@@ -272,9 +282,9 @@ class Study:
         lost = crew.lost({_owner(trial) for trial in running} - {""})
         for trial in running:
             if _is_left(trial, lost, crew.dead_after):
-                known = self.study._storage.get_trial(trial._trial_id)  # another process may have been faster
+                known = read_again(self.study, trial)  # another process may have been faster
                 if (known.state, _owner(known)) == (trial.state, _owner(trial)):
-                    self._hand_back(trial._trial_id)
+                    self._hand_back(id_of(trial))
         waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         open_trials = waiting + max(0, _limit(n_trials, trials) - len(trials))
         # At the beginning and at the end there are not enough trials for a whole batch each.
@@ -284,7 +294,7 @@ class Study:
         for _ in range(share):
             claimed = self._claimed(crew)
             with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
-                number = self.study._storage.get_trial_number_from_id(claimed)
+                number = number_of(self.study, claimed)
                 if number >= _limit(n_trials, self.study.get_trials(deepcopy=False)[:number]):
                     # Others have asked for the last ones meanwhile.
                     self.study.tell(number, state=TrialState.FAIL)
@@ -294,17 +304,16 @@ class Study:
 
     def _claimed(self, crew: Crew) -> int:
         """A trial that was handed back, or a new one, with our name on it: its id."""
-        trial_id = self.study._pop_waiting_trial_id()
+        trial_id = waiting_trial(self.study)
         if trial_id is not None:
             with suppress(UpdateFinishedTrialError):
-                self.study._storage.set_trial_user_attr(trial_id, OWNER, crew.name)
+                set_attribute(self.study, trial_id, OWNER, crew.name)
             return trial_id
-        ours = create_trial(state=TrialState.RUNNING, user_attrs={OWNER: crew.name})
-        return self.study._storage.create_new_trial(self.study._study_id, template_trial=ours)
+        return new_trial(self.study, {OWNER: crew.name})
 
     def _is_ours(self, trial: optuna.Trial, crew: Crew) -> bool:
         """Whether a trial is still to be measured, and by us."""
-        known = self.study._storage.get_trial(trial._trial_id)
+        known = read_again(self.study, trial)
         return known.state == TrialState.RUNNING and _owner(known) == crew.name
 
     def _hand_all_back(self, crew: Crew) -> None:
@@ -312,13 +321,13 @@ class Study:
         outcomes = self._outcomes()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _owner(trial) == crew.name and trial.number not in outcomes:
-                self._hand_back(trial._trial_id)
+                self._hand_back(id_of(trial))
 
     def _hand_back(self, trial_id: int) -> None:
         """Let the next process that asks have a trial."""
         with suppress(UpdateFinishedTrialError):
-            self.study._storage.set_trial_user_attr(trial_id, OWNER, "")
-            self.study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            set_attribute(self.study, trial_id, OWNER, "")
+            set_state(self.study, trial_id, TrialState.WAITING)
 
     def _batch_end(self, number: int) -> int:
         """Where the batch of a trial ends.
@@ -339,7 +348,7 @@ class Study:
         _ = trial.relative_params  # what the sampler has learnt, drawn here and now
         for name, distribution in self.space.distributions().items():
             self.study.sampler = self._sampler(f"{number}/{name}")  # so that what is there already changes nothing
-            trial._suggest(name, distribution)
+            suggest(trial, name, distribution)
         return trial
 
     def _sampler(self, what: str) -> TPESampler:

@@ -1,0 +1,46 @@
+"""What Optuna has and does not promise to keep: every name of it with an underscore is used here and nowhere else."""
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+
+def number_of(study: optuna.Study, trial_id: int) -> int:
+    """Look up the number of a trial."""
+    return study._storage.get_trial_number_from_id(trial_id)
+
+
+def id_of(trial: optuna.Trial | FrozenTrial) -> int:
+    """Give the id of a trial, which is unique in its storage, as its number is in its study."""
+    return trial._trial_id
+
+
+def read_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
+    """Read a trial from the storage, for another process may have changed it."""
+    return study._storage.get_trial(trial._trial_id)
+
+
+def new_trial(study: optuna.Study, attributes: dict[str, str]) -> int:
+    """Begin a trial that has these attributes from its first moment on, so that it is never without: its id."""
+    template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    return study._storage.create_new_trial(study._study_id, template_trial=template)
+
+
+def waiting_trial(study: optuna.Study) -> int | None:
+    """Take a trial that waits, which no other process can take then: its id."""
+    return study._pop_waiting_trial_id()
+
+
+def set_state(study: optuna.Study, trial_id: int, state: TrialState) -> None:
+    """Set the state of a trial; `Study.tell` can only finish one."""
+    study._storage.set_trial_state_values(trial_id, state)
+
+
+def set_attribute(study: optuna.Study, trial_id: int, name: str, value: str) -> None:
+    """Set an attribute of a trial by its id, for which a `Trial` would sample first."""
+    study._storage.set_trial_user_attr(trial_id, name, value)
+
+
+def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
+    """Sample a parameter from a distribution; the public methods take the numbers of one instead."""
+    trial._suggest(name, distribution)
