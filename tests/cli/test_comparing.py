@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from entry_point import iconoclast
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.library import search
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
+from tests.support.entry_point import iconoclast
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
 

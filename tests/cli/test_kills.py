@@ -10,7 +10,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from test_commands import config, finished, started, summary
+
+from tests.cli.test_commands import config, finished, started, summary
 
 __all__ = ["config"]  # the fixture
 

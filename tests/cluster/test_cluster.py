@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_runs import config, require_whole, said, some_trials, started
 
 from iconoclast.cluster.local import shares
 from iconoclast.cluster.slurm import JobOptions, minutes, script
 from iconoclast.errors import SettingsError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.workers import Worker, workers_of
+from tests.support.cluster_runs import config, require_whole, said, some_trials, started
 
 __all__ = ["config"]  # the fixture
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_tokenizer
 
 from iconoclast.errors import ModelError
 from iconoclast.models import loading
@@ -18,6 +17,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.names import resolve
 from iconoclast.prompts import Prompt
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 
 def test_auto_takes_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ def without(name: str) -> dict[str, Any]:
         (document({**scores(0), "refusals": {"count": 21, "n": 20}}), "pareto_trials.0.refusals: "),
         (document(scores(0, kl=math.nan)), "kl_divergence: "),
         (
-            document({**scores(0), "first_token_kl": Mean(0.1, 1, (0.0, math.nan)).document()}),
+            document(
+                {**scores(0), "first_token_kl": {**Mean(0.1, 1, (0.0, 1.0)).document(), "interval": [0, math.nan]}}
+            ),
             "first_token_kl.interval",
         ),
         (document(scores(0), best_trial=99), "best trial 99 is not among the pareto_trials"),
