@@ -91,12 +91,3 @@ def tiny_settings(tiny_folder: Path, tmp_path: Path) -> Settings:
 def demo_lm() -> Iterator[LanguageModel]:
     """The real demo model, SmolLM2-135M-Instruct in bfloat16; leave it as it is."""
     yield load_model("demo")
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real prompts that lies beside the checkout."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no prompts in {folder}")
-    return folder
