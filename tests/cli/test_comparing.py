@@ -73,6 +73,7 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
     assert verdict["p_value"] == (None if test is None else pair["paired"][test]["p_value"])
 
 
+@pytest.mark.slow
 def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     done = subprocess.run(

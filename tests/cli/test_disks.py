@@ -14,6 +14,8 @@ from iconoclast.files import write_whole
 from tests.cli.test_commands import config, finished, started, trials_of, wait_for_line
 from tests.cli.test_kills import require_equal
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["config"]  # the fixture
 
 

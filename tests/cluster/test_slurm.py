@@ -13,6 +13,8 @@ from tests.support.cluster_runs import config, require_whole, said, some_trials
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
 from tests.support.real_slurm import Slurm, slurm
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["config", "slurm"]  # the fixtures
 
 QUICK = ("--heartbeat", 0.5, "--dead-after", 4)

@@ -149,6 +149,7 @@ print(json.dumps((export(large, out / "large") - before) / 1024))
 """
 
 
+@pytest.mark.slow
 def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path) -> None:
     config = tiny_config(hidden_size=512, intermediate_size=2048, num_hidden_layers=16, dtype="bfloat16")
     small, large = save_tiny(tmp_path / "small"), tmp_path / "large"

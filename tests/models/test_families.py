@@ -10,6 +10,7 @@ from tests.support.families import FAMILIES, REFUSED, conformance, refusal
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_live_adapter_and_merged_are_one_model(name: str, tmp_path: Path) -> None:
     result = conformance(FAMILIES[name], tmp_path)

@@ -135,6 +135,7 @@ def test_4_bit_without_bitsandbytes_says_what_to_install(tiny_folder: Path, monk
         load_model(str(tiny_folder), quantization="bnb_4bit")
 
 
+@pytest.mark.slow
 def test_loading_from_a_folder_asks_nobody(tiny_folder: Path, tmp_path: Path) -> None:
     code = """
 import socket, sys
