@@ -13,22 +13,23 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from tests.support.tiny import WORDS, save_tiny
 
 # Property tests draw the same examples every time, and a slow machine is no failure.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("repeatable")
 
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(autouse=True)
@@ -52,50 +53,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 261 tokens with a chat template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=SPECIAL[2:]
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def tiny_config(**changes: object) -> LlamaConfig:
-    """A llama of four layers and 32 dimensions for the tiny tokenizer."""
-    options: dict[str, object] = {
-        "vocab_size": 261,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "tie_word_embeddings": False,
-    }
-    return LlamaConfig(**{**options, **changes})
-
-
-def save_tiny(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
-    """A random tiny model with its tokenizer in `folder`."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config or tiny_config())
-    with torch.no_grad():
-        for parameter in model.parameters():  # weights large enough that edits and prompts matter
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.15)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random llama."""
@@ -106,9 +63,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_lm(tiny_folder: Path) -> LanguageModel:
     """A tiny random llama in float32, fresh for every test."""
     return load_model(str(tiny_folder), dtypes=["float32"])
-
-
-WORDS = ("alarm", "table", "taxi", "list", "bill", "song", "note", "light")
 
 
 @pytest.fixture
@@ -146,12 +100,3 @@ def tiny_settings(tiny_folder: Path, tmp_path: Path) -> Settings:
 def demo_lm() -> Iterator[LanguageModel]:
     """The real demo model, SmolLM2-135M-Instruct in bfloat16; leave it as it is."""
     yield load_model("demo")
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real prompts that lies beside the checkout."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no prompts in {folder}")
-    return folder

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import tomli_w
-from setting_examples import EXAMPLES, SPECS, flat
 
 from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import PromptSource, Settings, settings_document
 from iconoclast.errors import SettingsError
+from tests.support.setting_examples import EXAMPLES, SPECS, flat
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

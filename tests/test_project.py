@@ -1,5 +1,7 @@
 """The project itself: documents that cannot drift, and extras that exist."""
 
+import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -11,7 +13,8 @@ from iconoclast.reports.text import settings_reference
 from iconoclast.version import __version__
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def test_the_settings_document_is_the_settings() -> None:
@@ -32,7 +35,9 @@ def test_the_specification_names_modules_and_tests_that_exist() -> None:
 
 def test_extras_and_version_are_as_promised() -> None:
     assert {"research", "benchmark", "quantized", "cluster", "dev"} == set(PROJECT["optional-dependencies"])
-    assert PROJECT["version"] == __version__ and PROJECT["license"] == "AGPL-3.0-or-later"
+    version = PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"]
+    assert version == "iconoclast.version.__version__" and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert PROJECT["license"] == "AGPL-3.0-or-later"
 
 
 def test_the_two_commands_are_the_first_thing_in_the_readme() -> None:
@@ -50,14 +55,17 @@ def test_built_in_splits_are_disjoint(role: str) -> None:
             assert first.overlap(second) == 0
 
 
-def test_no_prompt_of_others_stands_in_the_tree(shared_data: Path) -> None:
-    import json
-
+def test_no_prompt_of_others_stands_in_the_tree() -> None:
+    """BENCHMARK_DATA is a folder of JSON lines with a `text` each: prompts of benchmarks, which must not be ours too."""
+    if "BENCHMARK_DATA" not in os.environ:
+        pytest.skip("BENCHMARK_DATA names no folder of prompts")
     ours = {
         prompt.text.casefold()
         for role in ("target", "benign")
         for prompt in PromptSet.load(f"builtin:everyday/{role}", split="all")
     }
-    for file in shared_data.glob("*.jsonl"):
-        theirs = {json.loads(line)["text"].casefold() for line in file.read_text().splitlines()}
-        assert not ours & theirs
+    files = list(Path(os.environ["BENCHMARK_DATA"]).glob("*.jsonl"))
+    assert files
+    for file in files:
+        theirs = {json.loads(line)["text"].casefold() for line in file.read_text(encoding="utf-8").splitlines()}
+        assert not ours & theirs, file

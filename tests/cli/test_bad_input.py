@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny
-from entry_point import QUICK, Outcome, contents, iconoclast, write_prompts
 from safetensors.torch import load, save
 from transformers import MambaConfig
+
+from tests.support.entry_point import QUICK, Outcome, contents, iconoclast, write_prompts
+from tests.support.tiny import save_tiny
 
 FILES: dict[str, bytes] = {
     "ends-early.toml": b"seed = 1\nn_trials =\n",

@@ -14,6 +14,8 @@ import tomli_w
 
 from iconoclast.config.schema import Settings, settings_document
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "iconoclast.cli"]
 
 

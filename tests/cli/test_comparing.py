@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from entry_point import iconoclast
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.library import search
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
+from tests.support.entry_point import iconoclast
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
 
@@ -73,6 +73,7 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
     assert verdict["p_value"] == (None if test is None else pair["paired"][test]["p_value"])
 
 
+@pytest.mark.slow
 def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     done = subprocess.run(

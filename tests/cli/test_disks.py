@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_commands import config, finished, started, trials_of, wait_for_line
-from test_kills import require_equal
 
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
+from tests.cli.test_commands import config, finished, started, trials_of, wait_for_line
+from tests.cli.test_kills import require_equal
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["config"]  # the fixture
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from entry_point import QUICK, iconoclast, write_prompts
-from setting_examples import EXAMPLES, SPECS, flat
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.version import __version__
+from tests.support.entry_point import QUICK, iconoclast, write_prompts
+from tests.support.setting_examples import EXAMPLES, SPECS, flat
 
 COMMANDS = ("run", "demo", "export", "chat", "plot", "config")
 

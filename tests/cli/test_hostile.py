@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_tiny
-from entry_point import QUICK, Outcome, iconoclast, write_prompts
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
+
+from tests.support.entry_point import QUICK, Outcome, iconoclast, write_prompts
+from tests.support.tiny import save_tiny
 
 
 class Bomb:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from entry_point import QUICK, iconoclast, write_prompts
+
+from tests.support.entry_point import QUICK, iconoclast, write_prompts
 
 
 @pytest.fixture

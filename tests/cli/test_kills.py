@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from test_commands import config, finished, started, summary
+
+from tests.cli.test_commands import config, finished, started, summary
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["config"]  # the fixture
 

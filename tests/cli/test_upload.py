@@ -11,11 +11,11 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from entry_point import iconoclast
 
 from iconoclast.config.schema import Settings
 from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.pipeline import run_folder, started_run
+from tests.support.entry_point import iconoclast
 
 
 class Hub(ThreadingHTTPServer):

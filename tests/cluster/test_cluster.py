@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_runs import config, require_whole, said, some_trials, started
 
 from iconoclast.cluster.local import shares
 from iconoclast.cluster.slurm import JobOptions, minutes, script
 from iconoclast.errors import SettingsError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.workers import Worker, workers_of
+from tests.support.cluster_runs import config, require_whole, said, some_trials, started
 
 __all__ = ["config"]  # the fixture
 
@@ -98,6 +98,7 @@ def test_a_worker_that_fills_its_disk_is_stopped(tmp_path: Path) -> None:
     assert len(reasons) == 1 and "more than --max-disk" in reasons[0]
 
 
+@pytest.mark.slow
 def test_several_processes_of_this_machine_share_a_run(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("run", "--config", config, "--out", run, "--workers", 2, "--n-trials", 40)
@@ -115,6 +116,7 @@ def test_several_processes_of_this_machine_share_a_run(config: Path, tmp_path: P
     assert len(workers_of(RunFolder(run))) == 4
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_all_fail_says_why(config: Path, tmp_path: Path) -> None:
     text = config.read_text().replace("benign_subspace_rank = 1", "benign_subspace_rank = 1\nseed = 3")
     config.write_text(text.replace("seed = 0\n", "", 1))

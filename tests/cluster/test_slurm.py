@@ -6,12 +6,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_runs import config, require_whole, said, some_trials
-from heretic_journals import SETTINGS, attributes, write_journal
-from real_slurm import Slurm, slurm
 
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.workers import workers_of
+from tests.support.cluster_runs import config, require_whole, said, some_trials
+from tests.support.heretic_journals import SETTINGS, attributes, write_journal
+from tests.support.real_slurm import Slurm, slurm
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["config", "slurm"]  # the fixtures
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import pytest
 import torch
-from conftest import tiny_config
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -32,6 +31,7 @@ from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site
 from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, Site
+from tests.support.tiny import tiny_config
 
 Writers = dict[Site, Writer]
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
@@ -33,6 +32,7 @@ from iconoclast.evaluation.judges.chat import HOPELESS, INSTRUCTION, REQUEST, Ch
 from iconoclast.evaluation.judges.classifier import ClassifierJudge, find_refusal_labels
 from iconoclast.evaluation.judges.protocol import Judge, JudgeError
 from iconoclast.vocabulary import Verdict
+from tests.support.tiny import tiny_config, tiny_tokenizer
 
 KEY = "sk-a-key-that-nobody-may-see"
 ITEMS = [

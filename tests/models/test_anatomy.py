@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import tiny_config
-from families import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import WRITER_PATHS, find_writers
 from iconoclast.models.probe import require_complete
+from tests.support.families import FAMILIES
+from tests.support.tiny import tiny_config
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind == "dense"])

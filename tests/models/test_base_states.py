@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny
 from torch import Tensor, nn
 from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, PreTrainedConfig, Qwen3Config
 
@@ -23,6 +22,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.reading import read_prompts, step
 from iconoclast.prompts import Prompt, PromptSet
+from tests.support.tiny import save_tiny
 
 PROMPTS = [
     Prompt(text, "You are a helpful assistant.")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config, tiny_tokenizer
-from families import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +24,8 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.vocabulary import COMPONENTS
+from tests.support.families import FAMILIES
+from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
 def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:
@@ -132,7 +132,7 @@ def test_a_skeleton_knows_norms_behind_writers_experts_and_prefixes(family: str,
 MEASURE = """
 import json, sys
 from pathlib import Path
-from test_checkpoint import some_edit
+from tests.models.test_checkpoint import some_edit
 from iconoclast.edits.merge import save_merged
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.skeleton import load_skeleton
@@ -149,6 +149,7 @@ print(json.dumps((export(large, out / "large") - before) / 1024))
 """
 
 
+@pytest.mark.slow
 def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path) -> None:
     config = tiny_config(hidden_size=512, intermediate_size=2048, num_hidden_layers=16, dtype="bfloat16")
     small, large = save_tiny(tmp_path / "small"), tmp_path / "large"
@@ -159,11 +160,8 @@ def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path
     (tmp_path / "out").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path / "out")],
-        cwd=Path(__file__).parent,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]),
-        },
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, REFUSED, conformance, refusal
 
 from iconoclast.vocabulary import NORMALIZATIONS
+from tests.support.families import FAMILIES, REFUSED, conformance, refusal
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_live_adapter_and_merged_are_one_model(name: str, tmp_path: Path) -> None:
     result = conformance(FAMILIES[name], tmp_path)
@@ -43,4 +44,4 @@ def test_the_table_in_the_documentation_has_every_family() -> None:
         line.split("|")[1].strip() for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")
     }
     missing = {*FAMILIES, *REFUSED} - rows
-    assert not missing, f"run `python tests/families.py > docs/architectures.md` for {sorted(missing)}"
+    assert not missing, f"run `python -m tests.support.families > docs/architectures.md` for {sorted(missing)}"

@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from conftest import save_tiny
 from transformers import Gemma2Config
 from transformers.integrations.sdpa_attention import repeat_kv
 
@@ -17,6 +16,7 @@ from iconoclast.models.reading import Unedited, next_token_logprobs, read_prompt
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.transformers_internals import GROUPED_QUERIES
 from iconoclast.prompts import Prompt
+from tests.support.tiny import save_tiny
 
 PROMPTS = [Prompt(text, "You are a helpful assistant.") for text in ("Hi", "Set an alarm", "What is a prime number?")]
 

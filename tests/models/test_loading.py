@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_tokenizer
 
 from iconoclast.errors import ModelError
 from iconoclast.models import loading
@@ -19,6 +18,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.names import resolve
 from iconoclast.prompts import Prompt
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 
 def test_auto_takes_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
@@ -136,6 +136,7 @@ def test_4_bit_without_bitsandbytes_says_what_to_install(tiny_folder: Path, monk
         load_model(str(tiny_folder), quantization="bnb_4bit")
 
 
+@pytest.mark.slow
 def test_loading_from_a_folder_asks_nobody(tiny_folder: Path, tmp_path: Path) -> None:
     code = """
 import socket, sys

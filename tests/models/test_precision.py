@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config, tiny_tokenizer
-from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -23,6 +21,8 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.probe import require_complete
 from iconoclast.vocabulary import COMPONENTS
+from tests.support.families import FAMILIES
+from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
 def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config
 
 from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.edits.live import LiveEdits
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from tests.support.tiny import save_tiny, tiny_config
 
 pytest.importorskip("bitsandbytes")
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny, tiny_config
-from heretic_journals import SETTINGS, attributes, write_journal
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -24,6 +22,8 @@ from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Site
+from tests.support.heretic_journals import SETTINGS, attributes, write_journal
+from tests.support.tiny import save_tiny, tiny_config
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config, tiny_tokenizer
-from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +25,8 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
 from iconoclast.scores import Scores
+from tests.support.families import FAMILIES
+from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WORDS, save_tiny, tiny_config
-from heretic_journals import PARAMETERS, PREFIX, SETTINGS, SYSTEM, attributes, write_journal
 from optuna.trial import TrialState
 from tokenizers import processors
 from torch import Tensor
@@ -25,6 +23,8 @@ from iconoclast.models.loading import load_model
 from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import PromptSet
 from iconoclast.vocabulary import Site
+from tests.support.heretic_journals import PARAMETERS, PREFIX, SETTINGS, SYSTEM, attributes, write_journal
+from tests.support.tiny import WORDS, save_tiny, tiny_config
 
 BENIGN = PromptSet.of([f"What is a {word}?" for word in WORDS], system=SYSTEM)
 TARGET = PromptSet.of([f"Please set my {word}" for word in WORDS[:5]])  # the study's system prompt applies

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config
 from safetensors.torch import load_file, save_file
 
 from iconoclast.config.schema import Settings
@@ -25,6 +24,7 @@ from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.verify import Check, verify
+from tests.support.tiny import save_tiny, tiny_config
 
 
 def make_run(settings: Settings) -> Path:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from optuna.storages import JournalStorage, run_grpc_proxy_server
-from test_study import OBJECTIVE, TOTAL, Shared, evaluate, opened, run, states
 
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.search import storage as module
 from iconoclast.search.space import EditParameters
 from iconoclast.search.storage import Journal, open_storage
 from iconoclast.search.study import Outcome, Study
+from tests.search.test_study import OBJECTIVE, TOTAL, Shared, evaluate, opened, run, states
 
 
 def free_port() -> int:

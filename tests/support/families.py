@@ -1,6 +1,6 @@
 """One tiny randomly initialised model of every architecture family that is known to work, and of some that are refused.
 
-A family is one entry here. `python tests/families.py` writes docs/architectures.md from what it measures of them.
+A family is one entry here. `python -m tests.support.families` writes docs/architectures.md from what it measures of them.
 """
 
 from collections.abc import Mapping
@@ -572,7 +572,7 @@ def document() -> str:
 
 TEXT = """# Architectures
 
-Made by `python tests/families.py > docs/architectures.md`; the same checks are a test of every family.
+Made by `python -m tests.support.families > docs/architectures.md`; the same checks are a test of every family.
 
 A site is a linear map that writes to the residual stream. They are found by where they stand in a layer, and then proved on
 the loaded model, whatever it is called: with the outputs of all sites replaced by zeros every layer must leave the residual

@@ -10,10 +10,10 @@ from pathlib import Path
 import optuna
 import pytest
 import tomli_w
-from entry_point import iconoclast
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.search.storage import open_storage
+from tests.support.entry_point import iconoclast
 
 
 @pytest.fixture

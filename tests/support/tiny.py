@@ -1,0 +1,59 @@
+"""Tiny random models with a byte-level tokenizer."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+WORDS = ("alarm", "table", "taxi", "list", "bill", "song", "note", "light")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 261 tokens with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=SPECIAL[2:]
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def tiny_config(**changes: object) -> LlamaConfig:
+    """A llama of four layers and 32 dimensions for the tiny tokenizer."""
+    options: dict[str, object] = {
+        "vocab_size": 261,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**options, **changes})
+
+
+def save_tiny(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
+    """A random tiny model with its tokenizer in `folder`."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config or tiny_config())
+    with torch.no_grad():
+        for parameter in model.parameters():  # weights large enough that edits and prompts matter
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
