@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from iconoclast.edits.edit import NORMALIZATIONS, Edit
+from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import save_merged
@@ -32,7 +32,7 @@ from iconoclast.models.decoding import decode, end_tokens
 from iconoclast.models.experts import DOWN
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.probe import require_complete
-from iconoclast.vocabulary import COMPONENTS, Site
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, Site
 
 TOKENS: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 SMALL: dict[str, Any] = {

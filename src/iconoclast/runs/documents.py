@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from iconoclast.documents import Document, Part
 from iconoclast.scores import Scores
 from iconoclast.version import __version__
-from iconoclast.vocabulary import DirectionMethod, DirectionScope
+from iconoclast.vocabulary import DirectionScope
 
 Status = Literal["running", "complete", "interrupted"]
 """How far a run is: `interrupted` by its user; a killed one still says `running`."""
@@ -38,7 +38,7 @@ class TrialDocument(Scores):
     """
 
     index: int
-    direction_method: DirectionMethod
+    direction_method: str
     direction_scope: DirectionScope
     direction_index: float | None
     direction_blend: float | None
