@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from iconoclast.documents import Document, Part
 from iconoclast.scores import Scores
 from iconoclast.version import __version__
-from iconoclast.vocabulary import DirectionScope
+from iconoclast.vocabulary import DirectionScope, ExportFormat, Quantization, RowNormalization
 
 Status = Literal["running", "complete", "interrupted"]
 """How far a run is: `interrupted` by its user; a killed one still says `running`."""
@@ -87,3 +87,36 @@ class BatchSummary(Document):
     def best(self) -> TrialDocument | None:
         """The best trial so far."""
         return next((trial for trial in self.pareto_trials if trial.index == self.best_trial), None)
+
+
+class TrialInformation(Document):
+    """trial_information.json of an export: the trial, what was measured of its export, versions.
+
+    Attributes:
+        trial: the exported trial.
+        base_model: the base model, without the folders of a local path.
+        format: adapter, merged or gguf.
+        prompts: prompt set → source, n, SHA-256.
+        measured_on: which prompts the scores below are of, in words.
+        export_metrics: scores of the export itself; None if it was not measured.
+        approximations: error of every matrix's update, where it is not exact.
+    """
+
+    what: ClassVar[str] = "trial_information.json"
+
+    iconoclast_version: str = __version__
+    trial: TrialDocument
+    base_model: str
+    format: ExportFormat
+    quantization: Quantization = "none"
+    row_normalization: RowNormalization
+    response_prefix: str
+    packages: Mapping[str, str] = Field(default={})
+    prompts: Mapping[str, Mapping[str, Any]] = Field(default={})
+    measured_on: str
+    kl_noise_floor: float
+    base_metrics: Scores
+    live_metrics: Scores
+    export_metrics: Scores | None
+    approximation_error: float = 0.0
+    approximations: list[dict[str, Any]] = Field(default=[])

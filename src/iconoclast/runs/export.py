@@ -1,6 +1,5 @@
 """Export of a trial as an adapter or merged weights, measured again from the files that were written."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,8 @@ from iconoclast.edits.merge import save_merged
 from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examination import Sample
-from iconoclast.files import disk_trouble, write_json
-from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, SCHEMA_VERSION, TRIAL_INFORMATION
+from iconoclast.files import disk_trouble
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
@@ -29,9 +28,10 @@ from iconoclast.models.loading import load_model
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import packages, sums
-from iconoclast.runs.papers import model_card, trial_information
+from iconoclast.runs.papers import ModelCard
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
@@ -174,13 +174,15 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
 def read_export(folder: Path, trial: int) -> Exported | None:
     """What was measured of the export in `folder`, if it is one of this trial."""
     try:
-        known = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
-        base, live, exported = (Scores.from_document(known[f"{name}_metrics"]) for name in ("base", "live", "export"))
-        index, prompts = known["trial"]["index"], known["measured_on"]
-        approximations = [Approximation(**each) for each in known["approximations"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = TrialInformation.read(folder / TRIAL_INFORMATION)
+    except RunFolderError:
         return None
-    return Exported(folder, prompts, base, live, exported, approximations) if index == trial else None
+    if known.trial.index != trial or known.export_metrics is None:
+        return None
+    approximations = [Approximation(**each) for each in known.approximations]
+    return Exported(
+        folder, known.measured_on, known.base_metrics, known.live_metrics, known.export_metrics, approximations
+    )
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
@@ -299,28 +301,24 @@ def _write_papers(
         checkpoint.copy_licence(folder)
     settings = public(portable(settings_document(saved.settings)))
     (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
-    write_json(
-        folder / TRIAL_INFORMATION,
-        {"schema_version": SCHEMA_VERSION}
-        | trial_information(
-            trial_document(saved.trial).document(),
-            base_model=base,
-            format=kind,
-            quantization=lm.quantization,
-            row_normalization=saved.settings.row_normalization,
-            response_prefix=lm.response_prefix,
-            packages=packages(),
-            prompts=public(saved.prompts),
-            measured_on=result.prompts,
-            kl_noise_floor=saved.noise_floor,
-            base_metrics=result.base.document(),
-            live_metrics=result.live.document(),
-            export_metrics=None if result.exported is None else result.exported.document(),
-            approximation_error=result.approximation_error,
-            approximations=[asdict(each) for each in result.approximations],
-        ),
-    )
-    card = model_card(
+    TrialInformation(
+        trial=trial_document(saved.trial),
+        base_model=base,
+        format=kind,
+        quantization=lm.quantization,
+        row_normalization=saved.settings.row_normalization,
+        response_prefix=lm.response_prefix,
+        packages=packages(),
+        prompts=public(saved.prompts),
+        measured_on=result.prompts,
+        kl_noise_floor=saved.noise_floor,
+        base_metrics=result.base,
+        live_metrics=result.live,
+        export_metrics=result.exported,
+        approximation_error=result.approximation_error,
+        approximations=[asdict(each) for each in result.approximations],
+    ).write(folder / TRIAL_INFORMATION)
+    card = ModelCard(
         base=base,
         licence=None if checkpoint is None else checkpoint.licence(),
         kind=kind,
@@ -334,5 +332,5 @@ def _write_papers(
         measured=result.exported is not None,
         approximation_error=result.approximation_error,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")

@@ -22,7 +22,8 @@ def lock_file(file: IO[str], shared: bool) -> bool:
     except portalocker.AlreadyLocked:
         return False
     except portalocker.LockException as error:
+        reason = getattr(error.__cause__, "strerror", None) or str(error)
         raise RunFolderError(
-            f"{file.name} cannot be locked: {error}. Give a folder on a file system that has locks."
+            f"{file.name} cannot be locked: {reason}. Give a folder on a file system that has locks."
         ) from None
     return True

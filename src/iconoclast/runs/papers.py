@@ -1,7 +1,12 @@
-"""The model card of an export: says that the model was edited, how, and what changed."""
+"""The model card of an export: says that the model was edited, how, and what changed. Its text is card.md.jinja."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
 
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -24,24 +29,15 @@ DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_LICENCE = "apache-2.0"
 
 
-def model_card(
-    *,
-    base: str,
-    licence: str | None,
-    kind: str,
-    trial: Trial,
-    row_normalization: str,
-    sites: int,
-    sets: Mapping[str, Any],
-    prompts: str,
-    before: Scores,
-    after: Scores,
-    measured: bool,
-    approximation_error: float,
-) -> str:
-    """The README.md of an exported model, in the format of the hub.
+TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+"""Strict, because a hole in a public document is worse than an error (docs/decisions/0001-model-card.md)."""
 
-    Args:
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the README.md of an export tells, in the format of the hub.
+
+    Attributes:
         base: the base model, without the folders of a local path.
         licence: licence of the base model, as the hub writes it, if it is known.
         kind: adapter, merged or gguf.
@@ -49,99 +45,74 @@ def model_card(
         row_normalization: none, pre or full.
         sites: number of edited matrices.
         sets: all prompt sets of the run: name → source, n, sha256.
-        prompts: the prompt sets that `before` and `after` were measured on.
+        prompts: the prompt sets that `before` and `after` were measured on, in words.
         before: scores of the base model.
         after: scores of the export itself, loaded from this folder's files, or of the edit that it was written from.
         measured: whether they are of the export itself.
         approximation_error: largest relative error of a site's update in an adapter.
     """
-    direction = trial.parameters.direction
-    where = (
-        f"one for all layers, taken at layer {direction.index:.2f}"
-        if direction.scope == "global"
-        else "each layer's own"
-    )
-    name = _shown_name(base)
-    approximate = (
-        f"\nThe adapter is a low-rank approximation of the edit; the largest relative error of a matrix is {approximation_error:.1%}.\n"
-        if approximation_error
-        else ""
-    )
-    relation = _relation(base, licence, kind)
-    licence = DEMO_LICENCE if base == "demo" else licence
-    return f"""---
-{relation}library_name: {LIBRARIES[kind]}
-pipeline_tag: text-generation
-tags:
-- iconoclast
-- representation-editing
-- edited
----
 
-# An edited version of {name}
+    base: str
+    licence: str | None
+    kind: str
+    trial: Trial
+    row_normalization: str
+    sites: int
+    sets: Mapping[str, Any]
+    prompts: str
+    before: Scores
+    after: Scores
+    measured: bool
+    approximation_error: float
 
-**This model was edited.** Its weights differ from {name} by an edit made with ICONOCLAST {__version__}, which changes how often the
-model refuses. It was not trained further. {_in_words(before, after)}
+    def render(self) -> str:
+        """Fill in the template."""
+        source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
+        profiles = self.trial.parameters.profiles
+        strengths = (
+            f"{c} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}" for c, p in profiles.items()
+        )
+        return TEMPLATES.from_string(source).render(
+            metadata=self._metadata().to_yaml(),
+            version=__version__,
+            name="SmolLM2-135M-Instruct" if self.base == "demo" else self.base,
+            before=self.before,
+            after=self.after,
+            sites=self.sites,
+            components=", ".join(profiles),
+            strengths=", ".join(strengths),
+            direction=self._direction(),
+            row_normalization=self.row_normalization,
+            approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
+            measured=MEASURED if self.measured else NOT_MEASURED,
+            prompts=self.prompts,
+            rows=score_rows(self.before, self.after),
+            snippet=_snippet(self.kind, self.base),
+            trial=self.trial.index,
+            sets=self.sets,
+            licence=self._licence,
+        )
 
-## What was edited
+    @property
+    def _licence(self) -> str | None:
+        return DEMO_LICENCE if self.base == "demo" else self.licence
 
-{sites} matrices that write to the residual stream ({_components(trial)}) write less of a direction that separates prompts
-that show the behaviour from prompts that do not: a strength below 1 weakens the direction, 1 removes it, more than 1
-reverses it. {_strengths(trial)} Direction: {direction.method}, {where}. Row normalisation: {row_normalization}. The exact
-parameters are in `trial_information.json`, the settings and prompt sets in `iconoclast_config.toml`.
-{approximate}
-## What changed
+    def _metadata(self) -> ModelCardData:
+        hub = DEMO_BASE if self.base == "demo" else self.base if self.base.count("/") == 1 else None
+        return ModelCardData(
+            license=self._licence,
+            base_model=hub,
+            base_model_relation=None if hub is None else "adapter" if self.kind == "adapter" else "finetune",
+            library_name=LIBRARIES[self.kind],
+            pipeline_tag="text-generation",
+            tags=["iconoclast", "representation-editing", "edited"],
+        )
 
-{MEASURED if measured else NOT_MEASURED} {prompts}
-
-| | base | this model |
-|---|---|---|
-{chr(10).join(f"| {name} | {a} | {b} |" for name, a, b in score_rows(before, after))}
-
-Refusals are target prompts refused and overrefusals benign prompts refused, found by marker phrases; soft refusals turn
-the request away in other words; broken responses are empty, loop, or are in the wrong script. With 95 % intervals. Compliance is a heuristic from 0 to 1. KL is that of the first response token on benign prompts, in nats.
-
-## How to load it
-
-```python
-{_snippet(kind, base)}
-```
-
-## How to reproduce and verify it
-
-`iconoclast run --config iconoclast_config.toml --out FOLDER` makes a run like the one that this is trial {trial.index} of, the
-same one on the same machine with the same versions; the prompt sets are
-
-{chr(10).join(f"- `{set_name}`: {each['source']}, {each['n']} prompts, SHA-256 `{each['sha256'][:16]}…`" for set_name, each in sets.items())}
-
-`edit.safetensors` holds the direction and the strength of every edited matrix, and `trial_information.json` the versions.
-`iconoclast verify THIS_FOLDER --base BASE_MODEL` checks the sums of all files, that nothing but the declared matrices
-differs from the base model and that they differ by the declared edit, and, with the same prompts, the scores.
-`sha256sum -c SHA256SUMS` checks the sums alone.
-
-## Limits and licence
-
-The edit acts on one behaviour as these prompts show it; other prompts can behave otherwise. A response without a marker
-phrase counts as no refusal, and only the coarsest nonsense counts as broken: read some. Responses were greedy and as long as
-`max_response_length`; nothing else was evaluated: no abilities, no other languages, no safety. A model that refuses less also
-refuses less where it should: whoever deploys it should expect that and answers for its use. The licence of {name}
-applies{f" ({licence})" if licence else "; it is not known to the program that wrote this card"}.
-"""
-
-
-def _relation(base: str, licence: str | None, kind: str) -> str:
-    """The lines of the card's front matter that say where the model comes from."""
-    hub = DEMO_BASE if base == "demo" else base if base.count("/") == 1 else None
-    known = DEMO_LICENCE if base == "demo" else licence
-    lines = [f"license: {known}"] if known else []
-    if hub is not None:
-        lines += [f"base_model: {hub}", f"base_model_relation: {'adapter' if kind == 'adapter' else 'finetune'}"]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _shown_name(base: str) -> str:
-    """A name that says something to a stranger, and nothing of the author's folders."""
-    return "SmolLM2-135M-Instruct" if base == "demo" else base
+    def _direction(self) -> str:
+        direction = self.trial.parameters.direction
+        if direction.scope == "per_layer":
+            return f"{direction.method}, each layer's own"
+        return f"{direction.method}, one for all layers, taken at layer {direction.index:.2f}"
 
 
 def _snippet(kind: str, base: str) -> str:
@@ -161,14 +132,6 @@ def _snippet(kind: str, base: str) -> str:
     )
 
 
-def _strengths(trial: Trial) -> str:
-    peaks = (
-        f"{component} peaks at {profile.max_weight:.2f} in layer {profile.max_weight_position:.1f}"
-        for component, profile in trial.parameters.profiles.items()
-    )
-    return f"Strength: {', '.join(peaks)}."
-
-
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """The before/after table: name, base, edited."""
     return [
@@ -177,20 +140,3 @@ def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
         ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
     ]
-
-
-def _components(trial: Trial) -> str:
-    return ", ".join(trial.parameters.profiles)
-
-
-def _in_words(before: Scores, after: Scores) -> str:
-    return (
-        f"Of {before.refusals.n} prompts that show the behaviour, the base model refused {before.refusals.count}, answered "
-        f"{before.broken.count} with broken text and complied with {before.complied.count}; this model refuses "
-        f"{after.refusals.count}, answers {after.broken.count} with broken text and complies with {after.complied.count}."
-    )
-
-
-def trial_information(trial: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """trial_information.json: the trial with what was measured of its export."""
-    return {"iconoclast_version": __version__, "trial": trial, **more}

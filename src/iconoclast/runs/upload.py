@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
 from iconoclast.errors import RunFolderError, UserError
 from iconoclast.layout import CHECKSUMS, TRIAL_INFORMATION
