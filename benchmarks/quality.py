@@ -40,11 +40,12 @@ from iconoclast.models.loading import load_model
 from iconoclast.models.names import resolve
 from iconoclast.models.packed import packed
 from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
+from iconoclast.peers.known import peer_trial
 from iconoclast.prompts import load_prompts
 from iconoclast.runs.comparison import compare
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
-from iconoclast.runs.subjects import HereticSubject, RunSubject
+from iconoclast.runs.subjects import PeerSubject, RunSubject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import pareto_front
@@ -184,7 +185,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
         if not result.exists():
             with packed(lm.model):
                 subjects = [
-                    HereticSubject(study := HereticStudy.read(journal), study.best(settings.kl_divergence_target)),
+                    PeerSubject(peer_trial(journal, "best", settings.kl_divergence_target)),
                     *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in (equal_trials, equal_time)),
                 ]
                 comparison = compare(subjects, settings)

@@ -19,7 +19,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
 from iconoclast.runs.export import export_run
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import HereticSubject, ModelSubject, RunSubject, find_subject
+from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject, find_subject
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Site
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
@@ -61,7 +61,7 @@ def test_subjects_are_found_by_what_is_there(finished: Path, tmp_path: Path, tin
     numbered = find_subject(f"{finished}:{run.saved.trials[0].index}")
     assert isinstance(numbered, RunSubject) and numbered.saved.trial.index == run.saved.trials[0].index
     assert isinstance(find_subject(str(tiny_folder)), ModelSubject)
-    with pytest.raises(RunFolderError, match="only runs and heretic journals have trials"):
+    with pytest.raises(RunFolderError, match="only runs and journals of other tools have trials"):
         find_subject(f"{tiny_folder}:3")
     with pytest.raises(RunFolderError, match='no completed trial "99"'):
         find_subject(f"{finished}:99")
@@ -71,7 +71,7 @@ def test_the_best_trial_of_heretic_is_chosen_with_the_settings_target(tmp_path: 
     journal = write_journal(tmp_path / "study.jsonl", [attributes(0, 0.09), attributes(9, 0.01)])
     for target, number in ((0.1, 1), (0.05, 2)):
         subject = find_subject(str(journal), Settings(kl_divergence_target=target))
-        assert isinstance(subject, HereticSubject) and subject.trial.number == number
+        assert isinstance(subject, PeerSubject) and subject.name == f"heretic trial {number}"
 
 
 def test_a_study_whose_settings_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.export import export_run, require_free
-from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject, find_subject
+from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject, find_subject
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
@@ -76,7 +76,7 @@ def export_and_compare_action(run: Path, journal: Path | None, output: Path, sam
     subjects: list[Subject] = [chosen]
     if journal is not None:
         other = find_subject(str(journal), settings)
-        if not isinstance(other, HereticSubject):
+        if not isinstance(other, PeerSubject):
             raise RunFolderError(
                 f"{journal} is no journal of heretic. Give the .jsonl file from its checkpoints folder."
             )

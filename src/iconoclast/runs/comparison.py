@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from pydantic import ValidationError
-
 from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, Sample, paired
@@ -15,7 +13,7 @@ from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.report import judges_of, samples
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import HereticSubject, RunSubject, Subject
+from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.version import __version__
 
@@ -123,7 +121,7 @@ def verdict(first: Examination, second: Examination, noise_floor: float) -> dict
 
 
 def settings_for(subjects: Sequence[Subject]) -> Settings:
-    """The settings of the first run or heretic study among the subjects: its base model and its prompts.
+    """The settings of the first run or journal of another tool among the subjects: its base model and its prompts.
 
     A folder can be a stranger's: it has no say in whether a model's code is run, or in where responses and keys are sent.
 
@@ -135,34 +133,9 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
             own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
             return subject.saved.settings.model_copy(update=own | {"judge_chat": None, "trust_remote_code": False})
     for subject in subjects:
-        if isinstance(subject, HereticSubject):
-            return _of_heretic(subject)
+        if isinstance(subject, PeerSubject):
+            return subject.trial.settings()
     raise SettingsError("The prompts are not known: give a settings file with --config.")
-
-
-def _of_heretic(subject: HereticSubject) -> Settings:
-    theirs = subject.study.settings
-    names = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
-    sets: dict[str, Any] = {name: source for name in names if (source := getattr(theirs, name)) is not None}
-    markers: dict[str, Any] = (
-        {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
-    )
-    try:
-        return Settings(
-            model=theirs.model,
-            quantization=theirs.quantization,
-            system_prompt=theirs.system_prompt,
-            response_prefix=theirs.response_prefix,
-            max_response_length=theirs.max_response_length,
-            **sets,
-            **markers,
-        )
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        raise SettingsError(
-            f"The settings in {subject.study.file} cannot be used here: {problem['loc'][0]}: {problem['msg']}. "
-            "Give a settings file with --config."
-        ) from None
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What can be examined beside a base model: a trial of a run, a trial of heretic, a whole model or an adapter, whoever made it."""
+"""What can be examined beside a base model: a trial of a run or of another tool, a whole model or an adapter, whoever made it."""
 
 import gc
 import json
@@ -20,13 +20,13 @@ from iconoclast.models.adapters import is_adapter, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.names import stored_quantized
-from iconoclast.peers.heretic.journal import HereticSettings, HereticStudy, HereticTrial, heretic_directions
+from iconoclast.peers.known import peer_trial
+from iconoclast.peers.protocol import PeerTrial
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
-from iconoclast.scores import Count
 from iconoclast.vocabulary import COMPONENTS
 
 SEEN = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
@@ -97,45 +97,28 @@ class RunSubject:
 
 
 @dataclass(frozen=True)
-class HereticSubject:
-    """A trial of a heretic study, made again as an edit and applied live."""
+class PeerSubject:
+    """A trial of another tool, made again as an edit and applied live."""
 
-    study: HereticStudy
-    trial: HereticTrial
+    trial: PeerTrial
 
     @property
     def name(self) -> str:
         """The tool and the trial."""
-        return f"heretic trial {self.trial.number}"
+        return self.trial.name
 
     @contextmanager
     def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
-        """The base model with the trial's edit, its directions estimated from heretic's own prompts."""
-        theirs = self.study.settings
-        if Path(theirs.model).name != Path(base.path).name:
-            raise ModelError(
-                f"{self.study.file} is of {theirs.model}, not of {base.name}. Name that model with --against."
-            )
-        sets = (load_prompts(source, theirs.system_prompt, 2) for source in (theirs.good_prompts, theirs.bad_prompts))
-        directions = heretic_directions(base, self.study, *sets)
-        yield _edited(self.name, base, self.study.edit(self.trial, base, directions))
+        """Apply the trial's edit to the base model."""
+        yield _edited(self.name, base, self.trial.edit(base))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """heretic's prompt sets."""
-        return _seen(self.study.settings)
+        """Load the prompt sets of the trial's study."""
+        return self.trial.seen()
 
     def document(self) -> dict[str, Any]:
-        """The trial and what heretic measured of it, on its own evaluation prompts."""
-        trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
-        counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}
-        n = self.trial.prompts
-        trial |= {name: Count(k, n).document() for name, k in counts.items() if k is not None and n is not None}
-        return {
-            "tool": "heretic",
-            "trial": trial,
-            "row_normalization": self.study.settings.row_normalization,
-            "caveats": self.study.caveats,
-        }
+        """Say what the tool measured of the trial."""
+        return self.trial.document()
 
 
 @dataclass(frozen=True)
@@ -199,7 +182,7 @@ def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 
-def _seen(settings: Settings | HereticSettings) -> list[PromptSet] | None:
+def _seen(settings: Settings) -> list[PromptSet] | None:
     sources = [getattr(settings, name) for name in SEEN]
     return None if None in sources else [load_prompts(source, settings.system_prompt) for source in sources]
 
@@ -211,7 +194,7 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
 
     Args:
         text: what the user wrote.
-        settings: say which trial of heretic is the best one.
+        settings: say which trial of a journal is the best one.
 
     Raises:
         RunFolderError: there is no such run or trial.
@@ -224,18 +207,11 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
         if path.name == RunFolder(path.parent).journal.name and RunFolder(path.parent).config.is_file():
             path = path.parent
         else:
-            return _heretic(path, which, settings or Settings())
+            return PeerSubject(peer_trial(path, which, (settings or Settings()).kl_divergence_target))
     if RunFolder(path).config.is_file() and not (path / TRIAL_INFORMATION).is_file():
         return RunSubject(path, SavedRun.open(RunFolder(path), which))
     if which != "best":
-        raise RunFolderError(f"{text}: only runs and heretic journals have trials, and there is neither at {source}.")
+        raise RunFolderError(
+            f"{text}: only runs and journals of other tools have trials, and there is neither at {source}."
+        )
     return ModelSubject(source)
-
-
-def _heretic(file: Path, which: str, settings: Settings) -> HereticSubject:
-    study = HereticStudy.read(file)
-    if which == "best":
-        return HereticSubject(study, study.best(settings.kl_divergence_target))
-    if not which.isdigit():
-        raise RunFolderError(f'"{which}" is no trial of {file}. Give best, or its number as heretic shows it.')
-    return HereticSubject(study, study.trial(int(which)))

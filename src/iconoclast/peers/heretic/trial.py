@@ -1,0 +1,103 @@
+"""heretic as a peer: a trial of one of its journals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from iconoclast.config.schema import Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import ModelError, RunFolderError, SettingsError
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.peers.heretic.journal import HereticStudy, HereticTrial, heretic_directions
+from iconoclast.peers.protocol import peers
+from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.scores import Count
+
+SETS = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+
+
+@dataclass(frozen=True)
+class HereticPeerTrial:
+    """A trial of a heretic study; see `peers.protocol.PeerTrial`."""
+
+    study: HereticStudy
+    trial: HereticTrial
+
+    @property
+    def name(self) -> str:
+        """The tool and the trial."""
+        return f"heretic trial {self.trial.number}"
+
+    def edit(self, base: LanguageModel) -> Edit:
+        """Make the trial's edit, its directions estimated from heretic's own prompts."""
+        theirs = self.study.settings
+        if Path(theirs.model).name != Path(base.path).name:
+            raise ModelError(
+                f"{self.study.file} is of {theirs.model}, not of {base.name}. Name that model with --against."
+            )
+        sets = (load_prompts(source, theirs.system_prompt, 2) for source in (theirs.good_prompts, theirs.bad_prompts))
+        return self.study.edit(self.trial, base, heretic_directions(base, self.study, *sets))
+
+    def seen(self) -> Sequence[PromptSet] | None:
+        """Load heretic's prompt sets; None if its journal does not name all of them."""
+        theirs = self.study.settings
+        sources = [getattr(theirs, name) for name in SETS]
+        return None if None in sources else [load_prompts(source, theirs.system_prompt) for source in sources]
+
+    def settings(self) -> Settings:
+        """Give the study's model, prompts, markers and lengths as settings."""
+        theirs = self.study.settings
+        sets: dict[str, Any] = {name: source for name in SETS if (source := getattr(theirs, name)) is not None}
+        markers: dict[str, Any] = (
+            {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
+        )
+        try:
+            return Settings(
+                model=theirs.model,
+                quantization=theirs.quantization,
+                system_prompt=theirs.system_prompt,
+                response_prefix=theirs.response_prefix,
+                max_response_length=theirs.max_response_length,
+                **sets,
+                **markers,
+            )
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            raise SettingsError(
+                f"The settings in {self.study.file} cannot be used here: {problem['loc'][0]}: {problem['msg']}. "
+                "Give a settings file with --config."
+            ) from None
+
+    def document(self) -> dict[str, Any]:
+        """Say what heretic measured of it, on its own evaluation prompts."""
+        trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
+        counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}
+        n = self.trial.prompts
+        trial |= {name: Count(k, n).document() for name, k in counts.items() if k is not None and n is not None}
+        return {
+            "tool": "heretic",
+            "trial": trial,
+            "row_normalization": self.study.settings.row_normalization,
+            "caveats": self.study.caveats,
+        }
+
+
+@peers.register("heretic")
+class Heretic:
+    """Reads heretic's journals."""
+
+    def reads(self, file: Path) -> bool:
+        """Take every journal: what is not heretic's is said in one line when it is read."""
+        return file.suffix == ".jsonl"
+
+    def trial(self, file: Path, which: str, kl_target: float) -> HereticPeerTrial:
+        """Read a trial of a journal."""
+        study = HereticStudy.read(file)
+        if which == "best":
+            return HereticPeerTrial(study, study.best(kl_target))
+        if not which.isdigit():
+            raise RunFolderError(f'"{which}" is no trial of {file}. Give best, or its number as heretic shows it.')
+        return HereticPeerTrial(study, study.trial(int(which)))

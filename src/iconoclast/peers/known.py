@@ -1,0 +1,25 @@
+"""Files of other tools, opened by whichever tool reads them."""
+
+from pathlib import Path
+
+import iconoclast.peers.heretic.trial  # noqa: F401 - registers itself
+from iconoclast.errors import RunFolderError
+from iconoclast.peers.protocol import PeerTrial, peers
+
+
+def peer_trial(file: Path, which: str, kl_target: float) -> PeerTrial:
+    """Read a trial of another tool.
+
+    Args:
+        file: what the tool has written.
+        which: "best" or the trial's number.
+        kl_target: says which trial is the best one, nats.
+
+    Raises:
+        RunFolderError: no known tool reads it, or it has no such trial.
+    """
+    for name in peers:
+        peer = peers.get(name)()
+        if peer.reads(file):
+            return peer.trial(file, which, kl_target)
+    raise RunFolderError(f"{file} is not of a tool that is known here ({', '.join(peers)}).")

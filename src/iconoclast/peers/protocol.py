@@ -1,0 +1,63 @@
+"""What another tool's format must give, and the registry of those that are known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from iconoclast.config.schema import Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.prompts import PromptSet
+from iconoclast.registry import Registry
+
+
+class PeerTrial(Protocol):
+    """A trial of another tool, made again as an Edit."""
+
+    @property
+    def name(self) -> str:
+        """The tool and the trial, as in "tool trial 3"."""
+        ...
+
+    def edit(self, base: LanguageModel) -> Edit:
+        """Make the trial's edit of its base model.
+
+        Raises:
+            ModelError: `base` is another model, or the trial edits what cannot be edited here.
+        """
+        ...
+
+    def seen(self) -> Sequence[PromptSet] | None:
+        """Load the prompt sets that fitted or chose it; None if that is not known."""
+        ...
+
+    def settings(self) -> Settings:
+        """Give the settings under which its model and prompts are measured here.
+
+        Raises:
+            SettingsError: they cannot be used here.
+        """
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """Say what the tool measured of it, with "tool" and "caveats", for JSON."""
+        ...
+
+
+class Peer(Protocol):
+    """Another tool."""
+
+    def reads(self, file: Path) -> bool:
+        """Check whether a file may be of this tool."""
+        ...
+
+    def trial(self, file: Path, which: str, kl_target: float) -> PeerTrial:
+        """Read a trial: "best" or a number, as the tool shows it.
+
+        Raises:
+            RunFolderError: the file is something else or damaged, or has no such trial.
+        """
+        ...
+
+
+peers: Registry[type[Peer]] = Registry("peer", "peers")
