@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iconoclast.cli.summarize import summarize_action
+from iconoclast.cli.summarize import summarize as summarize_action
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError, UserError
 from iconoclast.reports.match import tally

@@ -1,42 +1,73 @@
-"""The command `benchmark`: which two models it compares, and how their figures are shown."""
+"""`benchmark`: a trial or an edited model beside its base, with lm-eval."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
+from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writable, run_and_trial
+from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import SettingsError
-from iconoclast.evaluation.benchmarks import (
-    Benchmark,
-    BenchmarkOptions,
-    Difference,
-    Figure,
-    Side,
-    benchmark,
-    edited_live,
-    loaded,
-    require_lm_eval,
-)
 from iconoclast.files import write_json
 from iconoclast.layout import TRIAL_INFORMATION
-from iconoclast.models.adapters import adapter_base
-from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.names import resolve
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.saved import SavedRun
+
+if TYPE_CHECKING:
+    from iconoclast.evaluation.benchmarks import Benchmark, BenchmarkOptions, Figure, Side
+    from iconoclast.models.language_model import LanguageModel
+    from iconoclast.runs.saved import SavedRun
+
+
+def benchmark(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
+    tasks: Annotated[
+        list[str], typer.Option("--tasks", help="Tasks of lm-eval, separated by commas; may be repeated.")
+    ],
+    trial: TrialOption = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Base model to compare MODEL with. An adapter knows its own.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with task files of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only so many items of each task.", min=1)] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", help="Worked examples before each item. Unset: the task's.", min=0)
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences in a batch.", min=1)] = 8,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Put the items to the model as a user would.")
+    ] = False,
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
+    ] = False,
+    json_file: FiguresOption = None,
+) -> None:
+    """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast[benchmark]')."""
+    from iconoclast.evaluation.benchmarks import BenchmarkOptions
+
+    names = [name for entry in tasks for name in entry.split(",") if name]
+    options = BenchmarkOptions(
+        names, include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
+    )
+    benchmark_action(model, trial, against, options, json_file)
 
 
 def benchmark_action(
-    subject: str, trial: str, against: str | None, options: BenchmarkOptions, json_file: Path | None
+    subject: str, trial: str | None, against: str | None, options: "BenchmarkOptions", json_file: Path | None
 ) -> None:
     """Benchmark a run's trial beside its base model, or a model beside another or alone, and print the figures."""
+    from iconoclast.evaluation.benchmarks import benchmark as benchmarked
+    from iconoclast.evaluation.benchmarks import require_lm_eval
+
     quiet_libraries()
     require_lm_eval()
     # There is nothing to keep, and lm-eval ends its own processes by this signal: to them, too, it must mean the end.
@@ -44,25 +75,33 @@ def benchmark_action(
     require_writable(json_file)
     about, edited, base = _subject(subject, trial, against, options.apply_chat_template)
     with shown_progress() as progress:
-        result = benchmark(options, edited, base, progress)
+        result = benchmarked(options, edited, base, progress)
     _print(result)
     if json_file is not None:
         write_json(json_file, about | result.document())
         print_lines(out, f"Wrote {json_file}")
 
 
-def _subject(name: str, trial: str, against: str | None, templated: bool) -> tuple[dict[str, Any], Side, Side | None]:
-    """What is compared: for JSON, the edited side, the base side. No model is loaded yet."""
-    folder = RunFolder(Path(name).expanduser())
+def _subject(
+    name: str, trial: str | None, against: str | None, templated: bool
+) -> "tuple[dict[str, Any], Side, Side | None]":
+    """Find what is compared: for JSON, the edited side, the base side. No model is loaded yet."""
+    from iconoclast.evaluation.benchmarks import loaded
+    from iconoclast.models.adapters import adapter_base
+    from iconoclast.models.names import resolve
+    from iconoclast.runs.saved import SavedRun
+
+    named, which = run_and_trial(name, trial)
+    folder = RunFolder(named.expanduser())
     if folder.config.is_file() and not (folder.path / TRIAL_INFORMATION).is_file():
         if against is not None:
             raise SettingsError("A run is compared with its own base model. Leave out --against.")
-        saved = SavedRun.open(folder, trial)
+        saved = SavedRun.open(folder, which)
         load = cache(saved.load_model)
         about = {"model": _shown(saved.settings.model), "trial": saved.trial.index, "against": None}
         return about, _trial_side(load, saved), _base_side(load)
-    if trial != "best":
-        raise SettingsError(f"{name} is not a run folder, so it has no trial {trial}. Leave out --trial.")
+    if which != "best":
+        raise SettingsError(f"{name} is not a run folder, so it has no trial {which}. Leave out --trial.")
     resolve(name)
     against = against or adapter_base(name)
     about = {"model": _shown(name), "trial": None, "against": _shown(against)}
@@ -73,23 +112,25 @@ def _subject(name: str, trial: str, against: str | None, templated: bool) -> tup
 
 
 @contextmanager
-def _base_side(load: Callable[[], LanguageModel]) -> Iterator[LanguageModel]:
+def _base_side(load: Callable[[], "LanguageModel"]) -> Iterator["LanguageModel"]:
     yield load()
 
 
 @contextmanager
-def _trial_side(load: Callable[[], LanguageModel], saved: SavedRun) -> Iterator[LanguageModel]:
+def _trial_side(load: Callable[[], "LanguageModel"], saved: "SavedRun") -> Iterator["LanguageModel"]:
+    from iconoclast.evaluation.benchmarks import edited_live
+
     lm = load()
     with edited_live(lm, saved.edit(lm), saved.settings.components):
         yield lm
 
 
 def _shown(name: str | None) -> str | None:
-    """A model's name, the user's home folder left out."""
+    """Leave the user's home folder out of a model's name."""
     return None if name is None else name.replace(str(Path.home()), "~")
 
 
-def _print(result: Benchmark) -> None:
+def _print(result: "Benchmark") -> None:
     compared = any(row.base is not None for row in result.rows)
     table = Table(title=f"lm-eval {result.lm_eval_version}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("Task, metric", overflow="fold")
@@ -109,7 +150,9 @@ def _print(result: Benchmark) -> None:
         print_lines(out, f"Only the first {result.options.limit} items of each task: not to be compared with others.")
 
 
-def _cell(figure: Figure | None) -> str:
+def _cell(figure: "Figure | None") -> str:
+    from iconoclast.evaluation.benchmarks import Difference
+
     if figure is None or figure.value is None:
         return "none"
     error = "" if figure.stderr is None else f" ± {figure.stderr:.3f}"

@@ -1,38 +1,116 @@
-"""Every setting as a command-line flag."""
+"""Options that several commands share, declared once: every setting as a flag, and others."""
 
-import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
+from iconoclast.config.layers import LoadedSettings, load_settings
+from iconoclast.config.schema import Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
 SETTINGS_PANEL = "Settings (each can also stand in the TOML file or in an ICONOCLAST_ variable)"
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` one option per setting; it receives those that were used as `flags`, keyed by dotted name."""
-    specs = {"setting__" + "__".join(spec.path): spec for spec in setting_specs()}
-    own = inspect.signature(command, eval_str=True)
+class CommandWithOptions(TyperCommand):
+    """A command with more options than its function has parameters; the values wait in `ctx.meta`.
 
-    @functools.wraps(command)
-    def wrapper(**arguments: Any) -> None:
-        flags = {spec.key: arguments.pop(name) for name, spec in specs.items()}
-        command(**arguments, flags={key: value for key, value in flags.items() if value is not None})
+    The options are made when the command is called or asked for help: the others need not wait for them.
+    """
 
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(spec))
-        for name, spec in specs.items()
+    option_sets: ClassVar[Sequence[Callable[[], Sequence[Any]]]] = ()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the function's own parameters, the further options, and --help."""
+        parameters = super().get_params(ctx)
+        own = len(self.params)
+        return [*parameters[:own], *self._further(), *parameters[own:]]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the function without the further options; it asks for them by `given_settings` and the like."""
+        for option in self._further():
+            ctx.meta[_key(option.name)] = ctx.params.pop(option.name)
+        return super().invoke(ctx)
+
+    def _further(self) -> list[Any]:
+        return [option for options in self.option_sets for option in options()]
+
+
+def options_of(function: Callable[..., Any]) -> Sequence[Any]:
+    """Make the options that Typer would give a command with this signature."""
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return typer.main.get_command(app).params
+
+
+def given(ctx: typer.Context, options: Sequence[Any]) -> dict[str, Any]:
+    """Return what the user gave for these options, by parameter name; lists as lists."""
+    values = {option.name: ctx.meta[_key(option.name)] for option in options}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _key(name: str) -> str:
+    return f"iconoclast.option.{name}"
+
+
+# Every setting as a flag
+
+
+@cache
+def setting_options() -> Sequence[Any]:
+    """Make one option per setting."""
+
+    def settings(**values: Any) -> None: ...
+
+    parameters = [
+        inspect.Parameter(_name(spec), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(spec))
+        for spec in setting_specs()
     ]
-    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "flags"]
-    parameters = [*kept, *options]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapper.__wrapped__
-    return wrapper
+    settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return options_of(settings)
+
+
+class SettingsCommand(CommandWithOptions):
+    """A command with a flag for every setting: its function reads them by `given_settings`."""
+
+    option_sets = (setting_options,)
+
+
+def loaded_settings(ctx: typer.Context, config: Path | None, **named: Any) -> LoadedSettings:
+    """Load the settings that the command's flags, the environment and the file `config` give.
+
+    Args:
+        ctx: of a SettingsCommand.
+        config: the settings file.
+        named: settings that the command takes in another way, None if they were not given; they come before flags.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    values = given(ctx, setting_options())
+    flags = {spec.key: values[_name(spec)] for spec in setting_specs() if values[_name(spec)] not in (None, [])}
+    flags |= {key: str(value) for key, value in named.items() if value is not None}
+    return load_settings(flags, config)
+
+
+def given_settings(
+    ctx: typer.Context, config: Path | None, model: str | None = None, out: Path | None = None
+) -> Settings:
+    """Load the settings of a command that takes a model and a run folder as well.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    return loaded_settings(ctx, config, model=model, study_checkpoint_dir=out).settings
+
+
+def _name(spec: SettingSpec) -> str:
+    return "setting__" + "__".join(spec.path)
 
 
 def _annotation(spec: SettingSpec) -> Any:
@@ -47,7 +125,7 @@ def _annotation(spec: SettingSpec) -> Any:
 
 
 def _value_type(annotation: Any) -> Any:
-    """What the option takes; the settings check the value."""
+    """Choose what the option takes; the settings check the value."""
     annotation = without_none(annotation)
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]

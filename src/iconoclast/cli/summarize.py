@@ -1,25 +1,31 @@
-"""The table of many runs."""
+"""`summarize`: the table of many runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from iconoclast.cli.console import out, print_table
 from iconoclast.errors import RunFolderError
+from iconoclast.files import write_json, write_whole
 from iconoclast.reports.summary import Summary, read_summaries
 from iconoclast.reports.summary_tables import summary_document, summary_markdown, summary_tables
 from iconoclast.reports.text import print_lines
 
 
-def summarize_action(paths: Sequence[Path], json: Path | None, markdown: Path | None) -> None:
-    """Write the table of the runs that the paths mean to these files; print it if there are none.
-
-    Raises:
-        RunFolderError: summaries are missing or cannot be read; all others have been shown or written then.
-    """
+def summarize(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Run folders, folders of run folders, or batch_summary.json files.")
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the table as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="File for the table as Markdown.")] = None,
+) -> None:
+    """One table of many runs: a row a run, its base model and its best trial."""
     summaries, problems = read_summaries(paths)
-    if summaries and (json or markdown):
-        _write(summaries, json, markdown)
+    if summaries and (json_file or markdown):
+        _write(summaries, json_file, markdown)
     elif summaries:
         _print(summaries)
     if problems:
@@ -27,8 +33,6 @@ def summarize_action(paths: Sequence[Path], json: Path | None, markdown: Path | 
 
 
 def _write(summaries: Sequence[Summary], json: Path | None, markdown: Path | None) -> None:
-    from iconoclast.files import write_json, write_whole  # these load torch, which the table alone does not need
-
     if json is not None:
         with _writing(json):
             write_json(json, summary_document(summaries))

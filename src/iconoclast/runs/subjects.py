@@ -24,6 +24,7 @@ from iconoclast.peers.known import peer_trial
 from iconoclast.peers.protocol import PeerTrial
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
@@ -199,8 +200,8 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
     Raises:
         RunFolderError: there is no such run or trial.
     """
-    source, _, which = text.rpartition(":") if not Path(text).exists() and ":" in text else (text, "", "best")
-    path = Path(source)
+    source, named = split_reference(text)
+    path, which = Path(source), "best" if named is None else named
     if path.suffix == ".jsonl" and not path.exists():
         raise RunFolderError(f"The journal {source} does not exist.")
     if path.is_file() and path.suffix == ".jsonl":

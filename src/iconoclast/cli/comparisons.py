@@ -1,19 +1,23 @@
-"""The commands `evaluate` and `compare`."""
+"""What `evaluate`, `compare` and `export-and-compare` share: measuring models beside a base, and showing it.
+
+Imports torch: those commands import it when they are called.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.cli.console import out, quiet_libraries, require_writable, shown_progress
+from iconoclast.cli.console import out
+from iconoclast.cli.progress import shown_progress
 from iconoclast.config.layers import load_settings
 from iconoclast.config.schema import Settings
-from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
-from iconoclast.runs.export import export_run, require_free
-from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject, find_subject
+from iconoclast.runs.export import require_free
+from iconoclast.runs.subjects import Subject, find_subject
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
@@ -25,84 +29,25 @@ CHANCE = 0.05
 """Probability from which on a difference is called one that can be chance."""
 
 
-def evaluate_action(name: str, against: str | None, config: Path | None, json_file: Path | None) -> None:
-    """Examine one model beside its base."""
-    quiet_libraries()
-    require_writable(json_file)
-    subjects, settings = _understood([name], config)
-    comparison = _compared(subjects, settings, against)
-    document = comparison.document()
-    _print(comparison, document, 0)
-    if json_file is not None:
-        (only,) = document.pop("subjects")
-        for key in ("ranking", "pairs"):
-            del document[key]
-        write_json(json_file, {**document, "subject": only})
-        print_lines(out, f"Wrote {json_file}")
+def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
+    """Find what the user names, and the settings by which it is measured.
 
-
-def compare_action(
-    names: Sequence[str], against: str | None, config: Path | None, to: Path | None, sample_count: int
-) -> None:
-    """Examine several models beside their base, and write comparison.json and summary.json into the folder `to`."""
-    quiet_libraries()
-    if len(names) < 2:
-        raise SettingsError(
-            "Give two models or more. One alone is measured beside its base with `iconoclast evaluate`."
-        )
-    subjects, settings = _understood(names, config)
-    if to is not None:
-        _make_folder(to)
-    comparison = _compared(subjects, settings, against)
-    document = comparison.document()
-    _print(comparison, document, sample_count)
-    if to is not None:
-        _write(comparison, document, to, sample_count)
-
-
-def export_and_compare_action(run: Path, journal: Path | None, output: Path, sample_count: int) -> None:
-    """Export a run's best trial as merged weights, and compare the export with the best trial of a heretic study.
-
-    Writes iconoclast-best-merged/, comparison.json and summary.json into `output`.
+    Raises:
+        UserError: something is not there, or no settings are known.
     """
-    quiet_libraries()
-    _make_folder(output)
-    chosen = find_subject(str(run))
-    if not isinstance(chosen, RunSubject):
-        raise RunFolderError(f"{run} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl.")
-    # The export obeys the run in this, too: who exports somebody else's run has looked into its settings.
-    trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
-    settings = settings_for([chosen]).model_copy(update=trusted)
-    subjects: list[Subject] = [chosen]
-    if journal is not None:
-        other = find_subject(str(journal), settings)
-        if not isinstance(other, PeerSubject):
-            raise RunFolderError(
-                f"{journal} is no journal of heretic. Give the .jsonl file from its checkpoints folder."
-            )
-        subjects.append(other)
-    merged = output / "iconoclast-best-merged"
-    with shown_progress() as progress:
-        export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
-    subjects.insert(0, find_subject(str(merged)))
-    comparison = _compared(subjects, settings, None)
-    document = comparison.document()
-    _print(comparison, document, sample_count)
-    _write(comparison, document, output, sample_count)
-
-
-def _understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
     given = None if config is None else load_settings({}, config).settings
     settings = given or settings_for([find_subject(name) for name in names])
     return [find_subject(name, settings) for name in names], settings
 
 
-def _compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
+def compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
+    """Measure all beside their base, and show how far that is."""
     with shown_progress() as progress:
         return compare(subjects, settings, against, progress)
 
 
-def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
+def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
+    """Print the table, the tests beside the base and of each pair, and some responses."""
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
     split, warnings = comparison.sample.split, _seen_lines(comparison)
@@ -164,8 +109,8 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _write(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
-    """comparison.json: everything measured, and samples; summary.json: which trials they are, and the verdicts."""
+def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
+    """Write comparison.json, everything measured and samples, and summary.json, which trials they are and the verdicts."""
     write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     summary = {
         "schema_version": document["schema_version"],
@@ -189,8 +134,12 @@ def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("refusals", "broken", "overrefusals", "first_token_kl", "token_kl")}
 
 
-def _make_folder(to: Path) -> None:
-    """Measuring takes long: better to know before."""
+def make_folder(to: Path) -> None:
+    """Make a free folder before measuring, which takes long.
+
+    Raises:
+        RunFolderError: it is in use or cannot be written.
+    """
     require_free(to)
     try:
         to.mkdir(parents=True, exist_ok=True)

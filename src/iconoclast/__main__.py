@@ -1,0 +1,5 @@
+"""`python -m iconoclast` is `iconoclast`."""
+
+from iconoclast.cli.app import main
+
+main()

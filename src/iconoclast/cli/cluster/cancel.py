@@ -1,0 +1,43 @@
+"""`cluster cancel`: all workers of a run ended."""
+
+import os
+import shlex
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iconoclast.cli.console import out
+from iconoclast.reports.text import print_lines
+from iconoclast.runs.folder import RunFolder
+
+
+def cancel(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+) -> None:
+    """End all workers of a run. What they have measured stays, and the run can go on later."""
+    from iconoclast.cluster import slurm
+    from iconoclast.cluster.submit import jobs_of
+    from iconoclast.runs.workers import workers_of
+
+    folder = RunFolder(run_folder)
+    folder.settings()
+    jobs = jobs_of(folder)
+    slurm.cancel(jobs)
+    here = [
+        w
+        for w in workers_of(folder)
+        if not (w.gone or w.document["job"]) and w.document["host"] == socket.gethostname()
+    ]
+    for worker in here:
+        with suppress(ProcessLookupError):
+            os.kill(int(worker.document["pid"]), signal.SIGTERM)
+    print_lines(
+        out,
+        f"Cancelled: {', '.join(jobs) or 'no jobs'}; {len(here)} workers of this machine.",
+        f"The run can go on: iconoclast cluster submit --config {shlex.quote(str(folder.config))} "
+        f"--out {shlex.quote(str(run_folder))}",
+    )

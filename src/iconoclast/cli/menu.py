@@ -1,0 +1,43 @@
+"""What follows a run at a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.prompt import IntPrompt, Prompt
+
+from iconoclast.cli.chat import chat
+from iconoclast.cli.console import err, out
+from iconoclast.cli.export import export
+from iconoclast.cli.run import search
+from iconoclast.config.schema import Settings
+from iconoclast.errors import UserError
+from iconoclast.reports.text import print_lines
+from iconoclast.runs.folder import RunFolder
+
+
+def menu(settings: Settings, folder: Path) -> None:
+    """Ask a user at a terminal what to do with a finished search, until there is nothing more."""
+    choices: Sequence[str] = ("adapter", "merged", "chat", "more", "quit")
+    while True:
+        print_lines(out, "", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
+        print_lines(out, "more: run more trials           quit: leave")
+        try:
+            action = Prompt.ask("What now?", choices=list(choices), default="quit", console=out)
+            if action == "quit":
+                return
+            if action == "more":
+                summary = RunFolder(folder).read_json(RunFolder(folder).summary, ["completed_trials", "pruned_trials"])
+                done = summary["completed_trials"] + summary["pruned_trials"]
+                more = IntPrompt.ask("How many more?", default=8, console=out)
+                search(settings.model_copy(update={"n_trials": done + more}))
+                continue
+            trial = Prompt.ask("Which trial?", default="best", console=out)
+            if action == "chat":
+                chat(str(folder), trial)
+            else:
+                to = Path(Prompt.ask("Into which folder?", default=str(folder / action), console=out))
+                export(str(folder), to, trial, action)
+        except EOFError:
+            return
+        except UserError as error:
+            print_lines(err, f"Error: {error}")

@@ -1,0 +1,45 @@
+"""`replay`: a recorded trial measured again."""
+
+from typing import Annotated
+
+import typer
+
+from iconoclast.cli.arguments import FiguresOption, RunArgument, TrialOption, require_writable, run_and_trial
+from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.progress import shown_progress
+from iconoclast.errors import MeasurementError
+from iconoclast.files import write_json
+from iconoclast.reports.text import print_lines
+
+
+def replay(
+    run: RunArgument,
+    trial: TrialOption = None,
+    json_file: FiguresOption = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
+    ] = False,
+) -> None:
+    """Apply a recorded trial again, measure it, and grade the drift: exact, within noise, or changed.
+
+    Names the versions, weights and prompts that differ from those of the run. Ends with an error if the scores changed.
+    """
+    folder, trial = run_and_trial(run, trial)
+    from iconoclast.runs.replay import replay as replayed
+
+    quiet_libraries()
+    require_writable(json_file)
+    with shown_progress() as progress:
+        result = replayed(folder, trial, progress, trust_remote_code)
+    for each in result.drifts:
+        lines = "; ".join(each.differences) or "every score is the same number"
+        print_lines(out, f"{each.what}: {each.grade} ({lines})")
+    if result.changed:
+        print_lines(out, "Not as it was:", *(f"  {line}" for line in result.changed))
+    else:
+        print_lines(out, "Same versions, machine, weights and prompts as when the run was last started.")
+    if json_file is not None:
+        write_json(json_file, result.document())
+        print_lines(out, f"Wrote {json_file}")
+    if result.grade == "changed":
+        raise MeasurementError(f"Trial {result.trial} of {folder} does not measure as it was recorded.")

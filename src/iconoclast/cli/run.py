@@ -1,0 +1,150 @@
+"""`run`: the search, what it prints, and for a user at a terminal what follows."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iconoclast.cli.arguments import ConfigOption
+from iconoclast.cli.console import err, out, program, quiet_libraries
+from iconoclast.cli.flags import given_settings
+from iconoclast.cli.progress import shown_progress
+from iconoclast.config.schema import Settings
+from iconoclast.reports.text import print_lines
+
+if TYPE_CHECKING:
+    from iconoclast.runs.pipeline import Run
+
+SAMPLES = 3
+
+
+def run(
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
+    config: ConfigOption = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; the same as --study-checkpoint-dir.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes that share the study on this machine.", min=1)
+    ] = 1,
+) -> None:
+    """Search for the edit that changes the behaviour most and everything else least.
+
+    Runs the main job on MODEL, or continues it where it was interrupted. The results are in the run folder.
+    """
+    settings = given_settings(ctx, config, model=model, out=out_folder)
+    quiet_libraries()
+    if workers > 1:
+        _search_together(settings, workers)
+        return
+    folder = search(settings, began=process_start())
+    if not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
+        from iconoclast.cli.menu import menu
+
+        menu(settings, folder)
+
+
+def process_start() -> float:
+    """Return when this process began: the time to the first trial counts from there, imports included."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+def search(settings: Settings, samples: bool = False, began: float | None = None) -> Path:
+    """Run or continue the search, print the front, and return the run folder."""
+    from iconoclast.runs.pipeline import started_run
+
+    try:
+        with shown_progress() as progress, started_run(settings, progress, began) as run:
+            progress.keep(run.folder.log)
+            with _summarized(run):
+                run.optimize(settings.n_trials, progress)
+                run.finish(progress)
+            progress.close()
+            _print_results(run)
+            if samples:
+                _print_samples(run)
+            return run.folder.path
+    except KeyboardInterrupt:
+        print_lines(err, "Interrupted. The same command goes on from here.")
+        raise
+
+
+def _search_together(settings: Settings, workers: int) -> None:
+    """Let several processes of this machine share a run."""
+    import torch
+
+    from iconoclast.cluster.local import work_locally
+    from iconoclast.cluster.standing import standing, standing_lines
+    from iconoclast.cluster.submit import prepared
+
+    folder = prepared(settings)
+    try:
+        with shown_progress() as progress:
+            work_locally(folder, workers, progress, torch.cuda.device_count())
+    except KeyboardInterrupt:
+        print_lines(err, "Interrupted. The same command goes on from here.")
+        raise
+    print_lines(out, *standing_lines(standing(folder.path)), f"Results: {folder.summary}")
+
+
+@contextmanager
+def _summarized(run: "Run") -> Iterator[None]:
+    """Write the summary also when the search is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.write_summary("interrupted")
+        config = shlex.quote(str(run.folder.config))
+        print_lines(
+            err,
+            f"{run.study.finished} trials are kept in {run.folder.path}.",
+            f"To continue: {program()} run --config {config}",
+        )
+        raise
+
+
+def _print_results(run: "Run") -> None:
+    from iconoclast.reports.tables import front_table, report_lines, report_table
+
+    best = run.best()
+    out.print(front_table(run.front(), best, run.base))
+    if best is None:
+        return
+    target = run.settings.kl_divergence_target
+    reason = (
+        f"lowest KL of those with the fewest refused or broken, give or take a standard error, within the KL target of {target:g}"
+        if best.scores.kl_divergence <= target
+        else f"no trial is within the KL target of {target:g}"
+    )
+    measured, finished = len(run.trials()), run.study.finished
+    print_lines(
+        out,
+        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
+        f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
+    )
+    if run.report is not None:
+        out.print(report_table(run.report))
+        print_lines(out, *report_lines(run.report))
+    print_lines(out, f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
+
+
+def _print_samples(run: "Run") -> None:
+    from iconoclast.edits.edit import Edit
+    from iconoclast.prompts import PromptSet
+    from iconoclast.reports.tables import samples_table
+
+    best = run.best()
+    source = run.prompts.target_report or run.prompts.target_evaluation
+    if best is None:
+        return
+    prompts = PromptSet(source.prompts[:SAMPLES], source.source)
+    responses = run.evaluator.respond([Edit.nothing(), run.edit(best.parameters)], prompts)
+    names = ("base model", f"trial {best.index}")
+    out.print(samples_table([p.text for p in prompts], list(zip(names, responses, strict=True))))

@@ -1,0 +1,48 @@
+"""`verify`: an export checked against its papers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iconoclast.cli.arguments import ExportArgument, require_writable
+from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.progress import shown_progress
+from iconoclast.config.layers import load_settings
+from iconoclast.errors import MeasurementError
+from iconoclast.files import write_json
+from iconoclast.reports.text import print_lines
+
+
+def verify(
+    export_folder: ExportArgument,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model. Unset: the one that the export names.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file that names the prompts, as that of the run does.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Also measure the scores again.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
+) -> None:
+    """Check that an export is what its papers say: files, tensors against the base model, scores.
+
+    Ends with an error if it is not.
+    """
+    from iconoclast.runs.verify import verify as verified
+
+    quiet_libraries()
+    require_writable(json_file)
+    prompts = None if config is None else load_settings({}, config).settings
+    with shown_progress() as progress:
+        checks = verified(export_folder, base, measure, prompts, progress)
+    marks = {True: "as declared", False: "NOT AS DECLARED", None: "not checked"}
+    for check in checks:
+        print_lines(out, f"{check.name}: {marks[check.passed]}. {check.detail}")
+    if json_file is not None:
+        write_json(json_file, {"checks": [check.document() for check in checks]})
+        print_lines(out, f"Wrote {json_file}")
+    if any(check.passed is None for check in checks):
+        print_lines(out, "Not everything was checked: what was not is no proof.")
+    if any(check.passed is False for check in checks):
+        raise MeasurementError(f"{export_folder} is not what its papers say.")

@@ -1,0 +1,61 @@
+"""How runs stand, from their files alone: no library that takes seconds to load."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from iconoclast.errors import RunFolderError
+from iconoclast.layout import CONFIG, TRIAL_INFORMATION
+from iconoclast.runs.folder import RunFolder
+
+
+def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
+    """Tell state (working, complete, interrupted, begun), trials and best trial of a run from its summary.
+
+    Args:
+        folder: of the run.
+        trial: number of a trial to show as well; None in the document if the summary does not hold it.
+
+    Raises:
+        RunFolderError: there is no run, or its files are damaged.
+    """
+    settings = folder.settings()
+    summary = folder.read_summary()
+    if folder.in_use():
+        state = "working"
+    elif summary is None:
+        state = "begun"
+    else:
+        state = "complete" if summary.status == "complete" else "interrupted"
+    front = {} if summary is None else {trial.index: trial.document() for trial in summary.pareto_trials}
+    newest = max(file.stat().st_mtime for file in folder.path.iterdir())
+    document = {
+        "run": str(folder.path),
+        "model": settings.model,
+        "state": state,
+        "n_trials": settings.n_trials,
+        "finished": 0 if summary is None else summary.finished_trials,
+        "pruned": 0 if summary is None else summary.pruned_trials,
+        "best": None if summary is None or summary.best_trial is None else front.get(summary.best_trial),
+        "written": datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),
+    }
+    return document if trial is None else {**document, "trial": front.get(int(trial) if trial.isdigit() else -1)}
+
+
+def is_shared(folder: RunFolder) -> bool:
+    """Tell whether several processes work on a run or did, on this machine or a cluster."""
+    return folder.workers.is_dir() or folder.cluster.is_dir()
+
+
+def runs_below(folder: Path) -> Iterator[RunFolder]:
+    """Find the run folders below a folder; exports hold settings as well, and are left out.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is not a folder.")
+    for config in sorted(folder.rglob(CONFIG)):
+        if not (config.parent / TRIAL_INFORMATION).exists():
+            yield RunFolder(config.parent)
