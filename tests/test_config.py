@@ -260,3 +260,16 @@ def test_a_prompt_set_that_is_not_a_table_is_an_error_even_if_a_flag_names_a_par
         load_settings()
     with pytest.raises(SettingsError, match=r"good_prompts \(file config\.toml\) must be a section"):
         load_settings({"good_prompts.split": "train"})
+
+
+def test_prompt_sets_go_by_other_names_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[target_select_prompts]\ndataset = "target.txt"\n')
+    monkeypatch.setenv("ICONOCLAST_BENIGN_PROMPTS__DATASET", "benign.txt")
+    settings = load_settings({"target_prompts.split": "fit[:9]"}, file).settings
+    assert settings.bad_evaluation_prompts.dataset == "target.txt" and settings.good_prompts.dataset == "benign.txt"
+    assert settings.bad_prompts.split == "fit[:9]"
+    source = PromptSource(dataset="x.txt")
+    assert Settings(benign_report_prompts=source) == Settings(good_report_prompts=source)
+    with pytest.raises(ValueError, match="are the same setting"):
+        Settings(benign_prompts=source, good_prompts=source)

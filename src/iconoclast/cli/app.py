@@ -18,7 +18,7 @@ from iconoclast.cli.demo import demo
 from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.export import export
 from iconoclast.cli.export_and_compare import export_and_compare
-from iconoclast.cli.flags import SettingsCommand
+from iconoclast.cli.flags import SettingsCommand, own_flag
 from iconoclast.cli.list_runs import list_runs
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
@@ -34,7 +34,7 @@ from iconoclast.version import __version__
 INTERRUPTED = 130
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda name: name.replace(".", "-").replace("_", "-"),
+    "token_normalize_func": lambda name: own_flag(name.replace(".", "-").replace("_", "-")),
 }
 
 

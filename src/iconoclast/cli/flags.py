@@ -10,10 +10,21 @@ import typer
 from typer.core import TyperCommand
 
 from iconoclast.config.layers import LoadedSettings, load_settings
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
 SETTINGS_PANEL = "Settings (each can also stand in the TOML file or in an ICONOCLAST_ variable)"
+
+
+_SYNONYMS = {name.replace("_", "-"): own.replace("_", "-") for name, own in SYNONYMS.items()}
+
+
+def own_flag(name: str) -> str:
+    """Return the flag under which a prompt set's setting is declared: `--benign-prompts-split` is `--good-prompts-split`."""
+    for synonym, own in _SYNONYMS.items():
+        if name.startswith((f"--{synonym}-", f"{synonym}-")):
+            return name.replace(synonym, own, 1)
+    return name
 
 
 class CommandWithOptions(TyperCommand):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from iconoclast.config.schema import ENVIRONMENT_PREFIX, PromptSource, Settings
+from iconoclast.config.schema import ENVIRONMENT_PREFIX, PromptSource, Settings, canonical
 from iconoclast.config.specs import setting_specs
 from iconoclast.errors import SettingsError
 
@@ -54,6 +54,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     origins: dict[str, str] = {}
     for values, origin in layers:
         for path, value in _leaves(values):
+            path = (canonical(path[0]), *path[1:])
             _check_known(path, origin)
             if value == {}:  # an empty section says nothing
                 continue
@@ -105,9 +106,11 @@ def _read_environment() -> dict[str, Any]:
         name = variable.upper()
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
             path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            _check_known(path, "environment", shown=variable)
+            _check_known((canonical(path[0]), *path[1:]), "environment", shown=variable)
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {_canonical_variable(name): value for name, value in source.env_vars.items()}
     try:
-        return EnvSettingsSource(Settings)()
+        return source()
     except SourceError as error:
         field = re.search(r'field "(\w+)"', str(error))
         variable = ENVIRONMENT_PREFIX + field[1].upper() if field else "One of the ICONOCLAST_ variables"
@@ -115,6 +118,15 @@ def _read_environment() -> dict[str, Any]:
             f'{variable} is not valid JSON ({error.__cause__}). Write a list as \'["a", "b"]\' and a prompt set key by key, '
             "as in ICONOCLAST_GOOD_PROMPTS__SPLIT."
         ) from None
+
+
+def _canonical_variable(name: str) -> str:
+    """Name a variable of a prompt set after the setting's own name."""
+    prefix = ENVIRONMENT_PREFIX.lower()
+    if not name.lower().startswith(prefix):
+        return name
+    setting, *rest = name.lower().removeprefix(prefix).split("__")
+    return prefix + "__".join([canonical(setting), *rest])
 
 
 def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from iconoclast.vocabulary import Component, DirectionMethod, DirectionScope, Dtype, Quantization, RowNormalization
@@ -97,6 +97,22 @@ def _builtin(role: str, split: str, label: str, color: str) -> PromptSource:
     return PromptSource(
         dataset=f"builtin:everyday/{role}", split=split, residual_plot_label=label, residual_plot_color=color
     )
+
+
+SYNONYMS = {
+    "benign_prompts": "good_prompts",
+    "target_prompts": "bad_prompts",
+    "benign_select_prompts": "good_evaluation_prompts",
+    "target_select_prompts": "bad_evaluation_prompts",
+    "benign_report_prompts": "good_report_prompts",
+    "target_report_prompts": "bad_report_prompts",
+}
+"""The words of the glossary for prompt sets → the settings' own names, which are those of the first release."""
+
+
+def canonical(name: str) -> str:
+    """Return a setting's own name for any name that it goes by."""
+    return SYNONYMS.get(name, name)
 
 
 class Settings(BaseSettings):
@@ -372,6 +388,16 @@ class Settings(BaseSettings):
     exit_after_optimization: bool = Field(
         default=False, description="End when the trials are done instead of offering what to do with them."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_synonyms(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
+        if twice:
+            raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
+        return {canonical(name): value for name, value in given.items()}
 
     @property
     def memory_limits(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.config.schema import PromptSource, Settings, canonical
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Sample
 from iconoclast.privacy import portable
@@ -95,7 +95,7 @@ class Prompts:
 
     def _check_overlaps(self, allowed: list[str]) -> None:
         known = Settings.model_fields
-        pairs = [frozenset(pair.split(" and ")) for pair in allowed]
+        pairs = [frozenset(map(canonical, pair.split(" and "))) for pair in allowed]
         for pair, text in zip(pairs, allowed, strict=True):
             if len(pair) != 2 or not all(name in known and name.endswith("_prompts") for name in pair):
                 raise SettingsError(
