@@ -13,6 +13,8 @@ from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
 from iconoclast.layout import SCHEMA_VERSION
 
+REMEDY = "Delete it and start the run again."
+
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
@@ -82,16 +84,16 @@ class Document(Part):
         except OSError as error:
             raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
         except ValidationError as error:
-            raise RunFolderError(f"{file} is damaged or not a {cls.what}: {first_problem(error)}.") from None
+            raise RunFolderError(f"{file} is damaged or not a {cls.what}: {first_problem(error)}. {REMEDY}") from None
         except (ValueError, RecursionError) as error:
-            raise RunFolderError(f"{file} is damaged: {error}. Delete it and start the run again.") from None
+            raise RunFolderError(f"{file} is damaged: {error}. {REMEDY}") from None
 
 
 def require_known_schema(file: Path, content: object) -> None:
     """Refuse what a newer version has written: what it says may not be what it seems."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise RunFolderError(f"{file} is damaged: it must be an object with a schema_version.")
+        raise RunFolderError(f"{file} is damaged: it must be an object with a schema_version. {REMEDY}")
     if version > SCHEMA_VERSION:
         raise RunFolderError(
             f"{file} has schema version {version}, and this version of ICONOCLAST knows {SCHEMA_VERSION}. Update it."

@@ -74,10 +74,11 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_script_of_the_seed_document_exports_and_compares(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [[SCRIPT], ["-m", "iconoclast", "export-and-compare"]], ids=["script", "command"])
+def test_the_best_trial_is_exported_and_compared(command: list[str], run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--iconoclast-checkpoint", run / "iconoclast_study.jsonl", "--output-dir", out, "--sample-count", "2"],
+        [sys.executable, *command, "--iconoclast-checkpoint", run / "iconoclast_study.jsonl", "--output-dir", out, "--sample-count", "2"],
         capture_output=True,
         text=True,
         check=False,

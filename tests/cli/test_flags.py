@@ -12,7 +12,7 @@ from iconoclast.version import __version__
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
 from tests.support.setting_examples import EXAMPLES, SPECS, flat
 
-COMMANDS = ("run", "demo", "export", "chat", "plot", "config")
+COMMANDS = ("run", "demo", "export", "chat", "plot", "evaluate", "compare", "export-and-compare", "status", "config")
 
 
 @pytest.fixture(autouse=True)

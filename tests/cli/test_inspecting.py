@@ -1,6 +1,8 @@
-"""status, list, replay and verify, as a user types them."""
+"""status, list, replay, verify and RUN:N, as a user types them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ def test_status_and_list_say_how_runs_stand(run: Path) -> None:
     assert "one" in listed.out and "interrupted" in listed.out and "1/1" in listed.out
     assert (
         "There is no run in" in iconoclast("list", ".hidden").complaint
-        or "is no folder" in iconoclast("list", ".hidden").complaint
+        or "is not a folder" in iconoclast("list", ".hidden").complaint
     )
     assert "holds no run" in iconoclast("status", "runs").complaint
 
@@ -64,3 +66,83 @@ def test_verify_ends_with_an_error_if_something_is_not_as_declared(run: Path, ti
     bad = iconoclast(*arguments, "--no-measure")
     assert bad.code == 1 and "files: NOT AS DECLARED. README.md has changed" in bad.out
     assert "adapter is not what its papers say" in bad.complaint
+
+
+# RUN:N
+
+TAKES_A_TRIAL = [
+    ["export", "{run}", "--to", "new"],
+    ["chat", "{run}"],
+    ["replay", "{run}"],
+    ["benchmark", "{run}", "--tasks", "none"],
+]
+
+
+@pytest.mark.parametrize("arguments", TAKES_A_TRIAL, ids=lambda each: each[0])
+def test_two_trials_of_one_run_are_one_clear_error(arguments: list[str], run: Path) -> None:
+    pytest.importorskip("lm_eval") if arguments[0] == "benchmark" else None
+    done = iconoclast(*(text.format(run=f"{run}:0") for text in arguments), "--trial", "1")
+    assert done.code == 2 and "names trial 0, and --trial names trial 1" in done.complaint
+
+
+@pytest.mark.parametrize(
+    "arguments", [*TAKES_A_TRIAL, ["plot", "{run}"], ["status", "{run}"]], ids=lambda each: each[0]
+)
+def test_a_trial_behind_a_colon_must_exist(arguments: list[str], run: Path) -> None:
+    pytest.importorskip("lm_eval") if arguments[0] == "benchmark" else None
+    done = iconoclast(*(text.format(run=f"{run}:77") for text in arguments))
+    assert done.code == 2 and 'no completed trial "77"' in done.complaint
+
+
+def test_a_colon_means_the_same_as_trial(run: Path) -> None:
+    both = (
+        iconoclast("export", f"{run}:0", "--trial", "0", "--to", "first"),
+        iconoclast("export", run, "--trial", "0", "--to", "other"),
+    )
+    assert [each.code for each in both] == [0, 0]
+    assert both[0].out.replace("first", "other") == both[1].out
+    assert iconoclast("replay", f"{run}:0").out == iconoclast("replay", run, "--trial", "0").out
+    assert "Trial 0: " in iconoclast("status", f"{run}:0").out
+    assert json.loads(iconoclast("status", f"{run}:0", "--json").out)["trial"]["index"] == 0
+
+
+def test_a_path_that_exists_is_that_path(run: Path) -> None:
+    named = run.rename(run.with_name("at 10:30"))
+    done = iconoclast("status", named)
+    assert done.code == 0 and "at 10:30: complete" in done.out and "Trial 30" not in done.out
+
+
+# What they load, and how they are called
+
+
+def test_a_continue_command_can_be_pasted(run: Path) -> None:
+    summary = json.loads((run / "batch_summary.json").read_text())
+    (run / "batch_summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    run = run.rename("my run")
+    assert "--config 'my run/iconoclast_config.toml' --out 'my run'" in iconoclast("status", run).out
+
+
+@pytest.mark.parametrize("arguments", [["status", "runs/one"], ["list"], ["--help"], ["run", "--help"]], ids=" ".join)
+def test_what_reads_files_alone_loads_no_torch(arguments: list[str], run: Path) -> None:
+    check = (
+        "import sys; from iconoclast.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "sys.exit(str([name for name in ('torch', 'optuna', 'transformers', 'datasets') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", check, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr == "[]\n"
+
+
+def test_cluster_status_shows_the_same_document(run: Path) -> None:
+    plain, shared = (json.loads(iconoclast(*c, "status", run, "--json").out) for c in ((), ("cluster",)))
+    assert plain.items() <= {**shared, "written": plain["written"]}.items()
+    wanted = {"complete", "trials", "trials_per_hour", "jobs", "queue", "submitted", "workers"}
+    assert wanted <= shared.keys()
+    (run / "workers").mkdir()
+    assert iconoclast("status", run).out == iconoclast("cluster", "status", run).out
+
+
+@pytest.mark.parametrize("module", ["iconoclast", "iconoclast.cli"])
+def test_the_package_can_be_run_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("iconoclast ")

@@ -12,6 +12,7 @@ import pytest
 from optuna.storages import JournalStorage, run_grpc_proxy_server
 
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.search import sharing
 from iconoclast.search import storage as module
 from iconoclast.search.space import EditParameters
 from iconoclast.search.storage import Journal, open_storage
@@ -68,8 +69,8 @@ def test_a_study_elsewhere_can_be_shared(kind: str, proxy: str, tmp_path: Path) 
     folder = tmp_path / f"shared-{kind[2:]}"
     storage = storages(proxy, tmp_path)[kind]
     left = opened(folder, storage=storage)
-    left._hand_back = lambda trial_id: None  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(sharing, "hand_back", lambda study, trial_id: None)
         left.run(TOTAL, lambda batch: [1 / 0], lambda scores: (0.0, 0.0), crew=Shared("a"))  # type: ignore[arg-type]
     study = opened(folder, storage=storage)
     crew = Shared("b")

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from iconoclast.errors import RunFolderError
 from iconoclast.scores import Bounds, Count, Scores, beaten
+from iconoclast.search import sharing
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
@@ -492,8 +493,8 @@ def test_what_a_lost_process_has_left_is_measured_by_another(tmp_path: Path) -> 
     def die(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
         raise RuntimeError  # and no chance to hand anything back
 
-    killed._hand_back = lambda trial_id: None  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(sharing, "hand_back", lambda study, trial_id: None)
         killed.run(TOTAL, die, OBJECTIVE, crew=Shared("a"))
     assert "RUNNING" in states(killed)
 
@@ -573,13 +574,13 @@ def test_a_process_that_was_taken_for_lost_does_not_count_its_trials_again(tmp_p
 def test_trials_that_too_many_have_asked_for_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, other = opened(tmp_path), opened(tmp_path)
     crew, faster = Shared("a", 1), Shared("b")
-    claimed = study._claimed
+    claim = sharing.claim
 
-    def raced(crew: Shared) -> int:  # another process is always a little faster
-        other._claimed(faster)
-        return claimed(crew)
+    def raced(study: optuna.Study, crew: Shared) -> int:  # another process is always a little faster
+        claim(other.study, faster)
+        return claim(study, crew)
 
-    monkeypatch.setattr(study, "_claimed", raced)
+    monkeypatch.setattr(sharing, "claim", raced)
     crew._meanwhile = lambda: (monkeypatch.undo(), setattr(crew, "_lost", ["b"]))[0]
     study.run(TOTAL, Recorder(), OBJECTIVE, crew=crew)
     assert study.finished == TOTAL == len(study.trials())

@@ -3,63 +3,35 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from iconoclast.errors import RunFolderError
 from iconoclast.scores import Bounds, Scores
+from iconoclast.search import sharing
 from iconoclast.search.objective import Objective
-from iconoclast.search.optuna_internals import (
-    id_of,
-    new_trial,
-    number_of,
-    read_again,
-    set_attribute,
-    set_state,
-    suggest,
-    waiting_trial,
-)
+from iconoclast.search.optuna_internals import id_of, set_state, suggest
 from iconoclast.search.pareto import Trial
+from iconoclast.search.sharing import Crew, handed_back_if_broken_off, is_ours, limit
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import answering, open_storage
 
 STUDY_NAME = "iconoclast"
 OUTCOMES = "outcomes"
-OWNER = "worker"
 PINNED = "settings"
 
 Outcome = Scores | Bounds
 """What measuring a trial gave: its scores, or what was known when it was pruned."""
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class Crew(Protocol):
-    """One of the processes that share a study."""
-
-    name: str
-    """What it is called; no other process ever was."""
-
-    dead_after: float
-    """Seconds after which a trial that nobody has put a name to was left by a process that died that moment."""
-
-    def size(self) -> int:
-        """How many of them there are."""
-
-    def lost(self, names: Collection[str]) -> set[str]:
-        """Which of the processes of these names will not go on."""
-
-    def wait(self) -> None:
-        """Let some time pass: the others still measure what is left."""
 
 
 @dataclass
@@ -76,6 +48,8 @@ class Study:
     seed: int
     startup_trials: int
     batch: int
+    _entries: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _read: dict[int, Outcome] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -203,7 +177,7 @@ class Study:
         """
         self._tell(objective)  # a batch that an interruption has caught between being measured and being told
         while True:
-            with self._shared(crew):
+            with nullcontext() if crew is None else handed_back_if_broken_off(self.study, crew, self._outcomes):
                 batch = self._next_batch(n_trials) if crew is None else self._next_share(n_trials, crew)
                 parameters = [self.space.parameters(trial.params) for trial in batch]
                 measured = (
@@ -223,7 +197,7 @@ class Study:
         self, batch: Sequence[optuna.Trial], measured: Mapping[int, Outcome], crew: Crew | None
     ) -> dict[int, Outcome]:
         """Write down what was measured, in one entry; without the trials that were taken from us meanwhile."""
-        ours = [trial for trial in batch if crew is None or self._is_ours(trial, crew)]
+        ours = [trial for trial in batch if crew is None or is_ours(self.study, trial, crew)]
         while ours:
             outcomes = {trial.number: measured[trial.number] for trial in ours}
             with suppress(UpdateFinishedTrialError):  # taken from us this very moment, and finished
@@ -232,19 +206,17 @@ class Study:
             ours.pop(0)
         return {}
 
-    @contextmanager
-    def _shared(self, crew: Crew | None) -> Iterator[None]:
-        """If what is done here is broken off, the others of the crew can have the trials that we have taken."""
-        with ExitStack() as broken_off:
-            if crew is not None:
-                broken_off.callback(self._hand_all_back, crew)
-            yield
-            broken_off.pop_all()
-
     def _outcomes(self) -> dict[int, Outcome]:
-        """What was measured, by number of the trial. Every batch is one entry of the journal, at its first trial."""
-        batches = [trial.user_attrs.get(OUTCOMES, {}) for trial in self.study.get_trials(deepcopy=False)]
-        return {int(number): _outcome(document) for batch in batches for number, document in batch.items()}
+        """Read what was measured, by number of the trial. Every batch is one entry of the journal, at its first trial.
+
+        A batch is read once; its entry is another object if another process has written it anew.
+        """
+        for trial in self.study.get_trials(deepcopy=False):
+            entry = trial.user_attrs.get(OUTCOMES)
+            if entry is not None and self._entries.get(trial.number) is not entry:
+                self._entries[trial.number] = entry
+                self._read |= {int(number): _outcome(document) for number, document in entry.items()}
+        return self._read
 
     def _tell(self, objective: Objective) -> None:
         """Tell Optuna what was measured and not told yet.
@@ -270,64 +242,20 @@ class Study:
                 set_state(self.study, id_of(trial), TrialState.RUNNING)
         batch = [self._ask(trial.number, id_of(trial)) for trial in pending]
         number = len(trials)
-        end = min(_limit(n_trials, trials), self._batch_end(min((trial.number for trial in pending), default=number)))
+        end = min(limit(n_trials, trials), self._batch_end(min((trial.number for trial in pending), default=number)))
         batch += [self._ask(new) for new in range(number, end)]
         return batch
 
     def _next_share(self, n_trials: int, crew: Crew) -> list[optuna.Trial]:
-        """The trials that one of several processes measures next: those that a lost one has left, then new ones."""
-        trials = self.study.get_trials(deepcopy=False)
-        outcomes = self._outcomes()
-        running = [t for t in trials if t.state == TrialState.RUNNING and t.number not in outcomes]
-        lost = crew.lost({_owner(trial) for trial in running} - {""})
-        for trial in running:
-            if _is_left(trial, lost, crew.dead_after):
-                known = read_again(self.study, trial)  # another process may have been faster
-                if (known.state, _owner(known)) == (trial.state, _owner(trial)):
-                    self._hand_back(id_of(trial))
-        waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        open_trials = waiting + max(0, _limit(n_trials, trials) - len(trials))
-        # At the beginning and at the end there are not enough trials for a whole batch each.
-        together = min(open_trials, self.startup_trials) if self.finished < self.startup_trials else open_trials
-        share = min(self.batch, -(-together // max(1, crew.size())))
+        """Take the trials that one of several processes measures next: those that a lost one has left, then new ones."""
+        sharing.take_from_lost(self.study, crew, self._outcomes())
+        random = self.finished < self.startup_trials
+        share = sharing.share(self.study, crew, n_trials, self.startup_trials if random else n_trials, self.batch)
         batch: list[optuna.Trial] = []
-        for _ in range(share):
-            claimed = self._claimed(crew)
+        for number, trial_id in sharing.claims(self.study, crew, n_trials, share):
             with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
-                number = number_of(self.study, claimed)
-                if number >= _limit(n_trials, self.study.get_trials(deepcopy=False)[:number]):
-                    # Others have asked for the last ones meanwhile.
-                    self.study.tell(number, state=TrialState.FAIL)
-                    break
-                batch.append(self._ask(number, claimed))
+                batch.append(self._ask(number, trial_id))
         return batch
-
-    def _claimed(self, crew: Crew) -> int:
-        """A trial that was handed back, or a new one, with our name on it: its id."""
-        trial_id = waiting_trial(self.study)
-        if trial_id is not None:
-            with suppress(UpdateFinishedTrialError):
-                set_attribute(self.study, trial_id, OWNER, crew.name)
-            return trial_id
-        return new_trial(self.study, {OWNER: crew.name})
-
-    def _is_ours(self, trial: optuna.Trial, crew: Crew) -> bool:
-        """Whether a trial is still to be measured, and by us."""
-        known = read_again(self.study, trial)
-        return known.state == TrialState.RUNNING and _owner(known) == crew.name
-
-    def _hand_all_back(self, crew: Crew) -> None:
-        """Let others have what we have taken and not measured."""
-        outcomes = self._outcomes()
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _owner(trial) == crew.name and trial.number not in outcomes:
-                self._hand_back(id_of(trial))
-
-    def _hand_back(self, trial_id: int) -> None:
-        """Let the next process that asks have a trial."""
-        with suppress(UpdateFinishedTrialError):
-            set_attribute(self.study, trial_id, OWNER, "")
-            set_state(self.study, trial_id, TrialState.WAITING)
 
     def _batch_end(self, number: int) -> int:
         """Where the batch of a trial ends.
@@ -388,23 +316,6 @@ def _load(journal: Path, storage: str | None) -> optuna.Study | None:
 def _name(journal: Path, storage: str | None) -> str:
     """What the study is called; a storage may keep those of many runs."""
     return STUDY_NAME if storage is None else f"{STUDY_NAME}/{journal.absolute().parent.name}"
-
-
-def _owner(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(OWNER, ""))
-
-
-def _is_left(trial: FrozenTrial, lost: Collection[str], dead_after: float) -> bool:
-    """Whether nobody measures a running trial any more."""
-    if owner := _owner(trial):
-        return owner in lost
-    started = trial.datetime_start or datetime.min
-    return datetime.now() - started > timedelta(seconds=dead_after)
-
-
-def _limit(n_trials: int, trials: Sequence[FrozenTrial]) -> int:
-    """The first number that is too many: those of trials that nobody will measure do not count."""
-    return n_trials + sum(trial.state == TrialState.FAIL for trial in trials)
 
 
 def _derived_seed(seed: int, what: str) -> int:

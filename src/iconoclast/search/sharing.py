@@ -1,0 +1,136 @@
+"""Many processes on one study: who measures what, and what becomes of the trials of a process that is lost."""
+
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from iconoclast.search import optuna_internals as internals
+
+OWNER = "worker"
+
+
+class Crew(Protocol):
+    """One of the processes that share a study."""
+
+    name: str
+    """What it is called; no other process ever was."""
+
+    dead_after: float
+    """Seconds after which a trial that nobody has put a name to was left by a process that died that moment."""
+
+    def size(self) -> int:
+        """How many of them there are."""
+
+    def lost(self, names: Collection[str]) -> set[str]:
+        """Which of the processes of these names will not go on."""
+
+    def wait(self) -> None:
+        """Let some time pass: the others still measure what is left."""
+
+
+def share(study: optuna.Study, crew: Crew, n_trials: int, together: int, batch: int) -> int:
+    """Count the trials that a process should take, so that at the beginning and at the end all have some.
+
+    Args:
+        study: the study.
+        crew: the processes.
+        n_trials: trials in total.
+        together: how many can be measured at a time without learning from each other.
+        batch: the most that one process takes.
+    """
+    trials = study.get_trials(deepcopy=False)
+    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+    open_trials = waiting + max(0, limit(n_trials, trials) - len(trials))
+    return min(batch, -(-min(open_trials, together) // max(1, crew.size())))
+
+
+def claims(study: optuna.Study, crew: Crew, n_trials: int, share: int) -> Iterator[tuple[int, int]]:
+    """Take up to `share` trials, one at a time as they are asked for: number and id of each."""
+    for _ in range(share):
+        trial_id = claim(study, crew)
+        number = internals.number_of(study, trial_id)
+        if number >= limit(n_trials, study.get_trials(deepcopy=False)[:number]):
+            with suppress(UpdateFinishedTrialError):
+                # Others have asked for the last ones meanwhile.
+                study.tell(number, state=TrialState.FAIL)
+                return
+        else:
+            yield number, trial_id
+
+
+def claim(study: optuna.Study, crew: Crew) -> int:
+    """Put our name on a trial that was handed back, or on a new one: its id."""
+    trial_id = internals.waiting_trial(study)
+    if trial_id is None:
+        return internals.new_trial(study, {OWNER: crew.name})
+    with suppress(UpdateFinishedTrialError):
+        internals.set_attribute(study, trial_id, OWNER, crew.name)
+    return trial_id
+
+
+def is_ours(study: optuna.Study, trial: optuna.Trial, crew: Crew) -> bool:
+    """Check that a trial is still to be measured, and by us: others may have taken us for lost."""
+    known = internals.read_again(study, trial)
+    return known.state == TrialState.RUNNING and _owner(known) == crew.name
+
+
+def take_from_lost(study: optuna.Study, crew: Crew, measured: Container[int]) -> None:
+    """Hand back the trials of processes that will not go on, without those that were measured."""
+    running = [t for t in _running(study) if t.number not in measured]
+    lost = crew.lost({_owner(trial) for trial in running} - {""})
+    for trial in running:
+        if _is_left(trial, lost, crew.dead_after):
+            known = internals.read_again(study, trial)  # another process may have been faster
+            if (known.state, _owner(known)) == (trial.state, _owner(trial)):
+                hand_back(study, internals.id_of(trial))
+
+
+@contextmanager
+def handed_back_if_broken_off(
+    study: optuna.Study, crew: Crew, measured: Callable[[], Container[int]]
+) -> Iterator[None]:
+    """Let the others of the crew have the trials that we have taken, if what is done here is broken off."""
+    with ExitStack() as broken_off:
+        broken_off.callback(_hand_all_back, study, crew, measured)
+        yield
+        broken_off.pop_all()
+
+
+def _hand_all_back(study: optuna.Study, crew: Crew, measured: Callable[[], Container[int]]) -> None:
+    numbers = measured()
+    for trial in _running(study):
+        if _owner(trial) == crew.name and trial.number not in numbers:
+            hand_back(study, internals.id_of(trial))
+
+
+def hand_back(study: optuna.Study, trial_id: int) -> None:
+    """Let the next process that asks have a trial."""
+    with suppress(UpdateFinishedTrialError):
+        internals.set_attribute(study, trial_id, OWNER, "")
+        internals.set_state(study, trial_id, TrialState.WAITING)
+
+
+def limit(n_trials: int, trials: Sequence[FrozenTrial]) -> int:
+    """Find the first number that is too many: those of trials that nobody will measure do not count."""
+    return n_trials + sum(trial.state == TrialState.FAIL for trial in trials)
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _owner(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(OWNER, ""))
+
+
+def _is_left(trial: FrozenTrial, lost: Collection[str], dead_after: float) -> bool:
+    """Check whether nobody measures a running trial any more."""
+    if owner := _owner(trial):
+        return owner in lost
+    started = trial.datetime_start or datetime.min
+    return datetime.now() - started > timedelta(seconds=dead_after)
