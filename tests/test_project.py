@@ -40,10 +40,12 @@ def test_extras_and_version_are_as_promised() -> None:
     assert PROJECT["license"] == "AGPL-3.0-or-later"
 
 
-def test_the_two_commands_are_the_first_thing_in_the_readme() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert lines[0].startswith("# ") and lines[2] == "```sh" and lines[3].startswith("make demo")
-    assert lines[4].startswith("make test")
+def test_the_first_screen_says_what_shows_it_and_gives_commands() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    assert first.startswith("# ICONOCLAST\n\nICONOCLAST changes") and "![" in first
+    assert "make demo" in first and "make test" in first
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", first)
+    assert (ROOT / picture).is_file()
 
 
 @pytest.mark.parametrize("role", ["target", "benign"])
