@@ -5,12 +5,12 @@ TORCH ?= torch==2.13.0
 STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test setup lint types unit clean
+.PHONY: demo test setup lint types order unit clean
 
 demo: setup
 	$(BIN)/iconoclast demo
 
-test: setup lint types unit
+test: setup lint types order unit
 
 setup: $(STAMP)
 	@$(BIN)/python -m iconoclast.models.demo
@@ -31,6 +31,10 @@ lint:
 
 types:
 	$(BIN)/mypy
+
+# Imports run down the house only: the contracts are in pyproject.toml.
+order:
+	$(BIN)/lint-imports --no-cache
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

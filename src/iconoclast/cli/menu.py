@@ -1,6 +1,6 @@
 """What follows a run at a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.prompt import IntPrompt, Prompt
@@ -8,15 +8,20 @@ from rich.prompt import IntPrompt, Prompt
 from iconoclast.cli.chat import chat
 from iconoclast.cli.console import err, out
 from iconoclast.cli.export import export
-from iconoclast.cli.run import search
 from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 
 
-def menu(settings: Settings, folder: Path) -> None:
-    """Ask a user at a terminal what to do with a finished search, until there is nothing more."""
+def menu(settings: Settings, folder: Path, search: Callable[[Settings], Path]) -> None:
+    """Ask a user at a terminal what to do with a finished search, until there is nothing more.
+
+    Args:
+        settings: of the run.
+        folder: the run folder.
+        search: continues the run with other settings.
+    """
     choices: Sequence[str] = ("adapter", "merged", "chat", "more", "quit")
     while True:
         print_lines(out, "", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
@@ -26,8 +31,8 @@ def menu(settings: Settings, folder: Path) -> None:
             if action == "quit":
                 return
             if action == "more":
-                summary = RunFolder(folder).read_json(RunFolder(folder).summary, ["completed_trials", "pruned_trials"])
-                done = summary["completed_trials"] + summary["pruned_trials"]
+                summary = RunFolder(folder).read_summary()
+                done = 0 if summary is None else summary.finished_trials
                 more = IntPrompt.ask("How many more?", default=8, console=out)
                 search(settings.model_copy(update={"n_trials": done + more}))
                 continue

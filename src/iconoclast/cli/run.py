@@ -46,7 +46,7 @@ def run(
     if not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
         from iconoclast.cli.menu import menu
 
-        menu(settings, folder)
+        menu(settings, folder, search)
 
 
 def process_start() -> float:
