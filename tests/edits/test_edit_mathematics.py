@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from iconoclast.edits.edit import NEGLIGIBLE, NORMALIZATIONS, Edit, edited_weight, low_rank_factors, output_transform
 from iconoclast.edits.profile import Profile
-from iconoclast.vocabulary import Site
+from iconoclast.vocabulary import Component, Site
 
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 strengths = st.floats(-1.0, 2.0)
@@ -261,7 +261,7 @@ def test_every_expert_is_edited_as_if_it_were_alone(normalization: str) -> None:
 # Edit, the data.
 
 
-def site(layer: int, component: str = "attn.o_proj") -> Site:
+def site(layer: int, component: Component = "attn.o_proj") -> Site:
     return Site(layer, component, f"layers.{layer}.{component}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ from tests.support.tiny import tiny_config
 Writers = dict[Site, Writer]
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 
-SMALL = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-GEMMA = SMALL | {
+SMALL: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+GEMMA: dict[str, Any] = SMALL | {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -382,7 +382,8 @@ def test_an_edit_of_another_model_is_refused(tiny_lm: LanguageModel) -> None:
 
 @every_normalization
 def test_an_edited_module_in_bfloat16_gives_bfloat16(tiny_lm: LanguageModel, normalization: str) -> None:
-    model, ids = tiny_lm.model.to(torch.bfloat16), token_ids(2)
+    model: PreTrainedModel = tiny_lm.model.bfloat16()
+    ids = token_ids(2)
     writers = find_writers(model, COMPONENTS)
     edited = live_logits(model, writers, random_edit(writers, normalization), ids)
     assert edited.dtype == torch.bfloat16 and edited.isfinite().all()
@@ -440,5 +441,8 @@ def test_a_bias_is_written_as_before(family: str) -> None:
     writers = find_writers(model, COMPONENTS)
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     edit = Edit(dict.fromkeys(writers, direction), dict.fromkeys(writers, 1.0), "none")
-    biases = [sum(w.bias @ direction for s, w in writers.items() if s.layer == layer).abs() for layer in range(3)]
-    torch.testing.assert_close(written_along(model, writers, edit, direction), torch.stack(biases), atol=1e-4, rtol=0)
+    biases = torch.zeros(3)
+    for place, writer in writers.items():
+        assert writer.bias is not None
+        biases[place.layer] += writer.bias @ direction
+    torch.testing.assert_close(written_along(model, writers, edit, direction), biases.abs(), atol=1e-4, rtol=0)

@@ -27,7 +27,7 @@ from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:
     directions = normalize(torch.randn(lm.layers, lm.hidden_size, generator=torch.Generator().manual_seed(0)), dim=-1)
-    profiles = dict.fromkeys(COMPONENTS, Profile.constant(0.9))
+    profiles: dict[str, Profile] = dict.fromkeys(COMPONENTS, Profile.constant(0.9))
     return Edit.build(site_directions(lm.writers(), directions), profiles, normalization)
 
 

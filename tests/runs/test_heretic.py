@@ -171,6 +171,7 @@ def hidden_states(lm: LanguageModel, prompts: PromptSet) -> Tensor:
             {"role": "user", "content": prompt.text},
         ]
         text = lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
         inputs = lm.tokenizer(text + PREFIX, return_tensors="pt")
         with torch.no_grad():
             output = lm.model(input_ids=inputs["input_ids"], output_hidden_states=True)
@@ -208,7 +209,13 @@ def test_directions_are_those_of_the_hidden_states(
     assert (directions - other[1:]).abs().max() > 0.01
 
 
-SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 261, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 261,
+    "pad_token_id": 0,
+}
 FAMILIES: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
     "gpt2": GPT2Config(vocab_size=261, n_embd=32, n_layer=3, n_head=4),

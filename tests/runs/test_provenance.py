@@ -325,7 +325,7 @@ def test_the_card_names_the_licence_the_sets_and_how_to_check(
     (finished / "iconoclast_config.toml").write_text(config.replace(str(tiny_settings.model), str(base)))
     for kind in ("adapter", "merged"):
         to = tmp_path / kind
-        export_run(finished, "best", kind, to)  # type: ignore[arg-type]
+        export_run(finished, "best", kind, to)
         card = (to / "README.md").read_text()
         assert "license: mit" in card and "The licence of base\napplies (mit)" in card
         assert (

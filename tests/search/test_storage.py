@@ -70,7 +70,7 @@ def test_a_study_elsewhere_can_be_shared(kind: str, proxy: str, tmp_path: Path) 
     left = opened(folder, storage=storage)
     left._hand_back = lambda trial_id: None  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
-        left.run(TOTAL, lambda batch: [1 / 0], lambda scores: (0.0, 0.0), crew=Shared("a"))  # type: ignore[arg-type]
+        left.run(TOTAL, lambda batch: [1 / 0], lambda scores: (0.0, 0.0), crew=Shared("a"))  # type: ignore[arg-type, list-item]
     study = opened(folder, storage=storage)
     crew = Shared("b")
     crew._meanwhile = lambda: setattr(crew, "_lost", ["a"])
