@@ -5,12 +5,12 @@ TORCH ?= torch==2.13.0
 STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test setup lint types unit clean
+.PHONY: demo test setup lint types order unit clean
 
 demo: setup
 	$(BIN)/iconoclast demo
 
-test: setup lint types unit
+test: setup lint types order unit
 
 setup: $(STAMP)
 	@$(BIN)/python -m iconoclast.models.demo
@@ -32,8 +32,11 @@ lint:
 types:
 	$(BIN)/mypy
 
+order:
+	$(BIN)/lint-imports
+
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-run
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache demo-run
