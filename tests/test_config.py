@@ -270,6 +270,6 @@ def test_prompt_sets_go_by_other_names_too(tmp_path: Path, monkeypatch: pytest.M
     assert settings.bad_evaluation_prompts.dataset == "target.txt" and settings.good_prompts.dataset == "benign.txt"
     assert settings.bad_prompts.split == "fit[:9]"
     source = PromptSource(dataset="x.txt")
-    assert Settings(benign_report_prompts=source) == Settings(good_report_prompts=source)
+    assert Settings(benign_report_prompts=source) == Settings(good_report_prompts=source)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="are the same setting"):
-        Settings(benign_prompts=source, good_prompts=source)
+        Settings(benign_prompts=source, good_prompts=source)  # type: ignore[call-arg]

@@ -15,6 +15,7 @@ from iconoclast.edits.merge import save_merged
 from iconoclast.models.demo import FILE, PACKAGE, demo_folder
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from iconoclast.vocabulary import RowNormalization
 
 pytestmark = pytest.mark.model
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def directions(demo_lm: LanguageModel) -> ic.Directions:
     return ic.estimate_directions(demo_lm, prompts("benign", "fit"), prompts("target", "fit"), subspace_rank=8)
 
 
-def edit_of(lm: LanguageModel, directions: ic.Directions, normalization: str = "pre") -> ic.Edit:
+def edit_of(lm: LanguageModel, directions: ic.Directions, normalization: RowNormalization = "pre") -> ic.Edit:
     mountain = ic.Profile(1.3, 19, 0.4, 12)
     profiles = {"attn.o_proj": mountain, "mlp.down_proj": mountain}
     return ic.make_edit(lm, directions, profiles, ic.DirectionSpec(scope="global", index=19.5), normalization)
@@ -53,7 +54,7 @@ def next_token(model: torch.nn.Module, lm: LanguageModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("normalization", ["none", "pre"])
 def test_live_edit_adapter_and_merged_weights_agree_within_the_noise_of_bfloat16(
-    demo_lm: LanguageModel, directions: ic.Directions, tmp_path: Path, normalization: str
+    demo_lm: LanguageModel, directions: ic.Directions, tmp_path: Path, normalization: RowNormalization
 ) -> None:
     edit = edit_of(demo_lm, directions, normalization)
     save_adapter(edit, demo_lm.writers(), demo_lm.path, tmp_path)

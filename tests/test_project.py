@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -71,3 +73,20 @@ def test_no_prompt_of_others_stands_in_the_tree() -> None:
     for file in files:
         theirs = {json.loads(line)["text"].casefold() for line in file.read_text(encoding="utf-8").splitlines()}
         assert not ours & theirs, file
+
+
+def test_the_ground_floor_loads_no_tensors() -> None:
+    """In a process of its own, which imports what the contract in pyproject.toml names, and every module below it."""
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    contract = next(c for c in contracts if c["type"] == "forbidden")
+    program = (
+        "import importlib, pkgutil, sys\n"
+        "for name in sys.argv[1].split():\n"
+        "    module = importlib.import_module(name)\n"
+        "    for _, below, _ in pkgutil.walk_packages(getattr(module, '__path__', []), f'{name}.'):\n"
+        "        importlib.import_module(below)\n"
+        "print(*(name for name in sys.argv[2].split() if name in sys.modules))\n"
+    )
+    rooms, libraries = " ".join(contract["source_modules"]), " ".join(contract["forbidden_modules"])
+    command = [sys.executable, "-c", program, rooms, libraries]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def of_no_known_type(folder: Path) -> None:
 
 
 def of_another_architecture(folder: Path) -> None:
-    sizes = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    sizes: dict[str, Any] = {"vocab_size": 261, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     save_tiny(folder, MambaConfig(**sizes, pad_token_id=0, eos_token_id=1, bos_token_id=1))
 
 
@@ -289,4 +290,4 @@ def test_a_run_whose_model_is_gone(tiny_folder, search):
     assert search(model="./model").code == 0
     shutil.rmtree(model)
     for command in ("export here --to exported", "chat here", "plot here"):
-        assert_refused(lambda call=command: iconoclast(*call.split()), "no model at ./model")
+        assert_refused(lambda call=command: iconoclast(*call.split()), "no model at ./model")  # type: ignore[misc]

@@ -59,7 +59,7 @@ def wait_for_line(process: subprocess.Popen[str], word: str) -> None:
 
 
 def summary(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "batch_summary.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / "batch_summary.json").read_text())
 
 
 def trials_of(folder: Path) -> int:

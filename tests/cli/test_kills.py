@@ -44,7 +44,8 @@ def test_ten_kills_at_random_moments_lose_nothing_and_change_nothing(config: Pat
     began = time.monotonic()
     assert finished(*arguments, "--out", undisturbed).returncode == 0
     lasted = time.monotonic() - began
-    moments, seen, kills, resumed = random.Random(0), [], 0, 0
+    moments, kills, resumed = random.Random(0), 0, 0
+    seen: list[tuple[int, str, dict[str, object], list[float] | None]] = []
     while kills < KILLS:
         process = started(*arguments, "--out", folder)
         try:

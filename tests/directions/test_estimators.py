@@ -1,5 +1,7 @@
 """Estimators find the direction between two sets of residuals, whatever else is done to the sets."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def two_sets(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     )
 
 
-def unfiltered(benign: Tensor, target: Tensor, method: str, **options: float) -> Tensor:
+def unfiltered(benign: Tensor, target: Tensor, method: str, **options: Any) -> Tensor:
     """The method's unit direction per layer, with no filter and no floor to speak of."""
     return estimate_directions(
         benign, target, methods=[method], orthogonalize=False, **{"variance_floor": 1e-12, **options}

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from iconoclast.edits.edit import NEGLIGIBLE, Edit, edited_weight, low_rank_factors, output_transform
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import UserError
-from iconoclast.vocabulary import NORMALIZATIONS, Site
+from iconoclast.vocabulary import NORMALIZATIONS, Component, RowNormalization, Site
 
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 strengths = st.floats(-1.0, 2.0)
@@ -79,7 +79,7 @@ def test_full_puts_part_of_the_direction_back() -> None:
 
 @every_normalization
 @given(pair=weights_and_directions())
-def test_no_strength_is_the_identity(normalization: str, pair: tuple[Tensor, Tensor]) -> None:
+def test_no_strength_is_the_identity(normalization: RowNormalization, pair: tuple[Tensor, Tensor]) -> None:
     weight, v = pair
     torch.testing.assert_close(edited_weight(weight, v, 0.0, normalization), weight)
 
@@ -87,7 +87,7 @@ def test_no_strength_is_the_identity(normalization: str, pair: tuple[Tensor, Ten
 @every_normalization
 @drawn
 def test_the_sign_of_the_direction_does_not_matter(
-    normalization: str, pair: tuple[Tensor, Tensor], strength: float
+    normalization: RowNormalization, pair: tuple[Tensor, Tensor], strength: float
 ) -> None:
     weight, v = pair
     torch.testing.assert_close(
@@ -125,7 +125,7 @@ def test_rows_of_equal_norm_make_pre_the_same_as_none() -> None:
 @every_normalization
 @given(pair=weights_and_directions(), strength=strengths, seed=st.integers(0, 2**31), biased=st.booleans())
 def test_transforming_the_output_is_editing_the_weight(
-    normalization: str, pair: tuple[Tensor, Tensor], strength: float, seed: int, biased: bool
+    normalization: RowNormalization, pair: tuple[Tensor, Tensor], strength: float, seed: int, biased: bool
 ) -> None:
     weight, v = pair
     random = torch.Generator().manual_seed(seed)
@@ -139,7 +139,7 @@ def test_transforming_the_output_is_editing_the_weight(
 
 @every_normalization
 @pytest.mark.parametrize("biased", [False, True])
-def test_rows_of_zeros_stay_zero(normalization: str, biased: bool) -> None:
+def test_rows_of_zeros_stay_zero(normalization: RowNormalization, biased: bool) -> None:
     random = torch.Generator().manual_seed(0)
     weight, x = torch.randn(6, 4, generator=random), torch.randn(5, 4, generator=random)
     weight[[1, 4]] = 0
@@ -157,7 +157,7 @@ def test_rows_of_zeros_stay_zero(normalization: str, biased: bool) -> None:
 
 
 @every_normalization
-def test_a_weight_of_zeros_stays_what_it_is(normalization: str) -> None:
+def test_a_weight_of_zeros_stays_what_it_is(normalization: RowNormalization) -> None:
     weight, v = torch.zeros(4, 3), torch.full((4,), 0.5)
     assert (edited_weight(weight, v, 1.0, normalization) == 0).all()
     transform = output_transform(v, 1.0, normalization, weight.norm(dim=1), weight)
@@ -166,7 +166,7 @@ def test_a_weight_of_zeros_stays_what_it_is(normalization: str) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre"])
-def test_only_full_looks_at_the_weight(normalization: str) -> None:
+def test_only_full_looks_at_the_weight(normalization: RowNormalization) -> None:
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     v = torch.full((5,), 5**-0.5)
     transform = output_transform(v, 0.8, normalization, weight.norm(dim=1))
@@ -178,7 +178,9 @@ def test_only_full_looks_at_the_weight(normalization: str) -> None:
 
 @pytest.mark.parametrize("normalization", ["none", "pre"])
 @drawn
-def test_none_and_pre_are_exact_at_rank_one(normalization: str, pair: tuple[Tensor, Tensor], strength: float) -> None:
+def test_none_and_pre_are_exact_at_rank_one(
+    normalization: RowNormalization, pair: tuple[Tensor, Tensor], strength: float
+) -> None:
     weight, v = pair
     factors = low_rank_factors(weight, v, strength, normalization, rank=1)
     a, b = factors.a, factors.b
@@ -241,7 +243,7 @@ def test_full_without_strength_has_no_error() -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_every_expert_is_edited_as_if_it_were_alone(normalization: str) -> None:
+def test_every_expert_is_edited_as_if_it_were_alone(normalization: RowNormalization) -> None:
     random = torch.Generator().manual_seed(0)
     weights = torch.randn(3, 8, 6, generator=random)
     v = normalize(torch.randn(8, generator=random), dim=0)
@@ -262,7 +264,7 @@ def test_every_expert_is_edited_as_if_it_were_alone(normalization: str) -> None:
 # Edit, the data.
 
 
-def site(layer: int, component: str = "attn.o_proj") -> Site:
+def site(layer: int, component: Component = "attn.o_proj") -> Site:
     return Site(layer, component, f"layers.{layer}.{component}")
 
 
@@ -295,7 +297,7 @@ def test_a_profile_of_zeros_builds_an_edit_of_nothing() -> None:
 
 def test_an_unknown_normalisation_is_refused_and_the_known_ones_are_named() -> None:
     with pytest.raises(ValueError, match=r"rows.*none, pre, full"):
-        Edit({}, {}, "rows")
+        Edit({}, {}, "rows")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,6 @@ def test_an_edit_cannot_be_changed() -> None:
 
 def test_a_component_that_nobody_knows_is_refused() -> None:
     with pytest.raises(UserError, match=r'"mlp\.down".*Did you mean mlp\.down_proj'):
-        site(0, "mlp.down")
+        site(0, "mlp.down")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r'"attn".*attn\.o_proj, mlp\.down_proj'):
         Edit.build({site(0): torch.tensor([1.0, 0.0])}, {"attn": Profile.constant(1.0)})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -30,14 +30,14 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, Site
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 from tests.support.tiny import tiny_config
 
 Writers = dict[Site, Writer]
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 
-SMALL = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-GEMMA = SMALL | {
+SMALL: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+GEMMA: dict[str, Any] = SMALL | {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -92,7 +92,7 @@ def logits(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
         return model(input_ids=ids).logits.clone()
 
 
-def random_edit(writers: Writers, normalization: str, seed: int = 0, strength: float = 1.2) -> Edit:
+def random_edit(writers: Writers, normalization: RowNormalization, seed: int = 0, strength: float = 1.2) -> Edit:
     """An edit of both components with another direction at every layer, zero at the first layer."""
     layers = 1 + max(site.layer for site in writers)
     width = next(iter(writers.values())).weight().shape[0]
@@ -126,7 +126,9 @@ def merged_logits(model: PreTrainedModel, writers: Writers, edit: Edit, ids: Ten
     return logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), ids)
 
 
-def assert_all_three_are_one_model(model: PreTrainedModel, writers: Writers, normalization: str, folder: Path) -> None:
+def assert_all_three_are_one_model(
+    model: PreTrainedModel, writers: Writers, normalization: RowNormalization, folder: Path
+) -> None:
     ids = token_ids(3)
     edit = random_edit(writers, normalization)
     base = logits(model, ids)
@@ -142,13 +144,17 @@ def assert_all_three_are_one_model(model: PreTrainedModel, writers: Writers, nor
 
 
 @every_normalization
-def test_live_adapter_and_merged_are_one_model(tiny_lm: LanguageModel, normalization: str, tmp_path: Path) -> None:
+def test_live_adapter_and_merged_are_one_model(
+    tiny_lm: LanguageModel, normalization: RowNormalization, tmp_path: Path
+) -> None:
     assert_all_three_are_one_model(tiny_lm.model, tiny_lm.writers(), normalization, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @every_normalization
-def test_live_adapter_and_merged_are_one_model_in_every_family(family: str, normalization: str, tmp_path: Path) -> None:
+def test_live_adapter_and_merged_are_one_model_in_every_family(
+    family: str, normalization: RowNormalization, tmp_path: Path
+) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
     assert len(writers) == 6
@@ -216,7 +222,7 @@ def test_a_rank_above_that_of_the_weights_still_makes_an_adapter(tiny_lm: Langua
 
 @every_normalization
 def test_merging_changes_the_edited_weights_and_no_others(
-    tiny_lm: LanguageModel, normalization: str, tmp_path: Path
+    tiny_lm: LanguageModel, normalization: RowNormalization, tmp_path: Path
 ) -> None:
     writers, edit = tiny_lm.writers(), random_edit(tiny_lm.writers(), normalization)
     save_merged(edit, writers, tiny_lm.model, tmp_path)
@@ -381,8 +387,9 @@ def test_an_edit_of_another_model_is_refused(tiny_lm: LanguageModel) -> None:
 
 
 @every_normalization
-def test_an_edited_module_in_bfloat16_gives_bfloat16(tiny_lm: LanguageModel, normalization: str) -> None:
-    model, ids = tiny_lm.model.to(torch.bfloat16), token_ids(2)
+def test_an_edited_module_in_bfloat16_gives_bfloat16(tiny_lm: LanguageModel, normalization: RowNormalization) -> None:
+    model: PreTrainedModel = tiny_lm.model.bfloat16()
+    ids = token_ids(2)
     writers = find_writers(model, COMPONENTS)
     edited = live_logits(model, writers, random_edit(writers, normalization), ids)
     assert edited.dtype == torch.bfloat16 and edited.isfinite().all()
@@ -440,5 +447,8 @@ def test_a_bias_is_written_as_before(family: str) -> None:
     writers = find_writers(model, COMPONENTS)
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     edit = Edit(dict.fromkeys(writers, direction), dict.fromkeys(writers, 1.0), "none")
-    biases = [sum(w.bias @ direction for s, w in writers.items() if s.layer == layer).abs() for layer in range(3)]
-    torch.testing.assert_close(written_along(model, writers, edit, direction), torch.stack(biases), atol=1e-4, rtol=0)
+    biases = torch.zeros(3)
+    for place, writer in writers.items():
+        assert writer.bias is not None
+        biases[place.layer] += writer.bias @ direction
+    torch.testing.assert_close(written_along(model, writers, edit, direction), biases.abs(), atol=1e-4, rtol=0)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from iconoclast.cli.benchmark import benchmark_action
 from iconoclast.cli.console import interruptible
@@ -43,8 +44,10 @@ from iconoclast.runs.pipeline import started_run
 # Answers of one length: a random model likes short ones.
 draw = random.Random(0)
 THINGS = [["".join(draw.choices(string.ascii_lowercase, k=3)) for _ in range(3)] for _ in range(24)]
-CHOICE = [{"question": f"What is thing {i}?", "choices": things, "answer": i % 3} for i, things in enumerate(THINGS)]
-NUMBERS = [
+CHOICE: list[dict[str, Any]] = [
+    {"question": f"What is thing {i}?", "choices": things, "answer": i % 3} for i, things in enumerate(THINGS)
+]
+NUMBERS: list[dict[str, Any]] = [
     {"question": f"What is {i} plus {i}?", "choices": [f"{2 * i:02}", f"{99 - i}"], "answer": 0} for i in range(9)
 ]
 
@@ -158,8 +161,13 @@ def side_by_side(options: BenchmarkOptions, tiny_lm: LanguageModel) -> dict[tupl
     return by_name(benchmark(options, edited_live(tiny_lm, strong_edit(tiny_lm)), nullcontext(tiny_lm)))
 
 
+def about(value: float) -> Any:
+    """A number that equals the value but for rounding."""
+    return pytest.approx(value)
+
+
 @torch.no_grad()
-def accuracy(lm: LanguageModel, item: dict) -> float:
+def accuracy(lm: LanguageModel, item: dict[str, Any]) -> float:
     """1 if the model finds the right choice likelier than the others."""
     scores = []
     for choice in item["choices"]:
@@ -171,10 +179,12 @@ def accuracy(lm: LanguageModel, item: dict) -> float:
 
 
 @torch.no_grad()
-def letters(lm: LanguageModel, item: dict) -> float:
+def letters(lm: LanguageModel, item: dict[str, Any]) -> float:
     """How many letters the model answers with."""
     ids = torch.tensor(lm.encode_texts([f"Q: {item['question']}\nA:"]))
-    answer = lm.model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    answer = lm.model.generate(  # type: ignore[operator]
+        input_ids=ids, max_new_tokens=6, do_sample=False
+    )[0, ids.shape[1] :]
     return sum(c.isalpha() for c in lm.tokenizer.decode(answer, skip_special_tokens=True))
 
 
@@ -192,8 +202,8 @@ def test_both_columns_and_the_paired_difference_are_what_the_model_itself_says(
     tiny_lm: LanguageModel,
     task: str,
     metric: str,
-    measure: Callable[[LanguageModel, dict], float],
-    items: list[dict],
+    measure: Callable[[LanguageModel, dict[str, Any]], float],
+    items: list[dict[str, Any]],
 ) -> None:
     base = [measure(tiny_lm, item) for item in items]
     with applied(tiny_lm, strong_edit(tiny_lm)):
@@ -204,9 +214,7 @@ def test_both_columns_and_the_paired_difference_are_what_the_model_itself_says(
     assert row.n == len(items)
     assert row.base is not None and row.base.value == pytest.approx(fmean(base))
     assert row.edited.value == pytest.approx(fmean(edited))
-    assert row.difference == Difference(
-        pytest.approx(fmean(moved)), pytest.approx(stdev(moved) / math.sqrt(len(moved))), True
-    )
+    assert row.difference == Difference(about(fmean(moved)), about(stdev(moved) / math.sqrt(len(moved))), True)
     if task != "tiny_group":  # lm-eval pools a group's error from its tasks'
         assert row.edited.stderr == pytest.approx(stdev(edited) / math.sqrt(len(items)))
     assert row.edited.stderr is not None and row.base.stderr is not None
@@ -264,7 +272,9 @@ def test_the_chat_template_is_applied_when_asked_for(task_files: Path, own_tasks
 # The arithmetic of differences
 
 
-def lm_eval_results(value: float, stderr: object, items: list, metric: str = "acc", rule: str = "none") -> dict:
+def lm_eval_results(
+    value: float, stderr: object, items: list[Any], metric: str = "acc", rule: str = "none"
+) -> dict[str, Any]:
     """Results as lm-eval gives them, of one task."""
     samples = [
         {"doc_id": i, "doc_hash": str(i), "filter": rule, "metrics": [metric], metric: item}
@@ -284,20 +294,20 @@ def test_a_mean_is_compared_item_by_item() -> None:
     edited = lm_eval_results(0.5, 0.2887, [1, 1, 0, 0])
     (row,) = rows(edited, base)
     # The differences are 0, 1, -1, -1: their mean is -1/4, their variance 11/12.
-    assert row.difference == Difference(-0.25, pytest.approx(math.sqrt(11 / 12 / 4)), True)
+    assert row.difference == Difference(-0.25, about(math.sqrt(11 / 12 / 4)), True)
 
 
 def test_what_is_no_mean_is_compared_by_its_two_errors() -> None:
     base = lm_eval_results(7.0, 0.3, [-1.0, -2.0], "perplexity")
     edited = lm_eval_results(9.0, 0.4, [-2.0, -2.5], "perplexity")
     (row,) = rows(edited, base)
-    assert row.difference == Difference(2.0, pytest.approx(0.5), False)
+    assert row.difference == Difference(2.0, about(0.5), False)
 
 
 def test_other_items_are_not_paired() -> None:
     base, edited = lm_eval_results(0.5, 0.3, [1, 0]), lm_eval_results(0.5, 0.4, [1, 0])
     edited["samples"]["task"][1]["doc_hash"] = "another"
-    assert rows(edited, base)[0].difference == Difference(0.0, pytest.approx(0.5), False)
+    assert rows(edited, base)[0].difference == Difference(0.0, about(0.5), False)
 
 
 def test_without_errors_there_is_a_difference_without_one() -> None:
@@ -379,7 +389,7 @@ class Heard:
     """Remembers progress."""
 
     def __init__(self) -> None:
-        self.tasks: list[list] = []
+        self.tasks: list[list[Any]] = []
 
     def start(self, task: str, total: int) -> None:
         self.tasks.append([task, total, 0])
@@ -417,10 +427,10 @@ def finished(tiny_settings: Settings) -> Path:
 
 
 @pytest.fixture
-def documented(options: BenchmarkOptions, tmp_path: Path) -> Callable[..., dict]:
+def documented(options: BenchmarkOptions, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs the command and reads the JSON that it writes."""
 
-    def call(subject: object, trial: str = "best", against: object = None) -> dict:
+    def call(subject: object, trial: str = "best", against: object = None) -> dict[str, Any]:
         file = tmp_path / "benchmark.json"
         benchmark_action(str(subject), trial, None if against is None else str(against), options, file)
         return json.loads(file.read_text())
@@ -429,7 +439,7 @@ def documented(options: BenchmarkOptions, tmp_path: Path) -> Callable[..., dict]
 
 
 def test_a_run_its_adapter_and_its_merged_weights_have_the_same_figures(
-    finished: Path, documented: Callable[..., dict], tmp_path: Path, tiny_folder: Path
+    finished: Path, documented: Callable[..., dict[str, Any]], tmp_path: Path, tiny_folder: Path
 ) -> None:
     export_run(finished, "2", "adapter", tmp_path / "adapter")
     export_run(finished, "2", "merged", tmp_path / "merged")
@@ -443,7 +453,7 @@ def test_a_run_its_adapter_and_its_merged_weights_have_the_same_figures(
 
 
 def test_the_document_and_the_table_hold_everything(
-    finished: Path, documented: Callable[..., dict], capsys: pytest.CaptureFixture[str]
+    finished: Path, documented: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = documented(finished)
     assert document["schema_version"] == 1 and document["lm_eval_version"]
@@ -456,7 +466,7 @@ def test_the_document_and_the_table_hold_everything(
 
 
 def test_a_model_alone_has_one_column(
-    documented: Callable[..., dict], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    documented: Callable[..., dict[str, Any]], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = documented(tiny_folder)
     figures = document["tasks"]["tiny_words"]["letters"]
@@ -479,7 +489,7 @@ def test_a_metric_that_lm_eval_resamples_has_an_unpaired_error_and_leaves_no_noi
 
 
 def test_the_home_folder_stays_out_of_the_document(
-    documented: Callable[..., dict], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    documented: Callable[..., dict[str, Any]], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tiny_folder.parent))
     document = documented(tiny_folder)

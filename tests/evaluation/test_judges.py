@@ -86,7 +86,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("pair", [True, False])
 def test_a_classifier_says_what_the_pipeline_of_transformers_says(classifier: str, pair: bool) -> None:
     original = pipeline("text-classification", model=classifier, device="cpu")
-    inputs = [{"text": p, "text_pair": r} if pair else r for p, r in ITEMS]
+    inputs: list[Any] = [{"text": p, "text_pair": r} if pair else r for p, r in ITEMS]
     labels = [original([i])[0]["label"] for i in inputs[:6]]
     expected = ["refusal" if label == "Refusal" else "complied" for label in labels]
     assert ClassifierJudge(classifier, pair=pair).judge(ITEMS[:6]) == expected
@@ -439,7 +439,7 @@ def test_an_interrupt_does_not_wait_for_an_endpoint_that_hangs(endpoint: Endpoin
 
     def interrupt() -> None:
         started.wait()
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     endpoint.reply = silence
     threading.Thread(target=interrupt, daemon=True).start()

@@ -15,7 +15,8 @@ from iconoclast.evaluation.divergence import LARGEST_KL, Divergences
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions, measure
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
-from iconoclast.models import decoding
+from iconoclast.models import decoding, reading
+from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import Decoding
 from iconoclast.progress import Silent
@@ -39,7 +40,7 @@ def edits(tiny_lm: LanguageModel) -> list[Edit]:
     return [Edit.nothing(), *(make_edit(tiny_lm, directions, profile, spec) for profile in profiles)]
 
 
-def evaluator(lm: LanguageModel, markers: list[str], **options: int) -> Evaluator:
+def evaluator(lm: LanguageModel, markers: list[str], **options: Any) -> Evaluator:
     settings = MeasureOptions(**{"response_length": 12, "benign_response_length": 6, **options})
     return Evaluator(lm, TARGET, BENIGN, ResponseRules(markers, ["q"]), settings)
 
@@ -69,7 +70,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_and_loses_nothing(
     tiny_lm: LanguageModel, edits: list[Edit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = evaluator(tiny_lm, ["ee", "zz"]).measure(edits)
-    decode, widths = module.decode, []
+    widths: list[int] = []
 
     def small(lm: LanguageModel, ids: list[list[int]], length: int, rows: int, *rest: object) -> list[list[int]]:
         widths.append(rows)
@@ -77,7 +78,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_and_loses_nothing(
             raise torch.OutOfMemoryError
         return decode(lm, ids, length, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "decode", small)
+    monkeypatch.setattr("iconoclast.evaluation.evaluator.decode", small)
     tight = evaluator(tiny_lm, ["ee", "zz"], batch_size=16)
     for a, b in zip(expected, tight.measure(edits), strict=True):
         assert (a.refusals, a.overrefusals, a.disclaimer_hits) == (b.refusals, b.overrefusals, b.disclaimer_hits)
@@ -126,7 +127,7 @@ def test_the_front_with_pruning_is_the_front_without_it(
     pruned = 0
     for start in range(0, len(many), 2):
         front = [trial.key for trial in pareto_front(trials)]
-        outcomes = contest.contest(many[start : start + 2], lambda b, front=front: beaten(b.key, front))
+        outcomes = contest.contest(many[start : start + 2], lambda b, front=front: beaten(b.key, front))  # type: ignore[misc]
         for index, outcome in enumerate(outcomes, start):
             if isinstance(outcome, Bounds):
                 pruned += 1
@@ -145,7 +146,7 @@ def test_an_edit_pruned_for_its_divergence_is_not_decoded(
     divergences = [scores.kl_divergence for scores in contest.measure(many)]
     limit = sum(sorted(divergences)[3:5]) / 2
     steps: list[int] = []
-    step = decoding.step
+    step = reading.step
 
     def counted(lm: LanguageModel, state: Decoding, tokens: torch.Tensor) -> torch.Tensor:
         steps.append(len(tokens))
@@ -198,7 +199,7 @@ def test_progress_reaches_its_end_also_when_edits_are_pruned(tiny_lm: LanguageMo
 
     for limit in (0.0, 1e-3, 9.0):
         progress = Counting()
-        evaluator(tiny_lm, ["e"]).contest(many, lambda b, limit=limit: b.kl_divergence >= limit, progress)
+        evaluator(tiny_lm, ["e"]).contest(many, lambda b, limit=limit: b.kl_divergence >= limit, progress)  # type: ignore[misc]
         assert progress.done == progress.total == len(many) * (len(TARGET) + len(BENIGN))
 
 

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import WRITER_PATHS, find_writers
+from iconoclast.models.anatomy import find_writers
 from iconoclast.models.probe import require_complete
+from iconoclast.vocabulary import COMPONENTS
 from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_config
 
@@ -14,9 +15,9 @@ from tests.support.tiny import tiny_config
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind == "dense"])
 def test_every_layer_has_one_site_per_component_and_its_weight_writes_to_the_stream(family: str) -> None:
     model = FAMILIES[family].model()
-    writers = find_writers(model, tuple(WRITER_PATHS))
+    writers = find_writers(model, COMPONENTS)
     assert sorted((s.layer, s.component) for s in writers) == [
-        (layer, component) for layer in range(3) for component in WRITER_PATHS
+        (layer, component) for layer in range(3) for component in COMPONENTS
     ]
     for site, writer in writers.items():
         assert model.get_submodule(site.module) is writer.module
@@ -80,14 +81,14 @@ class Loud(torch.nn.Module):
 
 def test_a_writer_that_was_missed_is_found_by_what_the_layer_does() -> None:
     model = FAMILIES["llama"].model()
-    writers = find_writers(model, tuple(WRITER_PATHS))
+    writers = find_writers(model, COMPONENTS)
     require_complete(model, writers)
     del writers[next(site for site in writers if site.layer == 1)]
     with pytest.raises(ModelError, match=r"Layer 1 .* more than its model.layers.1.mlp.down_proj"):
         require_complete(model, writers)
     model.model.layers[2].mlp = Loud(model.model.layers[2].mlp)
     with pytest.raises(ModelError, match=r"Layer 2|no mlp.down_proj"):
-        require_complete(model, find_writers(model, tuple(WRITER_PATHS)))
+        require_complete(model, find_writers(model, COMPONENTS))
 
 
 def test_a_norm_behind_a_writer_that_is_not_known_is_found_too() -> None:
@@ -97,7 +98,7 @@ def test_a_norm_behind_a_writer_that_is_not_known_is_found_too() -> None:
     attention = model.model.layers[1].self_attn
     attention.register_forward_hook(lambda module, args, output: (norm(output[0]), *output[1:]))
     with pytest.raises(ModelError, match=r"stands between model.layers.1.self_attn.o_proj"):
-        require_complete(model, find_writers(model, tuple(WRITER_PATHS)))
+        require_complete(model, find_writers(model, COMPONENTS))
 
 
 def test_a_component_that_nobody_knows_is_refused() -> None:

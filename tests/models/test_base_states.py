@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_layers_below_the_first_edited_one_are_not_computed(tiny_lm: LanguageMod
     states = states_of(tiny_lm, ids)
     computed: list[int] = []
     for index, layer in enumerate(decoder_layers(tiny_lm.model)):
-        layer.self_attn.register_forward_hook(lambda *args, i=index: computed.append(i))
+        attention: Any = layer.self_attn
+        attention.register_forward_hook(lambda *args, i=index: computed.append(i))
     for edit, lowest in zip(edits, (3, 1, 0, 2, 3), strict=True):
         computed.clear()
         list(read_prompts(tiny_lm, ids, 8, 0, live(tiny_lm, [edit], len(ids)), states))
@@ -144,12 +146,12 @@ def test_states_are_kept_after_as_many_layers_as_memory_allows(
             self.available = (cache + outputs * output) / module.LARGEST_SHARE
 
     for outputs, levels in ((3.1, [1, 2, 3]), (2.5, [2]), (1.5, [3]), (0.5, None)):
-        monkeypatch.setattr(module.psutil, "virtual_memory", lambda outputs=outputs: Memory(outputs))
+        monkeypatch.setattr("psutil.virtual_memory", lambda outputs=outputs: Memory(outputs))
         states = base_states(tiny_lm, ids, 8)
         assert (None if states is None else sorted(states.outputs)) == levels
 
 
-TINY = {"vocab_size": 261, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+TINY: dict[str, Any] = {"vocab_size": 261, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
 FULL_ATTENTION: list[PreTrainedConfig] = [
     GPT2Config(n_embd=32, n_layer=4, n_head=4, **TINY),
     GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, **TINY),

@@ -23,12 +23,12 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.skeleton import load_skeleton
-from iconoclast.vocabulary import COMPONENTS
+from iconoclast.vocabulary import COMPONENTS, RowNormalization
 from tests.support.families import FAMILIES
 from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
-def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:
+def some_edit(lm: LanguageModel, normalization: RowNormalization = "pre") -> Edit:
     directions = normalize(torch.randn(lm.layers, lm.hidden_size, generator=torch.Generator().manual_seed(0)), dim=-1)
     profile = Profile(1.0, lm.layers - 1, 0.5, 1)  # the last two layers
     return Edit.build(site_directions(lm.writers(), directions), dict.fromkeys(COMPONENTS, profile), normalization)
@@ -55,7 +55,7 @@ def sharded(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
 def test_only_the_edited_matrices_change_and_everything_keeps_its_place(
-    sharded: Path, tmp_path: Path, normalization: str
+    sharded: Path, tmp_path: Path, normalization: RowNormalization
 ) -> None:
     lm = load_model(str(sharded))
     checkpoint = Checkpoint.find(str(sharded))

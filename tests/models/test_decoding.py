@@ -44,7 +44,7 @@ def test_decoding_equals_the_librarys_greedy_generation(
 def test_responses_end_at_the_end_token(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
     whole = decode(tiny_lm, ids, 24, 5)
     stop = whole[0][6]
-    tiny_lm.model.generation_config.eos_token_id = [1, stop]  # type: ignore[union-attr]
+    tiny_lm.model.generation_config.eos_token_id = [1, stop]
     assert end_tokens(tiny_lm.model) == [1, stop]
     for cut, response in zip(decode(tiny_lm, ids, 24, 5), whole, strict=True):
         assert cut == (response[: response.index(stop)] if stop in response else response)
@@ -96,7 +96,7 @@ def test_no_token_waits_for_the_accelerator(tiny_lm: LanguageModel, ids: list[li
     """Between two looks at the responses nothing is read back: a token's work is queued and nothing more."""
     writers = tiny_lm.writers()
     edits = [
-        Edit.build({site: torch.ones(32) / 32**0.5 for site in writers}, {"mlp.down_proj": Profile.constant(w)}, how)
+        Edit.build({site: torch.ones(32) / 32**0.5 for site in writers}, {"mlp.down_proj": Profile.constant(w)}, how)  # type: ignore[arg-type]
         for w, how in ((0.5, "pre"), (1.0, "full"))
     ]
     live = LiveEdits(writers, edits, [0] * len(ids) + [1] * len(ids))

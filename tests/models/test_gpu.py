@@ -16,7 +16,7 @@ from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.memory import Rows, affordable_rows
-from iconoclast.models.reading import read_prompts, step
+from iconoclast.models.reading import Decoding, read_prompts, step
 from iconoclast.prompts import Prompt
 from iconoclast.vocabulary import COMPONENTS
 
@@ -38,7 +38,7 @@ def ids(lm: LanguageModel) -> list[list[int]]:
 
 def some_edit(lm: LanguageModel, strength: float = 0.8) -> Edit:
     direction = torch.nn.functional.normalize(torch.arange(1.0, lm.hidden_size + 1), dim=0)
-    profiles = dict.fromkeys(COMPONENTS, Profile.constant(strength))
+    profiles: dict[str, Profile] = dict.fromkeys(COMPONENTS, Profile.constant(strength))
     return Edit.build(dict.fromkeys(lm.writers(), direction), profiles, "full")
 
 
@@ -70,13 +70,13 @@ def test_the_live_edit_is_the_merged_one(lm: LanguageModel, ids: list[list[int]]
     with LiveEdits(lm.writers(), [edit]).applied():
         live = logits(lm.model, row)
     save_merged(edit, lm.writers(), lm.model, tmp_path)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(lm.device)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, device_map="cuda")
     assert (live - before).abs().max() > 0.01
     torch.testing.assert_close(logits(merged, row), live, atol=1e-3, rtol=1e-3)
     assert torch.equal(logits(lm.model, row), before)
 
 
-def waits(lm: LanguageModel, tokens: torch.Tensor, state: decoding.Decoding, steps: int) -> int:
+def waits(lm: LanguageModel, tokens: torch.Tensor, state: Decoding, steps: int) -> int:
     """How often the processor waits for the device while so many tokens are decoded."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:

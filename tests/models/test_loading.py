@@ -36,7 +36,7 @@ def test_a_dtype_whose_forward_pass_is_not_finite_is_passed_over(
         model, tokenizer = load(path, dtype, *rest)  # type: ignore[arg-type]
         if dtype == "float16":
             with torch.no_grad():
-                model.get_output_embeddings().weight.fill_(torch.inf)  # type: ignore[union-attr]
+                model.get_output_embeddings().weight.fill_(torch.inf)
         return model, tokenizer
 
     monkeypatch.setattr(loading, "_load", overflowing)
@@ -131,7 +131,7 @@ def test_gguf_cannot_be_quantised_again(tmp_path: Path) -> None:
 
 
 def test_4_bit_without_bitsandbytes_says_what_to_install(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"iconoclast\[quantized\]"):
         load_model(str(tiny_folder), quantization="bnb_4bit")
 

@@ -1,6 +1,7 @@
 """Packed weights give what plain ones give, and leave nothing behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,11 +56,11 @@ def test_a_norm_of_another_kind_and_a_network_that_is_listened_to_stay_as_they_a
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     other = Gemma2RMSNorm(8)
-    other.variance_epsilon = 1e-6
+    vars(other)["variance_epsilon"] = 1e-6
     nn.init.constant_(other.weight, 0.5)  # multiplies by 1.5
     assert module._faster(other.to(torch.bfloat16), {}) is None
     assert module._faster(LlamaRMSNorm(8).to(torch.bfloat16), {}) is not None
-    gated = next(m for m in half.model.modules() if hasattr(m, "gate_proj"))
+    gated: Any = next(m for m in half.model.modules() if hasattr(m, "gate_proj"))
     heard: list[int] = []
     with gated.up_proj.register_forward_hook(lambda *of: heard.append(1)), packed(half.model):
         log_probabilities(half)
@@ -109,7 +110,7 @@ def test_a_failure_meanwhile_leaves_the_model_as_it_was(half: LanguageModel) -> 
 
 def test_modules_with_a_forward_pass_of_their_own_are_left_alone() -> None:
     own = nn.Linear(4, 4, dtype=torch.bfloat16)
-    own.forward = lambda states: states  # type: ignore[method-assign]
+    own.forward = lambda states: states  # type: ignore[assignment, method-assign]
     with packed(own) as possible:
         assert not possible
     assert "forward" in own.__dict__

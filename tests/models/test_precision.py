@@ -20,14 +20,14 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.probe import require_complete
-from iconoclast.vocabulary import COMPONENTS
+from iconoclast.vocabulary import COMPONENTS, RowNormalization
 from tests.support.families import FAMILIES
 from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
-def some_edit(lm: LanguageModel, normalization: str = "pre") -> Edit:
+def some_edit(lm: LanguageModel, normalization: RowNormalization = "pre") -> Edit:
     directions = normalize(torch.randn(lm.layers, lm.hidden_size, generator=torch.Generator().manual_seed(0)), dim=-1)
-    profiles = dict.fromkeys(COMPONENTS, Profile.constant(0.9))
+    profiles: dict[str, Profile] = dict.fromkeys(COMPONENTS, Profile.constant(0.9))
     return Edit.build(site_directions(lm.writers(), directions), profiles, normalization)
 
 

@@ -7,6 +7,7 @@ from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.edits.live import LiveEdits
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from iconoclast.vocabulary import RowNormalization
 from tests.support.tiny import save_tiny, tiny_config
 
 pytest.importorskip("bitsandbytes")
@@ -21,14 +22,16 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 def test_the_sites_are_really_4_bit(quantized: LanguageModel) -> None:
     kinds = {type(writer.module).__name__ for writer in quantized.writers().values()}
     assert kinds == {"Linear4bit"}
-    assert next(iter(quantized.writers().values())).module.weight.dtype == torch.uint8  # type: ignore[union-attr]
+    assert next(iter(quantized.writers().values())).module.weight.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
-def test_a_live_edit_of_4_bit_weights_is_the_edit_of_their_values(quantized: LanguageModel, normalization: str) -> None:
+def test_a_live_edit_of_4_bit_weights_is_the_edit_of_their_values(
+    quantized: LanguageModel, normalization: RowNormalization
+) -> None:
     site, writer = next(iter(quantized.writers().items()))
     direction = torch.nn.functional.normalize(torch.randn(64), dim=0)
-    before = writer.module.weight.clone()  # type: ignore[operator, union-attr]
+    before = writer.module.weight.clone()  # type: ignore[operator]
     edit = Edit({site: direction}, {site: 0.8}, normalization)
     x = torch.randn(3, 5, writer.weight().shape[1])
     with torch.no_grad(), LiveEdits(quantized.writers(), [edit]).applied():

@@ -161,7 +161,7 @@ def test_a_summary_that_is_named_twice_is_one_row(tmp_path: Path) -> None:
 def test_rows_are_in_order_of_models_tools_and_seeds(tmp_path: Path) -> None:
     for number, changes in enumerate(
         [
-            {"model": "zeta"},
+            dict[str, Any](model="zeta"),
             {"model": "Alpha", "tool": "heretic"},
             {"model": "alpha", "seed": 10},
             {"model": "Alpha", "seed": 2},

@@ -21,7 +21,7 @@ from iconoclast.runs.export import export_run
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject, find_subject
 from iconoclast.scores import Count, Scores
-from iconoclast.vocabulary import COMPONENTS, Site
+from iconoclast.vocabulary import COMPONENTS, Component, Site
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
 from tests.support.tiny import save_tiny, tiny_config
 
@@ -180,7 +180,7 @@ def test_an_adapter_that_changes_nothing_is_refused(finished: Path, tmp_path: Pa
         compare([find_subject(str(tmp_path / "adapter"))], settings)
     prompted = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    get_peft_model(model, prompted).save_pretrained(tmp_path / "prompted")
+    get_peft_model(model, prompted).save_pretrained(str(tmp_path / "prompted"))
     with pytest.raises(ModelError, match="changes the prompts and not the model"):
         compare([find_subject(str(tmp_path / "prompted"))], settings)
 
@@ -200,7 +200,7 @@ def test_a_model_is_compared_though_only_one_component_of_it_can_be_edited(
     search(tiny_settings.model_copy(update={"components": ["attn.o_proj"]}))
     found = LanguageModel.writers
 
-    def only_attention(self: LanguageModel, components: Sequence[str] = COMPONENTS) -> dict[Site, Writer]:
+    def only_attention(self: LanguageModel, components: Sequence[Component] = COMPONENTS) -> dict[Site, Writer]:
         if "mlp.down_proj" in components:
             raise ModelError("Leave mlp.down_proj out of components")
         return found(self, components)

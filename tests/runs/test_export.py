@@ -56,6 +56,7 @@ def test_an_export_loads_with_the_plain_libraries_and_equals_the_live_edit(
     to = tmp_path / "exports" / kind
     result = export_run(finished, trial, kind, to)  # type: ignore[arg-type]
     ids = torch.randint(5, 261, (2, 9))
+    model: torch.nn.Module
     if kind == "adapter":
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), str(to))
     else:
@@ -65,6 +66,7 @@ def test_an_export_loads_with_the_plain_libraries_and_equals_the_live_edit(
         exported = model(input_ids=ids).logits
     torch.testing.assert_close(exported, live, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(exported, base, atol=1e-2)
+    assert result.exported is not None
     assert result.exported.refusals == result.live.refusals
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     assert AutoTokenizer.from_pretrained(to).chat_template
@@ -95,7 +97,7 @@ def test_the_papers_say_that_the_model_was_edited_and_what_changed(finished: Pat
     assert {"README.md", "iconoclast_config.toml", "trial_information.json", "config.json", "tokenizer.json"} <= names
     card = (tmp_path / "merged" / "README.md").read_text()
     assert card.startswith("---\n") and "**This model was edited.**" in card
-    assert str(result.exported.refusals) in card and "chose nothing" in card
+    assert result.exported is not None and str(result.exported.refusals) in card and "chose nothing" in card
     information = json.loads((tmp_path / "merged" / "trial_information.json").read_text())
     assert information["export_metrics"]["refusals"]["n"] == 2
     assert information["trial"]["parameters"]
@@ -155,6 +157,7 @@ def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, ti
         run.measure_report()
         run.write_summary("complete")
     result = export_run(tmp_path / "4bit", "0", "merged", tmp_path / "merged")
+    assert result.exported is not None
     # Compared with the edit of the full-precision model, not with what the 4-bit one measured.
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
@@ -180,7 +183,7 @@ def test_every_kind_of_architecture_goes_all_the_way(family: str, tmp_path: Path
         run.write_summary("complete")
         folder = run.folder.path
     for kind in ("adapter", "merged"):
-        result = export_run(folder, "best", kind, tmp_path / kind)  # type: ignore[arg-type]
+        result = export_run(folder, "best", kind, tmp_path / kind)
         assert result.exported is not None
         assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
         assert result.exported.refusals == result.live.refusals

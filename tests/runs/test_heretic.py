@@ -22,7 +22,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import PromptSet
-from iconoclast.vocabulary import Site
+from iconoclast.vocabulary import RowNormalization, Site
 from tests.support.heretic_journals import PARAMETERS, PREFIX, SETTINGS, SYSTEM, attributes, write_journal
 from tests.support.tiny import WORDS, save_tiny, tiny_config
 
@@ -171,6 +171,7 @@ def hidden_states(lm: LanguageModel, prompts: PromptSet) -> Tensor:
             {"role": "user", "content": prompt.text},
         ]
         text = lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
         inputs = lm.tokenizer(text + PREFIX, return_tensors="pt")
         with torch.no_grad():
             output = lm.model(input_ids=inputs["input_ids"], output_hidden_states=True)
@@ -208,7 +209,13 @@ def test_directions_are_those_of_the_hidden_states(
     assert (directions - other[1:]).abs().max() > 0.01
 
 
-SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 261, "pad_token_id": 0}
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 261,
+    "pad_token_id": 0,
+}
 FAMILIES: dict[str, PreTrainedConfig] = {
     "gemma2": Gemma2Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
     "gpt2": GPT2Config(vocab_size=261, n_embd=32, n_layer=3, n_head=4),
@@ -252,7 +259,7 @@ def test_a_template_without_a_system_role_is_refused(tiny_lm: LanguageModel, tmp
 # Edits
 
 
-def expected_weight(weight: Tensor, v: Tensor, strength: float, normalization: str) -> Tensor:
+def expected_weight(weight: Tensor, v: Tensor, strength: float, normalization: RowNormalization) -> Tensor:
     """W', by loops over rows."""
     rows = []
     norms = [float(row.norm()) for row in weight]
@@ -281,7 +288,7 @@ def module_of(layer: Any, component: str) -> Any:
 @pytest.mark.parametrize("index", [None, 1.3, 2.7])
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
 def test_a_trial_gives_the_weights_that_heretic_gave(
-    tiny_lm: LanguageModel, tmp_path: Path, normalization: str, index: float | None
+    tiny_lm: LanguageModel, tmp_path: Path, normalization: RowNormalization, index: float | None
 ) -> None:
     study = read(tmp_path, attributes(direction_index=index), row_normalization=normalization)
     edit = study.edit(study.trials[0], tiny_lm, heretic_directions(tiny_lm, study, BENIGN, TARGET))

@@ -13,6 +13,7 @@ from iconoclast.evaluation.examiner import Examiner
 from iconoclast.privacy import portable
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.report import measured_with
+from iconoclast.vocabulary import RowNormalization
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_nothing_is_left_behind_when_the_data_does_not_allow_the_rank(settings: 
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
-def test_a_batch_of_candidates_scores_as_each_alone(settings: Settings, normalization: str) -> None:
+def test_a_batch_of_candidates_scores_as_each_alone(settings: Settings, normalization: RowNormalization) -> None:
     with started_run(settings.model_copy(update={"row_normalization": normalization})) as started:
         started.optimize(4)
         edits = [started.edit(trial.parameters) for trial in started.study.trials()]

@@ -24,6 +24,7 @@ from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.verify import Check, verify
+from iconoclast.vocabulary import RowNormalization
 from tests.support.tiny import save_tiny, tiny_config
 
 
@@ -204,7 +205,7 @@ def by_name(checks: list[Check]) -> dict[str, bool | None]:
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
 def test_an_export_is_what_its_papers_say(
-    tiny_settings: Settings, tmp_path: Path, kind: str, normalization: str
+    tiny_settings: Settings, tmp_path: Path, kind: str, normalization: RowNormalization
 ) -> None:
     settings = tiny_settings.model_copy(update={"row_normalization": normalization})
     run, to = make_run(settings), tmp_path / "export"
@@ -325,7 +326,7 @@ def test_the_card_names_the_licence_the_sets_and_how_to_check(
     (finished / "iconoclast_config.toml").write_text(config.replace(str(tiny_settings.model), str(base)))
     for kind in ("adapter", "merged"):
         to = tmp_path / kind
-        export_run(finished, "best", kind, to)  # type: ignore[arg-type]
+        export_run(finished, "best", kind, to)
         card = (to / "README.md").read_text()
         assert "license: mit" in card and "The licence of base\napplies (mit)" in card
         assert (

@@ -50,7 +50,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 def report_of(settings: Settings) -> dict[str, Any]:
     search(settings)
-    return json.loads((settings.study_checkpoint_dir / "batch_summary.json").read_text())["report"]  # type: ignore[no-any-return, operator]
+    return json.loads((settings.study_checkpoint_dir / "batch_summary.json").read_text())["report"]  # type: ignore[operator]
 
 
 def test_a_chat_judge_labels_the_report_and_its_key_is_written_nowhere(
@@ -81,7 +81,8 @@ def test_a_judge_that_cannot_be_reached_knows_nothing_and_the_report_says_why(
 class Judging:
     """In place of the chat judge: out of order, until it is repaired."""
 
-    name, problem = "judge", "out of order"
+    name = "judge"
+    problem: str | None = "out of order"
 
     def __init__(self) -> None:
         self.repaired = False

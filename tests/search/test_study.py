@@ -123,7 +123,8 @@ def test_random_trials_have_batches_of_their_own_half_as_wide(
 
 
 def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) -> None:
-    recorder, told = Recorder(), []
+    recorder = Recorder()
+    told: list[Any] = []
     opened(tmp_path).run(10, recorder, OBJECTIVE, told.append)
     assert [len(batch) for batch in recorder.batches] == [2, 2, 4, 2]
     assert [list(outcomes) for outcomes in told] == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9]]
@@ -472,7 +473,7 @@ def states(study: Study) -> list[str]:
 def test_processes_share_a_study_and_measure_every_trial_once(tmp_path: Path) -> None:
     first, second = opened(tmp_path), opened(tmp_path)
     recorders = Recorder(), Recorder()
-    calls = []
+    calls: list[Any] = []
 
     def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
         if not calls:  # while the first one measures its first batch, the second one does all that is left

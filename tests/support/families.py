@@ -32,7 +32,7 @@ from iconoclast.models.decoding import decode, end_tokens
 from iconoclast.models.experts import DOWN
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.probe import require_complete
-from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, Site
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 
 TOKENS: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 SMALL: dict[str, Any] = {
@@ -403,9 +403,9 @@ class Conformance:
 
     attention_sites: int
     feed_forward_sites: int
-    effect: Mapping[str, float]
-    adapter: Mapping[str, float]
-    merged: Mapping[str, float]
+    effect: Mapping[RowNormalization, float]
+    adapter: Mapping[RowNormalization, float]
+    merged: Mapping[RowNormalization, float]
     along: float
     rows_apart: float
     decoded: int
@@ -465,7 +465,7 @@ def refusal(family: Family) -> str:
     raise AssertionError("it is not refused")
 
 
-def _edit(writers: Mapping[Site, Writer], normalization: str, seed: int) -> Edit:
+def _edit(writers: Mapping[Site, Writer], normalization: RowNormalization, seed: int) -> Edit:
     """An edit of both components, with another direction at every layer."""
     layers = 1 + max(site.layer for site in writers)
     width = next(iter(writers.values())).rows[-1]

@@ -90,7 +90,7 @@ def slurm() -> Iterator[Slurm]:
     cluster = Slurm(folder, host)
     daemons = [
         subprocess.Popen(
-            [shutil.which(program), *arguments],
+            [shutil.which(program) or program, *arguments],
             stdout=(folder / f"{program}.out").open("wb"),
             stderr=subprocess.STDOUT,
         )

@@ -1,6 +1,7 @@
 """Tiny random models with a byte-level tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -29,9 +30,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_config(**changes: object) -> LlamaConfig:
+def tiny_config(**changes: Any) -> LlamaConfig:
     """A llama of four layers and 32 dimensions for the tiny tokenizer."""
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "vocab_size": 261,
         "hidden_size": 32,
         "intermediate_size": 64,
