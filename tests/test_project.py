@@ -43,11 +43,14 @@ def test_extras_and_version_are_as_promised() -> None:
 
 
 def test_the_first_screen_says_what_shows_it_and_gives_commands() -> None:
-    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
-    assert first.startswith("# ICONOCLAST\n\nICONOCLAST changes") and "![" in first
-    assert "make demo" in first and "make test" in first
-    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", first)
+    lines = (ROOT / "README.md").read_text().splitlines()[:30]
+    title, sentence, *_ = "\n".join(lines).split("\n\n")
+    assert title == "# ICONOCLAST" and sentence.startswith("ICONOCLAST is ")
+    assert sentence.endswith(".") and ". " not in sentence.replace("\n", " ")
+    (picture,) = re.findall(r"^!\[[^]]+\]\(([^)]+)\)$", "\n".join(lines), re.MULTILINE)
     assert (ROOT / picture).is_file()
+    commands = [line.split("#")[0].strip() for line in lines]
+    assert "make demo" in commands and "make test" in commands
 
 
 @pytest.mark.parametrize("role", ["target", "benign"])
