@@ -31,9 +31,6 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-Role = Literal["target", "benign"]
-"""Target prompts show the behaviour; benign prompts must not change."""
-
 Split = Literal["fit", "select", "report"]
 """Prompts that directions are fitted on, that trials are chosen on, and that chose nothing."""
 

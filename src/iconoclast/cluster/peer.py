@@ -11,7 +11,7 @@ import tomli_w
 from iconoclast.config.schema import Settings
 from iconoclast.errors import MeasurementError, RunFolderError
 from iconoclast.files import write_json, write_whole
-from iconoclast.layout import SCHEMA_VERSION
+from iconoclast.layout import SCHEMA_VERSION, SUMMARY
 from iconoclast.models.names import resolve
 from iconoclast.peers.heretic.journal import HereticStudy, HereticTrial
 from iconoclast.privacy import portable
@@ -66,7 +66,7 @@ class HereticJob:
             raise MeasurementError(f"heretic has measured nothing: see {self.folder / LOG}.")
         document = heretic_summary(HereticStudy.read(journals[-1]), settings, prompts)
         document["heretic_version"] = _version(self.program)
-        write_json(self.folder / "batch_summary.json", portable(document))
+        write_json(self.folder / SUMMARY, portable(document))
         return "done"
 
 

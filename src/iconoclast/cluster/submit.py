@@ -18,6 +18,7 @@ from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json, write_whole
+from iconoclast.layout import CONFIG
 from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
@@ -119,7 +120,7 @@ def stage(folder: RunFolder) -> Path:
         package = Path(iconoclast.__file__).parent
         shutil.copytree(package, place / "source" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
         settings = portable(settings_document(folder.settings()))
-        write_whole(place / "iconoclast_config.toml", tomli_w.dumps(settings).encode())
+        write_whole(place / CONFIG, tomli_w.dumps(settings).encode())
     except OSError as error:
         raise RunFolderError(f"{place} cannot be written: {error.strerror}.") from None
     return place

@@ -99,6 +99,9 @@ def _builtin(role: str, split: str, label: str, color: str) -> PromptSource:
     )
 
 
+FIT_AND_SELECT = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
+"""Settings of the prompt sets that fit and choose an edit."""
+
 SYNONYMS = {
     "benign_prompts": "good_prompts",
     "target_prompts": "bad_prompts",

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import PromptSource, Settings
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ def setting_specs(
         else:
             missing = value is PydanticUndefined
             yield SettingSpec((*prefix, name), field.annotation, None if missing else value, field.description or "")
+
+
+def prompt_sets() -> dict[str, tuple[PromptSource | None, str]]:
+    """Give the settings that are prompt sets: name → (default, what it is for)."""
+    return {
+        name: (field.default, field.description or "")
+        for name, field in Settings.model_fields.items()
+        if without_none(field.annotation) is PromptSource
+    }
 
 
 def list_item(annotation: Any) -> Any | None:

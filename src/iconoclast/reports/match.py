@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iconoclast.reports.summary import OURS, PEER, Measured, Split, Summary
+from iconoclast.reports.summary import OURS, PEER, Measured, Summary
 from iconoclast.scores import Count
+from iconoclast.vocabulary import ExaminedSplit
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Match:
     peer: Summary
 
     @property
-    def split(self) -> Split:
+    def split(self) -> ExaminedSplit:
         """The prompts that both were measured on."""
         return "report" if self.ours.split == self.peer.split == "report" else "selection"
 

@@ -4,16 +4,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import SCHEMA_VERSION, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean
+from iconoclast.vocabulary import ExaminedSplit
 
 OURS, PEER = "iconoclast", "heretic"
-Split = Literal["report", "selection"]
 
 PROMPT_SETS = {
     "report": ("bad_report_prompts", "good_report_prompts"),
@@ -71,7 +71,7 @@ class Report(_Part):
     """A trial and the base model, measured once when the search was over."""
 
     trial: int
-    split: Split = "report"
+    split: ExaminedSplit = "report"
     base_metrics: Measured
     metrics: Measured
 
@@ -121,27 +121,27 @@ class Summary(_Schema):
         return {OURS: self.iconoclast_version, PEER: self.heretic_version}.get(self.tool)
 
     @property
-    def split(self) -> Split:
+    def split(self) -> ExaminedSplit:
         """The prompts that the figures are of: those of the report, if it is of the best trial."""
         return self.report.split if self.report and self.report.trial == self.best_trial else "selection"
 
-    def seen(self, split: Split) -> dict[str, int]:
+    def seen(self, split: ExaminedSplit) -> dict[str, int]:
         """Pairs of prompt sets through which prompts of a report split have fitted or chosen the trial, and how many."""
         if split != "report":
             return {}
         return {pair: n for pair, n in self.overlap.items() if pair.split(" and ")[-1] in PROMPT_SETS["report"]}
 
-    def base(self, split: Split) -> Measured:
+    def base(self, split: ExaminedSplit) -> Measured:
         """The base model."""
         report = self._report_on(split)
         return report.base_metrics if report else self.base_metrics
 
-    def best(self, split: Split) -> Measured | None:
+    def best(self, split: ExaminedSplit) -> Measured | None:
         """The best trial; None if no trial is completed."""
         report = self._report_on(split)
         return report.metrics if report else self._trial()
 
-    def _report_on(self, split: Split) -> Report | None:
+    def _report_on(self, split: ExaminedSplit) -> Report | None:
         report = self.report
         return report if report and report.trial == self.best_trial and report.split == split else None
 
@@ -154,7 +154,7 @@ class Summary(_Schema):
             raise ValueError(f"the best trial {self.best_trial} is not among the pareto_trials")
         return self
 
-    def fingerprints(self, split: Split) -> list[str | None]:
+    def fingerprints(self, split: ExaminedSplit) -> list[str | None]:
         """SHA-256 of the prompt sets of a split, as far as they are known."""
         return [self.prompts.get(name, PromptsUsed()).sha256 for name in PROMPT_SETS[split]]
 

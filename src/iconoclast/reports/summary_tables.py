@@ -9,9 +9,10 @@ from rich.table import Table
 
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.reports.match import Tally, tally
-from iconoclast.reports.summary import Measured, Split, Summary
+from iconoclast.reports.summary import Measured, Summary
 from iconoclast.reports.text import plain
 from iconoclast.version import __version__
+from iconoclast.vocabulary import ExaminedSplit
 
 
 def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _best_cells(best: Measured | None) -> dict[str, str]:
     }
 
 
-def _prompts(split: Split, summary: Summary) -> str:
+def _prompts(split: ExaminedSplit, summary: Summary) -> str:
     return f"{split}, some of them seen" if summary.seen(split) else split
 
 

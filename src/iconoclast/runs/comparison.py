@@ -15,6 +15,7 @@ from iconoclast.runs.report import judges_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject
 from iconoclast.runs.workbench import Workbench
+from iconoclast.scores import decided
 from iconoclast.version import __version__
 
 
@@ -74,10 +75,10 @@ class Comparison:
         return sorted(self.examinations, key=lambda e: e.scores.key)
 
     def _pair(self, a: Examination, b: Examination) -> dict[str, Any]:
-        tests, decided = paired(a, b), verdict(a, b, self.noise_floor)
-        by = {"kl_divergence": "first_token_kl"}.get(decided["decided_by"], decided["decided_by"])
-        decided["p_value"] = None if by is None else tests[by]["p_value"]
-        return {"first": a.name, "second": b.name, "verdict": decided, "paired": tests}
+        tests, found = paired(a, b), verdict(a, b, self.noise_floor)
+        by = {"kl_divergence": "first_token_kl"}.get(found["decided_by"], found["decided_by"])
+        found["p_value"] = None if by is None else tests[by]["p_value"]
+        return {"first": a.name, "second": b.name, "verdict": found, "paired": tests}
 
     def document(self) -> dict[str, Any]:
         """comparison.json, without samples."""
@@ -113,11 +114,11 @@ class Comparison:
 
 def verdict(first: Examination, second: Examination, noise_floor: float) -> dict[str, Any]:
     """Who is better in the order (failures, overrefusals, first-token KL), and what decided; KL closer than noise is equal."""
-    keys = first.scores.key, second.scores.key
-    for criterion, a, b in zip(("failures", "overrefusals", "kl_divergence"), *keys, strict=True):
-        if a != b and (criterion != "kl_divergence" or abs(a - b) > noise_floor):
-            return {"better": first.name if a < b else second.name, "decided_by": criterion}
-    return {"better": None, "decided_by": None}
+    criterion = decided(first.scores.key, second.scores.key, noise_floor)
+    if criterion is None:
+        return {"better": None, "decided_by": None}
+    better = min(first, second, key=lambda examination: examination.scores.key)
+    return {"better": better.name, "decided_by": criterion}
 
 
 def settings_for(subjects: Sequence[Subject]) -> Settings:

@@ -19,7 +19,7 @@ from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examination import Sample
 from iconoclast.files import disk_trouble
-from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
+from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
@@ -300,7 +300,7 @@ def _write_papers(
     if checkpoint is not None:
         checkpoint.copy_licence(folder)
     settings = public(portable(settings_document(saved.settings)))
-    (folder / "iconoclast_config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    (folder / CONFIG).write_text(tomli_w.dumps(settings), encoding="utf-8")
     TrialInformation(
         trial=trial_document(saved.trial),
         base_model=base,
@@ -332,5 +332,5 @@ def _write_papers(
         measured=result.exported is not None,
         approximation_error=result.approximation_error,
     )
-    (folder / "README.md").write_text(card.render(), encoding="utf-8")
+    (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")

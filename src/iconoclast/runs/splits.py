@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from iconoclast.config.schema import PromptSource, Settings, canonical
+from iconoclast.config.schema import FIT_AND_SELECT, PromptSource, Settings, canonical
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Sample
 from iconoclast.privacy import portable
@@ -120,8 +120,9 @@ class Prompts:
 
 def _report_sources(settings: Settings) -> tuple[PromptSource | None, PromptSource | None]:
     given = settings.good_report_prompts, settings.bad_report_prompts
-    own = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
-    if given != (None, None) or any(getattr(settings, name) != Settings.model_fields[name].default for name in own):
+    if given != (None, None) or any(
+        getattr(settings, name) != Settings.model_fields[name].default for name in FIT_AND_SELECT
+    ):
         return given
     benign, target = settings.good_evaluation_prompts, settings.bad_evaluation_prompts
     return benign.model_copy(update={"split": "report"}), target.model_copy(update={"split": "report"})

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import FIT_AND_SELECT, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
@@ -29,9 +29,6 @@ from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
 from iconoclast.vocabulary import COMPONENTS
-
-SEEN = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
-"""Settings of the prompt sets that fit and choose an edit."""
 
 
 class Subject(Protocol):
@@ -89,7 +86,7 @@ class RunSubject:
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """The run's prompt sets but those of its report; None if they are others now than they were then."""
         sets = _seen(self.saved.settings)
-        then = [self.saved.prompts[name]["sha256"] for name in SEEN if name in self.saved.prompts]
+        then = [self.saved.prompts[name]["sha256"] for name in FIT_AND_SELECT if name in self.saved.prompts]
         return None if sets is None or (then and then != [each.fingerprint for each in sets]) else sets
 
     def document(self) -> dict[str, Any]:
@@ -164,11 +161,11 @@ class ModelSubject:
         """Of an export those of `prompts` that its papers name, if they name all by their content; else it is not known."""
         try:
             papers = json.loads((Path(self.source) / TRIAL_INFORMATION).read_text(encoding="utf-8"))
-            known = {name: papers["prompts"][name]["sha256"] for name in SEEN}
+            known = {name: papers["prompts"][name]["sha256"] for name in FIT_AND_SELECT}
         except (OSError, ValueError, LookupError, TypeError):
             return None
         own = {name: each for name, each in prompts.named().items() if known.get(name) == each.fingerprint}
-        return list(own.values()) if len(own) == len(SEEN) else None
+        return list(own.values()) if len(own) == len(FIT_AND_SELECT) else None
 
     def document(self) -> dict[str, Any]:
         """What kind of model it is."""
@@ -184,7 +181,7 @@ def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
 
 
 def _seen(settings: Settings) -> list[PromptSet] | None:
-    sources = [getattr(settings, name) for name in SEEN]
+    sources = [getattr(settings, name) for name in FIT_AND_SELECT]
     return None if None in sources else [load_prompts(source, settings.system_prompt) for source in sources]
 
 

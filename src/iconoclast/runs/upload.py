@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
 from iconoclast.errors import RunFolderError, UserError
-from iconoclast.layout import CHECKSUMS, TRIAL_INFORMATION
+from iconoclast.layout import CARD, CHECKSUMS, TRIAL_INFORMATION
 from iconoclast.runs.manifest import sums
 
 
@@ -58,7 +58,7 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         measured = information["export_metrics"] is not None
     except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged.") from None
-    if not (folder / "README.md").is_file():
+    if not (folder / CARD).is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
     listed = (folder / CHECKSUMS).read_text(encoding="utf-8") if (folder / CHECKSUMS).is_file() else ""
     if sorted(listed.splitlines()) != sorted(sums(folder).splitlines()):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
 from typing import Literal
 
@@ -51,6 +50,7 @@ class Workbench:
     settings: Settings
     lm: LanguageModel
     directions: Directions | None = None
+    _prompts: Prompts | None = None
 
     @classmethod
     def load(
@@ -106,7 +106,7 @@ class Workbench:
 
     def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
         """Take prompts that are loaded already, and let responses start with a prefix that is known."""
-        self.__dict__["prompts"] = prompts
+        self._prompts = prompts
         if response_prefix is not None:
             self.start_responses_with(response_prefix)
 
@@ -119,19 +119,19 @@ class Workbench:
     @contextmanager
     def beside(self, lm: LanguageModel) -> Iterator["Workbench"]:
         """Measure another model in the same way, with the same prompts."""
-        other = Workbench(self.settings, lm, self.directions)
-        other.use(self.prompts)
-        with other.laid_out() as bench:
+        with Workbench(self.settings, lm, self.directions, self.prompts).laid_out() as bench:
             yield bench
 
-    @cached_property
+    @property
     def prompts(self) -> Prompts:
         """The prompt sets of the settings, loaded when they are first needed.
 
         Raises:
             UserError: one cannot be read, or sets of unlike purpose share prompts.
         """
-        return Prompts.load(self.settings)
+        if self._prompts is None:
+            self._prompts = Prompts.load(self.settings)
+        return self._prompts
 
     @property
     def sample(self) -> Sample:

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -159,11 +158,6 @@ class Worker:
             if self.max_disk and self.temporary and (used := _size(self.temporary)) > self.max_disk:
                 stop(f"its temporary files take {used / 1e9:.1f} GB, more than --max-disk allows")
                 return
-
-
-def free_disk(folder: Path) -> int:
-    """Free bytes of the disk that a folder is on."""
-    return shutil.disk_usage(folder).free
 
 
 def _job() -> str:

@@ -32,6 +32,7 @@ from torch import Tensor
 from iconoclast.config.schema import PromptSource
 from iconoclast.directions.estimators import estimate_directions, interpolate
 from iconoclast.directions.subspace import winsorize
+from iconoclast.documents import first_problem
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
@@ -194,7 +195,7 @@ class HereticStudy:
         try:
             settings = HereticSettings.model_validate_json(attributes.get("settings", "{}"))
         except ValidationError as error:
-            raise RunFolderError(f"The settings in {file} are not understood: {_problem(error)}.") from None
+            raise RunFolderError(f"The settings in {file} are not understood: {first_problem(error)}.") from None
         trials = sorted((_trial(file, attributes) for attributes in completed), key=lambda trial: trial.number)
         if not trials:
             raise RunFolderError(f"The heretic study {file} has no completed trial. Let heretic complete one first.")
@@ -385,7 +386,7 @@ def _entries(file: Path) -> Iterator[_Entry]:
                 yield _Entry.model_validate_json(line)
             except ValidationError as error:
                 raise RunFolderError(
-                    f"{file} is no journal of heretic, or is damaged: line {number}: {_problem(error)}. {WANTED}"
+                    f"{file} is no journal of heretic, or is damaged: line {number}: {first_problem(error)}. {WANTED}"
                 ) from None
 
 
@@ -407,7 +408,7 @@ def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
         return HereticTrial.model_validate({**attributes, **_measured(file, attributes)})
     except ValidationError as error:
         number = str(attributes.get("index", "?"))[:20]
-        raise RunFolderError(f"Trial {number} in {file} is not understood: {_problem(error)}.") from None
+        raise RunFolderError(f"Trial {number} in {file} is not understood: {first_problem(error)}.") from None
 
 
 def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -428,10 +429,3 @@ def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
         "base_refusals": keywords.baseline.md_display.partition("/")[0],
         "kl_divergence": scores["KL divergence"].score.value,
     }
-
-
-def _problem(error: ValidationError) -> str:
-    """The first of the problems in a few words."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, problem["loc"]))
-    return " ".join(f"{where} {problem['msg']}".split())[:200].rstrip(".")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import FIT_AND_SELECT, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError, RunFolderError, SettingsError
 from iconoclast.models.language_model import LanguageModel
@@ -15,8 +15,6 @@ from iconoclast.peers.heretic.journal import HereticStudy, HereticTrial, heretic
 from iconoclast.peers.protocol import peers
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.scores import Count
-
-SETS = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,15 @@ class HereticPeerTrial:
     def seen(self) -> Sequence[PromptSet] | None:
         """Load heretic's prompt sets; None if its journal does not name all of them."""
         theirs = self.study.settings
-        sources = [getattr(theirs, name) for name in SETS]
+        sources = [getattr(theirs, name) for name in FIT_AND_SELECT]
         return None if None in sources else [load_prompts(source, theirs.system_prompt) for source in sources]
 
     def settings(self) -> Settings:
         """Give the study's model, prompts, markers and lengths as settings."""
         theirs = self.study.settings
-        sets: dict[str, Any] = {name: source for name in SETS if (source := getattr(theirs, name)) is not None}
+        sets: dict[str, Any] = {
+            name: source for name in FIT_AND_SELECT if (source := getattr(theirs, name)) is not None
+        }
         markers: dict[str, Any] = (
             {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
         )
