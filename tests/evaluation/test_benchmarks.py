@@ -27,7 +27,7 @@ from iconoclast.evaluation.benchmarks import (
     Benchmark,
     BenchmarkError,
     BenchmarkOptions,
-    Difference,
+    FigureDifference,
     Row,
     benchmark,
     edited_live,
@@ -214,7 +214,7 @@ def test_both_columns_and_the_paired_difference_are_what_the_model_itself_says(
     assert row.n == len(items)
     assert row.base is not None and row.base.value == pytest.approx(fmean(base))
     assert row.edited.value == pytest.approx(fmean(edited))
-    assert row.difference == Difference(about(fmean(moved)), about(stdev(moved) / math.sqrt(len(moved))), True)
+    assert row.difference == FigureDifference(about(fmean(moved)), about(stdev(moved) / math.sqrt(len(moved))), True)
     if task != "tiny_group":  # lm-eval pools a group's error from its tasks'
         assert row.edited.stderr == pytest.approx(stdev(edited) / math.sqrt(len(items)))
     assert row.edited.stderr is not None and row.base.stderr is not None
@@ -230,7 +230,7 @@ def test_an_edit_of_nothing_changes_nothing(options: BenchmarkOptions, tiny_lm: 
     result = benchmark(drawn, edited_live(tiny_lm, Edit.nothing()), nullcontext(tiny_lm))
     assert {row.task for row in result.rows} == {*drawn.tasks, "tiny_things", "tiny_numbers"}
     for row in result.rows:
-        assert row.base == row.edited and row.difference == Difference(0.0, 0.0, True)
+        assert row.base == row.edited and row.difference == FigureDifference(0.0, 0.0, True)
 
 
 def test_the_figures_are_those_of_lm_eval_alone(own_tasks: None, task_files: Path, tiny_lm: LanguageModel) -> None:
@@ -294,28 +294,28 @@ def test_a_mean_is_compared_item_by_item() -> None:
     edited = lm_eval_results(0.5, 0.2887, [1, 1, 0, 0])
     (row,) = rows(edited, base)
     # The differences are 0, 1, -1, -1: their mean is -1/4, their variance 11/12.
-    assert row.difference == Difference(-0.25, about(math.sqrt(11 / 12 / 4)), True)
+    assert row.difference == FigureDifference(-0.25, about(math.sqrt(11 / 12 / 4)), True)
 
 
 def test_what_is_no_mean_is_compared_by_its_two_errors() -> None:
     base = lm_eval_results(7.0, 0.3, [-1.0, -2.0], "perplexity")
     edited = lm_eval_results(9.0, 0.4, [-2.0, -2.5], "perplexity")
     (row,) = rows(edited, base)
-    assert row.difference == Difference(2.0, about(0.5), False)
+    assert row.difference == FigureDifference(2.0, about(0.5), False)
 
 
 def test_other_items_are_not_paired() -> None:
     base, edited = lm_eval_results(0.5, 0.3, [1, 0]), lm_eval_results(0.5, 0.4, [1, 0])
     edited["samples"]["task"][1]["doc_hash"] = "another"
-    assert rows(edited, base)[0].difference == Difference(0.0, about(0.5), False)
+    assert rows(edited, base)[0].difference == FigureDifference(0.0, about(0.5), False)
 
 
 def test_without_errors_there_is_a_difference_without_one() -> None:
     tuples = [(1, 2), (3, 4)]
     (row,) = rows(lm_eval_results(2.0, "N/A", tuples), lm_eval_results(1.5, "N/A", tuples))
-    assert row.edited.stderr is None and row.difference == Difference(0.5, None, False)
+    assert row.edited.stderr is None and row.difference == FigureDifference(0.5, None, False)
     (row,) = rows(lm_eval_results(math.nan, "N/A", tuples), lm_eval_results(1.5, "N/A", tuples))
-    assert row.edited.value is None and row.difference == Difference(None, None, False)
+    assert row.edited.value is None and row.difference == FigureDifference(None, None, False)
 
 
 def test_a_filter_is_part_of_the_metrics_name() -> None:

@@ -12,7 +12,7 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
-from iconoclast.evaluation.examination import Control, Examination, Sample, Variant, paired
+from iconoclast.evaluation.examination import Control, Examination, ExaminedPrompts, Variant, paired
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
@@ -36,7 +36,7 @@ def edit(tiny_lm: LanguageModel) -> Edit:
 
 
 def examiner(lm: LanguageModel, borderline: PromptSet | None = None, judges: tuple = ()) -> Examiner:  # type: ignore[type-arg]
-    return Examiner(Variant("base", lm), Sample(TARGET, BENIGN, borderline, "report"), RULES, OPTIONS, judges)
+    return Examiner(Variant("base", lm), ExaminedPrompts(TARGET, BENIGN, borderline, "report"), RULES, OPTIONS, judges)
 
 
 def edited(lm: LanguageModel, edit: Edit) -> Variant:

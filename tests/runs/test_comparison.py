@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from iconoclast.config.schema import JudgeChat, PromptSource, Settings
 from iconoclast.errors import ModelError, PromptsError, RunFolderError, SettingsError
-from iconoclast.evaluation.examination import Examination, Sample
+from iconoclast.evaluation.examination import Examination, ExaminedPrompts
 from iconoclast.library import search
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.language_model import LanguageModel
@@ -144,7 +144,7 @@ def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prom
     export, settings = find_subject(str(tmp_path / "adapter")), settings_for([find_subject(str(finished))])
     prompts = Prompts.load(settings)
     assert Seen.of(export, prompts.reported, prompts) == Seen()
-    fitted = Sample(prompts.target, prompts.benign_evaluation, None, "report")
+    fitted = ExaminedPrompts(prompts.target, prompts.benign_evaluation, None, "report")
     assert Seen.of(export, fitted, prompts) == Seen(target=4, benign=2)
     run = find_subject(str(finished))
     assert Seen.of(run, fitted, prompts) == Seen(target=4, benign=2)

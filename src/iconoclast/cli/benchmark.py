@@ -151,11 +151,11 @@ def _print(result: "Benchmark") -> None:
 
 
 def _cell(figure: "Figure | None") -> str:
-    from iconoclast.evaluation.benchmarks import Difference
+    from iconoclast.evaluation.benchmarks import FigureDifference
 
     if figure is None or figure.value is None:
         return "none"
     error = "" if figure.stderr is None else f" ± {figure.stderr:.3f}"
-    if not isinstance(figure, Difference):
+    if not isinstance(figure, FigureDifference):
         return f"{figure.value:.3f}{error}"
     return f"{figure.value:+.3f}{error}{' *' if error and not figure.paired else ''}"

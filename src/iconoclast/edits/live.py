@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iconoclast.edits.edit import Edit, output_transform
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
-from iconoclast.models.experts import Change, expert_outputs
+from iconoclast.models.experts import OutputChange, expert_outputs
 from iconoclast.models.hooks import hooks_act
 from iconoclast.vocabulary import Site
 
@@ -135,7 +135,7 @@ class LiveEdits:
 
         return hook
 
-    def _of_experts(self, site: Site) -> Change:
+    def _of_experts(self, site: Site) -> OutputChange:
         def change(output: Tensor, tokens: Tensor, experts: Tensor, count: int) -> Tensor:
             assert self._current is not None
             edits = self._current.to(output.device)

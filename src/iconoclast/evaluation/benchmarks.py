@@ -80,7 +80,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Difference(Figure):
+class FigureDifference(Figure):
     """Edited minus base.
 
     Attributes:
@@ -100,7 +100,7 @@ class Row:
     higher_is_better: bool | None
     base: Figure | None
     edited: Figure
-    difference: Difference | None
+    difference: FigureDifference | None
 
 
 @dataclass(frozen=True)
@@ -259,17 +259,17 @@ def _items(results: Results, task: str, key: str) -> dict[tuple[Any, ...], Any]:
 
 def _difference(
     base: Figure, edited: Figure, base_items: Mapping[Any, Any], edited_items: Mapping[Any, Any]
-) -> Difference:
+) -> FigureDifference:
     if base.value is None or edited.value is None:
-        return Difference(None, None, False)
+        return FigureDifference(None, None, False)
     value = edited.value - base.value
     same_items = base_items.keys() == edited_items.keys() and len(base_items) > 1
     if same_items and _is_mean(base.value, base_items) and _is_mean(edited.value, edited_items):
         moved = [float(edited_items[item]) - float(base_items[item]) for item in base_items]
-        return Difference(value, stdev(moved) / math.sqrt(len(moved)), True)
+        return FigureDifference(value, stdev(moved) / math.sqrt(len(moved)), True)
     if base.stderr is None or edited.stderr is None:
-        return Difference(value, None, False)
-    return Difference(value, math.hypot(base.stderr, edited.stderr), False)
+        return FigureDifference(value, None, False)
+    return FigureDifference(value, math.hypot(base.stderr, edited.stderr), False)
 
 
 def _is_mean(value: float, items: Mapping[Any, Any]) -> bool:

@@ -33,7 +33,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ExaminedPrompts:
     """The prompts that are examined.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.divergence import Divergences, bounded, kl_divergence
 from iconoclast.evaluation.evaluator import MeasureOptions, score
-from iconoclast.evaluation.examination import Answer, Examination, Sample, Variant
+from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Variant
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.batching import batches_by_length
@@ -44,7 +44,7 @@ class Examiner:
     def __init__(
         self,
         base: Variant,
-        sample: Sample,
+        sample: ExaminedPrompts,
         rules: ResponseRules,
         options: MeasureOptions | None = None,
         judges: Sequence[Judge] = (),

@@ -39,7 +39,7 @@ PAPERS = (
 DTYPES = ("BF16", "F16", "F32")
 """Types of tensors, as safetensors names them, that can be edited where they are; others are quantised."""
 
-Change = Callable[[Tensor], Tensor]
+MatrixChange = Callable[[Tensor], Tensor]
 """A float32 matrix as it is stored → what it becomes."""
 
 
@@ -140,7 +140,7 @@ class Checkpoint:
         turned = next(iter(names.values())) != writer.transposed
         return weight.mT if turned else weight
 
-    def write(self, to: Path, changes: Mapping[str, Change]) -> None:
+    def write(self, to: Path, changes: Mapping[str, MatrixChange]) -> None:
         """Write the files and their configuration into the existing folder `to`, some of their matrices changed.
 
         Everything else is the same byte by byte. No more than one matrix is in memory; of a stack of experts one at a time.
@@ -196,8 +196,8 @@ class Checkpoint:
 
 
 def matrix_changes(
-    checkpoint: Checkpoint, model: PreTrainedModel, writers: Mapping[Site, Writer], edited: Mapping[Site, Change]
-) -> dict[str, Change] | None:
+    checkpoint: Checkpoint, model: PreTrainedModel, writers: Mapping[Site, Writer], edited: Mapping[Site, MatrixChange]
+) -> dict[str, MatrixChange] | None:
     """What to change in a checkpoint's tensors so that the model's writers become what they shall.
 
     Args:
@@ -209,7 +209,7 @@ def matrix_changes(
     Returns:
         Tensor name → change; None if a tensor is not there in a form that can be edited in place.
     """
-    changes: dict[str, Change] = {}
+    changes: dict[str, MatrixChange] = {}
     for site, change in edited.items():
         writer = writers[site]
         names = checkpoint.names(model, writer.parameter, writer.stored.shape)
@@ -233,7 +233,7 @@ def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) ->
     return rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
 
 
-def _turned(change: Change) -> Change:
+def _turned(change: MatrixChange) -> MatrixChange:
     return lambda matrix: change(matrix.T).T
 
 

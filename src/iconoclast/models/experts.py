@@ -21,7 +21,7 @@ DOWN = "down_proj"
 SORTED, IN_ORDER = "grouped_mm", "batched_mm"
 """The experts functions with pairs in the order of experts, and in that of tokens."""
 
-Change = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+OutputChange = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(outputs [pairs, d], token of each pair, expert of each pair, number of tokens) → outputs."""
 
 
@@ -37,7 +37,7 @@ def interceptable(module: nn.Module) -> bool:
 
 
 @contextmanager
-def expert_outputs(module: Any, change: Change) -> Iterator[None]:
+def expert_outputs(module: Any, change: OutputChange) -> Iterator[None]:
     """While this lasts, what the experts of a module write is changed before it is weighted and summed.
 
     Args:

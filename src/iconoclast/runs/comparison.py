@@ -7,7 +7,7 @@ from typing import Any
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
-from iconoclast.evaluation.examination import Examination, Sample, paired
+from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
@@ -34,7 +34,7 @@ class Seen:
     unknown: str | None = None
 
     @classmethod
-    def of(cls, subject: Subject, sample: Sample, prompts: Prompts) -> "Seen":
+    def of(cls, subject: Subject, sample: ExaminedPrompts, prompts: Prompts) -> "Seen":
         """What a subject has seen of a sample of the prompts."""
         try:
             sets = subject.seen(prompts)
@@ -62,7 +62,7 @@ class Comparison:
     """
 
     base_name: str
-    sample: Sample
+    sample: ExaminedPrompts
     prompts: Mapping[str, Any]
     noise_floor: float
     base: Examination

@@ -17,7 +17,7 @@ from iconoclast.edits.lora import Approximation, save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.examination import Sample
+from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
 from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
@@ -276,7 +276,7 @@ def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
     return loaded.with_prefix(lm.response_prefix)
 
 
-def _described(prompts: Prompts, sample: Sample) -> str:
+def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:
     if sample.target is not prompts.target_report:
         chosen = "the selection prompts, which also chose the trial, so the figures flatter"
     elif shared := prompts.overlaps(with_report=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, PromptSource, Settings, canonical
 from iconoclast.errors import PromptsError, SettingsError
-from iconoclast.evaluation.examination import Sample
+from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.privacy import portable
 from iconoclast.prompts import PromptSet, load_prompts
 
@@ -64,16 +64,16 @@ class Prompts:
         return {name: prompts for name, prompts in names.items() if prompts is not None}
 
     @property
-    def selected(self) -> Sample:
+    def selected(self) -> ExaminedPrompts:
         """The prompts that trials are chosen on."""
-        return Sample(self.target_evaluation, self.benign_evaluation, self.borderline_report, "selection")
+        return ExaminedPrompts(self.target_evaluation, self.benign_evaluation, self.borderline_report, "selection")
 
     @property
-    def reported(self) -> Sample:
+    def reported(self) -> ExaminedPrompts:
         """The prompts that are reported on: the report prompts, or those of the selection if there are none."""
         if self.target_report is None or self.benign_report is None:
             return self.selected
-        return Sample(self.target_report, self.benign_report, self.borderline_report, "report")
+        return ExaminedPrompts(self.target_report, self.benign_report, self.borderline_report, "report")
 
     def document(self) -> dict[str, Any]:
         """What was loaded, for JSON."""

@@ -15,7 +15,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
-from iconoclast.evaluation.examination import Sample, Variant
+from iconoclast.evaluation.examination import ExaminedPrompts, Variant
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
@@ -134,7 +134,7 @@ class Workbench:
         return self._prompts
 
     @property
-    def sample(self) -> Sample:
+    def sample(self) -> ExaminedPrompts:
         """The prompts that are reported on."""
         return self.prompts.reported
 
