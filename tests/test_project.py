@@ -12,6 +12,7 @@ import pytest
 
 from iconoclast.prompts import PromptSet
 from iconoclast.reports.text import settings_reference
+from iconoclast.runs.documents import schemas
 from iconoclast.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,11 @@ def test_the_settings_document_is_the_settings() -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == settings_reference(), (
         "run: iconoclast config reference > docs/settings.md"
     )
+
+
+def test_the_published_schemas_are_those_of_the_documents() -> None:
+    published = {file.name: file.read_text() for file in (ROOT / "docs" / "schemas").iterdir()}
+    assert published == schemas(), "run: iconoclast config schemas docs/schemas"
 
 
 def test_the_specification_names_modules_and_tests_that_exist() -> None:

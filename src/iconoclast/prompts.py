@@ -15,6 +15,7 @@ from typing import Any
 
 from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
+from iconoclast.registry import Registry
 
 BUILTIN = "builtin:"
 TABLES = (".csv", ".json", ".jsonl", ".parquet")
@@ -138,13 +139,18 @@ def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
     return splits
 
 
+behaviors: Registry[Path] = Registry("behaviour", "behaviors")
+"""TOML files of behaviours by name; another package adds one as an entry point in the group iconoclast.behaviors."""
+
+
 @cache
 def _builtin_behaviors() -> dict[str, dict[str, Any]]:
-    return {
+    own = {
         entry.name.removesuffix(".toml"): tomllib.loads(entry.read_text(encoding="utf-8"))
         for entry in files("iconoclast.behaviors").iterdir()
         if entry.name.endswith(".toml")
     }
+    return own | {name: tomllib.loads(behaviors.get(name).read_text(encoding="utf-8")) for name in behaviors}
 
 
 def _read_file(path: Path) -> list[Row]:

@@ -1,6 +1,7 @@
 """The words of the field that have a fixed set of values, and `Site`."""
 
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Literal, get_args
 
 from iconoclast.registry import require_known
@@ -12,6 +13,9 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 """How a direction is estimated from residuals."""
+
+METHODS: tuple[DirectionMethod, ...] = get_args(DirectionMethod)
+"""The methods of this package; `known_methods` gives those of others too."""
 
 DirectionScope = Literal["global", "per_layer"]
 """One direction for all layers, or each layer's own."""
@@ -52,6 +56,11 @@ ExportFormat = Literal["adapter", "merged", "gguf"]
 
 DEMO = "demo"
 """The name of the model that comes along."""
+
+
+def known_methods() -> tuple[str, ...]:
+    """Name every direction method: ours, and the estimators that installed packages add."""
+    return tuple(dict.fromkeys([*METHODS, *entry_points(group="iconoclast.estimators").names]))
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from iconoclast.directions.estimators import (
-    METHODS,
     Directions,
     DirectionSpec,
     estimate_directions,
@@ -23,6 +22,7 @@ from iconoclast.directions.estimators import (
     variance_difference,
 )
 from iconoclast.errors import DirectionError
+from iconoclast.vocabulary import METHODS
 
 every_method = pytest.mark.parametrize("method", METHODS)
 seeds = st.integers(0, 2**31)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iconoclast.directions.estimators import METHODS, Directions, estimate_directions
+from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import benign_basis, project_out, winsorize
 from iconoclast.errors import DirectionError
+from iconoclast.vocabulary import METHODS
 
 seeds = st.integers(0, 2**31)
 

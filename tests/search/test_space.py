@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from iconoclast.directions.estimators import METHODS, estimate_directions
+from iconoclast.directions.estimators import estimate_directions
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import UserError
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.search.space import SearchSpace
-from iconoclast.vocabulary import COMPONENTS, SCOPES
+from iconoclast.vocabulary import COMPONENTS, METHODS, SCOPES
 
 
 def space(layers: int = 32) -> SearchSpace:

@@ -9,7 +9,12 @@ SPECS = {spec.key: spec for spec in setting_specs()}
 
 
 # Settings whose text must have a form of its own.
-PATTERNS = {"axis_weights": "words={}", "max_memory": "cpu={}GiB", "full_normalization_lora_rank": "auto"}
+PATTERNS = {
+    "axis_weights": "words={}",
+    "max_memory": "cpu={}GiB",
+    "full_normalization_lora_rank": "auto",
+    "direction_methods": "median",
+}
 
 
 def _example(number: int, spec: SettingSpec) -> Any:

@@ -1,6 +1,7 @@
-"""`config show` and `config reference`."""
+"""`config show`, `config reference` and `config schemas`."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +30,18 @@ def show(ctx: typer.Context, config: ConfigOption = None, as_json: AsJsonOption 
         out.print_json(data=_document(loaded))
     else:
         print_lines(out, *settings_lines([(k, v, loaded.origin(k)) for k, v in _values(loaded.settings)]))
+
+
+@config_app.command("schemas")
+def write_schemas(to: Annotated[Path, typer.Argument(help="Folder for the schemas.")]) -> None:
+    """Write the JSON schema of every file of runs and exports (docs/schemas are made of it)."""
+    from iconoclast.files import write_whole
+    from iconoclast.runs.documents import schemas
+
+    to.mkdir(parents=True, exist_ok=True)
+    for name, content in schemas().items():
+        write_whole(to / name, content.encode())
+        print_lines(out, f"Wrote {to / name}")
 
 
 @config_app.command("reference")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from iconoclast.vocabulary import Component, DirectionMethod, DirectionScope, Dtype, Quantization, RowNormalization
+from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
 ENVIRONMENT_PREFIX = "ICONOCLAST_"
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
@@ -34,6 +34,15 @@ def _rank(value: Any) -> Any:
     return value
 
 
+def _method(value: Any) -> Any:
+    """Like a Literal, but with the estimators of installed packages."""
+    names = [f"'{name}'" for name in known_methods()]
+    if f"'{value}'" not in names:
+        raise ValueError(f"Input should be {', '.join(names[:-1])} or {names[-1]}")
+    return value
+
+
+Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -219,7 +228,7 @@ class Settings(BaseSettings):
     )
 
     # Directions
-    direction_methods: list[DirectionMethod] = Field(
+    direction_methods: list[Method] = Field(
         default=["mean", "median", "variance", "hybrid"],
         min_length=1,
         description="Estimators that the search chooses from.",

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from iconoclast.directions.subspace import benign_basis, project_out
 from iconoclast.errors import DirectionError
-from iconoclast.registry import require_known
-from iconoclast.vocabulary import SCOPES, DirectionMethod, DirectionScope
+from iconoclast.registry import Registry, require_known
+from iconoclast.vocabulary import METHODS, SCOPES, DirectionMethod, DirectionScope, known_methods
 
 SMALLEST_REMAINDER = 1e-4
 """A direction of which less than this share is left after the filters points nowhere."""
@@ -19,16 +19,26 @@ SAME = 1e-3
 """Residuals that differ by less than this share of themselves are one residual, and the rest is rounding (of bfloat16, say)."""
 
 
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""Benign residuals [n, L, d], target residuals [m, L, d] → directions [L, d], of any length."""
+
+estimators: Registry[Estimator] = Registry("estimator", "estimators")
+"""Estimators by name; another package adds one as an entry point in the group iconoclast.estimators."""
+
+
+@estimators.register("mean")
 def mean_difference(benign: Tensor, target: Tensor) -> Tensor:
     """mean(B) − mean(G), [L, d]. Arditi et al. 2024, arXiv:2406.11717."""
     return target.mean(0) - benign.mean(0)
 
 
+@estimators.register("median")
 def median_difference(benign: Tensor, target: Tensor) -> Tensor:
     """Coordinate-wise median(B) − median(G), [L, d]; for an even count the mean of the two middle values."""
     return _median(target) - _median(benign)
 
 
+@estimators.register("geometric_median")
 def geometric_median_difference(benign: Tensor, target: Tensor) -> Tensor:
     """Geometric median of B minus that of G, [L, d]."""
     return geometric_median(target) - geometric_median(benign)
@@ -57,14 +67,6 @@ def geometric_median(states: Tensor, iterations: int = 64) -> Tensor:
     return point + mean
 
 
-ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": mean_difference,
-    "median": median_difference,
-    "geometric_median": geometric_median_difference,
-}
-METHODS = (*ESTIMATORS, "variance", "hybrid")
-
-
 @dataclass(frozen=True)
 class DirectionSpec:
     """Which direction an edit uses.
@@ -82,7 +84,7 @@ class DirectionSpec:
     index: float = 0.0
 
     def __post_init__(self) -> None:
-        require_known(self.method, METHODS, "direction method", DirectionError)
+        require_known(self.method, known_methods(), "direction method", DirectionError)
         require_known(self.scope, SCOPES, "direction scope", DirectionError)
 
 
@@ -186,14 +188,14 @@ def estimate_directions(
         DirectionError: a method is not known, fewer than two prompts on a side, or the rank is larger than the data allows.
     """
     for method in methods:
-        require_known(method, METHODS, "direction method", DirectionError)
+        require_known(method, known_methods(), "direction method", DirectionError)
     if min(len(benign), len(target)) < 2:
         raise DirectionError(
             f"Directions need at least two prompts on each side; there are {len(benign)} benign and {len(target)} target ones."
         )
     blind = blind_layers(benign, target)
     wanted = set(methods) | ({"mean", "variance"} if "hybrid" in methods else set())
-    raw = {name: estimator(benign, target) for name, estimator in ESTIMATORS.items() if name in wanted}
+    raw = {name: estimators.get(name)(benign, target) for name in estimators if name in wanted}
     if "variance" in wanted:
         raw["variance"] = variance_difference(benign, target, variance_floor)
     for name, direction in raw.items():

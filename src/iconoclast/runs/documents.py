@@ -1,12 +1,15 @@
 """What a run writes about itself: baseline.json and batch_summary.json. No torch."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Document, Part
+from iconoclast.layout import BASELINE, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Scores
 from iconoclast.version import __version__
 from iconoclast.vocabulary import DirectionScope, ExportFormat, Quantization, RowNormalization
@@ -120,3 +123,15 @@ class TrialInformation(Document):
     export_metrics: Scores | None
     approximation_error: float = 0.0
     approximations: list[dict[str, Any]] = Field(default=[])
+
+
+DOCUMENTS: dict[str, type[Document]] = {BASELINE: Baseline, SUMMARY: BatchSummary, TRIAL_INFORMATION: TrialInformation}
+"""File → what it holds."""
+
+
+def schemas() -> dict[str, str]:
+    """Give the JSON schema of every file, as text: name of the schema's file → content."""
+    return {
+        f"{Path(name).stem}.schema.json": json.dumps(kind.model_json_schema(mode="serialization"), indent=2) + "\n"
+        for name, kind in DOCUMENTS.items()
+    }

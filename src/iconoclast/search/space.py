@@ -6,13 +6,22 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from iconoclast.directions.estimators import METHODS, Directions, DirectionSpec
+from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import DirectionError
 from iconoclast.models.anatomy import Writer, site_directions
 from iconoclast.registry import require_known
-from iconoclast.vocabulary import COMPONENTS, SCOPES, Component, DirectionMethod, DirectionScope, RowNormalization, Site
+from iconoclast.vocabulary import (
+    COMPONENTS,
+    SCOPES,
+    Component,
+    DirectionMethod,
+    DirectionScope,
+    RowNormalization,
+    Site,
+    known_methods,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class SearchSpace:
         for component in self.components:
             require_known(component, COMPONENTS, "component")
         for method in self.methods:
-            require_known(method, METHODS, "direction method", DirectionError)
+            require_known(method, known_methods(), "direction method", DirectionError)
         for scope in self.scopes:
             require_known(scope, SCOPES, "direction scope", DirectionError)
 

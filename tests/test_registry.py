@@ -1,0 +1,87 @@
+"""Registries: what can be chosen by name, and how a stranger's package adds to it."""
+
+import doctest
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from iconoclast import prompts, registry
+from iconoclast.directions.estimators import DirectionSpec, estimate_directions, estimators
+from iconoclast.errors import DirectionError, UserError
+from iconoclast.prompts import PromptSet
+from iconoclast.registry import Registry
+
+ENTRY_POINTS = """\
+[iconoclast.estimators]
+reversed = stranger:reversed_mean
+
+[iconoclast.behaviors]
+humming = stranger:HUMMING
+"""
+
+CODE = """\
+from pathlib import Path
+
+HUMMING = Path(__file__).with_name("humming.toml")
+
+def reversed_mean(benign, target):
+    return benign.mean(0) - target.mean(0)
+"""
+
+HUMMING = """\
+name = "humming"
+description = "An assistant that hums."
+target = { fit = ["hum a tune"] }
+benign = { fit = ["name a tune"] }
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package that nobody here knows."""
+    information = tmp_path / "stranger-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    (tmp_path / "stranger.py").write_text(CODE)
+    (tmp_path / "humming.toml").write_text(HUMMING)
+    monkeypatch.syspath_prepend(tmp_path)
+    prompts._builtin_behaviors.cache_clear()
+    yield
+    sys.modules.pop("stranger", None)
+    prompts._builtin_behaviors.cache_clear()
+    estimators._things.pop("reversed", None)
+    prompts.behaviors._things.pop("humming", None)
+
+
+@pytest.mark.usefixtures("stranger")
+def test_an_estimator_of_another_package_is_used() -> None:
+    benign, target = torch.randn(4, 2, 8), torch.randn(4, 2, 8) + 1
+    found = estimate_directions(benign, target, methods=["mean", "reversed"], orthogonalize=False)
+    torch.testing.assert_close(found.per_layer("reversed"), -found.per_layer("mean"))
+    assert DirectionSpec("reversed").method == "reversed"
+
+
+def test_without_that_package_its_name_is_refused() -> None:
+    with pytest.raises(DirectionError, match='no direction method "reversed"'):
+        DirectionSpec("reversed")
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_behaviour_of_another_package_is_used() -> None:
+    assert [prompt.text for prompt in PromptSet.load("builtin:humming/target", split="fit")] == ["hum a tune"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    things: Registry[int] = Registry("thing", "things")
+    things.register("first")(1)
+    assert things.get("first") == 1 and "first" in things and list(things) == ["first"]
+    with pytest.raises(UserError, match=r'no thing "frist"\. Did you mean first\?'):
+        things.get("frist")
+
+
+def test_the_example_of_a_registry_runs() -> None:
+    assert doctest.testmod(registry).attempted and not doctest.testmod(registry).failed
