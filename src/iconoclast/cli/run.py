@@ -123,11 +123,11 @@ def _print_results(run: "Run") -> None:
         if best.scores.kl_divergence <= target
         else f"no trial is within the KL target of {target:g}"
     )
-    measured, finished = len(run.trials()), run.study.finished
     print_lines(
         out,
         f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
-        f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
+        f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them."
+        + (f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""),
     )
     if run.report is not None:
         out.print(report_table(run.report))

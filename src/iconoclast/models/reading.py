@@ -124,11 +124,19 @@ def continuation_logits(
     Returns:
         [rows, longest continuation, vocabulary]; those of a shorter continuation stand at the end of its row.
     """
+    with torch.inference_mode(), grouped_queries(lm):
+        return differentiable_logits(lm, prompts, continuations)
+
+
+def differentiable_logits(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> Tensor:
+    """The same, through which gradients flow to what is applied to the model."""
     sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
     longest = max(map(len, continuations))
-    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
-        ids, mask = left_padded(lm, sequences)
-        optional = {"position_ids": token_positions(mask), "logits_to_keep": longest, "use_cache": False}
+    ids, mask = left_padded(lm, sequences)
+    optional = {"position_ids": token_positions(mask), "logits_to_keep": longest, "use_cache": False}
+    with contiguous_head(lm.model):
         logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **accepted_options(lm.model, optional)).logits
     return logits[:, -longest:]
 
