@@ -14,10 +14,27 @@ from iconoclast.models.reading import continuation_logits
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and a response to it, as token ids; the response is never empty."""
+    """A prompt and a response to it, as token ids; the response is never empty.
+
+    Attributes:
+        prompt: what the model is given.
+        response: what it should say.
+        behaviour: how a response that shows the behaviour begins; empty if there is none.
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    behaviour: tuple[int, ...] = ()
+
+    @property
+    def rivals(self) -> list[int]:
+        """For every token of the response the one that the behaviour has at the first place where they part; else -1."""
+        rivals = [-1] * len(self.response)
+        for place, (ours, theirs) in enumerate(zip(self.response, self.behaviour, strict=False)):
+            if ours != theirs:
+                rivals[place] = theirs
+                break
+        return rivals
 
 
 class Examples:

@@ -1,6 +1,6 @@
 """The fit: every site's direction and strength follow the gradient of the objective through the live edit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError
-from iconoclast.fitting.examples import Examples, response_tokens
-from iconoclast.fitting.objective import Kind, Objective, Tokens, places_of
+from iconoclast.fitting.examples import Example, Examples, response_tokens
+from iconoclast.fitting.objective import Kind, Objective, Tokens
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import differentiable_logits
@@ -132,8 +132,8 @@ class Fit:
         for kind, count in drawn_of.items():
             examples, terms = self.examples[kind], self.objective.of(kind)
             drawn = examples.draw(count, f"{self.options.seed}/{kind}/{step}")
-            places = places_of([len(examples.examples[i].response) for i in drawn])
-            counts = {term.name: max(1, int(term.where(places).sum())) for term in terms}
+            everything = tokens_of([examples.examples[i] for i in drawn])
+            counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
             for batch in examples.batches(drawn, self.options.rows) if terms else ():
                 with self._applied():
                     tokens = self._tokens(examples, batch)
@@ -168,10 +168,16 @@ class Fit:
         some = [examples.examples[i] for i in batch]
         logits = differentiable_logits(self.lm, [e.prompt for e in some], [e.response for e in some])
         logprobs: Tensor = response_tokens(logits, some).float().log_softmax(-1)
-        device = logprobs.device
-        return Tokens(
-            logprobs,
-            lambda: examples.base_logprobs(batch).to(device),
-            torch.tensor([token for e in some for token in e.response], device=device),
-            places_of([len(e.response) for e in some]).to(device),
-        )
+        return tokens_of(some, logprobs, lambda: examples.base_logprobs(batch).to(logprobs.device))
+
+
+def tokens_of(
+    examples: Sequence[Example], logprobs: Tensor | None = None, base: Callable[[], Tensor] | None = None
+) -> Tokens:
+    """Response tokens of examples; without what models say of them, only places and ids are of use."""
+    logprobs = torch.empty(0) if logprobs is None else logprobs
+    ids = [token for e in examples for token in e.response]
+    places = [place for e in examples for place in range(len(e.response))]
+    rivals = [token for e in examples for token in e.rivals]
+    of_each = (torch.tensor(numbers, device=logprobs.device) for numbers in (ids, places, rivals))
+    return Tokens(logprobs, base or (lambda: logprobs), *of_each)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 Kind = Literal["benign", "target"]
 """Which examples a term is about."""
@@ -20,30 +20,33 @@ class Tokens:
         base: gives the base model's, float32 [tokens, vocabulary].
         ids: the tokens that follow, [tokens].
         places: place of every token in its response, from 0, [tokens].
+        rivals: the token that the behaviour would have put there, at the first place where it differs; else -1, [tokens].
     """
 
     logprobs: Tensor
     base: Callable[[], Tensor]
     ids: Tensor
     places: Tensor
+    rivals: Tensor
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(base ‖ edited) in nats a token, from place `start` of the responses on."""
+    """KL(base ‖ edited) in nats a token, from place `start` of the responses to before place `end`."""
 
     name: str
     kind: Kind
     weight: float
     start: int = 0
+    end: int = 1_000_000
 
-    def where(self, places: Tensor) -> Tensor:
+    def where(self, tokens: Tokens) -> Tensor:
         """The tokens that count."""
-        return places >= self.start
+        return (tokens.places >= self.start) & (tokens.places < self.end)
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """The sum over the tokens that count."""
-        counts = self.where(tokens.places)
+        counts = self.where(tokens)
         base = tokens.base()[counts]
         return (base.exp() * (base - tokens.logprobs[counts])).sum()
 
@@ -57,17 +60,42 @@ class Likelihood:
     weight: float
     end: int
 
-    def where(self, places: Tensor) -> Tensor:
+    def where(self, tokens: Tokens) -> Tensor:
         """The tokens that count."""
-        return places < self.end
+        return tokens.places < self.end
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """The sum over the tokens that count."""
-        counts = self.where(tokens.places)
+        counts = self.where(tokens)
         return -tokens.logprobs[counts].gather(-1, tokens.ids[counts, None]).sum()
 
 
-Term = Divergence | Likelihood
+@dataclass(frozen=True)
+class Preference:
+    """softplus(margin − lead), mean over examples.
+
+    The lead is how much likelier, in nats, the response goes on than the behaviour at the first token where they part. An
+    example that leads by far enough weighs nothing any more.
+    """
+
+    name: str
+    kind: Kind
+    weight: float
+    margin: float = 1.0
+
+    def where(self, tokens: Tokens) -> Tensor:
+        """The tokens that count."""
+        return tokens.rivals >= 0
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """The sum over the tokens that count."""
+        counts = self.where(tokens)
+        logprobs = tokens.logprobs[counts]
+        ours, theirs = (logprobs.gather(-1, ids[counts, None]) for ids in (tokens.ids, tokens.rivals))
+        return softplus(self.margin - (ours - theirs)).sum()
+
+
+Term = Divergence | Likelihood | Preference
 
 
 @dataclass(frozen=True)
@@ -102,8 +130,3 @@ class Objective:
     def of(self, kind: Kind) -> list[Term]:
         """The terms about examples of a kind."""
         return [term for term in self.terms if term.kind == kind]
-
-
-def places_of(lengths: list[int]) -> Tensor:
-    """Place of every token in its response, one response after the other, [tokens]."""
-    return torch.cat([torch.arange(length) for length in lengths])

@@ -31,12 +31,12 @@ class FitDocument(Part):
     """How a trial was fitted by gradient.
 
     Attributes:
-        start: number of the trial that it began with; None for a standard edit.
+        start: number of the trial that it began with.
         scale: factor of the strengths that the fit came to.
         file: the fitted edit, in the run's folder `fits`.
     """
 
-    start: int | None
+    start: int
     scale: float
     file: str
 

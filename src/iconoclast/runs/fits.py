@@ -51,16 +51,23 @@ WIDTH = 8
 FIT_SETTINGS = {"fit_steps", "fit_rate", "fit_examples", "fit_opening_weight", "fit_continuation_weight"}
 
 
-def strongest(trials: Sequence[Trial]) -> Trial | None:
-    """The trial to fit from: of those that were searched, the one with fewest failures, then overrefusals, then lowest KL."""
-    searched = [trial for trial in trials if isinstance(trial.parameters, EditParameters)]
-    return min(searched, key=lambda trial: (trial.key, trial.index), default=None)
+def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
+    """The trial to fit from: the one of an earlier fit with the same settings, else the strongest that was searched.
+
+    That is the one with fewest failures, then fewest overrefusals, then lowest KL divergence.
+    """
+    searched = {trial.index: trial for trial in trials if isinstance(trial.parameters, EditParameters)}
+    for trial in trials:
+        earlier = trial.parameters
+        if isinstance(earlier, FittedParameters) and earlier.file.stem == name_of_fit(settings, earlier.trial):
+            return searched[earlier.trial]
+    return min(searched.values(), key=lambda trial: (trial.key, trial.index), default=None)
 
 
-def name_of_fit(settings: Settings, start: int | None) -> str:
-    """Name a fit by everything it depends on beside the run's pinned settings."""
-    about = [start, settings.model_dump(mode="json", include=FIT_SETTINGS)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+def name_of_fit(settings: Settings, start: int) -> str:
+    """Name a fit by its start and by the settings that it depends on beside the run's pinned ones."""
+    about = json.dumps(settings.model_dump(mode="json", include=FIT_SETTINGS), sort_keys=True)
+    return f"{start}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
 
 @dataclass

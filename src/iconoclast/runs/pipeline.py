@@ -18,7 +18,7 @@ from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Status
-from iconoclast.runs.fits import FitStage, strongest
+from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
@@ -125,11 +125,12 @@ class Run:
     def fit(self, progress: Progress | None = None) -> None:
         """Fit an edit from the strongest trial and measure it at several scales; done once for the same fit settings."""
         progress = progress or Silent()
-        start = strongest(self.trials())
+        start = start_of_fit(self.settings, self.trials())
         if not self.settings.fit or start is None:
             return
-        known = {t.parameters for t in self.trials() if isinstance(t.parameters, FittedParameters)}
-        left = [p for p in FitStage(self.bench, self.folder.fits, start).run(progress) if p not in known]
+        done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
+        found = FitStage(self.bench, self.folder.fits, start).run(progress)
+        left = [p for p in found if (p.file.name, p.scale) not in done]
         if not left:
             return
         measured = self.evaluator.measure([self.edit(parameters) for parameters in left], progress)

@@ -68,20 +68,19 @@ class FittedParameters:
 
     Attributes:
         start: what the fit began with.
-        trial: number of the trial that this is; None if it is none.
+        trial: number of that trial.
         scale: factor of all strengths that the fit came to.
         file: the fitted edit.
     """
 
     start: EditParameters
-    trial: int | None
+    trial: int
     scale: float
     file: Path
 
     def __str__(self) -> str:
         """Where its directions and strengths come from, in words."""
-        start = "a standard edit" if self.trial is None else f"trial {self.trial}"
-        return f"fitted from {start}, strengths times {self.scale:g}"
+        return f"fitted from trial {self.trial}, strengths times {self.scale:g}"
 
     def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
         """The fitted edit, scaled."""
