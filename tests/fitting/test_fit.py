@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError
-from iconoclast.fitting.examples import Example, Examples
+from iconoclast.fitting.examples import Example, Examples, response_tokens
 from iconoclast.fitting.fit import Fit, FitOptions
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.language_model import LanguageModel
@@ -125,6 +125,22 @@ def test_what_is_fitted_is_what_is_measured(tiny_lm: LanguageModel) -> None:
         with torch.enable_grad():
             fitted = differentiable_logits(tiny_lm, prompts, responses)
     torch.testing.assert_close(fitted, measured, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_that_rows_share_changes_nothing(tiny_lm: LanguageModel) -> None:
+    prompts = [[7, 8, 9, 10, 11, *e.prompt] for e in some_examples(3, 5)]
+    responses = [e.response for e in some_examples(3, 5)]
+    outcomes = []
+    for shared in (0, 5):
+        strength = torch.tensor(0.4, requires_grad=True)
+        strengths: Any = dict.fromkeys(tiny_lm.writers(), strength)
+        edit = Edit(some_edit(tiny_lm).directions, strengths, "none")
+        with LiveEdits(tiny_lm.writers(), [edit]).applied():
+            logits = differentiable_logits(tiny_lm, prompts, responses, shared)
+        logits.log_softmax(-1)[:, -1, 3].sum().backward()
+        outcomes.append((response_tokens(logits, some_examples(3, 5)), strength.grad))
+    for whole, parts in zip(*outcomes, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("llama", True), ("cohere", False)])

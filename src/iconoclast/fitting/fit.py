@@ -15,8 +15,9 @@ from iconoclast.errors import MeasurementError
 from iconoclast.fitting.examples import Example, Examples, response_tokens
 from iconoclast.fitting.objective import Kind, Objective, Tokens
 from iconoclast.models.anatomy import Writer
+from iconoclast.models.cache import common_prefix, shareable
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import differentiable_logits
+from iconoclast.models.reading import SHORTEST_PREFIX, differentiable_logits
 from iconoclast.vocabulary import Site
 
 
@@ -166,7 +167,9 @@ class Fit:
 
     def _tokens(self, examples: Examples, batch: list[int]) -> Tokens:
         some = [examples.examples[i] for i in batch]
-        logits = differentiable_logits(self.lm, [e.prompt for e in some], [e.response for e in some])
+        prompts, responses = [e.prompt for e in some], [e.response for e in some]
+        shared = common_prefix(prompts) if len(some) > 1 and shareable(self.lm.model) else 0
+        logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
         logprobs: Tensor = response_tokens(logits, some).float().log_softmax(-1)
         return tokens_of(some, logprobs, lambda: examples.base_logprobs(batch).to(logprobs.device))
 
