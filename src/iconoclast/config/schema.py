@@ -334,8 +334,12 @@ class Settings(BaseSettings):
     fit_examples: int = Field(
         default=160, ge=2, description="Fit prompts of each kind that the fit learns from, at most."
     )
-    fit_opening_weight: Weight = Field(
+    fit_preference_weight: Weight = Field(
         default=0.05,
+        description="Weight of how far such an opening leads over the base model's own one that shows the behaviour; nothing where it leads by far.",
+    )
+    fit_opening_weight: Weight = Field(
+        default=0.02,
         description="Weight of how likely target responses open without the behaviour, beside 1 for the benign divergence. More changes the behaviour further.",
     )
     fit_continuation_weight: Weight = Field(

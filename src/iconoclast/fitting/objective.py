@@ -111,18 +111,30 @@ class Objective:
     proximity: float = 0.0
 
     @classmethod
-    def standard(cls, opening: float, continuation: float, opening_length: int, proximity: float = 0.0) -> "Objective":
-        """The default: keep benign responses, make target responses open as they do without the behaviour, and go on as the base model would.
+    def standard(
+        cls,
+        opening: float = 0.02,
+        preference: float = 0.05,
+        continuation: float = 0.5,
+        opening_length: int = 10,
+        first: float = 0.1,
+        proximity: float = 0.0,
+    ) -> "Objective":
+        """The default: keep benign responses, let target responses open without the behaviour, and go on as the base model would.
 
         Args:
             opening: weight of the likelihood of openings.
+            preference: weight of their lead over the behaviour.
             continuation: weight of the divergence after them.
             opening_length: tokens of an opening.
+            first: weight of the divergence at first tokens of benign responses, beside 1 for that at all tokens.
             proximity: weight of the distance from the start.
         """
         terms = (
             Divergence("benign divergence", "benign", 1.0),
+            Divergence("first-token divergence", "benign", first, 0, 1),
             Likelihood("opening likelihood", "target", opening, opening_length),
+            Preference("preference", "target", preference),
             Divergence("continuation divergence", "target", continuation, opening_length),
         )
         return cls(tuple(term for term in terms if term.weight), proximity)

@@ -26,6 +26,7 @@ from iconoclast.prompts import Prompt
 from iconoclast.runs.workbench import Workbench
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
+from iconoclast.vocabulary import Label
 
 BENIGN_TOKENS = 24
 """Tokens of the base model's own benign responses that must stay as likely."""
@@ -35,6 +36,9 @@ TARGET_TOKENS = 40
 
 OPENING = 10
 """Tokens of a target response that count as its opening."""
+
+BEHAVIOUR_TOKENS = 16
+"""Tokens in which the base model's own responses to target prompts show the behaviour."""
 
 SHORTEST = 20
 """Tokens that a target response must have to be an example."""
@@ -48,7 +52,14 @@ SAVED_EVERY = 5
 WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
 
-FIT_SETTINGS = {"fit_steps", "fit_rate", "fit_examples", "fit_opening_weight", "fit_continuation_weight"}
+FIT_SETTINGS = {
+    "fit_steps",
+    "fit_rate",
+    "fit_examples",
+    "fit_opening_weight",
+    "fit_preference_weight",
+    "fit_continuation_weight",
+}
 
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
@@ -104,7 +115,8 @@ class FitStage:
     def _fit(self, examples: dict[Kind, Examples], progress: Progress) -> None:
         s, bench = self.bench.settings, self.bench
         self.folder.mkdir(exist_ok=True)
-        objective = Objective.standard(s.fit_opening_weight, s.fit_continuation_weight, OPENING)
+        weights = s.fit_opening_weight, s.fit_preference_weight, s.fit_continuation_weight
+        objective = Objective.standard(*weights, opening_length=OPENING)
         longest = max(len(e.prompt) + len(e.response) for each in examples.values() for e in each.examples)
         rows = max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH)
         options = FitOptions(s.fit_steps, s.fit_rate, rows=min(rows, 24), seed=s.seed)
@@ -134,18 +146,18 @@ class FitStage:
             random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
             for name, each in (("benign", bench.prompts.benign), ("target", bench.prompts.target))
         )
-        progress.start("Collecting responses to fit on", len(benign) + len(target))
+        progress.start("Collecting responses to fit on", len(benign) + 2 * len(target))
         own = self._responses(Edit.nothing(), benign, BENIGN_TOKENS, progress)
         without = self._responses(bench.edit(self.start.parameters), target, TARGET_TOKENS + 8, progress)
-        texts = [str(bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)) for _, tokens in without]
+        base = self._responses(Edit.nothing(), target, BEHAVIOUR_TOKENS, progress)
         complied = [
-            (prompt, tokens[:TARGET_TOKENS])
-            for each, (prompt, tokens), text in zip(target, without, texts, strict=True)
-            if len(tokens) >= SHORTEST and bench.rules.label(each.text, text) == "complied"
+            Example(tuple(ids), tuple(tokens[:TARGET_TOKENS]), tuple(theirs) if self._shows(prompt, theirs) else ())
+            for prompt, (ids, tokens), (_, theirs) in zip(target, without, base, strict=True)
+            if len(tokens) >= SHORTEST and self._label(prompt, tokens) == "complied"
         ]
         kinds: dict[Kind, list[Example]] = {
-            "benign": [Example(tuple(prompt), tuple(tokens)) for prompt, tokens in own if tokens],
-            "target": [Example(tuple(prompt), tuple(tokens)) for prompt, tokens in complied],
+            "benign": [Example(tuple(ids), tuple(tokens)) for ids, tokens in own if tokens],
+            "target": complied,
         }
         if min(map(len, kinds.values())) < FEWEST:
             progress.note(
@@ -155,6 +167,13 @@ class FitStage:
             return None
         with unpacked(bench.lm.model):
             return {kind: Examples(bench.lm, examples, 32) for kind, examples in kinds.items()}
+
+    def _label(self, prompt: Prompt, tokens: list[int]) -> Label:
+        text = self.bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        return self.bench.rules.label(prompt.text, str(text))
+
+    def _shows(self, prompt: Prompt, tokens: list[int]) -> bool:
+        return self._label(prompt, tokens) == "refusal"
 
     def _responses(
         self, edit: Edit, prompts: Sequence[Prompt], length: int, progress: Progress

@@ -15,6 +15,7 @@ FREE_SETTINGS = frozenset(
         "fit_rate",
         "fit_examples",
         "fit_opening_weight",
+        "fit_preference_weight",
         "fit_continuation_weight",
         "fit_scales",
         "exit_after_optimization",
