@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
-once with heretic's number of trials, and once until heretic's wall-clock time is over, set-up included; in the latter it
-has more selection prompts, because that is what cheap trials are good for: on 20 prompts the best of many is luck. The same rule
+once with as many trials as heretic and a fit, which must be done before heretic's wall-clock time is over, set-up included
+(--fit-steps), and once without a fit until that time is over. It has more selection prompts, because that is what cheap
+trials are good for: on 20 prompts the best of many is luck. --runs picks some of these. The same rule
 chooses each tool's trial: fewest failures on the selection prompts within a KL of 0.1, give or take one standard error,
 then lowest KL (heretic counts refusals, of which empty responses are some, and knows no broken ones). It is then examined
 here, once, on the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front
@@ -108,15 +109,18 @@ def seconds_of(journal: Path) -> float:
     return peer.times(peer.journal_of(journal), started, len(HereticStudy.read(journal).trials))[2]
 
 
-def run_of(settings: Settings, folder: Path, trials: int, seconds: float | None = None) -> Path:
-    """A run of that many trials, or as many as take that long with everything from the start of the program."""
+def run_of(settings: Settings, folder: Path, seconds: float | None = None) -> Path:
+    """A run that ends by itself, or when as many seconds are over from the start of the program.
+
+    done.json keeps the seconds from there to its last trial.
+    """
     if (folder / "done.json").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)  # of a start that was broken off: its time is not known
     file = folder.parent / f"{folder.name}.toml"
     file.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
     program = str(Path(sys.executable).parent / "iconoclast")
-    command = [program, "run", "--config", str(file), "--out", str(folder), "--n-trials", str(trials)]
+    command = [program, "run", "--config", str(file), "--out", str(folder)]
     began = time.time()
     with (folder.parent / f"{folder.name}.log").open("w") as log:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -128,7 +132,9 @@ def run_of(settings: Settings, folder: Path, trials: int, seconds: float | None 
             process.wait()
     if process.returncode not in (0, 130):
         raise SystemExit(f"the run in {folder} failed, see {folder}.log")
-    write_json(folder / "done.json", {"seconds": time.time() - began})
+    trials = peer.journal_of(folder / "iconoclast_study.jsonl").trials
+    ended = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
+    write_json(folder / "done.json", {"seconds": ended.timestamp() - began})
     return folder
 
 
@@ -175,25 +181,34 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
     (out / "more").mkdir(exist_ok=True)
     more = peer.write_prompts(arguments.data, out / "more", arguments.time_requests, arguments.knowledge)
     for seed in range(arguments.seeds):
-        settings = settings_of(model, files, arguments, seed)
+        settings = settings_of(model, more, arguments, seed)
         journal = heretic_run(model, files, out, arguments, seed)
         seconds = seconds_of(journal)
-        equal_trials = run_of(settings, out / f"iconoclast-trials-{seed}", arguments.trials)
-        longer = settings_of(model, more, arguments, seed)
-        equal_time = run_of(longer, out / f"iconoclast-time-{seed}", 10_000, seconds)
+        told = {
+            "fit": {"n_trials": arguments.trials, "fit_steps": arguments.fit_steps},
+            "search": {"n_trials": 10_000, "fit": False},
+        }
+        runs = [
+            run_of(
+                settings.model_copy(update=told[name]),
+                out / f"iconoclast-{name}-{seed}",
+                seconds if name == "search" else None,
+            )
+            for name in arguments.runs
+        ]
         result = out / f"match-{seed}.json"
         if not result.exists():
             with packed(lm.model):
                 subjects = [
                     PeerSubject(peer_trial(journal, "best", settings.kl_divergence_target)),
-                    *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in (equal_trials, equal_time)),
+                    *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in runs),
                 ]
                 comparison = compare(subjects, settings)
                 fronts = {
                     source.stem if source.is_dir() else "heretic": front_on_report(
-                        lm, settings, source, out / f"front-{seed}-{number}.json"
+                        lm, settings, source, out / f"front-{seed}-{source.stem}.json"
                     )
-                    for number, source in enumerate((journal, equal_trials, equal_time))
+                    for source in (journal, *runs)
                 }
             summaries = {
                 run.name: {
@@ -201,10 +216,10 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
                     **{
                         key: value
                         for key, value in json.loads((run / "batch_summary.json").read_text()).items()
-                        if key in ("completed_trials", "pruned_trials")
+                        if key in ("completed_trials", "pruned_trials", "fitted_trials")
                     },
                 }
-                for run in (equal_trials, equal_time)
+                for run in runs
             }
             write_json(
                 result,
@@ -212,7 +227,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
             )
         results.append(json.loads(result.read_text()))
         print_match(seed, results[-1])
-    print_medians(results)
+    print_medians(results, ["heretic", *arguments.runs])
 
 
 def row(name: str, metrics: dict[str, Any], hypervolume_of: float | None) -> str:
@@ -254,9 +269,9 @@ def print_match(seed: int, result: dict[str, Any]) -> None:
         )
 
 
-def print_medians(results: Sequence[dict[str, Any]]) -> None:
+def print_medians(results: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     print(f"\nMedians of {len(results)} seeds")
-    for number, name in enumerate(("heretic", "ICONOCLAST, equal trials", "ICONOCLAST, equal time")):
+    for number, name in enumerate(names):
         metrics = [result["comparison"]["subjects"][number]["metrics"] for result in results]
         volumes = [list(result["fronts"].values())[number]["hypervolume"] for result in results]
         counts = (
@@ -311,6 +326,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", nargs="+", choices=("fit", "search"), default=["fit", "search"])
+    parser.add_argument("--fit-steps", type=int, default=60)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--ablation-trials", type=int, default=48)
     parser.add_argument("--requests", type=int, default=20)

@@ -79,27 +79,27 @@ def test_without_fit_there_are_no_fitted_trials(settings: Settings) -> None:
 
 
 class BrokenOff(Silent):
-    """Stops in the middle of the fit."""
+    """Stops at a step of the fit."""
 
-    def __init__(self) -> None:
-        self.steps = -1
+    def __init__(self, stop: int) -> None:
+        self.left, self.fitting = stop, False
 
     def start(self, task: str, total: int) -> None:
-        self.steps = 0 if task.startswith("Fitting") else -1
+        self.fitting = task.startswith("Fitting")
 
     def advance(self, steps: int = 1) -> None:
-        if self.steps >= 0:
-            self.steps += steps
-            if self.steps == 6:
-                raise KeyboardInterrupt
+        self.left -= self.fitting
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
-def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [3, 6])  # in the first round of four steps; in the second, of which the state is there
+def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_path: Path, stop: int) -> None:
     whole = finished(settings)
     other = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "other"})
     with pytest.raises(KeyboardInterrupt):
-        finished(other, BrokenOff())
-    assert list((tmp_path / "other" / "fits").glob("*.state"))
+        finished(other, BrokenOff(stop))
+    assert len(list((tmp_path / "other" / "fits").glob("*.state"))) == (stop > 4)
     resumed = finished(other)
     assert not list(resumed.folder.fits.glob("*.state"))
     one, two = (edit_of(settings, run, 7) for run in (whole, resumed))

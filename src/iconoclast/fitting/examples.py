@@ -20,11 +20,13 @@ class Example:
         prompt: what the model is given.
         response: what it should say.
         behaviour: how a response that shows the behaviour begins; empty if there is none.
+        avoided: places of the response whose tokens should not follow.
     """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     behaviour: tuple[int, ...] = ()
+    avoided: tuple[int, ...] = ()
 
     @property
     def rivals(self) -> list[int]:
@@ -37,6 +39,15 @@ class Example:
         return rivals
 
 
+def loop_of(tokens: Sequence[int], length: int = 8) -> tuple[int, ...]:
+    """Places of the first `length` tokens that repeat those before them without a gap; none if there are none."""
+    for start in range(1, len(tokens) - length + 1):
+        for lag in range(1, start + 1):
+            if tokens[start : start + length] == tokens[start - lag : start - lag + length]:
+                return tuple(range(start, start + length))
+    return ()
+
+
 class Examples:
     """Examples of one kind, and the base model's next-token distributions along their responses.
 
@@ -47,12 +58,13 @@ class Examples:
         lm: the base model, nothing applied to it.
         examples: prompts and responses.
         rows: sequences per forward pass.
+        base: whether the base model is asked at all.
     """
 
-    def __init__(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> None:
+    def __init__(self, lm: LanguageModel, examples: Sequence[Example], rows: int, base: bool = True) -> None:
         self.examples = list(examples)
         self._lm = lm
-        self._states: list[Tensor] | None = self._collect(rows)
+        self._states: list[Tensor] | None = self._collect(rows) if base else None
 
     def __len__(self) -> int:
         return len(self.examples)

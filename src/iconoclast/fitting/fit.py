@@ -31,6 +31,7 @@ class FitOptions:
         direction_rate: that of the offsets to unit directions, as a share of `rate`.
         benign: benign examples a step.
         target: target examples a step.
+        loops: examples of loops a step.
         rows: examples a forward and backward pass.
         seed: which examples a step draws.
     """
@@ -40,6 +41,7 @@ class FitOptions:
     direction_rate: float = 0.05
     benign: int = 24
     target: int = 16
+    loops: int = 4
     rows: int = 8
     seed: int = 0
 
@@ -82,11 +84,15 @@ class Fit:
         for _ in range(min(steps, self.options.steps - self.step)):
             yield self._take_step()
 
-    def edit(self, scale: float = 1.0) -> Edit:
-        """The edit as it is now, its strengths times `scale`."""
-        with torch.no_grad():
-            directions = normalize(self._first + self._offsets, dim=-1)
-            strengths = {site: scale * float(s) for site, s in zip(self.sites, self._strengths, strict=True)}
+    def variables(self) -> tuple[Tensor, Tensor]:
+        """Strengths [sites] and offsets [sites, d] as they are now."""
+        return self._strengths.detach().clone(), self._offsets.detach().clone()
+
+    def edit(self, variables: tuple[Tensor, Tensor] | None = None) -> Edit:
+        """The edit as it is now, or as it was with other variables."""
+        numbers, offsets = self.variables() if variables is None else variables
+        directions = normalize(self._first + offsets, dim=-1)
+        strengths = {site: float(s) for site, s in zip(self.sites, numbers, strict=True)}
         kept = {site: direction for site, direction in zip(self.sites, directions, strict=True) if strengths[site]}
         return Edit(kept, {site: strengths[site] for site in kept}, self.start.row_normalization)
 
@@ -129,9 +135,13 @@ class Fit:
     def gradient(self, step: int) -> dict[str, float]:
         """Add the gradient of a step's loss to the variables; gives the loss and its terms."""
         losses: dict[str, float] = {}
-        drawn_of: dict[Kind, int] = {"benign": self.options.benign, "target": self.options.target}
-        for kind, count in drawn_of.items():
-            examples, terms = self.examples[kind], self.objective.of(kind)
+        counts_of: dict[Kind, int] = {
+            "benign": self.options.benign,
+            "target": self.options.target,
+            "loop": self.options.loops,
+        }
+        for kind, examples in self.examples.items():
+            count, terms = counts_of[kind], self.objective.of(kind)
             drawn = examples.draw(count, f"{self.options.seed}/{kind}/{step}")
             everything = tokens_of([examples.examples[i] for i in drawn])
             counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
@@ -181,6 +191,7 @@ def tokens_of(
     logprobs = torch.empty(0) if logprobs is None else logprobs
     ids = [token for e in examples for token in e.response]
     places = [place for e in examples for place in range(len(e.response))]
+    avoided = [place in e.avoided for e in examples for place in range(len(e.response))]
     rivals = [token for e in examples for token in e.rivals]
-    of_each = (torch.tensor(numbers, device=logprobs.device) for numbers in (ids, places, rivals))
+    of_each = (torch.tensor(numbers, device=logprobs.device) for numbers in (ids, places, avoided, rivals))
     return Tokens(logprobs, base or (lambda: logprobs), *of_each)

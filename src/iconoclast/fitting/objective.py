@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-Kind = Literal["benign", "target"]
+Kind = Literal["benign", "target", "loop"]
 """Which examples a term is about."""
 
 
@@ -20,6 +20,7 @@ class Tokens:
         base: gives the base model's, float32 [tokens, vocabulary].
         ids: the tokens that follow, [tokens].
         places: place of every token in its response, from 0, [tokens].
+        avoided: whether the token that follows should not, [tokens].
         rivals: the token that the behaviour would have put there, at the first place where it differs; else -1, [tokens].
     """
 
@@ -27,6 +28,7 @@ class Tokens:
     base: Callable[[], Tensor]
     ids: Tensor
     places: Tensor
+    avoided: Tensor
     rivals: Tensor
 
 
@@ -95,7 +97,25 @@ class Preference:
         return softplus(self.margin - (ours - theirs)).sum()
 
 
-Term = Divergence | Likelihood | Preference
+@dataclass(frozen=True)
+class Unlikelihood:
+    """−log(1 − p) in nats a token, of tokens that should not follow (Welleck et al. 2020, arXiv:1908.04319)."""
+
+    name: str
+    kind: Kind
+    weight: float
+
+    def where(self, tokens: Tokens) -> Tensor:
+        """The tokens that count."""
+        return tokens.avoided
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """The sum over the tokens that count."""
+        logprobs = tokens.logprobs[tokens.avoided].gather(-1, tokens.ids[tokens.avoided, None])
+        return -(-logprobs.exp().clamp(max=0.999)).log1p().sum()
+
+
+Term = Divergence | Likelihood | Preference | Unlikelihood
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,7 @@ class Objective:
         continuation: float = 0.5,
         opening_length: int = 10,
         first: float = 0.1,
+        loops: float = 0.05,
         proximity: float = 0.0,
     ) -> "Objective":
         """The default: keep benign responses, let target responses open without the behaviour, and go on as the base model would.
@@ -128,6 +149,7 @@ class Objective:
             continuation: weight of the divergence after them.
             opening_length: tokens of an opening.
             first: weight of the divergence at first tokens of benign responses, beside 1 for that at all tokens.
+            loops: weight of the unlikelihood of tokens with which broken responses began to loop.
             proximity: weight of the distance from the start.
         """
         terms = (
@@ -136,6 +158,7 @@ class Objective:
             Likelihood("opening likelihood", "target", opening, opening_length),
             Preference("preference", "target", preference),
             Divergence("continuation divergence", "target", continuation, opening_length),
+            Unlikelihood("loop unlikelihood", "loop", loops),
         )
         return cls(tuple(term for term in terms if term.weight), proximity)
 

@@ -15,7 +15,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import save_edit
 from iconoclast.files import write_whole
-from iconoclast.fitting.examples import Example, Examples
+from iconoclast.fitting.examples import Example, Examples, loop_of
 from iconoclast.fitting.fit import Fit, FitOptions
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import decode
@@ -51,6 +51,12 @@ SAVED_EVERY = 5
 
 WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
+
+WIDEST = 24
+"""Sequences of a forward and backward pass, at most."""
+
+ROUNDS = 2
+"""Times that the edit as it then is answers the target prompts."""
 
 FIT_SETTINGS = {
     "fit_steps",
@@ -104,84 +110,132 @@ class FitStage:
 
     def run(self, progress: Progress) -> list[FittedParameters]:
         """Fit, or go on with it, and keep the edit; its copies at all scales, none if there is too little to learn from."""
-        if not self.parameters.file.is_file():
-            examples = self._examples(progress)
-            if examples is None:
-                return []
-            with unpacked(self.bench.lm.model):
-                self._fit(examples, progress)
+        if not self.parameters.file.is_file() and not self._fit(progress):
+            return []
         return [replace(self.parameters, scale=scale) for scale in self.bench.settings.fit_scales]
 
-    def _fit(self, examples: dict[Kind, Examples], progress: Progress) -> None:
+    def _fit(self, progress: Progress) -> bool:
+        """Fit in rounds, each of which learns from what the edit that it begins with answers."""
         s, bench = self.bench.settings, self.bench
         self.folder.mkdir(exist_ok=True)
         weights = s.fit_opening_weight, s.fit_preference_weight, s.fit_continuation_weight
         objective = Objective.standard(*weights, opening_length=OPENING)
-        longest = max(len(e.prompt) + len(e.response) for each in examples.values() for e in each.examples)
-        rows = max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH)
-        options = FitOptions(s.fit_steps, s.fit_rate, rows=min(rows, 24), seed=s.seed)
+        options = FitOptions(s.fit_steps, s.fit_rate, rows=self._rows(), seed=s.seed)
         writers = bench.lm.writers(s.components)
-        fit = Fit(bench.lm, writers, bench.edit(self.start.parameters), examples, objective, options)
-        state = self.parameters.file.with_suffix(".state")
-        if state.is_file():
-            fit.resume(torch.load(state, weights_only=True))
-        progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
+        fit = Fit(bench.lm, writers, bench.edit(self.start.parameters), {}, objective, options)
+        file = self.parameters.file.with_suffix(".state")
+        teachers = [fit.variables()]
+        if file.is_file():
+            state = torch.load(file, weights_only=True)
+            fit.resume(state)
+            teachers = state["teachers"]
+        lessons = Lessons(self, progress)
+        for teacher in teachers:
+            lessons.learn(fit.edit(teacher))
+        if not lessons.enough():
+            return False
+        round_length = -(-s.fit_steps // ROUNDS)
         while fit.step < options.steps:
-            for _ in fit.run(SAVED_EVERY):
-                progress.advance()
-            buffer = io.BytesIO()
-            torch.save(fit.state(), buffer)
-            write_whole(state, buffer.getvalue())
+            if fit.step >= round_length * len(teachers):
+                teachers.append(fit.variables())
+                lessons.learn(fit.edit())
+            fit.examples = lessons.examples()
+            progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
+            end = min(round_length * len(teachers), options.steps)
+            while fit.step < end:
+                with unpacked(bench.lm.model):
+                    for _ in fit.run(min(SAVED_EVERY, end - fit.step)):
+                        progress.advance()
+                buffer = io.BytesIO()
+                torch.save(fit.state() | {"teachers": teachers}, buffer)
+                write_whole(file, buffer.getvalue())
         first, last = fit.curve[0], fit.curve[-1]
-        terms = (f"{name} {first[name]:.4f} → {last[name]:.4f}" for name in last if name != "loss")
+        terms = (f"{name} {first[name]:.4f} → {last[name]:.4f}" for name in last if name in first and name != "loss")
         progress.note(f"Fitted in {fit.step} steps: {', '.join(terms)}; cosine to the start {fit.cosine():.2f}.")
         write_whole(self.parameters.file.with_suffix(".json"), json.dumps(fit.curve).encode())
         save_edit(fit.edit(), self.parameters.file)
-        state.unlink()
+        file.unlink(missing_ok=True)
+        return True
 
-    def _examples(self, progress: Progress) -> dict[Kind, Examples] | None:
-        """Let the base model answer benign prompts, and the start the target prompts."""
+    def _rows(self) -> int:
         bench, s = self.bench, self.bench.settings
-        benign, target = (
+        sets = bench.prompts.benign, bench.prompts.target
+        longest = TARGET_TOKENS + max(len(ids) for each in sets for ids in bench.lm.encode(each.prompts))
+        return min(WIDEST, max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH))
+
+
+class Lessons:
+    """What a fit learns from: the base model's own responses, and those of edits on the way.
+
+    Args:
+        stage: whose fit it is.
+        progress: told what goes on.
+    """
+
+    def __init__(self, stage: FitStage, progress: Progress) -> None:
+        self._bench = stage.bench
+        self._start = stage.start.index
+        self._progress = progress
+        s, prompts = self._bench.settings, self._bench.prompts
+        self._benign, self._target = (
             random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
-            for name, each in (("benign", bench.prompts.benign), ("target", bench.prompts.target))
+            for name, each in (("benign", prompts.benign), ("target", prompts.target))
         )
-        progress.start("Collecting responses to fit on", len(benign) + 2 * len(target))
-        own = self._responses(Edit.nothing(), benign, BENIGN_TOKENS, progress)
-        without = self._responses(bench.edit(self.start.parameters), target, TARGET_TOKENS + 8, progress)
-        base = self._responses(Edit.nothing(), target, BEHAVIOUR_TOKENS, progress)
-        complied = [
-            Example(tuple(ids), tuple(tokens[:TARGET_TOKENS]), tuple(theirs) if self._shows(prompt, theirs) else ())
-            for prompt, (ids, tokens), (_, theirs) in zip(target, without, base, strict=True)
-            if len(tokens) >= SHORTEST and self._label(prompt, tokens) == "complied"
+        progress.start("Collecting responses to fit on", len(self._benign) + len(self._target))
+        own = self._responses(Edit.nothing(), self._benign, BENIGN_TOKENS)
+        self._own = [Example(tuple(ids), tuple(tokens)) for ids, tokens in own if tokens]
+        base = self._responses(Edit.nothing(), self._target, BEHAVIOUR_TOKENS)
+        self._behaviour = [
+            tuple(tokens) if self._label(prompt, tokens) == "refusal" else ()
+            for prompt, (_, tokens) in zip(self._target, base, strict=True)
         ]
-        kinds: dict[Kind, list[Example]] = {
-            "benign": [Example(tuple(ids), tuple(tokens)) for ids, tokens in own if tokens],
-            "target": complied,
-        }
-        if min(map(len, kinds.values())) < FEWEST:
-            progress.note(
-                f"Nothing is fitted: trial {self.start.index} gives {len(complied)} whole responses without the behaviour to "
-                f"{len(target)} target prompts, and a fit needs {FEWEST}. More trials may find a stronger edit."
-            )
-            return None
-        with unpacked(bench.lm.model):
-            return {kind: Examples(bench.lm, examples, 32) for kind, examples in kinds.items()}
+        self._answers: dict[int, Example] = {}
+        self._loops: list[Example] = []
+
+    def learn(self, teacher: Edit) -> None:
+        """Let an edit answer the target prompts: whole answers are examples, and loops what to avoid."""
+        self._progress.start("Collecting responses to fit on", len(self._target))
+        responses = self._responses(teacher, self._target, self._bench.settings.max_response_length)
+        for number, (prompt, (ids, tokens)) in enumerate(zip(self._target, responses, strict=True)):
+            label = self._label(prompt, tokens)
+            if label == "complied" and len(tokens) >= SHORTEST:
+                answer = tuple(tokens[:TARGET_TOKENS])
+                self._answers[number] = Example(tuple(ids), answer, self._behaviour[number])
+            elif label == "broken" and (places := loop_of(tokens)):
+                self._loops.append(Example(tuple(ids), tuple(tokens[: places[-1] + 1]), avoided=places))
+
+    def enough(self) -> bool:
+        """Check that there are examples enough, and say so if not."""
+        if min(len(self._own), len(self._answers)) >= FEWEST:
+            return True
+        self._progress.note(
+            f"Nothing is fitted: trial {self._start} gives {len(self._answers)} whole responses without the behaviour to "
+            f"{len(self._target)} target prompts, and a fit needs {FEWEST}. More trials may find a stronger edit."
+        )
+        return False
+
+    def examples(self) -> dict[Kind, Examples]:
+        """The examples so far, with what the base model says of them."""
+        answers = [self._answers[number] for number in sorted(self._answers)]
+        lm = self._bench.lm
+        with unpacked(lm.model):
+            found: dict[Kind, Examples] = {
+                "benign": Examples(lm, self._own, 32),
+                "target": Examples(lm, answers, 32),
+            }
+        if self._loops:
+            found["loop"] = Examples(lm, self._loops, 32, base=False)
+        return found
 
     def _label(self, prompt: Prompt, tokens: list[int]) -> Label:
-        text = self.bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)
-        return self.bench.rules.label(prompt.text, str(text))
+        text = self._bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        return self._bench.rules.label(prompt.text, str(text))
 
-    def _shows(self, prompt: Prompt, tokens: list[int]) -> bool:
-        return self._label(prompt, tokens) == "refusal"
-
-    def _responses(
-        self, edit: Edit, prompts: Sequence[Prompt], length: int, progress: Progress
-    ) -> list[tuple[list[int], list[int]]]:
+    def _responses(self, edit: Edit, prompts: Sequence[Prompt], length: int) -> list[tuple[list[int], list[int]]]:
         """Token ids of every prompt and of the response to it."""
-        bench, s = self.bench, self.bench.settings
-        ids = bench.lm.encode(prompts)
-        live = LiveEdits(bench.lm.writers(s.components), [edit], [0] * len(ids)) if edit.sites else None
-        rows = Rows(affordable_rows(bench.lm, max(map(len, ids)) + length, s.batch_size, s.max_batch_size))
-        responses = rows.adaptively(lambda n: decode(bench.lm, ids, length, n, live, advance=progress.advance))
+        lm, s = self._bench.lm, self._bench.settings
+        ids = lm.encode(prompts)
+        live = LiveEdits(lm.writers(s.components), [edit], [0] * len(ids)) if edit.sites else None
+        rows = Rows(affordable_rows(lm, max(map(len, ids)) + length, s.batch_size, s.max_batch_size))
+        responses = rows.adaptively(lambda n: decode(lm, ids, length, n, live, advance=self._progress.advance))
         return list(zip(ids, responses, strict=True))
