@@ -28,7 +28,7 @@ from iconoclast.edits.merge import merged_weight, save_merged
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
-from iconoclast.models.decoding import decode
+from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 from tests.support.tiny import tiny_config
@@ -325,7 +325,7 @@ def test_decoding_many_edits_together_is_decoding_each_alone(tiny_lm: LanguageMo
         return len(tokens) >= 8 * (1 + index % 3)  # rows leave the batch at different times
 
     sequences = prompts * len(edits)
-    together = decode(tiny_lm, sequences, 20, 8, LiveEdits(writers, edits, carried), decided)
+    together = decode(tiny_lm, sequences, 20, 8, LiveEdits(writers, edits, carried), Callbacks(decided))
     for index, edit in enumerate(carried):
         alone = decode(tiny_lm, [sequences[index]], 20, 1, LiveEdits(writers, [edits[edit]]))[0]
         assert together[index] == alone[: len(together[index])]

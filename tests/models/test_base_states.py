@@ -169,12 +169,12 @@ def test_models_of_full_attention_can_leave_layers_out(config: PreTrainedConfig,
     assert can_be_left_out(lm, ids)
     states = states_of(lm, ids)
 
-    class From(reading.Unedited):
+    class From(reading.RowListener):
         def first_layer(self, row: int) -> int:
             return row % 5
 
     for (indices, logits, state), (others, expected, whole) in zip(
-        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, reading.Unedited()), strict=True
+        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, reading.RowListener()), strict=True
     ):
         order, expected_order = torch.tensor(indices).argsort(), torch.tensor(others).argsort()
         torch.testing.assert_close(logits[order], expected[expected_order], atol=2e-4, rtol=2e-4)

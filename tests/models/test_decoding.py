@@ -10,7 +10,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.models import decoding, thinking
-from iconoclast.models.decoding import decode, end_tokens
+from iconoclast.models.decoding import Callbacks, decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import read_prompts, step
 from iconoclast.models.thinking import find_response_prefix
@@ -60,7 +60,7 @@ def test_a_decided_row_leaves_and_the_others_go_on_as_if_it_had_stayed(
         asked.append(index)
         return index in (0, 3)
 
-    cut = decode(tiny_lm, ids, 24, 5, decided=decided)
+    cut = decode(tiny_lm, ids, 24, 5, callbacks=Callbacks(decided))
     assert [cut[i] for i in (1, 2, 4)] == [whole[i] for i in (1, 2, 4)]
     for index in (0, 3):
         assert asked.count(index) == 1
@@ -73,7 +73,7 @@ def test_the_first_tokens_logits_come_along(tiny_lm: LanguageModel, ids: list[li
     def first(indices: list[int], logits: torch.Tensor) -> None:
         seen.update(zip(indices, logits.argmax(-1).tolist(), strict=True))
 
-    responses = decode(tiny_lm, ids, 5, 2, first=first)
+    responses = decode(tiny_lm, ids, 5, 2, callbacks=Callbacks(first=first))
     assert {i: r[0] for i, r in enumerate(responses)} == seen
 
 
@@ -112,7 +112,7 @@ def test_no_token_waits_for_the_accelerator(tiny_lm: LanguageModel, ids: list[li
 
 def test_progress_counts_every_sequence_once(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
     finished: list[int] = []
-    decode(tiny_lm, ids, 9, 2, advance=finished.append)
+    decode(tiny_lm, ids, 9, 2, callbacks=Callbacks(advance=finished.append))
     assert sum(finished) == len(ids)
 
 

@@ -12,7 +12,7 @@ from iconoclast.models.batching import batches_by_length
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, new_cache, shareable
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.models.reading import Unedited, next_token_logprobs, read_prompts, step
+from iconoclast.models.reading import RowListener, next_token_logprobs, read_prompts, step
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.transformers_internals import GROUPED_QUERIES
 from iconoclast.prompts import Prompt
@@ -64,7 +64,7 @@ def test_keys_and_values_are_not_copied_for_every_query_head(
 def test_steps_after_the_prompt_continue_it_exactly(tiny_lm: LanguageModel) -> None:
     ids = tiny_lm.encode(PROMPTS)
     token = 70
-    for indices, _, state in read_prompts(tiny_lm, ids, 3, 2, Unedited()):
+    for indices, _, state in read_prompts(tiny_lm, ids, 3, 2, RowListener()):
         for _ in range(3):  # one more than there is room for: the cache grows
             logits = step(tiny_lm, state, torch.full((3, 1), token))
         for row, index in enumerate(indices):

@@ -32,8 +32,8 @@ def test_a_dtype_whose_forward_pass_is_not_finite_is_passed_over(
 ) -> None:
     load = loading._load
 
-    def overflowing(path: str, dtype: str, *rest: object) -> object:
-        model, tokenizer = load(path, dtype, *rest)  # type: ignore[arg-type]
+    def overflowing(path: str, dtype: str, *rest: object, **placement: object) -> object:
+        model, tokenizer = load(path, dtype, *rest, **placement)  # type: ignore[arg-type]
         if dtype == "float16":
             with torch.no_grad():
                 model.get_output_embeddings().weight.fill_(torch.inf)

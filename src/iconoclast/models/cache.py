@@ -10,11 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer of full attention whose memory is there from the start; the library's own copies itself every token.
-
-    Args:
-        capacity: tokens it holds before it has to grow.
-    """
+    """A layer of full attention with memory for `capacity` tokens from the start; the library's own copies itself every token."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
