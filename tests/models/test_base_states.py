@@ -191,7 +191,7 @@ def test_a_model_with_a_sliding_window_leaves_none_out(tmp_path: Path) -> None:
     assert not can_be_left_out(lm, lm.encode(PROMPTS))
 
 
-def test_a_model_whose_layers_talk_past_the_residual_stream_is_noticed(tiny_lm: LanguageModel) -> None:
+def test_layers_that_talk_past_the_stream_are_noticed(tiny_lm: LanguageModel) -> None:
     layers = decoder_layers(tiny_lm.model)
     assert can_be_left_out(tiny_lm, tiny_lm.encode(PROMPTS))
     said: list[Tensor] = []

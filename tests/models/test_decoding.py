@@ -50,9 +50,7 @@ def test_responses_end_at_the_end_token(tiny_lm: LanguageModel, ids: list[list[i
         assert cut == (response[: response.index(stop)] if stop in response else response)
 
 
-def test_a_decided_row_leaves_and_the_others_go_on_as_if_it_had_stayed(
-    tiny_lm: LanguageModel, ids: list[list[int]]
-) -> None:
+def test_a_decided_row_leaves_and_the_others_go_on(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
     whole = decode(tiny_lm, ids, 24, 5)
     asked: list[int] = []
 
@@ -135,7 +133,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, answers: dict[s
         ({"": ["[THINK]a", "[THINK]b"], "[THINK][/THINK]": ["Yes", "No"]}, "[THINK][/THINK]"),
     ],
 )
-def test_the_common_start_of_responses_is_found_and_a_thinking_block_closed(
+def test_a_common_start_is_found_and_a_thinking_block_closed(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], prefix: str
 ) -> None:
     scripted(monkeypatch, tiny_lm, answers)

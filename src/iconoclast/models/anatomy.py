@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -95,7 +94,8 @@ class Writer:
         if stored.dtype == torch.int8:  # bitsandbytes: a scale for every row, kept in one of two places
             held: tuple[Any, ...] = (stored, self.module.state)
             scale = next(each.SCB for each in held if getattr(each, "SCB", None) is not None)
-            return stored.detach().float() * (scale.float()[:, None] / 127)
+            restored: Tensor = stored.detach().float() * scale.float()[:, None] / 127
+            return restored
         if state is None:
             return stored.detach().float()
         if getattr(state, "packing_format_for_cpu", False):
@@ -111,7 +111,8 @@ class Writer:
     @cached_property
     def row_norms(self) -> Tensor:
         """‖W_i‖ of every row, float32 [d] or [experts, d]; computed once."""
-        return vector_norm(self.weight(), dim=-1)
+        norms: Tensor = self.weight().norm(dim=-1)
+        return norms
 
     @property
     def rows(self) -> tuple[int, ...]:

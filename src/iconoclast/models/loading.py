@@ -65,23 +65,16 @@ def load_model(
     Args:
         name: hub id, model folder, .gguf file, or "demo".
         dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.
-        quantization: "none", "bnb_4bit" or "bnb_8bit". With "none" a checkpoint that is quantised is dequantised where the
-            library can do that.
+        quantization: "none", "bnb_4bit" or "bnb_8bit"; with "none" a quantised checkpoint is dequantised if that is possible.
         chat_template: "plain", "raw" or a Jinja file, in place of the tokenizer's own.
         response_prefix: text that every response starts with.
         note: told in one line why a dtype was passed over.
         placement: see `Placement`.
 
     Raises:
-        ModelError: nothing there, not a causal language model, no chat template, no dtype works, or a
-            dtype or quantisation is not known.
+        ModelError: nothing there, no causal language model, no chat template, no dtype works, or a word is not known.
     """
-    for dtype in dtypes:
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
-            require_known(dtype, DTYPES, "dtype", ModelError)
-    require_known(quantization, QUANTIZATIONS, "quantisation", ModelError)
-    path = local_path(name)
-    _require_loadable(name, path, quantization)
+    path = _checked_path(name, dtypes, quantization)
     failures: dict[str, list[str]] = {}
     for dtype in dtypes:
         try:
@@ -96,20 +89,25 @@ def load_model(
             raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
         else:
             prepare_tokenizer(tokenizer, chat_template, name)
-            model.requires_grad_(False).eval()
+            model.requires_grad_(False).train(False)
             kept, kind = str(model.dtype).removeprefix("torch."), cast(Quantization, quantization)
             loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
-            if not (problem := _forward_problem(loaded)):
+            problem, told = _forward_problem(loaded), "is passed over"
+            if not problem:
                 return loaded
-            told = "is passed over"
         failures.setdefault(problem, []).append(dtype)
         note(f"dtype {dtype} {told}: {problem}")
     reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
 
-def _require_loadable(name: str, path: str, quantization: str) -> None:
-    """Refuse what is known beforehand not to work, or not to be safe."""
+def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
+    """Path of a model, unless it is known beforehand that loading it does not work, or is not safe."""
+    for dtype in dtypes:
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
+            require_known(dtype, DTYPES, "dtype", ModelError)
+    require_known(quantization, QUANTIZATIONS, "quantisation", ModelError)
+    path = local_path(name)
     if is_adapter(path):
         raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
     if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
@@ -123,6 +121,7 @@ def _require_loadable(name: str, path: str, quantization: str) -> None:
             f"The weights of {name} are pickled ({pickled[0]}), and a pickle can run code when it is read. Have them converted to "
             "safetensors, as the hub does for most models."
         )
+    return path
 
 
 def _load(
@@ -173,15 +172,15 @@ def _quantization_config(stored: Any) -> Any:
     return AUTO_QUANTIZATION_CONFIG_MAPPING[method]
 
 
-def _forward_problem(loaded: LanguageModel) -> str | None:
-    """Why a real forward pass fails, or None if it gives finite numbers."""
+def _forward_problem(loaded: LanguageModel) -> str:
+    """The reason why a real forward pass fails; empty if it gives finite numbers."""
     ids = torch.tensor(loaded.encode([Prompt("Hello")]), device=loaded.device)
     try:
         with torch.inference_mode():
             finite = bool(torch.isfinite(loaded.model(input_ids=ids).logits).all())
     except (RuntimeError, ValueError) as error:
         return f"the forward pass fails ({_first_line(error)})"
-    return None if finite else "the forward pass gives numbers that are not finite"
+    return "" if finite else "the forward pass gives numbers that are not finite"
 
 
 def _first_line(error: BaseException) -> str:

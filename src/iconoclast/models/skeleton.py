@@ -45,8 +45,9 @@ def load_skeleton(
     prepare_tokenizer(tokenizer, chat_template, name)
     lm = LanguageModel(model, tokenizer, name, path, str(model.dtype).removeprefix("torch."))
     names = {module: module_name for module_name, module in model.named_modules()}
-    for norm in {writer.post_norm for writer in lm.writers(components).values()} - {None}:
-        _fill(model, norm, names[norm], checkpoint)
+    for writer in lm.writers(components).values():
+        if writer.post_norm is not None:
+            _fill(model, writer.post_norm, names[writer.post_norm], checkpoint)
     return lm
 
 
