@@ -72,7 +72,6 @@ class DirectionSpec:
     """The choice of the direction that an edit uses.
 
     Attributes:
-        method: mean, median, geometric_median, variance, or hybrid.
         blend: for hybrid, the share t of variance: (1 − t)·mean + t·variance.
         scope: global (one direction for all layers, taken at `index`) or per_layer.
         index: for the global scope, the layer it is taken at; between two layers it is interpolated.

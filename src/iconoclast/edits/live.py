@@ -106,7 +106,6 @@ class LiveEdits(RowListener):
             yield
 
     def keep(self, positions: Tensor) -> None:
-        """Let only these positions of the batch go on, in this order."""
         if self._row_edits is not None and self._current is not None:
             self._activate(self._current[positions.cpu()])
 

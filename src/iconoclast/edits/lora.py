@@ -34,8 +34,6 @@ def save_adapter(
     """Write `edit` as a LoRA adapter that plain PEFT loads onto the base model.
 
     Args:
-        edit: what to write.
-        writers: the base model's writers.
         base: name or path of the base model, for adapter_config.json.
         folder: an existing folder.
         full_rank: rank of the approximation for row normalisation full, auto for each matrix its sufficient one; the

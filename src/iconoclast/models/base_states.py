@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 
 @dataclass
 class BaseStates:
-    """Outputs, keys and values of the base model's layers for a list of prompts; see `reading.LowerLayers`.
+    """Outputs, keys and values of the base model's layers for a list of prompts; its methods are told by `reading.LowerLayers`.
 
     Tensors are left-padded and begin where the prompts differ.
 
@@ -51,16 +51,13 @@ class BaseStates:
     tuple_length: int | None
 
     def knows(self, sequences: Sequences, shared: int) -> bool:
-        """Check that these sequences, which have `shared` tokens in common, are those it was made for."""
         return shared == self.shared and all(tuple(sequence) in self.rows for sequence in sequences)
 
     def level(self, first_layer: int) -> int:
-        """Number of layers from the first one that are known, none of them after `first_layer`."""
         return max((level for level in self.outputs if level <= first_layer), default=0)
 
     @contextmanager
     def answering(self, level: int, sequences: Sequences, width: int) -> Iterator[None]:
-        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
         known = self.outputs[level]
         output = known[self._places(sequences).to(known.device), -width:]
         layers = self.layers[:level]
@@ -77,7 +74,6 @@ class BaseStates:
                     layer.forward = forward
 
     def fill(self, cache: DynamicCache, level: int, sequences: Sequences, width: int) -> None:
-        """Append the keys and values of those layers and tokens to `cache`."""
         places = self._places(sequences)
         for layer, keys, values in zip(cache.layers[:level], self.keys, self.values, strict=False):
             assert isinstance(layer, PreallocatedLayer)

@@ -70,7 +70,7 @@ def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def shareable(model: PreTrainedModel) -> bool:
-    """Whether rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
+    """Check that rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
     layers = new_cache(model, 1).layers
     return bool(layers) and all(isinstance(layer, PreallocatedLayer) for layer in layers)
 

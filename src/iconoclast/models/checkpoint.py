@@ -174,14 +174,8 @@ def matrix_changes(
 ) -> dict[str, MatrixChange] | None:
     """The changes of a checkpoint's tensors, by name, that make the model's writers what they shall be.
 
-    Args:
-        checkpoint: the files.
-        model: the loaded model, or its skeleton on the device "meta".
-        writers: its writers.
-        edited: site → [d, k] matrix → its edited form.
-
-    Returns:
-        None if a tensor is not there in a form that can be edited in place.
+    `edited` is site → [d, k] matrix → its edited form; the model may be a skeleton on the device "meta". None if a tensor is
+    not there in a form that can be edited in place.
     """
     changes: dict[str, MatrixChange] = {}
     for site, change in edited.items():

@@ -54,12 +54,9 @@ def decode(
     """The greedy continuation of every sequence, end-of-text token left out.
 
     Args:
-        lm: the model.
         sequences: token ids; `listener` sees sequence i as its row i.
-        max_new_tokens: longest continuation.
         rows: sequences per batch.
         listener: what is applied while decoding, told which rows go on.
-        callbacks: called meanwhile.
         lower: layers that need not be computed below a variant's first changed one.
     """
     listener, callbacks = listener or RowListener(), callbacks or Callbacks()

@@ -25,7 +25,6 @@ class LanguageModel:
         name: the name it was asked for by.
         path: the folder, file or hub id that was loaded.
         dtype: the data type that was chosen, as in "bfloat16".
-        quantization: none, bnb_4bit or bnb_8bit.
         response_prefix: text that every response starts with; part of the prompt for all measurements.
     """
 

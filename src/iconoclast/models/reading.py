@@ -60,12 +60,8 @@ class LowerLayers(Protocol):
 
 @dataclass
 class Decoding:
-    """A batch whose prompts have been read: what the next step needs.
-
-    Attributes:
-        cache: keys and values so far.
-        mask: attention mask over everything in the cache, [rows, tokens].
-        positions: position of the last token of each row, [rows, 1].
+    """A batch whose prompts have been read: keys and values so far, the attention mask over all of them [rows, tokens], and
+    the position of each row's last token [rows, 1].
     """
 
     cache: DynamicCache
@@ -108,12 +104,10 @@ def read_prompts(
     applied while the caller works on a batch.
 
     Args:
-        lm: the model.
         sequences: token ids; `listener` sees sequence i as its row i.
         rows: sequences per batch.
         room: tokens that the caller will append; with 0 batches are as small as is fast, and only what was computed is
             in the state.
-        listener: what is applied.
         lower: layers that need not be computed below a variant's first changed one.
     """
     with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):

@@ -26,12 +26,8 @@ def last_token_residuals(
 
     Taken by hooks on the layers themselves: the framework's own last hidden state has been through the final norm.
 
-    Args:
-        lm: the model.
-        sequences: token ids.
-        rows: sequences per forward pass.
-        advance: told how many sequences are finished.
-        modules: whose outputs are taken in place of the layers'.
+    `rows` sequences go through at once, `advance` is told how many are finished, and the outputs of `modules` are taken in
+    place of the layers' if they are given.
 
     Raises:
         ModelError: a module gives no hidden states.

@@ -20,13 +20,9 @@ THINKING_BLOCKS = (
 def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:
     """Find what every response of the model starts with, so that measurements begin where responses differ.
 
-    A thinking block that opens there is closed at once: the response proper is what is measured.
-
-    Args:
-        lm: the model, without a response prefix.
-        prompts: a few prompts of unlike kinds; a phrase that only like prompts share is not a prefix.
-        rows: sequences per batch.
-        longest: tokens to look at.
+    A thinking block that opens there is closed at once: the response proper is what is measured. The model has no response
+    prefix yet, and the prompts are a few of unlike kinds, as a phrase that only like prompts share is not a prefix. The
+    first `longest` tokens are looked at.
     """
     prefix = ""
     for _ in range(2):  # a second look, at what follows a thinking block
