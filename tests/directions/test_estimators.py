@@ -132,21 +132,19 @@ def test_median_difference_is_numpys(sets: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("values", "median"), [([5.0, -1.0, 2.0], 2.0), ([5.0, -1.0, 2.0, 100.0], 3.5)])
-def test_the_median_of_an_even_count_lies_between_the_two_middle_values(values: list[float], median: float) -> None:
+def test_the_median_of_an_even_count_is_between_the_middle_two(values: list[float], median: float) -> None:
     states = torch.tensor(values).reshape(-1, 1, 1)
     assert median_difference(torch.zeros(2, 1, 1), states).item() == median
 
 
 @given(sets=two_sets(), floor=st.floats(0, 1))
-def test_variance_difference_is_the_mean_in_units_of_the_pooled_spread(
-    sets: tuple[Tensor, Tensor], floor: float
-) -> None:
+def test_variance_difference_is_the_mean_by_pooled_spread(sets: tuple[Tensor, Tensor], floor: float) -> None:
     benign, target = (s.double().numpy() for s in sets)
     expected = (target.mean(0) - benign.mean(0)) / np.sqrt((benign.var(0) + target.var(0)) / 2 + floor)
     np.testing.assert_allclose(variance_difference(*sets, floor), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_variance_floor_keeps_a_coordinate_that_never_varies_finite() -> None:
+def test_the_variance_floor_keeps_constant_coordinates_finite() -> None:
     benign = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(0))
     target = benign + 1
     benign[..., 0], target[..., 0] = 0, 2
@@ -165,7 +163,7 @@ def test_variance_prefers_the_coordinate_that_separates_the_sets() -> None:
 
 
 @given(seed=seeds, outlier=st.floats(20, 1000))
-def test_the_geometric_median_withstands_outliers_that_carry_the_mean_away(seed: int, outlier: float) -> None:
+def test_the_geometric_median_withstands_outliers(seed: int, outlier: float) -> None:
     random = torch.Generator().manual_seed(seed)
     centre = torch.randn(1, 5, generator=random)
     states = centre + torch.randn(41, 1, 5, generator=random) * 0.5
@@ -175,7 +173,7 @@ def test_the_geometric_median_withstands_outliers_that_carry_the_mean_away(seed:
 
 
 @given(seed=seeds, n=st.integers(3, 15), d=st.integers(2, 6))
-def test_no_point_nearby_has_a_smaller_summed_distance_than_the_geometric_median(seed: int, n: int, d: int) -> None:
+def test_the_geometric_median_has_the_least_summed_distance(seed: int, n: int, d: int) -> None:
     random = torch.Generator().manual_seed(seed)
     states = torch.randn(n, 1, d, generator=random)
 
@@ -205,7 +203,7 @@ def test_the_geometric_median_of_a_square_is_its_centre() -> None:
         ),
     ],
 )
-def test_the_geometric_median_gets_past_a_prompt_that_lies_on_the_mean(shift: int) -> None:
+def test_the_geometric_median_gets_past_a_prompt_on_the_mean(shift: int) -> None:
     states = torch.tensor([-3.0, 0.0, 1.0, 1.0, 1.0]).reshape(-1, 1, 1) + shift
     assert states.mean() == shift
     assert geometric_median(states).item() - shift == pytest.approx(1, abs=1e-2)
@@ -235,7 +233,7 @@ def test_equal_sets_are_an_error_that_names_the_layer(method: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_residuals_that_are_not_numbers_are_an_error_that_names_the_layer(bad: float) -> None:
+def test_residuals_that_are_not_numbers_are_an_error(bad: float) -> None:
     benign, target = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     target[1, 2, 3] = bad
     with pytest.raises(DirectionError, match="layer 2"):
@@ -312,7 +310,7 @@ def test_only_the_methods_asked_for_are_computed() -> None:
 # Layers that do not see the prompts.
 
 
-def test_a_layer_that_gives_the_same_for_every_prompt_has_no_direction_and_disturbs_no_other() -> None:
+def test_a_blind_layer_has_no_direction_and_disturbs_no_other() -> None:
     random = torch.Generator().manual_seed(0)
     benign, target = torch.randn(20, 3, 16, generator=random), 1 + torch.randn(20, 3, 16, generator=random)
     constant = torch.randn(16, generator=random)
@@ -334,7 +332,7 @@ def test_prompts_that_are_all_alike_are_at_fault_and_no_layer() -> None:
         estimate_directions(same, same)
 
 
-def test_a_misspelt_scope_is_refused_and_not_taken_for_the_other_one() -> None:
+def test_a_misspelt_scope_is_refused() -> None:
     with pytest.raises(DirectionError, match=r'"per-layer". Did you mean per_layer\? Use one of global, per_layer\.'):
         DirectionSpec(scope="per-layer")  # type: ignore[arg-type]
 

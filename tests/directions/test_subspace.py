@@ -70,9 +70,7 @@ def test_an_empty_basis_takes_nothing_away() -> None:
 
 
 @given(seed=seeds, rank=st.integers(0, 6), include_mean=st.booleans())
-def test_the_basis_is_orthonormal_with_a_column_for_every_thing_removed(
-    seed: int, rank: int, include_mean: bool
-) -> None:
+def test_the_basis_is_orthonormal(seed: int, rank: int, include_mean: bool) -> None:
     basis = benign_basis(residuals(seed), rank, include_mean)
     assert basis.shape == (2, 8, rank + include_mean)
     gram = basis.mT @ basis
@@ -96,9 +94,7 @@ def test_the_basis_spans_the_principal_directions_and_the_mean(seed: int, rank: 
 
 @pytest.mark.parametrize("method", METHODS)
 @given(seed=seeds, rank=st.integers(1, 5))
-def test_the_filtered_direction_is_orthogonal_to_mean_and_principal_directions_at_once(
-    method: str, seed: int, rank: int
-) -> None:
+def test_a_filtered_direction_is_orthogonal_to_all_benign_use(method: str, seed: int, rank: int) -> None:
     benign = residuals(seed)
     target = residuals(seed + 1) + 1
     direction = estimate_directions(benign, target, methods=[method], subspace_rank=rank).per_layer(method)
@@ -113,7 +109,7 @@ def test_the_filtered_direction_is_orthogonal_to_mean_and_principal_directions_a
         assert direction[layer].norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_one_projection_after_the_other_would_put_part_of_the_first_back() -> None:
+def test_projecting_one_after_the_other_puts_a_part_back() -> None:
     benign, direction = residuals(4, offset=3), residuals(5)[0]
     principal = benign_basis(benign, 3, include_mean=False)
     mean = benign_basis(benign, 0, include_mean=True)
@@ -130,7 +126,7 @@ def test_one_projection_after_the_other_would_put_part_of_the_first_back() -> No
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_direction_that_vanishes_under_the_filters_is_an_error_that_names_the_layer(method: str) -> None:
+def test_a_direction_that_vanishes_under_the_filters_is_an_error(method: str) -> None:
     random = torch.Generator().manual_seed(0)
     benign = torch.randn(30, 3, 6, generator=random) * torch.tensor([9.0, 0.1, 0.1, 0.1, 0.1, 0.1])
     target = benign + torch.randn(3, 6, generator=random)
@@ -143,7 +139,7 @@ def test_a_direction_that_vanishes_under_the_filters_is_an_error_that_names_the_
         directions.per_layer(method)
 
 
-def test_a_direction_that_is_not_a_number_is_an_error_and_does_not_pass_through() -> None:
+def test_a_direction_that_is_not_a_number_is_an_error() -> None:
     directions = Directions({"mean": torch.full((2, 4), float("nan"))}, torch.zeros(2, 4, 0))
     with pytest.raises(DirectionError, match="layer 0"):
         directions.per_layer("mean")
@@ -152,9 +148,7 @@ def test_a_direction_that_is_not_a_number_is_an_error_and_does_not_pass_through(
 @pytest.mark.parametrize(
     ("n", "d", "include_mean", "most"), [(5, 20, False, 4), (5, 20, True, 4), (50, 6, False, 5), (50, 6, True, 4)]
 )
-def test_more_principal_directions_than_the_data_allows_are_an_error(
-    n: int, d: int, include_mean: bool, most: int
-) -> None:
+def test_more_principal_directions_than_data_are_an_error(n: int, d: int, include_mean: bool, most: int) -> None:
     benign = residuals(0, n=n, d=d)
     benign_basis(benign, most, include_mean)
     with pytest.raises(DirectionError, match=f"at most {most}"):
@@ -186,7 +180,7 @@ def test_a_mean_of_zero_removes_nothing() -> None:
         torch.testing.assert_close(project_out(direction.expand(2, 8), basis), direction.expand(2, 8))
 
 
-def test_a_mean_among_the_principal_directions_removes_no_more_than_they_do() -> None:
+def test_a_mean_among_the_principal_directions_adds_nothing() -> None:
     benign = residuals(0)
     benign[..., 2:] = 0
     basis = benign_basis(benign, 2, include_mean=True)

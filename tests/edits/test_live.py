@@ -28,7 +28,7 @@ from iconoclast.edits.merge import merged_weight, save_merged
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
-from iconoclast.models.decoding import decode
+from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 from tests.support.tiny import tiny_config
@@ -172,9 +172,7 @@ def test_the_families_cover_biases_and_transposed_weights(family: str, biased: b
 
 
 @pytest.mark.parametrize(("family", "transposed"), [("gpt2", True), ("opt", False)])
-def test_an_adapter_names_the_modules_it_changes_and_how_they_store_weights(
-    family: str, transposed: bool, tmp_path: Path
-) -> None:
+def test_an_adapter_names_the_modules_it_changes(family: str, transposed: bool, tmp_path: Path) -> None:
     writers = find_writers(random_model(FAMILIES[family]), COMPONENTS)
     edit = random_edit(writers, "none")
     save_adapter(edit, writers, "some/base", tmp_path, full_rank=7)
@@ -202,7 +200,7 @@ def test_an_adapter_of_low_rank_says_how_far_off_it_is(tiny_lm: LanguageModel, t
     assert [save_adapter(random_edit(writers, n), writers, "base", tmp_path, 3) for n in ("none", "pre")] == [[], []]
 
 
-def test_an_adapter_of_automatic_rank_is_near_enough_at_every_site(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+def test_an_adapter_of_automatic_rank_is_near_enough(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     model, writers, ids = tiny_lm.model, tiny_lm.writers(), token_ids(3)
     edit = random_edit(writers, "full")
     approximations = save_adapter(edit, writers, "base", tmp_path, "auto")
@@ -325,7 +323,7 @@ def test_decoding_many_edits_together_is_decoding_each_alone(tiny_lm: LanguageMo
         return len(tokens) >= 8 * (1 + index % 3)  # rows leave the batch at different times
 
     sequences = prompts * len(edits)
-    together = decode(tiny_lm, sequences, 20, 8, LiveEdits(writers, edits, carried), decided)
+    together = decode(tiny_lm, sequences, 20, 8, LiveEdits(writers, edits, carried), Callbacks(decided))
     for index, edit in enumerate(carried):
         alone = decode(tiny_lm, [sequences[index]], 20, 1, LiveEdits(writers, [edits[edit]]))[0]
         assert together[index] == alone[: len(together[index])]
@@ -430,7 +428,7 @@ def test_at_full_strength_no_layer_writes_along_the_direction(family: str) -> No
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_behind_a_norm_the_residual_streams_own_direction_would_miss(family: str) -> None:
+def test_behind_a_norm_the_streams_own_direction_would_miss(family: str) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
     assert all(writer.post_norm is not None for writer in writers.values())

@@ -169,12 +169,12 @@ def test_models_of_full_attention_can_leave_layers_out(config: PreTrainedConfig,
     assert can_be_left_out(lm, ids)
     states = states_of(lm, ids)
 
-    class From(reading.Unedited):
+    class From(reading.RowListener):
         def first_layer(self, row: int) -> int:
             return row % 5
 
     for (indices, logits, state), (others, expected, whole) in zip(
-        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, reading.Unedited()), strict=True
+        read_prompts(lm, ids, 8, 2, From(), states), read_prompts(lm, ids, 8, 2, reading.RowListener()), strict=True
     ):
         order, expected_order = torch.tensor(indices).argsort(), torch.tensor(others).argsort()
         torch.testing.assert_close(logits[order], expected[expected_order], atol=2e-4, rtol=2e-4)
@@ -191,7 +191,7 @@ def test_a_model_with_a_sliding_window_leaves_none_out(tmp_path: Path) -> None:
     assert not can_be_left_out(lm, lm.encode(PROMPTS))
 
 
-def test_a_model_whose_layers_talk_past_the_residual_stream_is_noticed(tiny_lm: LanguageModel) -> None:
+def test_layers_that_talk_past_the_stream_are_noticed(tiny_lm: LanguageModel) -> None:
     layers = decoder_layers(tiny_lm.model)
     assert can_be_left_out(tiny_lm, tiny_lm.encode(PROMPTS))
     said: list[Tensor] = []

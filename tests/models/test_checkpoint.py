@@ -54,9 +54,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
-def test_only_the_edited_matrices_change_and_everything_keeps_its_place(
-    sharded: Path, tmp_path: Path, normalization: RowNormalization
-) -> None:
+def test_only_the_edited_matrices_change(sharded: Path, tmp_path: Path, normalization: RowNormalization) -> None:
     lm = load_model(str(sharded))
     checkpoint = Checkpoint.find(str(sharded))
     assert checkpoint is not None
@@ -84,7 +82,7 @@ def test_only_the_edited_matrices_change_and_everything_keeps_its_place(
     assert not (out / "pytorch_model.bin").exists() and not (out / "modeling_tiny.py").exists()
 
 
-def test_experts_that_the_library_fuses_are_edited_one_by_one_in_files_that_have_them_so(tmp_path: Path) -> None:
+def test_fused_experts_are_edited_one_by_one_in_their_files(tmp_path: Path) -> None:
     FAMILIES["mixtral"].model().save_pretrained(tmp_path / "base")
     names = set(tensors_of(tmp_path / "base"))
     assert "model.layers.2.block_sparse_moe.experts.3.w2.weight" in names  # as the checkpoints of Mixtral are
@@ -112,7 +110,7 @@ def test_a_skeleton_makes_the_same_files_as_the_model(sharded: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "mixtral", "gpt2"])
-def test_a_skeleton_knows_norms_behind_writers_experts_and_prefixes(family: str, tmp_path: Path) -> None:
+def test_a_skeleton_knows_norms_experts_and_prefixes(family: str, tmp_path: Path) -> None:
     FAMILIES[family].model().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     lm, skeleton = load_model(str(tmp_path / "base"), dtypes=["float32"]), load_skeleton(str(tmp_path / "base"))
@@ -150,7 +148,7 @@ print(json.dumps((export(large, out / "large") - before) / 1024))
 
 
 @pytest.mark.slow
-def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path) -> None:
+def test_an_export_takes_less_memory_than_the_model(tmp_path: Path) -> None:
     config = tiny_config(hidden_size=512, intermediate_size=2048, num_hidden_layers=16, dtype="bfloat16")
     small, large = save_tiny(tmp_path / "small"), tmp_path / "large"
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(large, max_shard_size="24MB")
@@ -170,7 +168,7 @@ def test_the_memory_that_an_export_takes_is_not_that_of_the_model(tmp_path: Path
     assert grown < 2 * max(sizes), f"{grown:.0f} MiB for shards of {max(sizes):.0f} MiB"
 
 
-def test_weights_in_another_format_or_type_are_no_checkpoint_to_patch(tmp_path: Path, tiny_folder: Path) -> None:
+def test_other_formats_and_types_are_not_patched(tmp_path: Path, tiny_folder: Path) -> None:
     assert Checkpoint.find("nobody/has-this-model") is None
     (tmp_path / "empty").mkdir()
     assert Checkpoint.find(str(tmp_path / "empty")) is None

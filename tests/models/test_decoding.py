@@ -10,7 +10,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.models import decoding, thinking
-from iconoclast.models.decoding import decode, end_tokens
+from iconoclast.models.decoding import Callbacks, decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import read_prompts, step
 from iconoclast.models.thinking import find_response_prefix
@@ -50,9 +50,7 @@ def test_responses_end_at_the_end_token(tiny_lm: LanguageModel, ids: list[list[i
         assert cut == (response[: response.index(stop)] if stop in response else response)
 
 
-def test_a_decided_row_leaves_and_the_others_go_on_as_if_it_had_stayed(
-    tiny_lm: LanguageModel, ids: list[list[int]]
-) -> None:
+def test_a_decided_row_leaves_and_the_others_go_on(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
     whole = decode(tiny_lm, ids, 24, 5)
     asked: list[int] = []
 
@@ -60,7 +58,7 @@ def test_a_decided_row_leaves_and_the_others_go_on_as_if_it_had_stayed(
         asked.append(index)
         return index in (0, 3)
 
-    cut = decode(tiny_lm, ids, 24, 5, decided=decided)
+    cut = decode(tiny_lm, ids, 24, 5, callbacks=Callbacks(decided))
     assert [cut[i] for i in (1, 2, 4)] == [whole[i] for i in (1, 2, 4)]
     for index in (0, 3):
         assert asked.count(index) == 1
@@ -73,7 +71,7 @@ def test_the_first_tokens_logits_come_along(tiny_lm: LanguageModel, ids: list[li
     def first(indices: list[int], logits: torch.Tensor) -> None:
         seen.update(zip(indices, logits.argmax(-1).tolist(), strict=True))
 
-    responses = decode(tiny_lm, ids, 5, 2, first=first)
+    responses = decode(tiny_lm, ids, 5, 2, callbacks=Callbacks(first=first))
     assert {i: r[0] for i, r in enumerate(responses)} == seen
 
 
@@ -112,7 +110,7 @@ def test_no_token_waits_for_the_accelerator(tiny_lm: LanguageModel, ids: list[li
 
 def test_progress_counts_every_sequence_once(tiny_lm: LanguageModel, ids: list[list[int]]) -> None:
     finished: list[int] = []
-    decode(tiny_lm, ids, 9, 2, advance=finished.append)
+    decode(tiny_lm, ids, 9, 2, callbacks=Callbacks(advance=finished.append))
     assert sum(finished) == len(ids)
 
 
@@ -135,7 +133,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, answers: dict[s
         ({"": ["[THINK]a", "[THINK]b"], "[THINK][/THINK]": ["Yes", "No"]}, "[THINK][/THINK]"),
     ],
 )
-def test_the_common_start_of_responses_is_found_and_a_thinking_block_closed(
+def test_a_common_start_is_found_and_a_thinking_block_closed(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], prefix: str
 ) -> None:
     scripted(monkeypatch, tiny_lm, answers)

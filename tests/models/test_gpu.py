@@ -48,9 +48,7 @@ def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return result.cpu()
 
 
-def test_a_model_loads_on_the_device_and_says_there_what_it_says_here(
-    lm: LanguageModel, ids: list[list[int]], tiny_folder: Path
-) -> None:
+def test_a_model_says_the_same_on_both_devices(lm: LanguageModel, ids: list[list[int]], tiny_folder: Path) -> None:
     assert lm.device.type == "cuda"
     assert {parameter.device.type for parameter in lm.model.parameters()} == {"cuda"}
     here = load_model(str(tiny_folder), dtypes=["float32"], device_map="cpu")

@@ -32,8 +32,8 @@ def test_a_dtype_whose_forward_pass_is_not_finite_is_passed_over(
 ) -> None:
     load = loading._load
 
-    def overflowing(path: str, dtype: str, *rest: object) -> object:
-        model, tokenizer = load(path, dtype, *rest)  # type: ignore[arg-type]
+    def overflowing(path: str, dtype: str, *rest: object, **placement: object) -> object:
+        model, tokenizer = load(path, dtype, *rest, **placement)  # type: ignore[arg-type]
         if dtype == "float16":
             with torch.no_grad():
                 model.get_output_embeddings().weight.fill_(torch.inf)
@@ -90,7 +90,7 @@ def test_without_a_chat_template_the_error_names_the_setting(tmp_path: Path) -> 
         load_model(str(tmp_path), chat_template="nowhere.jinja")
 
 
-def test_a_template_without_a_system_role_gets_the_system_prompt_in_the_users_turn(tmp_path: Path) -> None:
+def test_without_a_system_role_the_user_says_the_system_prompt(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -159,6 +159,6 @@ load_model(sys.argv[1], dtypes=["float32"])
 
 
 @pytest.mark.parametrize("wrong", [{"dtypes": ["bf16"]}, {"quantization": "4bit"}])
-def test_a_word_that_nobody_knows_is_refused_before_anything_is_loaded(wrong: dict[str, Any]) -> None:
+def test_an_unknown_word_is_refused_before_loading(wrong: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r'^There is no (dtype "bf16"|quantisation "4bit").*Use one of'):
         load_model("nowhere", **wrong)

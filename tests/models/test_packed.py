@@ -51,7 +51,7 @@ def test_norms_and_gated_networks_compute_in_fewer_passes(half: LanguageModel) -
         assert forwards.count(module._RootMeanSquare) == 2 * half.layers + 1
 
 
-def test_a_norm_of_another_kind_and_a_network_that_is_listened_to_stay_as_they_are(half: LanguageModel) -> None:
+def test_other_norms_and_hooked_networks_stay_as_they_are(half: LanguageModel) -> None:
     from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -86,9 +86,7 @@ def test_other_precisions_are_left_alone(tiny_lm: LanguageModel) -> None:
         assert not any("forward" in m.__dict__ for m in tiny_lm.model.modules())
 
 
-def test_it_is_off_where_the_operators_are_missing_or_memory_is_short(
-    half: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_operators_or_memory_it_is_off(half: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGEST_SHARE", 0.0)
     with packed(half.model) as possible:
         assert not possible

@@ -79,7 +79,7 @@ def test_an_fp8_checkpoint_is_dequantised_edited_and_merged(fp8: Path, tiny_fold
     assert_merges_to_what_was_live(lm, tmp_path / "merged")
 
 
-def test_an_mxfp4_checkpoint_of_gpt_oss_is_dequantised_edited_and_merged(tmp_path: Path) -> None:
+def test_an_mxfp4_checkpoint_is_dequantised_edited_and_merged(tmp_path: Path) -> None:
     folder = tmp_path / "mxfp4"
     family = FAMILIES["gpt_oss"]
     replace(family, options={**family.options, "intermediate_size": 64}).model().save_pretrained(folder)
@@ -104,7 +104,7 @@ def test_an_mxfp4_checkpoint_of_gpt_oss_is_dequantised_edited_and_merged(tmp_pat
     assert_merges_to_what_was_live(lm, tmp_path / "merged")
 
 
-def test_a_quantisation_that_needs_an_absent_library_or_is_unknown_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_quantisation_that_cannot_be_read_says_so(tiny_folder: Path, tmp_path: Path) -> None:
     for method, expected in (("gptq", "(?i)gptq|optimum"), ("secret", "quantisation secret is unknown")):
         folder = save_tiny(tmp_path / method)
         config = AutoConfig.from_pretrained(folder)

@@ -26,7 +26,7 @@ def test_the_sites_are_really_4_bit(quantized: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["none", "pre", "full"])
-def test_a_live_edit_of_4_bit_weights_is_the_edit_of_their_values(
+def test_a_live_edit_of_4_bit_weights_edits_their_values(
     quantized: LanguageModel, normalization: RowNormalization
 ) -> None:
     site, writer = next(iter(quantized.writers().items()))

@@ -28,7 +28,7 @@ from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.decoding import decode, end_tokens
+from iconoclast.models.decoding import Callbacks, decode, end_tokens
 from iconoclast.models.experts import DOWN
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.probe import require_complete
@@ -536,7 +536,7 @@ def _decoded(model: PreTrainedModel) -> int:
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(5, 261, (length,), generator=random).tolist() for length in (5, 9, 14)]
     # The second row leaves the batch in the middle.
-    together = decode(lm, prompts, 12, 3, decided=lambda index, tokens: index == 1 and len(tokens) >= 5)
+    together = decode(lm, prompts, 12, 3, None, Callbacks(lambda index, tokens: index == 1 and len(tokens) >= 5))
     return sum(
         len(response) >= min(5, len(alone)) and response == alone[: len(response)]
         for response, alone in zip(together, (_alone(model, prompt) for prompt in prompts), strict=True)

@@ -69,10 +69,9 @@ def geometric_median(states: Tensor, iterations: int = 64) -> Tensor:
 
 @dataclass(frozen=True)
 class DirectionSpec:
-    """Which direction an edit uses.
+    """The choice of the direction that an edit uses.
 
     Attributes:
-        method: mean, median, geometric_median, variance, or hybrid.
         blend: for hybrid, the share t of variance: (1 − t)·mean + t·variance.
         scope: global (one direction for all layers, taken at `index`) or per_layer.
         index: for the global scope, the layer it is taken at; between two layers it is interpolated.
@@ -106,7 +105,7 @@ class Directions:
 
     @property
     def layers(self) -> int:
-        """Number of layers L."""
+        """Number of layers."""
         return self.basis.shape[0]
 
     def per_layer(self, method: str = "mean", blend: float = 0.5) -> Tensor:
@@ -177,8 +176,7 @@ def estimate_directions(
     """Directions from benign prompts to target prompts, kept out of what benign prompts use.
 
     Args:
-        benign: residuals G, float32 [n, L, d].
-        target: residuals B, float32 [m, L, d].
+        benign, target: residuals G [n, L, d] and B [m, L, d], float32.
         methods: estimators to compute.
         subspace_rank: principal directions of the benign residuals to stay out of.
         orthogonalize: stay out of the benign mean residual.
@@ -213,7 +211,7 @@ def estimate_directions(
 
 
 def blind_layers(benign: Tensor, target: Tensor) -> Tensor:
-    """Which layers give the same residual for every prompt: bool [L].
+    """Mark the layers that give the same residual for every prompt: bool [L].
 
     The first layers of models with short convolutions see the last few tokens, which are those of the chat template. There
     is no direction of their own at such layers. If all layers are like that, none is said to be: the prompts are at fault.

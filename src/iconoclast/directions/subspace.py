@@ -12,11 +12,8 @@ NOTHING = 1e-5
 def winsorize(states: Tensor, quantile: float) -> Tensor:
     """Clip the magnitudes of every residual vector at its own `quantile`.
 
-    A few coordinates of a residual stream can be a thousand times larger than the rest and own every statistic.
-
-    Args:
-        states: [n, L, d].
-        quantile: in (0.5, 1]; 1 changes nothing.
+    A few coordinates of a residual stream [n, L, d] can be a thousand times larger than the rest and own every statistic.
+    A quantile of 1 changes nothing.
     """
     if quantile >= 1:
         return states
@@ -31,11 +28,6 @@ def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
     The top `rank` principal directions of the centred benign residuals, and with `include_mean` their mean as well,
     made orthonormal together. (Removing one after the other puts back a part of the first.) The first layers of some models see
     so few tokens that benign prompts vary in fewer directions there, down to none; then those are all.
-
-    Args:
-        benign: residuals [n, L, d].
-        rank: number of principal directions, 0 for none.
-        include_mean: whether the mean residual belongs to the subspace.
 
     Raises:
         DirectionError: n prompts in d dimensions do not have `rank` principal directions to spare, or no layer has.

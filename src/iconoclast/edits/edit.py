@@ -60,10 +60,7 @@ class Edit:
     ) -> "Edit":
         """The edit of all sites whose component has a profile that is not zero at their layer.
 
-        Args:
-            directions: unit direction of each site (`anatomy.site_directions` makes them for a model).
-            profiles: component → strength profile.
-            row_normalization: none, pre or full.
+        `directions` are each site's unit direction, as `anatomy.site_directions` makes them for a model.
 
         Raises:
             UserError: a profile is of no known component, or the row normalisation is not known.
@@ -91,10 +88,7 @@ class Edit:
 class OutputTransform:
     """An edit of one site as a function of the module's output: with z = y − bias, y' = bias + scale ⊙ (z − (z·inward) outward).
 
-    Attributes:
-        inward: [d], or [experts, d]; what is read off the output.
-        outward: the same shape; what is subtracted.
-        scale: the same shape; ones unless row norms are restored.
+    Each is [d], or [experts, d]; `scale` is ones unless row norms are restored.
     """
 
     inward: Tensor
@@ -117,12 +111,7 @@ def output_transform(
 ) -> OutputTransform:
     """The transform that gives (W' x) from (W x) without touching a weight; exact for all three normalisations.
 
-    Args:
-        direction: v, unit [d].
-        strength: λ.
-        row_normalization: none, pre or full.
-        row_norms: n, [d] or [experts, d], which is the shape of the result; not used for none but for that.
-        weight: W [d, k] or [experts, d, k]; used for full alone.
+    The row norms [d] or [experts, d] have the shape of the result, and none uses no more of them; only full uses the weight.
     """
     direction = direction.expand_as(row_norms)
     ones = torch.ones_like(direction)
@@ -153,11 +142,9 @@ def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normal
 
 @dataclass(frozen=True)
 class LowRank:
-    """An edit of one site as W' ≈ W + B A.
+    """An edit of one site as W' ≈ W + B A, with A [..., r, k] and B [..., d, r].
 
     Attributes:
-        a: A, [..., r, k].
-        b: B, [..., d, r].
         error: ‖W' − W − BA‖ / ‖W' − W‖ (Frobenius, the largest of all experts); 0 where it is exact.
         sufficient_rank: the smallest rank with an error under `NEGLIGIBLE`.
     """
@@ -178,14 +165,7 @@ def low_rank_factors(
     """The edit of a site by LoRA factors.
 
     For none and pre r is 1 and the factors are exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. For full they are
-    the truncated singular value decomposition of W' − W.
-
-    Args:
-        weight: W, [d, k] or [experts, d, k].
-        direction: v, unit [d].
-        strength: λ.
-        row_normalization: none, pre or full.
-        rank: r for full; None for the rank that suffices.
+    the truncated singular value decomposition of W' − W, with None for the rank that suffices.
     """
     if row_normalization == "none":
         column = (-strength * direction)[:, None].expand(*weight.shape[:-1], 1)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iconoclast.edits.edit import Edit, output_transform
+from iconoclast.edits.edit import Edit, OutputTransform, output_transform
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.experts import OutputChange, expert_outputs
 from iconoclast.models.hooks import hooks_act
+from iconoclast.models.reading import RowListener
 from iconoclast.vocabulary import Site
 
 _NEVER = 1_000_000
@@ -70,15 +71,11 @@ class _SiteTransforms:
         return z.to(output.dtype)
 
 
-class LiveEdits:
+class LiveEdits(RowListener):
     """Many edits of one model, applied to its outputs while a context lasts.
 
-    It is a `RowListener`: decoding tells it which rows of the batch are left.
-
-    Args:
-        writers: the model's writers by site.
-        edits: the edits.
-        row_edits: which edit each sequence carries, [sequences]; unset, all carry edit 0.
+    Decoding tells it which rows of the batch are left. `row_edits` says which edit each sequence carries; unset, all
+    carry edit 0.
 
     Raises:
         ModelError: an edit names a site that the model does not have.
@@ -92,7 +89,7 @@ class LiveEdits:
             raise ModelError(f"The edit is for another model: this one has no {unknown[0].module} at {unknown[0]}.")
         self._writers = writers
         self._transforms = {
-            site: _stack(writer, [(edit, site) for edit in edits])
+            site: _stack(site, writer, edits)
             for site, writer in writers.items()
             if any(site in edit.strengths for edit in edits)
         }
@@ -115,12 +112,10 @@ class LiveEdits:
                 if self._writers[site].fused:
                     stack.enter_context(expert_outputs(module, self._of_experts(site)))
                 else:
-                    handle = module.register_forward_hook(self._hook(site))
-                    stack.callback(handle.remove)
+                    stack.enter_context(module.register_forward_hook(self._hook(site)))
             yield
 
     def keep(self, positions: Tensor) -> None:
-        """Only these positions of the batch go on, in this order."""
         if self._row_edits is not None and self._current is not None:
             self._activate(self._current[positions.cpu()])
 
@@ -154,26 +149,22 @@ class LiveEdits:
         return change
 
 
-def _stack(writer: Writer, edits: Sequence[tuple[Edit, Site]]) -> _SiteTransforms:
-    weight: Tensor | None = None
-    device, shape = writer.device, writer.rows
-    inward, outward, scale = [], [], []
-    for edit, site in edits:
+def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms:
+    device = writer.device
+    zeros = torch.zeros(writer.rows, device=device)
+    scaled = any(edit.row_normalization == "full" for edit in edits)
+    weight = writer.weight() if any(e.row_normalization == "full" and site in e.strengths for e in edits) else None
+    transforms = []
+    for edit in edits:
         if site not in edit.strengths:
-            zero = torch.zeros(shape, device=device)
-            inward.append(zero)
-            outward.append(zero)
-            scale.append(zero + 1)
+            transforms.append(OutputTransform(zeros, zeros, zeros + 1))
             continue
-        direction = edit.directions[site].to(device)
-        norms = torch.empty(shape, device=device) if edit.row_normalization == "none" else writer.row_norms
-        if edit.row_normalization == "full" and weight is None:
-            weight = writer.weight()
-        transform = output_transform(direction, edit.strengths[site], edit.row_normalization, norms, weight)
-        inward.append(transform.inward)
-        outward.append(transform.outward)
-        scale.append(transform.scale)
-    scaled = any(edit.row_normalization == "full" for edit, _ in edits)
-    return _SiteTransforms(
-        torch.stack(inward), torch.stack(outward), torch.stack(scale) if scaled else None, writer.bias
+        norms = zeros if edit.row_normalization == "none" else writer.row_norms
+        direction, strength = edit.directions[site].to(device), edit.strengths[site]
+        transforms.append(output_transform(direction, strength, edit.row_normalization, norms, weight))
+    inward, outward = (
+        torch.stack([each.inward for each in transforms]),
+        torch.stack([each.outward for each in transforms]),
     )
+    scale = torch.stack([each.scale for each in transforms]) if scaled else None
+    return _SiteTransforms(inward, outward, scale, writer.bias)

@@ -17,13 +17,9 @@ from iconoclast.vocabulary import Site
 
 @dataclass(frozen=True)
 class Approximation:
-    """How well an adapter's update of one matrix (or stack of experts) meets the edit.
+    """How well an adapter's update of the matrix (or stack of experts) of one module meets the edit.
 
-    Attributes:
-        module: dotted name of the module.
-        rank: rank of the adapter there.
-        error: relative error of the update (Frobenius norm; of experts the largest).
-        sufficient_rank: smallest rank with a relative error under 1 %.
+    `error` is relative (Frobenius norm; of experts the largest), `sufficient_rank` the smallest rank with one under 1 %.
     """
 
     module: str
@@ -38,21 +34,19 @@ def save_adapter(
     """Write `edit` as a LoRA adapter that plain PEFT loads onto the base model.
 
     Args:
-        edit: what to write.
-        writers: the base model's writers.
         base: name or path of the base model, for adapter_config.json.
         folder: an existing folder.
         full_rank: rank of the approximation for row normalisation full, auto for each matrix its sufficient one; the
             other normalisations are exact at rank 1.
 
     Returns:
-        What the update of every site is worth, where it is not exact.
+        How good the update of every site is, where it is not exact.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     approximations = []
     wanted = None if full_rank == "auto" else full_rank
-    widest = wanted or 1 if edit.row_normalization == "full" else 1
+    full = edit.row_normalization == "full"
     experts = any(writer.fused for writer in writers.values())
     for site in edit.sites:
         writer = writers[site]
@@ -60,21 +54,28 @@ def save_adapter(
         direction = edit.directions[site].to(weight.device)
         factors = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, wanted)
         rank = factors.a.shape[-2]
-        if edit.row_normalization == "full":
+        if full:
             approximations.append(Approximation(site.module, rank, factors.error, factors.sufficient_rank))
-        missing = 0 if wanted is None else widest - rank  # a matrix has no more singular values than its smaller side
+        missing = wanted - rank if full and wanted else 0  # a matrix has no more singular values than its smaller side
         ranks[_target(writer, experts)] = rank + missing
         a, b = pad(factors.a, (0, 0, 0, missing)), pad(factors.b, (0, missing))
         if writer.fused:  # PEFT stacks A by expert and then rank, B by rank and then expert
             a, b = a.reshape(-1, a.shape[-1]), b.permute(1, 2, 0).reshape(b.shape[1], -1)
         tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous().cpu()
         tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous().cpu()
+    _config(edit, writers, base, ranks).save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return approximations
+
+
+def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, ranks: Mapping[str, int]) -> LoraConfig:
     rank = max(ranks.values(), default=1)
-    config = LoraConfig(
+    own = {name: each for name, each in ranks.items() if each != rank}
+    return LoraConfig(
         r=rank,
         lora_alpha=rank,
-        rank_pattern={name: own for name, own in ranks.items() if own != rank},
-        alpha_pattern={name: own for name, own in ranks.items() if own != rank},
+        rank_pattern=own,
+        alpha_pattern=own,
         lora_dropout=0.0,
         bias="none",
         target_modules=[site.module for site in edit.sites if site.module in ranks],
@@ -84,15 +85,10 @@ def save_adapter(
         base_model_name_or_path=base,
         inference_mode=True,
     )
-    config.save_pretrained(str(folder))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return approximations
 
 
 def _target(writer: Writer, experts: bool) -> str:
-    """What PEFT adapts: a module, or the parameter of one.
-
-    In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
-    """
+    """The name of what PEFT adapts: a module, or the parameter of one."""
+    # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
     as_parameter = writer.fused or (experts and writer.site.component == "mlp.down_proj")
     return writer.parameter if as_parameter else writer.site.module

@@ -32,8 +32,6 @@ def save_merged(
     """Write the model with `edit` in its weights; the model itself is left as it is.
 
     Args:
-        edit: what to write.
-        writers: the model's writers.
         model: the model. Without a checkpoint it must not be quantised; with one it can be its skeleton on the device "meta".
         folder: an existing folder.
         checkpoint: the files that the model was loaded from: the edited matrices are changed in copies of them, names, types

@@ -16,7 +16,7 @@ from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
-from iconoclast.models.decoding import CHECK_EVERY, Decided, FirstToken, decode
+from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.reading import next_token_logprobs, read_prompts
@@ -230,7 +230,9 @@ class Evaluator:
         def run(rows: int) -> list[list[int]]:
             live = self._live(edits, len(ids))
             decided = None if watch is None else watch()
-            return decode(self.lm, ids * len(edits), length, rows, live, decided, first, advance, encoded.lower)
+            return decode(
+                self.lm, ids * len(edits), length, rows, live, Callbacks(decided, first, advance), encoded.lower
+            )
 
         texts = [self._text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]

@@ -15,7 +15,7 @@ from iconoclast.evaluation.examination import Answer, Examination, ExaminedPromp
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.batching import batches_by_length
-from iconoclast.models.decoding import FirstToken, decode, end_tokens
+from iconoclast.models.decoding import Callbacks, FirstToken, decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.reading import continuation_logits, next_token_logprobs
@@ -160,7 +160,7 @@ class Examiner:
         first: FirstToken = lambda indices, logits: None,
     ) -> list[list[int]]:
         def run(rows: int) -> list[list[int]]:
-            return decode(lm, prompts, length, rows, first=first, advance=progress.advance)
+            return decode(lm, prompts, length, rows, callbacks=Callbacks(first=first, advance=progress.advance))
 
         return self._rows.adaptively(run) if prompts else []
 

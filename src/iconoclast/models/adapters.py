@@ -15,7 +15,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(name: str) -> bool:
-    """Whether there is an adapter in the folder `name`, and not a whole model."""
+    """Check that there is an adapter in the folder `name`, and not a whole model."""
     folder = Path(name).expanduser()
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 

@@ -32,16 +32,11 @@ WRITER_PATHS = {
 }
 FUSED_PATH = re.compile(rf"({FEED_FORWARDS})\.experts")
 
-# A norm between a writer and the residual stream, by the layer's attribute that exists only in such layers.
+# The norms between the writers (in the order of COMPONENTS) and the residual stream, by the layer's attribute that exists
+# only in such layers.
 POST_NORMS = {
-    "post_feedforward_layernorm": {
-        "attn.o_proj": "post_attention_layernorm",
-        "mlp.down_proj": "post_feedforward_layernorm",
-    },
-    "post_mlp_layernorm": {
-        "attn.o_proj": "post_self_attn_layernorm",
-        "mlp.down_proj": "post_mlp_layernorm",
-    },
+    "post_feedforward_layernorm": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "post_mlp_layernorm": ("post_self_attn_layernorm", "post_mlp_layernorm"),
 }
 
 
@@ -55,7 +50,7 @@ class Writer:
 
     @property
     def fused(self) -> bool:
-        """Whether it is many experts in one tensor."""
+        """True if it is many experts in one tensor."""
         return fused(self.module)
 
     @property
@@ -73,8 +68,7 @@ class Writer:
     @property
     def present(self) -> AbstractContextManager[None]:
         """While this context lasts, tensors that accelerate has offloaded are there."""
-        context: AbstractContextManager[None] = align_module_device(self.module)
-        return context
+        return align_module_device(self.module)  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> Tensor | None:
@@ -85,7 +79,7 @@ class Writer:
 
     @property
     def transposed(self) -> bool:
-        """Whether a matrix is stored as [k, d] (the Conv1D of GPT-2, the experts of gpt-oss)."""
+        """True if a matrix is stored as [k, d] (the Conv1D of GPT-2, the experts of gpt-oss)."""
         return bool(self.module.is_transposed) if self.fused else isinstance(self.module, Conv1D)
 
     def weight(self) -> Tensor:
@@ -123,8 +117,7 @@ class Writer:
     @property
     def rows(self) -> tuple[int, ...]:
         """Shape of the row norms: (d,), or (experts, d)."""
-        width = _output_size(self.module)
-        if width is not None:
+        if (width := _output_size(self.module)) is not None:
             return (width,)
         experts, first, second = self.stored.shape
         return (experts, second if self.transposed else first)
@@ -132,12 +125,11 @@ class Writer:
     @property
     def device(self) -> torch.device:
         """Where the weight is, or where it comes to when it is used."""
-        hook = getattr(self.module, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
+        device = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
         return self.stored.device if device is None else torch.device(device)
 
     def residual_share(self, output: Tensor) -> Tensor:
-        """What the residual stream gets of an output, [..., d], but for a factor: w ⊙ output behind an RMS norm with weight w."""
+        """The residual stream's share of an output, [..., d], but for a factor: w ⊙ output behind an RMS norm with weight w."""
         if self.post_norm is None:
             return output
         with align_module_device(self.post_norm):
@@ -159,6 +151,13 @@ def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[
     return {site: writer.site_direction(directions[site.layer]) for site, writer in writers.items()}
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where inputs go."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.device
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The transformer layers of the (text) decoder, in order.
 
@@ -166,11 +165,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         ModelError: the model has no list of as many layers as its configuration says.
     """
     count = model.config.get_text_config().num_hidden_layers
-    lists = [
-        m
-        for m in model.get_decoder().modules()  # type: ignore[no-untyped-call]
-        if isinstance(m, nn.ModuleList) and len(m) == count
-    ]
+    modules: Iterable[nn.Module] = model.get_decoder().modules()  # type: ignore[no-untyped-call]
+    lists = [module for module in modules if isinstance(module, nn.ModuleList) and len(module) == count]
     if not lists:
         raise ModelError(
             f"{type(model).__name__} has no list of {count} decoder layers. Only decoder language models can be edited."
@@ -182,31 +178,31 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     """Every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a component is not known, or a layer has no writer of it. The message names the layer and shows its
-            modules.
+        ModelError: a component is not known, or a layer has no writer of it that can be edited. The message names the layer.
     """
     for component in components:
         require_known(component, COMPONENTS, "component", ModelError)
     names = {module: name for name, module in model.named_modules()}
-    hidden_size = model.config.get_text_config().hidden_size
+    hidden_size, kind = model.config.get_text_config().hidden_size, type(model).__name__
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
         for component in components:
             found = [m for path, m in layer.named_modules() if _writes(path, m, component, hidden_size)]
             if not found:
+                leaves = [(name, m) for name, m in layer.named_modules() if name and not list(m.children())]
+                tree = ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)
                 raise ModelError(
-                    f"Layer {index} of {type(model).__name__} has no {component} that writes to the residual stream. Its modules: {_tree(layer)}."
+                    f"Layer {index} of {kind} has no {component} that writes to the residual stream. Its modules: {tree}."
                 )
             for module in found:
-                kind = None if fused(module) else _unknown_type(module)
-                if kind is not None:
+                if (stored := _unknown_type(module)) is not None:
                     raise ModelError(
-                        f"{names[module]} of {type(model).__name__} holds its weights as {kind}, which cannot be edited. "
+                        f"{names[module]} of {kind} holds its weights as {stored}, which cannot be edited. "
                         "Use the model in another format."
                     )
                 if fused(module) and not interceptable(module):
                     raise ModelError(
-                        f"Layer {index} of {type(model).__name__} keeps its experts fused in {names[module]} ({type(module).__name__}), "
+                        f"Layer {index} of {kind} keeps its experts fused in {names[module]} ({type(module).__name__}), "
                         f"which does not show what each of them writes. Leave {component} out of components."
                     )
                 site = Site(index, component, names[module])
@@ -215,7 +211,7 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
 
 
 def _writes(path: str, module: nn.Module, component: Component, hidden_size: int) -> bool:
-    """Whether the module at `path` in a layer is a writer of the component."""
+    """Check whether the module at `path` in a layer is a writer of the component."""
     if fused(module):
         return component == "mlp.down_proj" and FUSED_PATH.fullmatch(path) is not None
     return WRITER_PATHS[component].fullmatch(path) is not None and _output_size(module) == hidden_size
@@ -229,21 +225,15 @@ def _output_size(module: nn.Module) -> int | None:
 
 def _unknown_type(module: nn.Module) -> str | None:
     """The type of a weight that is quantised in a way of which nothing is known here."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    known = weight.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    return None if known or type(module).__name__ in ("Linear4bit", "Linear8bitLt") else str(weight.dtype)
+    if fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        return None
+    dtype = module.weight.dtype
+    return None if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) else str(dtype)
 
 
 def _post_norm(layer: nn.Module, component: Component) -> nn.Module | None:
     for mark, norms in POST_NORMS.items():
-        if hasattr(layer, mark) and isinstance(norm := getattr(layer, norms[component], None), nn.Module):
+        norm = getattr(layer, norms[COMPONENTS.index(component)], None)
+        if hasattr(layer, mark) and isinstance(norm, nn.Module):
             return norm
     return None
-
-
-def _tree(layer: nn.Module) -> str:
-    leaves: Iterable[tuple[str, nn.Module]] = (
-        (name, m) for name, m in layer.named_modules() if name and not any(True for _ in m.children())
-    )
-    return ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)

@@ -1,19 +1,20 @@
 """What the base model's layers give for a list of prompts: computed once, for every edit that begins above them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.batching import Sequences
 from iconoclast.models.cache import PreallocatedLayer, shareable
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import Unedited, read_prompts, step
+from iconoclast.models.memory import free_memory, token_bytes
+from iconoclast.models.reading import RowListener, read_prompts, step
 
 LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""
@@ -27,7 +28,7 @@ TOLERANCE = 1e-3
 
 @dataclass
 class BaseStates:
-    """Outputs, keys and values of the base model's layers for a list of prompts; `models.forward.LowerLayers`.
+    """Outputs, keys and values of the base model's layers for a list of prompts; its methods are told by `reading.LowerLayers`.
 
     Tensors are left-padded and begin where the prompts differ.
 
@@ -49,17 +50,14 @@ class BaseStates:
     layers: Sequence[nn.Module] = field(repr=False)
     tuple_length: int | None
 
-    def knows(self, sequences: Sequence[Sequence[int]], shared: int) -> bool:
-        """Whether these sequences, which have `shared` tokens in common, are those it was made for."""
+    def knows(self, sequences: Sequences, shared: int) -> bool:
         return shared == self.shared and all(tuple(sequence) in self.rows for sequence in sequences)
 
     def level(self, first_layer: int) -> int:
-        """How many layers from the first one are known, none of them after `first_layer`."""
         return max((level for level in self.outputs if level <= first_layer), default=0)
 
     @contextmanager
-    def answering(self, level: int, sequences: Sequence[Sequence[int]], width: int) -> Iterator[None]:
-        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
+    def answering(self, level: int, sequences: Sequences, width: int) -> Iterator[None]:
         known = self.outputs[level]
         output = known[self._places(sequences).to(known.device), -width:]
         layers = self.layers[:level]
@@ -75,25 +73,19 @@ class BaseStates:
                 if forward is not None:
                     layer.forward = forward
 
-    def fill(self, cache: DynamicCache, level: int, sequences: Sequence[Sequence[int]], width: int) -> None:
-        """Append the keys and values of those layers and tokens to `cache`."""
+    def fill(self, cache: DynamicCache, level: int, sequences: Sequences, width: int) -> None:
         places = self._places(sequences)
         for layer, keys, values in zip(cache.layers[:level], self.keys, self.values, strict=False):
             assert isinstance(layer, PreallocatedLayer)
             of = places.to(keys.device)
             layer.update(keys[of, :, -width:], values[of, :, -width:])
 
-    def _places(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def _places(self, sequences: Sequences) -> Tensor:
         return torch.tensor([self.rows[tuple(sequence)] for sequence in sequences])
 
 
-def can_be_left_out(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> bool:
-    """Whether lower layers can be left out: on a few of the sequences, the next two tokens must stay as likely.
-
-    Args:
-        lm: the model, nothing applied.
-        sequences: token ids.
-    """
+def can_be_left_out(lm: LanguageModel, sequences: Sequences) -> bool:
+    """Check on a few of the sequences, nothing applied, that without lower layers the next two tokens stay as likely."""
     distinct = sorted(set(map(tuple, sequences)), key=lambda sequence: (len(sequence), sequence))
     if not shareable(lm.model) or lm.layers < 2:
         return False
@@ -111,53 +103,40 @@ def can_be_left_out(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> bo
         return all(float((two_tokens(level) - whole).abs().sum(-1).max()) / 2 <= TOLERANCE for level in levels)
 
 
-def base_states(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int) -> BaseStates | None:
-    """The states of `sequences`, after as many layers as memory allows; None if it allows none.
-
-    Args:
-        lm: the model, nothing applied.
-        sequences: token ids.
-        rows: sequences per forward pass.
-    """
+def base_states(lm: LanguageModel, sequences: Sequences, rows: int) -> BaseStates | None:
+    """The states of `sequences`, nothing applied, after as many layers as memory allows; None if it allows none."""
     distinct = list(dict.fromkeys(map(tuple, sequences)))
     levels = _affordable_levels(lm, distinct)
     return _collected(lm, distinct, rows, levels) if levels else None
 
 
-def _affordable_levels(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[int]:
+def _affordable_levels(lm: LanguageModel, sequences: Sequences) -> list[int]:
     """After how many layers the output is kept: after each, or after every second, third, … for want of memory."""
-    config = lm.model.config.get_text_config()
-    width = torch.finfo(lm.model.dtype).bits // 8
     tokens = len(sequences) * max(map(len, sequences))
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * lm.layers * heads * head_dim * width * tokens
-    output = config.hidden_size * width * tokens
-    free = torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    count = min(lm.layers - 1, int((free * LARGEST_SHARE - cache) / output))
+    cached, state = token_bytes(lm)
+    count = min(lm.layers - 1, int((free_memory(lm) * LARGEST_SHARE - cached * tokens) / (state * tokens)))
     if count < 1:
         return []
     stride = -(-(lm.layers - 1) // count)
     return list(range(stride, lm.layers, stride))
 
 
-def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int, levels: Sequence[int]) -> BaseStates:
+def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Sequence[int]) -> BaseStates:
     layers = decoder_layers(lm.model)
+    level_of = {layers[level - 1]: level for level in levels}
     caught: dict[int, Tensor] = {}
     tuple_length: int | None = None
 
-    def catch(level: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            nonlocal tuple_length
-            tuple_length = len(output) if isinstance(output, tuple) else None
-            caught[level] = output[0] if isinstance(output, tuple) else output
+    def catch(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal tuple_length
+        tuple_length = len(output) if isinstance(output, tuple) else None
+        caught[level_of[module]] = output[0] if isinstance(output, tuple) else output
 
-        return hook
-
-    handles = [layers[level - 1].register_forward_hook(catch(level)) for level in levels]
     states: BaseStates | None = None
-    try:
-        for indices, _, state in read_prompts(lm, sequences, rows, 0, Unedited()):
+    with ExitStack() as stack:
+        for layer in level_of:
+            stack.enter_context(layer.register_forward_hook(catch))
+        for indices, _, state in read_prompts(lm, sequences, rows, 0, RowListener()):
             width = next(iter(caught.values())).shape[1]
             shared = state.mask.shape[1] - width
             cached = [
@@ -165,33 +144,27 @@ def _collected(lm: LanguageModel, sequences: Sequence[Sequence[int]], rows: int,
             ]
             keys, values = ([tensor[:, :, shared:] for tensor in tensors] for tensors in zip(*cached, strict=True))
             if states is None:  # the first batch holds the longest prompts
-                n = len(sequences)
-                states = BaseStates(
-                    shared,
-                    {level: tensor.new_zeros(n, *tensor.shape[1:]) for level, tensor in caught.items()},
-                    [tensor.new_zeros(n, *tensor.shape[1:]) for tensor in keys],
-                    [tensor.new_zeros(n, *tensor.shape[1:]) for tensor in values],
-                    {tuple(sequence): i for i, sequence in enumerate(sequences)},
-                    list(layers),
-                    tuple_length,
-                )
+
+                def empty(like: Tensor) -> Tensor:
+                    return like.new_zeros(len(sequences), *like.shape[1:])
+
+                outputs = {level: empty(tensor) for level, tensor in caught.items()}
+                places = {tuple(sequence): i for i, sequence in enumerate(sequences)}
+                of_cache = list(map(empty, keys)), list(map(empty, values))
+                states = BaseStates(shared, outputs, *of_cache, places, list(layers), tuple_length)
             for level, output in caught.items():
                 states.outputs[level][indices, -width:] = output
             for all_prompts, tensor in zip(states.keys + states.values, keys + values, strict=True):
                 all_prompts[indices, :, -width:] = tensor
-    finally:
-        for handle in handles:
-            handle.remove()
     assert states is not None
     return states
 
 
-class _From(Unedited):
+class _From(RowListener):
     """A variant that is said to begin at a layer, and changes nothing."""
 
     def __init__(self, layer: int) -> None:
         self._layer = layer
 
     def first_layer(self, row: int) -> int:
-        """Where it is said to begin."""
         return self._layer

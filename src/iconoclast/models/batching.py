@@ -7,6 +7,9 @@ from torch import Tensor
 
 from iconoclast.models.language_model import LanguageModel
 
+Sequences = Sequence[Sequence[int]]
+"""Token ids of several texts."""
+
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Indices in batches of at most `size`, longest first, so that a batch holds sequences of like length."""
@@ -15,11 +18,10 @@ def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def left_padded(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def left_padded(lm: LanguageModel, sequences: Sequences) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, [rows, longest]."""
-    pad = lm.tokenizer.pad_token_id
-    width = max(len(s) for s in sequences)
-    ids = [[pad] * (width - len(s)) + list(s) for s in sequences]
+    width = max(map(len, sequences))
+    ids = [[lm.tokenizer.pad_token_id] * (width - len(s)) + list(s) for s in sequences]
     mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
     return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
 

@@ -10,11 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer of full attention whose memory is there from the start; the library's own copies itself every token.
-
-    Args:
-        capacity: tokens it holds before it has to grow.
-    """
+    """A layer of full attention with memory for `capacity` tokens from the start; the library's own copies itself every token."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,7 +70,7 @@ def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def shareable(model: PreTrainedModel) -> bool:
-    """Whether rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
+    """Check that rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
     layers = new_cache(model, 1).layers
     return bool(layers) and all(isinstance(layer, PreallocatedLayer) for layer in layers)
 

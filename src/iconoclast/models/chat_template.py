@@ -3,9 +3,7 @@
 import os
 from pathlib import Path
 
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
 
@@ -24,20 +22,22 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    if chat_template in TEMPLATES:
-        tokenizer.chat_template = TEMPLATES[chat_template]
-    elif chat_template is not None:
-        file = Path(os.path.expanduser(chat_template))  # noqa: PTH111 - Path.expanduser fails on an unknown user
-        if not file.is_file():
-            raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
-        try:
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ModelError(f"The chat template {chat_template} is not UTF-8 text. Convert it to UTF-8.") from None
-        except OSError as error:
-            raise ModelError(f"The chat template {chat_template} cannot be read: {error.strerror}.") from None
+    if chat_template is not None:
+        tokenizer.chat_template = TEMPLATES.get(chat_template) or _read(chat_template)
     if not tokenizer.chat_template:
         raise ModelError(
             f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. "
             "Set chat_template to plain, raw, or a Jinja file."
         )
+
+
+def _read(chat_template: str) -> str:
+    file = Path(os.path.expanduser(chat_template))  # noqa: PTH111 - Path.expanduser fails on an unknown user
+    if not file.is_file():
+        raise ModelError(f"chat_template {chat_template} is neither plain nor raw nor a Jinja file.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ModelError(f"The chat template {chat_template} is not UTF-8 text. Convert it to UTF-8.") from None
+    except OSError as error:
+        raise ModelError(f"The chat template {chat_template} cannot be read: {error.strerror}.") from None

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,9 @@ from iconoclast.models.transformers_internals import as_stored
 from iconoclast.vocabulary import Site
 
 PAPERS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "spiece.model",
-    "*processor*.json",
-    "chat_template*",
-    "generation_config.json",
-    "LICEN[SC]E*",
-    "NOTICE*",
-)
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "spiece.model",
+    "*processor*.json", "chat_template*", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
+)  # fmt: skip
 """What belongs to a model beside its weights and its configuration; other files are the owner's."""
 
 DTYPES = ("BF16", "F16", "F32")
@@ -45,15 +37,7 @@ MatrixChange = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies.
-
-    Attributes:
-        file: name of the safetensors file.
-        dtype: as safetensors names it.
-        shape: its shape.
-        start: where its bytes begin in the file.
-        end: where they end.
-    """
+    """Where a tensor lies: the bytes from `start` to `end` of a file, its dtype as safetensors names it."""
 
     file: str
     dtype: str
@@ -64,13 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The safetensors files of a model.
-
-    Attributes:
-        folder: where they are.
-        files: their names.
-        places: tensor name → where it lies.
-    """
+    """The safetensors files of a model; `places` is tensor name → where it lies."""
 
     folder: Path
     files: Sequence[str]
@@ -80,8 +58,7 @@ class Checkpoint:
     def find(cls, path: str) -> "Checkpoint | None":
         """The files that a model was loaded from; None if it came from something else (GGUF, pickled weights).
 
-        Args:
-            path: model folder or hub id; of the latter what is on this machine is used.
+        `path` is a model folder or a hub id, of which what is on this machine is used.
 
         Raises:
             ModelError: the files are damaged, or their index names files that are elsewhere.
@@ -114,8 +91,7 @@ class Checkpoint:
     def names(self, model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> dict[str, bool] | None:
         """The tensors that a parameter of the loaded model is made of: name → whether they are stored transposed to it.
 
-        Experts that the library has fused are many tensors here. None if they are not all here, or not as they would be
-        expected, or quantised.
+        Experts that the library has fused are many tensors here. None if one is missing, quantised, or of another shape.
         """
         names = as_stored(model, parameter, torch.empty(*shape, device="meta"))
         for name, tensor in names.items():
@@ -137,22 +113,22 @@ class Checkpoint:
             return None
         tensors = [self.tensor(name).float() for name in names]
         weight = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-        turned = next(iter(names.values())) != writer.transposed
-        return weight.mT if turned else weight
+        return weight.mT if next(iter(names.values())) != writer.transposed else weight
 
     def write(self, to: Path, changes: Mapping[str, MatrixChange]) -> None:
         """Write the files and their configuration into the existing folder `to`, some of their matrices changed.
 
-        Everything else is the same byte by byte. No more than one matrix is in memory; of a stack of experts one at a time.
+        Everything else is the same byte by byte. No more than one matrix is in memory.
         """
         for file in self.files:
             shutil.copyfile(self.folder / file, to / file)
             changed = [name for name in changes if self.places[name].file == file]
             with safe_open(str(self.folder / file), "pt") as source, (to / file).open("r+b") as target:
                 for name in changed:
-                    place = self.places[name]
+                    place, stored = self.places[name], source.get_slice(name)
                     target.seek(place.start)
-                    for matrix in _matrices(source, name, place.shape):
+                    # Of a stack of experts one at a time.
+                    for matrix in [stored[:]] if len(place.shape) == 2 else (stored[i] for i in range(place.shape[0])):
                         edited = changes[name](matrix.float()).to(matrix.dtype).contiguous()
                         target.write(edited.view(torch.uint8).numpy().data)
                     if target.tell() != place.end:
@@ -165,21 +141,19 @@ class Checkpoint:
             (to / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def copy_papers(self, to: Path, code: bool = False) -> None:
-        """Copy what belongs to the model beside its weights: tokenizer, processor, generation settings, licence.
-
-        Args:
-            to: an existing folder.
-            code: also Python files.
+        """Copy what belongs to the model beside its weights: tokenizer, processor, generation settings, licence, with
+        `code` also Python files.
         """
         patterns = (*PAPERS, "*.py") if code else PAPERS
-        for file in sorted(self.folder.iterdir()):
-            if file.is_file() and any(file.match(pattern) for pattern in patterns):
-                shutil.copyfile(file, to / file.name)
+        self._copy(to, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
 
     def copy_licence(self, to: Path) -> None:
         """Copy the licence and the notices of the model, if it has any."""
-        for file in sorted(self.folder.iterdir()):
-            if file.is_file() and file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+        self._copy(to, lambda name: name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")))
+
+    def _copy(self, to: Path, wanted: Callable[[str], bool]) -> None:
+        for file in self.folder.iterdir():
+            if file.is_file() and wanted(file.name):
                 shutil.copyfile(file, to / file.name)
 
     def licence(self) -> str | None:
@@ -198,16 +172,10 @@ class Checkpoint:
 def matrix_changes(
     checkpoint: Checkpoint, model: PreTrainedModel, writers: Mapping[Site, Writer], edited: Mapping[Site, MatrixChange]
 ) -> dict[str, MatrixChange] | None:
-    """What to change in a checkpoint's tensors so that the model's writers become what they shall.
+    """The changes of a checkpoint's tensors, by name, that make the model's writers what they shall be.
 
-    Args:
-        checkpoint: the files.
-        model: the loaded model, or its skeleton on the device "meta".
-        writers: its writers.
-        edited: site → [d, k] matrix → its edited form.
-
-    Returns:
-        Tensor name → change; None if a tensor is not there in a form that can be edited in place.
+    `edited` is site → [d, k] matrix → its edited form; the model may be a skeleton on the device "meta". None if a tensor is
+    not there in a form that can be edited in place.
     """
     changes: dict[str, MatrixChange] = {}
     for site, change in edited.items():
@@ -216,13 +184,12 @@ def matrix_changes(
         if names is None:
             return None
         for name, transposed in names.items():
-            turned = transposed != writer.transposed
-            changes[name] = _turned(change) if turned else change
+            changes[name] = change if transposed == writer.transposed else _turned(change)
     return changes
 
 
 def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> bool:
-    """Whether the library transposes the matrices of a parameter while it loads them."""
+    """Check whether the library transposes the matrices of a parameter while it loads them."""
     if len(shape) < 2:
         return False
     # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.
@@ -247,12 +214,3 @@ def _places(file: Path) -> Iterator[tuple[str, Place]]:
         if name != "__metadata__":
             start, end = (8 + size + offset for offset in entry["data_offsets"])
             yield name, Place(file.name, entry["dtype"], tuple(entry["shape"]), start, end)
-
-
-def _matrices(source: Any, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
-    if len(shape) == 2:
-        yield source.get_tensor(name)
-        return
-    stack = source.get_slice(name)
-    for i in range(shape[0]):
-        yield stack[i]

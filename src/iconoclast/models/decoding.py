@@ -2,15 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iconoclast.models.batching import Sequences
 from iconoclast.models.cache import keep_rows
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import Decoding, LowerLayers, RowListener, Unedited, read_prompts, step
+from iconoclast.models.reading import Decoding, LowerLayers, RowListener, read_prompts, step
 
 CHECK_EVERY = 4
 """Tokens between two looks at which rows are decided (each look costs a device synchronisation)."""
@@ -25,97 +27,97 @@ FirstToken = Callable[[list[int], Tensor], None]
 """(sequence indices, logits of the first response token [rows, vocabulary])."""
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that are called while sequences are decoded.
+
+    Attributes:
+        decided: asked every few tokens; a decided row stops there, its continuation cut short.
+        first: given the logits of the first token, which have been computed anyway.
+        advance: told how many sequences are finished.
+    """
+
+    decided: Decided | None = None
+    first: FirstToken = lambda indices, logits: None
+    advance: Callable[[int], None] = lambda n: None
+
+
 def decode(
     lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequences,
     max_new_tokens: int,
     rows: int,
     listener: RowListener | None = None,
-    decided: Decided | None = None,
-    first: FirstToken = lambda indices, logits: None,
-    advance: Callable[[int], None] = lambda n: None,
+    callbacks: Callbacks | None = None,
     lower: LowerLayers | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of every sequence, end-of-text token left out.
 
     Args:
-        lm: the model.
         sequences: token ids; `listener` sees sequence i as its row i.
-        max_new_tokens: longest continuation.
         rows: sequences per batch.
         listener: what is applied while decoding, told which rows go on.
-        decided: asked every few tokens; a decided row stops there, its continuation cut short.
-        first: given the logits of the first token, which have been computed anyway.
-        advance: told how many sequences are finished.
         lower: layers that need not be computed below a variant's first changed one.
     """
-    listener = listener or Unedited()
+    listener, callbacks = listener or RowListener(), callbacks or Callbacks()
     results: list[list[int]] = [[] for _ in sequences]
     for indices, logits, state in read_prompts(lm, sequences, rows, max_new_tokens - 1, listener, lower):
-        first(indices, logits)
-        batch = _Batch(lm, state, indices, listener, decided, results)
-        batch.run(logits, max_new_tokens, advance)
+        callbacks.first(indices, logits)
+        _Batch(lm, state, indices, listener, callbacks, results).run(logits, max_new_tokens)
     return results
 
 
+@dataclass
 class _Batch:
-    """The rows of one batch while they are decoded."""
+    """The rows of one batch while they are decoded; `indices` is the sequence of every row."""
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        state: Decoding,
-        indices: list[int],
-        listener: RowListener,
-        decided: Decided | None,
-        results: list[list[int]],
-    ) -> None:
-        self._lm = lm
-        self._state = state
-        self._indices = indices  # sequence of every row
-        self._open = [True] * len(indices)  # rows that are not done
-        self._listener = listener
-        self._decided = decided
-        self._results = results
-        self._ends = end_tokens(lm.model)
+    lm: LanguageModel
+    state: Decoding
+    indices: list[int]
+    listener: RowListener
+    callbacks: Callbacks
+    results: list[list[int]]
 
-    def run(self, logits: Tensor, max_new_tokens: int, advance: Callable[[int], None]) -> None:
+    def __post_init__(self) -> None:
+        self.open = [True] * len(self.indices)  # rows that are not done
+        self.ends = end_tokens(self.lm.model)
+
+    def run(self, logits: Tensor, max_new_tokens: int) -> None:
         tokens = _greedy(logits)
         for length in range(1, max_new_tokens + 1):
             if length % CHECK_EVERY == 1 or length == max_new_tokens:
-                advance(self._close(tokens, length == max_new_tokens))
-                if not any(self._open):
+                self.callbacks.advance(self._close(tokens, length == max_new_tokens))
+                if not any(self.open):
                     return
                 tokens = self._leave(tokens)
             if length < max_new_tokens:
-                logits = step(self._lm, self._state, tokens[:, -1:])
+                logits = step(self.lm, self.state, tokens[:, -1:])
                 tokens = torch.cat([tokens, _greedy(logits)], dim=1)
 
     def _close(self, tokens: Tensor, last: bool) -> int:
         """Note the results of rows that are done; how many there were."""
-        closed = 0
-        for row, (index, ids) in enumerate(zip(self._indices, tokens.tolist(), strict=True)):
-            if not self._open[row]:
+        closed, decided = 0, self.callbacks.decided
+        for row, (index, ids) in enumerate(zip(self.indices, tokens.tolist(), strict=True)):
+            if not self.open[row]:
                 continue
-            response = list(itertools.takewhile(lambda token: token not in self._ends, ids))
-            ended = last or len(response) < len(ids)
-            if ended or (self._decided is not None and self._decided(index, response)):
-                self._results[index] = response
-                self._open[row] = False
+            response = list(itertools.takewhile(lambda token: token not in self.ends, ids))
+            if last or len(response) < len(ids) or (decided is not None and decided(index, response)):
+                self.results[index] = response
+                self.open[row] = False
                 closed += 1
         return closed
 
     def _leave(self, tokens: Tensor) -> Tensor:
         """Drop the rows that are done, if they are many enough; the tokens of the others."""
-        if sum(self._open) > (1 - WORTH_LEAVING) * len(self._open):
+        if sum(self.open) > (1 - WORTH_LEAVING) * len(self.open):
             return tokens
-        kept = torch.tensor([row for row, is_open in enumerate(self._open) if is_open], device=tokens.device)
-        self._indices = [self._indices[row] for row in kept.tolist()]
-        self._open = [True] * len(kept)
-        keep_rows(self._state.cache, kept)
-        self._state.mask = self._state.mask[kept]
-        self._state.positions = self._state.positions[kept]
-        self._listener.keep(kept)
+        kept = torch.tensor([row for row, is_open in enumerate(self.open) if is_open], device=tokens.device)
+        self.indices = [self.indices[row] for row in kept.tolist()]
+        self.open = [True] * len(kept)
+        keep_rows(self.state.cache, kept)
+        self.state.mask = self.state.mask[kept]
+        self.state.positions = self.state.positions[kept]
+        self.listener.keep(kept)
         return tokens[kept]
 
 

@@ -26,23 +26,19 @@ OutputChange = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def fused(module: nn.Module) -> bool:
-    """Whether the module holds the matrices of many experts in one tensor."""
+    """Check whether the module holds the matrices of many experts in one tensor."""
     parameter = module._parameters.get(DOWN)
     return parameter is not None and parameter.ndim == 3
 
 
 def interceptable(module: nn.Module) -> bool:
-    """Whether what each expert writes can be had: the experts use the library's interface, with no norm of their own."""
+    """Check that what each expert writes can be had: the experts use the library's interface, with no norm of their own."""
     return hasattr(module, "_apply_gate") and getattr(module, "has_post_expert_norm", None) is False
 
 
 @contextmanager
 def expert_outputs(module: Any, change: OutputChange) -> Iterator[None]:
-    """While this lasts, what the experts of a module write is changed before it is weighted and summed.
-
-    Args:
-        module: fused experts that are `interceptable`.
-        change: called at every forward pass with the outputs of all pairs of a token and an expert.
+    """While this lasts, `change` changes what `interceptable` experts write before it is weighted and summed.
 
     Raises:
         ModelError: a forward pass went by without the outputs being seen.
@@ -70,9 +66,6 @@ def expert_outputs(module: Any, change: OutputChange) -> Iterator[None]:
         module.has_post_expert_norm = True
         stack.callback(delattr, module, "post_expert_norm")
         module.post_expert_norm = written
-        for handle in (
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave),
-        ):
-            stack.callback(handle.remove)
+        stack.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+        stack.enter_context(module.register_forward_hook(leave))
         yield

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,19 +14,14 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.transformers_internals import shared_keys
 
 
-@contextmanager
-def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """While this lasts, the language-model head gets a contiguous input.
+def contiguous_head(model: nn.Module) -> AbstractContextManager[Any]:
+    """Give the language-model head a contiguous input, while this lasts.
 
     With `logits_to_keep=1` it gets a slice, and PyTorch then copies the whole vocabulary matrix once per row when no
     gradient is needed: most of the time of a prefill.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    return head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
 
 
 def grouped_queries(lm: LanguageModel) -> AbstractContextManager[None]:
@@ -35,18 +30,12 @@ def grouped_queries(lm: LanguageModel) -> AbstractContextManager[None]:
 
 
 def forward_pass(
-    lm: LanguageModel,
-    ids: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    capacity: int,
-    cache: DynamicCache | None = None,
+    lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, capacity: int, cache: DynamicCache | None = None
 ) -> tuple[Tensor, DynamicCache]:
+    """Logits of the next token [rows, vocabulary], and the cache: the given one, or one with room for `capacity` tokens."""
     cache = new_cache(lm.model, capacity) if cache is None else cache
-    optional = {"position_ids": positions, "logits_to_keep": 1, "use_cache": True}
-    logits: Tensor = lm.model(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, **accepted_options(lm.model, optional)
-    ).logits
+    options = accepted_options(lm.model, {"position_ids": positions, "logits_to_keep": 1, "use_cache": True})
+    logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **options).logits
     return logits[:, -1], cache
 
 

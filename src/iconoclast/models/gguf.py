@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
 from iconoclast.models.transformers_internals import set_name
@@ -22,10 +17,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter.
-
-    Args:
-        llama_cpp: folder of a llama.cpp checkout; None to look on the PATH.
+    """llama.cpp's converter, in the folder of a checkout or, with None, on the PATH.
 
     Raises:
         ModelError: it is not there.
@@ -56,8 +48,6 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
-    from transformers import GgufConfig
-
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**location)
     model = AutoModelForCausalLM.from_pretrained(

@@ -5,13 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jinja2 import TemplateError
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import Writer, find_writers
+from iconoclast.models.anatomy import Writer, find_writers, input_device
 from iconoclast.models.probe import require_complete
 from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
@@ -28,7 +25,6 @@ class LanguageModel:
         name: the name it was asked for by.
         path: the folder, file or hub id that was loaded.
         dtype: the data type that was chosen, as in "bfloat16".
-        quantization: none, bnb_4bit or bnb_8bit.
         response_prefix: text that every response starts with; part of the prompt for all measurements.
     """
 
@@ -47,9 +43,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.device
+        return input_device(self.model)
 
     @property
     def layers(self) -> int:
@@ -82,7 +76,7 @@ class LanguageModel:
         return self._writers[key]
 
     def with_prefix(self, response_prefix: str) -> "LanguageModel":
-        """The same model, its responses starting with `response_prefix`."""
+        """Let responses of the same model start with `response_prefix`."""
         return replace(self, response_prefix=response_prefix)
 
     def render(self, prompt: Prompt) -> str:
@@ -93,7 +87,12 @@ class LanguageModel:
     def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of a whole conversation, up to where the next response goes on."""
         try:
-            text = self._template(messages)
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,
+            )
         except (TemplateError, TypeError, ArithmeticError) as error:
             if messages[0]["role"] != "system":
                 raise ModelError(
@@ -102,7 +101,7 @@ class LanguageModel:
             # Some templates have no system role: the instruction then opens the user's first turn.
             first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
             return self.render_messages([{"role": "user", "content": first}, *messages[2:]])
-        return text + self.response_prefix
+        return str(text) + self.response_prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of every rendered prompt."""
@@ -112,10 +111,3 @@ class LanguageModel:
         """Token ids of rendered texts; the template has put the special tokens there already."""
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
-
-    def _template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
-        assert isinstance(text, str)
-        return text

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,15 +25,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from iconoclast.errors import ModelError
+from iconoclast.models.adapters import is_adapter
 from iconoclast.models.chat_template import prepare_tokenizer
-from iconoclast.models.demo import ensure_demo
 from iconoclast.models.gguf import load_gguf, torch_dtype
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.names import resolve
+from iconoclast.models.names import local_path
 from iconoclast.models.transformers_internals import forget_conversions
 from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
-from iconoclast.vocabulary import DEMO, DTYPES, QUANTIZATIONS, Dtype, Quantization
+from iconoclast.vocabulary import DTYPES, QUANTIZATIONS, Dtype, Quantization
+
+
+class Placement(TypedDict, total=False):
+    """Where weights go, and whose code may run, while a model is loaded.
+
+    Attributes:
+        device_map: as accelerate takes it; auto unless it is set.
+        max_memory: device ("0", "1", …, "cpu") → the most that goes there, as in "20GiB"; what is left goes to the disk.
+        trust_remote_code: run code from the model's repository.
+    """
+
+    device_map: str
+    max_memory: Mapping[str, str] | None
+    trust_remote_code: bool
 
 
 def load_model(
@@ -40,120 +55,109 @@ def load_model(
     *,
     dtypes: Sequence[Dtype | str] = DTYPES,
     quantization: Quantization | str = "none",
-    device_map: str = "auto",
-    max_memory: Mapping[str, str] | None = None,
-    trust_remote_code: bool = False,
     chat_template: str | None = None,
     response_prefix: str = "",
     note: Callable[[str], None] = lambda message: None,
+    **placement: Unpack[Placement],
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
     Args:
         name: hub id, model folder, .gguf file, or "demo".
         dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.
-        quantization: "none", "bnb_4bit" or "bnb_8bit". With "none" a checkpoint that is quantised is dequantised where the
-            library can do that.
-        device_map: as accelerate takes it.
-        max_memory: device ("0", "1", …, "cpu") → the most that goes there, as in "20GiB"; what is left goes to the disk.
-        trust_remote_code: run code from the model's repository.
+        quantization: "none", "bnb_4bit" or "bnb_8bit"; with "none" a quantised checkpoint is dequantised if that is possible.
         chat_template: "plain", "raw" or a Jinja file, in place of the tokenizer's own.
         response_prefix: text that every response starts with.
         note: told in one line why a dtype was passed over.
+        placement: see `Placement`.
 
     Raises:
-        ModelError: nothing there, not a causal language model, no chat template, no dtype works, or a
-            dtype or quantisation is not known.
+        ModelError: nothing there, no causal language model, no chat template, no dtype works, or a word is not known.
     """
-    for dtype in dtypes:
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
-            require_known(dtype, DTYPES, "dtype", ModelError)
-    require_known(quantization, QUANTIZATIONS, "quantisation", ModelError)
-    path = str(ensure_demo()) if name == DEMO else resolve(name)
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
-    if quantization != "none":
-        _require_bitsandbytes()
-    if path.lower().endswith(".gguf") and quantization != "none":
-        raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
-    _refuse_pickle(Path(path), name)
+    path = _checked_path(name, dtypes, quantization)
     failures: dict[str, list[str]] = {}
     for dtype in dtypes:
         try:
-            model, tokenizer = _load(path, dtype, quantization, device_map, max_memory, trust_remote_code)
+            model, tokenizer = _load(path, dtype, quantization, **placement)
         except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
-            if not trust_remote_code and "trust_remote_code" in str(error):
+            if "trust_remote_code" in str(error) and not placement.get("trust_remote_code"):
                 raise ModelError(
                     f"{name} brings Python code of its own, which is only run with trust_remote_code. Read it first."
                 ) from None
-            failures.setdefault(_first_line(error), []).append(dtype)
-            note(f"dtype {dtype} does not load: {_first_line(error)}")
-            continue
+            problem, told = _first_line(error), "does not load"
         except (OSError, SafetensorError) as error:
             raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
-        prepare_tokenizer(tokenizer, chat_template, name)
-        model.requires_grad_(False)
-        model.train(False)
-        loaded = LanguageModel(
-            model,
-            tokenizer,
-            name,
-            path,
-            str(model.dtype).removeprefix("torch."),
-            cast(Quantization, quantization),
-            response_prefix,
-        )
-        if problem := _forward_problem(loaded):
-            failures.setdefault(problem, []).append(dtype)
-            note(f"dtype {dtype} is passed over: {problem}")
-            continue
-        return loaded
+        else:
+            prepare_tokenizer(tokenizer, chat_template, name)
+            model.requires_grad_(False).train(False)
+            kept, kind = str(model.dtype).removeprefix("torch."), cast(Quantization, quantization)
+            loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
+            problem, told = _forward_problem(loaded), "is passed over"
+            if not problem:
+                return loaded
+        failures.setdefault(problem, []).append(dtype)
+        note(f"dtype {dtype} {told}: {problem}")
     reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
 
+def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
+    """Path of a model, unless it is known beforehand that loading it does not work, or is not safe."""
+    for dtype in dtypes:
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
+            require_known(dtype, DTYPES, "dtype", ModelError)
+    require_known(quantization, QUANTIZATIONS, "quantisation", ModelError)
+    path = local_path(name)
+    if is_adapter(path):
+        raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
+    if quantization != "none" and path.lower().endswith(".gguf"):
+        raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
+    files = sorted(Path(path).glob("*"))
+    pickled = [file.name for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickled and not any(file.suffix == ".safetensors" for file in files):
+        raise ModelError(
+            f"The weights of {name} are pickled ({pickled[0]}), and a pickle can run code when it is read. Have them converted to "
+            "safetensors, as the hub does for most models."
+        )
+    return path
+
+
 def _load(
-    path: str,
-    dtype: Dtype | str,
-    quantization: Quantization | str,
-    device_map: str,
-    max_memory: Mapping[str, str] | None,
-    trust_remote_code: bool,
+    path: str, dtype: Dtype | str, quantization: Quantization | str, **placement: Unpack[Placement]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if path.lower().endswith(".gguf"):
         return load_gguf(Path(path), dtype)
-    options: dict[str, Any] = {
-        "dtype": torch_dtype(dtype),
-        "device_map": _device_map(device_map, max_memory),
-        "use_safetensors": True,
-    }
+    max_memory, trusted = placement.get("max_memory"), placement.get("trust_remote_code", False)
+    device_map = placement.get("device_map", "auto")
+    if device_map == "auto" and not max_memory and not torch.cuda.is_available():
+        device_map = "cpu"
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "device_map": device_map, "use_safetensors": True}
     if max_memory:
         options["max_memory"] = {int(name) if name.isdigit() else name: size for name, size in max_memory.items()}
         options["offload_folder"] = tempfile.mkdtemp(prefix="iconoclast-offload-")
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
     stored = getattr(config, "quantization_config", None)
     if quantization != "none":
-        from transformers import BitsAndBytesConfig
-
-        compute = torch.bfloat16 if dtype == "auto" else torch_dtype(dtype)
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=quantization == "bnb_4bit",
             load_in_8bit=quantization == "bnb_8bit",
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else torch_dtype(dtype),
         )
     elif stored and "dequantize" in inspect.signature(kind := _quantization_config(stored)).parameters:
         options["quantization_config"] = kind(dequantize=True)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    model = auto_class(config).from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    model = auto_class(config).from_pretrained(path, trust_remote_code=trusted, **options)
     if getattr(options.get("quantization_config"), "dequantize", False):
         forget_conversions(model)
     return model, tokenizer
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """What loads a model: vision-language models whole, though some have a class for their text tower alone as well."""
+    """The class that loads a model: vision-language models whole, though some have one for their text tower alone as well."""
     vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if vision else AutoModelForCausalLM
 
@@ -168,36 +172,18 @@ def _quantization_config(stored: Any) -> Any:
     return AUTO_QUANTIZATION_CONFIG_MAPPING[method]
 
 
-def _refuse_pickle(folder: Path, name: str) -> None:
-    pickled = [file.name for file in sorted(folder.glob("*")) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"The weights of {name} are pickled ({pickled[0]}), and a pickle can run code when it is read. Have them converted to "
-            "safetensors, as the hub does for most models."
-        )
-
-
-def _device_map(device_map: str, max_memory: Mapping[str, str] | None) -> str:
-    return "cpu" if device_map == "auto" and not torch.cuda.is_available() and not max_memory else device_map
-
-
-def _require_bitsandbytes() -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
-
-
-def _forward_problem(loaded: LanguageModel) -> str | None:
-    """Why a real forward pass fails, or None if it gives finite numbers."""
+def _forward_problem(loaded: LanguageModel) -> str:
+    """The reason why a real forward pass fails; empty if it gives finite numbers."""
     ids = torch.tensor(loaded.encode([Prompt("Hello")]), device=loaded.device)
     try:
         with torch.inference_mode():
             finite = bool(torch.isfinite(loaded.model(input_ids=ids).logits).all())
     except (RuntimeError, ValueError) as error:
         return f"the forward pass fails ({_first_line(error)})"
-    return None if finite else "the forward pass gives numbers that are not finite"
+    return "" if finite else "the forward pass gives numbers that are not finite"
 
 
 def _first_line(error: BaseException) -> str:
     # Some libraries end their first line in the middle of a sentence.
-    lines = [" ".join(str(error).strip().replace(":\n", ": ").replace(": \n", ": ").split("\n", 1)[0].split())]
-    return lines[0].replace(str(Path.home()), "~") if lines else type(error).__name__
+    first = str(error).strip().replace(":\n", ": ").replace(": \n", ": ").split("\n", 1)[0]
+    return " ".join(first.split()).replace(str(Path.home()), "~") or type(error).__name__

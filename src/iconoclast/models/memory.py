@@ -1,4 +1,4 @@
-"""How many sequences go through a model at once."""
+"""How much memory there is, and how many sequences go through a model at once."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,19 +12,27 @@ from iconoclast.models.language_model import LanguageModel
 _Result = TypeVar("_Result")
 
 
-def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_size: int) -> int:
-    """Rows per forward pass: `batch_size` if set, else what a quarter of the free memory holds, up to the limit."""
-    if batch_size:
-        return batch_size
+def free_memory(lm: LanguageModel) -> int:
+    """Free bytes where the model lies."""
+    return torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else int(psutil.virtual_memory().available)
+
+
+def token_bytes(lm: LanguageModel) -> tuple[int, int]:
+    """Bytes that one token takes: its keys and values in all layers, and one state of the residual stream."""
     config = lm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = torch.finfo(lm.model.dtype).bits // 8
-    cache = 2 * config.num_hidden_layers * heads * head_dim * width * tokens
-    activations = 8 * config.hidden_size * width * tokens
-    logits = 12 * config.vocab_size
-    free = torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(max_batch_size, int(free / 4 / (cache + activations + logits))))
+    return 2 * lm.layers * heads * head_dim * width, lm.hidden_size * width
+
+
+def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_size: int) -> int:
+    """Rows per forward pass: `batch_size` if set, else what a quarter of the free memory holds, up to the limit."""
+    if batch_size:
+        return batch_size
+    cached, state = token_bytes(lm)
+    row = (cached + 8 * state) * tokens + 12 * lm.model.config.get_text_config().vocab_size
+    return max(1, min(max_batch_size, int(free_memory(lm) / 4 / row)))
 
 
 class Rows:

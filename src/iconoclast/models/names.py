@@ -3,9 +3,7 @@
 import os
 from pathlib import Path
 
-from transformers import (
-    PreTrainedConfig,
-)
+from transformers import PreTrainedConfig
 
 from iconoclast.errors import ModelError
 from iconoclast.models.demo import demo_folder, ensure_demo
@@ -28,17 +26,17 @@ def resolve(name: str) -> str:
     return name
 
 
+def local_path(name: str) -> str:
+    """The folder, file or hub id behind a model name, the demo made if need be."""
+    return str(ensure_demo()) if name == DEMO else resolve(name)
+
+
 def stored_quantized(name: str) -> bool:
-    """Whether the weights of a model are quantised in its files; not, if there are none."""
-    path = str(ensure_demo()) if name == DEMO else resolve(name)
+    """Check whether the weights of a model are quantised in its files; not, if there are none."""
+    path = local_path(name)
     if path.lower().endswith(".gguf"):
         return True
     try:
         return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
     except OSError:
         return False
-
-
-def local_path(name: str) -> str:
-    """The folder, file or hub id behind a model name, the demo made if need be."""
-    return str(ensure_demo()) if name == DEMO else resolve(name)

@@ -92,7 +92,7 @@ class _Gated:
 
 
 def _suits(module: nn.Linear) -> bool:
-    """Whether a module is a plain linear map in bfloat16 on the CPU, with no forward pass of its own (offloading)."""
+    """Check that a module is a plain linear map in bfloat16 on the CPU, with no forward pass of its own (offloading)."""
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     return module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
@@ -120,9 +120,8 @@ def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forwar
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, Tensor) and isinstance(epsilon, float):
         faster, width = _RootMeanSquare(weight, epsilon), len(weight)
     elif isinstance(gate, nn.Linear) and isinstance(up, nn.Linear) and isinstance(down, nn.Module):
-        if not {gate, up} <= products.keys() or any(
-            part._forward_hooks or part._forward_pre_hooks for part in (gate, up)
-        ):
+        listened_to = any(part._forward_hooks or part._forward_pre_hooks for part in (gate, up))
+        if listened_to or not {gate, up} <= products.keys():
             return None
         if type(getattr(module, "act_fn", None)) not in (nn.SiLU, SiLUActivation):
             return None
@@ -132,14 +131,13 @@ def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forwar
     states = torch.linspace(-2, 2, 3 * width, dtype=torch.bfloat16).view(3, width)
     with torch.inference_mode():
         expected, given = module(states), faster(states)
-    close = given.dtype == expected.dtype and torch.allclose(
-        given, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
-    )
-    return faster if close else None
+    nothing = 0.02 * float(expected.abs().max())
+    same = given.dtype == expected.dtype and torch.allclose(given, expected, rtol=0.02, atol=nothing)
+    return faster if same else None
 
 
 def _works() -> bool:
-    """Whether the operators exist, and give what the public one gives."""
+    """Check that the operators exist, and give what the public one gives."""
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False

@@ -1,4 +1,4 @@
-"""Whether the writers that were found are all there are: asked of the model itself, whatever its architecture."""
+"""Proof that the writers that were found are all there are: asked of the model itself, whatever its architecture."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import Writer, decoder_layers
+from iconoclast.models.anatomy import Writer, decoder_layers, input_device
 from iconoclast.models.hooks import hooks_act
 from iconoclast.vocabulary import Component, Site
 
@@ -25,19 +25,16 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
     With states of zeros and the output of every writer replaced by one random vector, a layer must give that vector, or what
     the norm makes of it that is known to be behind the writer.
 
-    Args:
-        model: the model.
-        writers: its writers of all components.
-
     Raises:
-        ModelError: a layer writes by other means; or there is something between a writer and the stream. An edit would then
+        ModelError: a layer writes by other means, or something stands between a writer and the stream. An edit would then
             miss a part of what it should change.
     """
     name, layers = type(model).__name__, decoder_layers(model)
     for index, (before, after) in enumerate(_states(model, layers, writers, lambda writer: None, keep=True)):
         if not _off(after, before) <= TOLERANCE:  # not a number proves nothing
+            known = " and ".join(site.module for site in writers if site.layer == index)
             raise ModelError(
-                f"Layer {index} of {name} writes to the residual stream by more than its {_named(writers, index)}, so an edit "
+                f"Layer {index} of {name} writes to the residual stream by more than its {known}, so an edit "
                 "would miss a part of it. This architecture cannot be edited."
             )
     width = model.config.get_text_config().hidden_size
@@ -89,15 +86,12 @@ def _states(
     with ExitStack() as stack:
         stack.enter_context(hooks_act())
         for writer in writers.values():
-            stack.callback(writer.module.register_forward_hook(replaced(writer)).remove)
+            stack.enter_context(writer.module.register_forward_hook(replaced(writer)))
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            stack.callback(layer.register_forward_hook(leave).remove)
-        embeddings = model.get_input_embeddings().weight
-        assert isinstance(embeddings, Tensor)
-        ids = torch.arange(1, 6, device=embeddings.device)[None]  # any text serves
-        with torch.inference_mode():
-            model(input_ids=ids)
+            stack.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            stack.enter_context(layer.register_forward_hook(leave))
+        stack.enter_context(torch.inference_mode())
+        model(input_ids=torch.arange(1, 6, device=input_device(model))[None])  # any text serves
     return [(b[0].float(), a[0].float()) for b, a in zip(before, after, strict=True)]
 
 
@@ -105,7 +99,3 @@ def _off(states: Tensor, expected: Tensor) -> float:
     """How far states are from a multiple of what is expected: largest sine over tokens."""
     cosine = cosine_similarity(states, expected.to(states.device), dim=-1)
     return float((1 - cosine.square()).clamp(min=0).sqrt().max())
-
-
-def _named(writers: Mapping[Site, Writer], layer: int) -> str:
-    return " and ".join(site.module for site in writers if site.layer == layer)

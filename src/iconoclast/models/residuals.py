@@ -1,6 +1,7 @@
 """The residual stream at the last token of prompts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import decoder_layers
+from iconoclast.models.batching import Sequences
 from iconoclast.models.hooks import hooks_act
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import next_token_logprobs
@@ -15,7 +17,7 @@ from iconoclast.models.reading import next_token_logprobs
 
 def last_token_residuals(
     lm: LanguageModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequences,
     rows: int,
     advance: Callable[[int], None] = lambda n: None,
     modules: Sequence[nn.Module] | None = None,
@@ -24,39 +26,30 @@ def last_token_residuals(
 
     Taken by hooks on the layers themselves: the framework's own last hidden state has been through the final norm.
 
-    Args:
-        lm: the model.
-        sequences: token ids.
-        rows: sequences per forward pass.
-        advance: told how many sequences are finished.
-        modules: whose outputs are taken in place of the layers'.
+    `rows` sequences go through at once, `advance` is told how many are finished, and the outputs of `modules` are taken in
+    place of the layers' if they are given.
 
     Raises:
         ModelError: a module gives no hidden states.
     """
     layers = modules or decoder_layers(lm.model)
     result = torch.empty(len(sequences), len(layers), lm.hidden_size)
-    caught: dict[int, Tensor] = {}
+    caught: dict[nn.Module, Tensor] = {}
 
-    def catch(index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output if isinstance(output, Tensor) else output[0]
-            caught[index] = hidden[:, -1].float().cpu()
+    def catch(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        caught[module] = hidden[:, -1].float().cpu()
 
-        return hook
-
-    handles = [layer.register_forward_hook(catch(i)) for i, layer in enumerate(layers)]
-    try:
-        with hooks_act():
-            for indices, _ in next_token_logprobs(lm, sequences, rows):
-                for i, layer in enumerate(layers):
-                    if i not in caught or caught[i].shape[-1] != lm.hidden_size:
-                        raise ModelError(
-                            f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
-                        )
-                result[indices] = torch.stack([caught[i] for i in range(len(layers))], dim=1)
-                advance(len(indices))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.enter_context(hooks_act())
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(catch))
+        for indices, _ in next_token_logprobs(lm, sequences, rows):
+            for layer in layers:
+                if layer not in caught or caught[layer].shape[-1] != lm.hidden_size:
+                    raise ModelError(
+                        f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
+                    )
+            result[indices] = torch.stack([caught[layer] for layer in layers], dim=1)
+            advance(len(indices))
     return result

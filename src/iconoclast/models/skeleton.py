@@ -8,7 +8,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import Writer
 from iconoclast.models.chat_template import prepare_tokenizer
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.language_model import LanguageModel
@@ -48,14 +47,12 @@ def load_skeleton(
     names = {module: module_name for module_name, module in model.named_modules()}
     for writer in lm.writers(components).values():
         if writer.post_norm is not None:
-            _fill(model, writer, names[writer.post_norm], checkpoint)
+            _fill(model, writer.post_norm, names[writer.post_norm], checkpoint)
     return lm
 
 
-def _fill(model: PreTrainedModel, writer: Writer, name: str, checkpoint: Checkpoint) -> None:
-    """Give the norm behind a writer the weights that it has in the checkpoint."""
-    norm = writer.post_norm
-    assert norm is not None
+def _fill(model: PreTrainedModel, norm: nn.Module, name: str, checkpoint: Checkpoint) -> None:
+    """Give a norm behind a writer the weights that it has in the checkpoint."""
     for parameter, value in list(norm.named_parameters(recurse=False)):
         stored = checkpoint.names(model, f"{name}.{parameter}", value.shape)
         if not stored:

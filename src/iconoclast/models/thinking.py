@@ -18,15 +18,11 @@ THINKING_BLOCKS = (
 
 
 def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:
-    """What every response of the model starts with, so that measurements begin where responses differ.
+    """Find what every response of the model starts with, so that measurements begin where responses differ.
 
-    A thinking block that opens there is closed at once: the response proper is what is measured.
-
-    Args:
-        lm: the model, without a response prefix.
-        prompts: a few prompts of unlike kinds; a phrase that only like prompts share is not a prefix.
-        rows: sequences per batch.
-        longest: tokens to look at.
+    A thinking block that opens there is closed at once: the response proper is what is measured. The model has no response
+    prefix yet, and the prompts are a few of unlike kinds, as a phrase that only like prompts share is not a prefix. The
+    first `longest` tokens are looked at.
     """
     prefix = ""
     for _ in range(2):  # a second look, at what follows a thinking block
@@ -41,12 +37,8 @@ def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int
 def _common_start(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int) -> str:
     ids = lm.encode(prompts)
     for length in (1, longest):  # most models need one token to show that there is no prefix
-        responses = decode(lm, ids, length, rows)
-        common = [
-            tokens[0] for tokens in itertools.takewhile(lambda t: len(set(t)) == 1, zip(*responses, strict=False))
-        ]
+        columns = zip(*decode(lm, ids, length, rows), strict=False)
+        common = [tokens[0] for tokens in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
         if not common:
             return ""
-    text = lm.tokenizer.decode(common, skip_special_tokens=False)
-    assert isinstance(text, str)
-    return text
+    return str(lm.tokenizer.decode(common, skip_special_tokens=False))

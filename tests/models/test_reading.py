@@ -12,7 +12,7 @@ from iconoclast.models.batching import batches_by_length
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, new_cache, shareable
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.models.reading import Unedited, next_token_logprobs, read_prompts, step
+from iconoclast.models.reading import RowListener, next_token_logprobs, read_prompts, step
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.transformers_internals import GROUPED_QUERIES
 from iconoclast.prompts import Prompt
@@ -34,9 +34,7 @@ def alone(lm: LanguageModel, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_padding_batching_and_the_shared_prefix_leave_log_probabilities_as_they_are(
-    tiny_lm: LanguageModel, rows: int
-) -> None:
+def test_batching_and_a_shared_prefix_change_no_log_probability(tiny_lm: LanguageModel, rows: int) -> None:
     ids = tiny_lm.encode(PROMPTS)
     assert common_prefix(ids) > 30 and shareable(tiny_lm.model)
     expected = torch.stack([alone(tiny_lm, sequence) for sequence in ids])
@@ -64,7 +62,7 @@ def test_keys_and_values_are_not_copied_for_every_query_head(
 def test_steps_after_the_prompt_continue_it_exactly(tiny_lm: LanguageModel) -> None:
     ids = tiny_lm.encode(PROMPTS)
     token = 70
-    for indices, _, state in read_prompts(tiny_lm, ids, 3, 2, Unedited()):
+    for indices, _, state in read_prompts(tiny_lm, ids, 3, 2, RowListener()):
         for _ in range(3):  # one more than there is room for: the cache grows
             logits = step(tiny_lm, state, torch.full((3, 1), token))
         for row, index in enumerate(indices):
@@ -72,7 +70,7 @@ def test_steps_after_the_prompt_continue_it_exactly(tiny_lm: LanguageModel) -> N
             torch.testing.assert_close(logits[row].log_softmax(-1), expected, atol=2e-5, rtol=2e-5)
 
 
-def test_a_model_with_sliding_attention_shares_no_prefix_and_is_right_all_the_same(tmp_path: object) -> None:
+def test_a_model_with_sliding_attention_shares_no_prefix(tmp_path: object) -> None:
     config = Gemma2Config(
         vocab_size=261, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, sliding_window=8, eos_token_id=1, pad_token_id=0,
