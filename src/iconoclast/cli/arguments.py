@@ -4,26 +4,26 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.runs.references import split_reference
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--config",
         help="Settings file (TOML). Unset: the file that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml.",
     ),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder; RUN:N means its trial N.")]
+RunArgument = Annotated[str, Argument(metavar="RUN", help="Run folder; RUN:N means its trial N.")]
 TrialOption = Annotated[
-    str | None, typer.Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
+    str | None, Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
 ]
-SampleCountOption = Annotated[int, typer.Option("--sample-count", help="Responses shown of each kind.", min=0)]
-FiguresOption = Annotated[Path | None, typer.Option("--json", help="File for all figures.")]
-AsJsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
+SampleCountOption = Annotated[int, Option("--sample-count", help="Responses shown of each kind.", min=0)]
+FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures.")]
+AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
+ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 
 
 def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:

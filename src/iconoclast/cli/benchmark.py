@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writable, run_and_trial
 from iconoclast.cli.console import out, quiet_libraries
@@ -27,27 +27,21 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
-    tasks: Annotated[
-        list[str], typer.Option("--tasks", help="Tasks of lm-eval, separated by commas; may be repeated.")
-    ],
+    model: Annotated[str, Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
+    tasks: Annotated[list[str], Option(help="Tasks of lm-eval, separated by commas; may be repeated.")],
     trial: TrialOption = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help="Base model to compare MODEL with. An adapter knows its own.")
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="Folder with task files of your own.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only so many items of each task.", min=1)] = None,
+    against: Annotated[str | None, Option(help="Base model to compare MODEL with. An adapter knows its own.")] = None,
+    include_path: Annotated[Path | None, Option(help="Folder with task files of your own.")] = None,
+    limit: Annotated[int | None, Option(help="Only so many items of each task.", min=1)] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", help="Worked examples before each item. Unset: the task's.", min=0)
+        int | None, Option(help="Worked examples before each item. Unset: the task's.", min=0)
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences in a batch.", min=1)] = 8,
+    batch_size: Annotated[int, Option(help="Sequences in a batch.", min=1)] = 8,
     apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Put the items to the model as a user would.")
+        bool, Option("--apply-chat-template", help="Put the items to the model as a user would.")
     ] = False,
     confirm_run_unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
+        bool, Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
     ] = False,
     json_file: FiguresOption = None,
 ) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.cli.arguments import SampleCountOption
 from iconoclast.cli.console import quiet_libraries
@@ -12,15 +12,13 @@ from iconoclast.errors import SettingsError
 
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
+        list[str], Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
     ],
-    against: Annotated[
-        str | None, typer.Option("--against", help="Their base model. Unset: the one that the settings name.")
-    ] = None,
+    against: Annotated[str | None, Option(help="Their base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="Settings file (TOML). Unset: those of the first run or journal.")
+        Path | None, Option(help="Settings file (TOML). Unset: those of the first run or journal.")
     ] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for comparison.json and summary.json.")] = None,
+    to: Annotated[Path | None, Option(help="Folder for comparison.json and summary.json.")] = None,
     sample_count: SampleCountOption = 3,
 ) -> None:
     """Measure several edited models of one base on the same prompts, with paired tests, and say which is better.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import out
@@ -16,14 +17,14 @@ from iconoclast.reports.text import print_lines, settings_lines, settings_refere
 config_app = typer.Typer(help="Look at the settings.", rich_markup_mode=None)
 
 
-def config_root(ctx: typer.Context) -> None:
+def config_root(ctx: Context) -> None:
     """Look at the settings."""
     if ctx.invoked_subcommand is None:
         print_lines(out, ctx.get_help())
 
 
 @config_app.command("show", cls=SettingsCommand)
-def show(ctx: typer.Context, config: ConfigOption = None, as_json: AsJsonOption = False) -> None:
+def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = False) -> None:
     """Show the effective settings and where each came from."""
     loaded = loaded_settings(ctx, config)
     if as_json:
@@ -33,7 +34,7 @@ def show(ctx: typer.Context, config: ConfigOption = None, as_json: AsJsonOption 
 
 
 @config_app.command("schemas")
-def write_schemas(to: Annotated[Path, typer.Argument(help="Folder for the schemas.")]) -> None:
+def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")]) -> None:
     """Write the JSON schema of every file of runs and exports (docs/schemas are made of it)."""
     from iconoclast.files import write_whole
     from iconoclast.runs.documents import schemas

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from iconoclast.cli.console import out, program, quiet_libraries
 from iconoclast.cli.progress import shown_progress
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
-    n_trials: Annotated[int, typer.Option("--n-trials", help="Trials in total.", min=1)] = 24,
+    out_folder: Annotated[Path, Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
+    n_trials: Annotated[int, Option(help="Trials in total.", min=1)] = 24,
 ) -> None:
     """The whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
 from iconoclast.cli.console import out, quiet_libraries
@@ -12,13 +12,11 @@ from iconoclast.reports.text import print_lines
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
-    against: Annotated[
-        str | None, typer.Option("--against", help="Its base model. Unset: the one that the settings name.")
-    ] = None,
+    model: Annotated[str, Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
+    against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Settings file (TOML) with prompts and markers. Unset: those of a run."),
+        Option("--config", help="Settings file (TOML) with prompts and markers. Unset: those of a run."),
     ] = None,
     json_file: FiguresOption = None,
 ) -> None:

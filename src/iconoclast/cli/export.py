@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
 from iconoclast.cli.console import out, quiet_libraries
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 def export(
     run: RunArgument,
-    to: Annotated[Path, typer.Option("--to", help="Folder for the export; it must not exist yet.")],
+    to: Annotated[Path, Option(help="Folder for the export; it must not exist yet.")],
     trial: TrialOption = None,
     kind: Annotated[
-        str, typer.Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
+        str, Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
     ] = "adapter",
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
+        Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--measure/--no-measure",
             help="Load what was written and measure it. Without, merged weights are written in the memory of a few matrices.",
         ),

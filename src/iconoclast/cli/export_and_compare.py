@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import SampleCountOption
 from iconoclast.cli.console import quiet_libraries
@@ -12,13 +12,9 @@ from iconoclast.errors import RunFolderError
 
 
 def export_and_compare(
-    iconoclast_checkpoint: Annotated[
-        Path, typer.Option("--iconoclast-checkpoint", help="iconoclast_study.jsonl of a run, or its folder.")
-    ],
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for the results; must not exist yet.")],
-    heretic_checkpoint: Annotated[
-        Path | None, typer.Option("--heretic-checkpoint", help="Journal of a heretic study to compare with.")
-    ] = None,
+    iconoclast_checkpoint: Annotated[Path, Option(help="iconoclast_study.jsonl of a run, or its folder.")],
+    output_dir: Annotated[Path, Option(help="Folder for the results; must not exist yet.")],
+    heretic_checkpoint: Annotated[Path | None, Option(help="Journal of a heretic study to compare with.")] = None,
     sample_count: SampleCountOption = 5,
 ) -> None:
     """Export the best trial of a run as merged weights, and compare it with the best trial of a heretic study.

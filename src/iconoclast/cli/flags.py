@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import typer
+from typer import Context, Option
 from typer.core import TyperCommand
 
 from iconoclast.config.layers import LoadedSettings, load_settings
@@ -58,7 +59,7 @@ def options_of(function: Callable[..., Any]) -> Sequence[Any]:
     return typer.main.get_command(app).params
 
 
-def given(ctx: typer.Context, options: Sequence[Any]) -> dict[str, Any]:
+def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
     """Return what the user gave for these options, by parameter name; lists as lists."""
     values = {option.name: ctx.meta[_key(option.name)] for option in options}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -92,7 +93,7 @@ class SettingsCommand(CommandWithOptions):
     option_sets = (setting_options,)
 
 
-def loaded_settings(ctx: typer.Context, config: Path | None, **named: Any) -> LoadedSettings:
+def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
     """Load the settings that the command's flags, the environment and the file `config` give.
 
     Args:
@@ -109,9 +110,7 @@ def loaded_settings(ctx: typer.Context, config: Path | None, **named: Any) -> Lo
     return load_settings(flags, config)
 
 
-def given_settings(
-    ctx: typer.Context, config: Path | None, model: str | None = None, out: Path | None = None
-) -> Settings:
+def given_settings(ctx: Context, config: Path | None, model: str | None = None, out: Path | None = None) -> Settings:
     """Load the settings of a command that takes a model and a run folder as well.
 
     Raises:
@@ -131,7 +130,7 @@ def _annotation(spec: SettingSpec) -> Any:
         names = [f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"]
     return Annotated[
         value_type | None,
-        typer.Option(*names, help=_help(spec), rich_help_panel=SETTINGS_PANEL, show_default=False),
+        Option(*names, help=_help(spec), rich_help_panel=SETTINGS_PANEL, show_default=False),
     ]
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from typer import Argument
 
 from iconoclast.cli.console import out, print_table
 from iconoclast.errors import RunFolderError
@@ -13,7 +13,7 @@ from iconoclast.reports.text import print_lines
 from iconoclast.runs.status import runs_below, status_of
 
 
-def list_runs(folder: Annotated[Path, typer.Argument(help="Folder with run folders.")] = Path("runs")) -> None:
+def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs")) -> None:
     """List all runs below a folder."""
     table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import FiguresOption, RunArgument, TrialOption, require_writable, run_and_trial
 from iconoclast.cli.console import out, quiet_libraries
@@ -17,7 +17,7 @@ def replay(
     trial: TrialOption = None,
     json_file: FiguresOption = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
+        bool, Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
     ] = False,
 ) -> None:
     """Apply a recorded trial again, measure it, and grade the drift: exact, within noise, or changed.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from iconoclast.cli.arguments import ConfigOption
 from iconoclast.cli.console import err, out, program, quiet_libraries
@@ -23,15 +23,11 @@ SAMPLES = 3
 
 
 def run(
-    ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
+    ctx: Context,
+    model: Annotated[str | None, Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
     config: ConfigOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; the same as --study-checkpoint-dir.")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Processes that share the study on this machine.", min=1)
-    ] = 1,
+    out_folder: Annotated[Path | None, Option("--out", help="Run folder; the same as --study-checkpoint-dir.")] = None,
+    workers: Annotated[int, Option(help="Processes that share the study on this machine.", min=1)] = 1,
 ) -> None:
     """Search for the edit that changes the behaviour most and everything else least.
 

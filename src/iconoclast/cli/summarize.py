@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.cli.console import out, print_table
 from iconoclast.errors import RunFolderError
@@ -16,11 +16,9 @@ from iconoclast.reports.text import print_lines
 
 
 def summarize(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Run folders, folders of run folders, or batch_summary.json files.")
-    ],
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the table as JSON.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="File for the table as Markdown.")] = None,
+    paths: Annotated[list[Path], Argument(help="Run folders, folders of run folders, or batch_summary.json files.")],
+    json_file: Annotated[Path | None, Option("--json", help="File for the table as JSON.")] = None,
+    markdown: Annotated[Path | None, Option(help="File for the table as Markdown.")] = None,
 ) -> None:
     """One table of many runs: a row a run, its base model and its best trial."""
     summaries, problems = read_summaries(paths)

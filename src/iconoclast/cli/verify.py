@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import ExportArgument, require_writable
 from iconoclast.cli.console import out, quiet_libraries
@@ -16,14 +16,12 @@ from iconoclast.reports.text import print_lines
 
 def verify(
     export_folder: ExportArgument,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model. Unset: the one that the export names.")
-    ] = None,
+    base: Annotated[str | None, Option(help="Base model. Unset: the one that the export names.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="Settings file that names the prompts, as that of the run does.")
+        Path | None, Option(help="Settings file that names the prompts, as that of the run does.")
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Also measure the scores again.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
+    measure: Annotated[bool, Option("--measure/--no-measure", help="Also measure the scores again.")] = True,
+    json_file: Annotated[Path | None, Option("--json", help="File for the result.")] = None,
 ) -> None:
     """Check that an export is what its papers say: files, tensors against the base model, scores.
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from iconoclast.cli.console import out
 from iconoclast.reports.text import print_lines
@@ -16,7 +16,7 @@ from iconoclast.runs.folder import RunFolder
 
 
 def cancel(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run_folder: Annotated[Path, Argument(metavar="RUN", help="Run folder.")],
 ) -> None:
     """End all workers of a run. What they have measured stays, and the run can go on later."""
     from iconoclast.cluster import slurm

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from iconoclast.cli.console import interruptible, quiet_imports, quiet_libraries
 from iconoclast.cli.flags import CommandWithOptions, given, options_of, setting_options
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 JOBS_PANEL = "What the jobs ask for (unset: what the cluster gives)"
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
-ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, model folder or .gguf file; or --model.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder, on a file system that all nodes see.")]
+ConfigOption = Annotated[Path | None, Option("--config", help="Settings file (TOML).")]
+ModelArgument = Annotated[str | None, Argument(help="Hub id, model folder or .gguf file; or --model.")]
+OutOption = Annotated[Path | None, Option("--out", help="Run folder, on a file system that all nodes see.")]
 
 
 def _job(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=JOBS_PANEL, show_default=False)
+    return Option(*names, help=help, rich_help_panel=JOBS_PANEL, show_default=False)
 
 
 CACHES = "Hugging Face caches: shared (yours, only read) or job (each job's own, removed with it)."
@@ -51,7 +51,7 @@ class JobFlags:
     sbatch: Annotated[
         list[str] | None, _job("Any other option of sbatch, as in mail-type=END. Repeat.", "--sbatch")
     ] = None
-    heartbeat: Annotated[float, typer.Option("--heartbeat", hidden=True)] = 0.0
+    heartbeat: Annotated[float, Option(hidden=True)] = 0.0
     dead_after: Annotated[
         float, _job("Seconds of silence after which a worker's trials go to others. [180]", "--dead-after")
     ] = 0.0
@@ -100,7 +100,7 @@ class JobsCommand(CommandWithOptions):
     option_sets = (setting_options, job_options)
 
 
-def given_jobs(ctx: typer.Context) -> "tuple[JobOptions, WorkOptions]":
+def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
     """Read the options of jobs that the user gave.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import shlex
 
-import typer
+from typer import Context
 
 from iconoclast.cli.cluster.jobs import ConfigOption, ModelArgument, OutOption, Work, given_jobs
 from iconoclast.cli.console import out, quiet_libraries
@@ -12,7 +12,7 @@ from iconoclast.reports.text import print_lines
 
 
 def submit(
-    ctx: typer.Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
+    ctx: Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
 ) -> None:
     """Search one study with many workers: a job array that shares the run folder.
 
@@ -38,7 +38,7 @@ def submit(
 
 
 def script(
-    ctx: typer.Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
+    ctx: Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
 ) -> None:
     """Write the batch script of `submit`, for clusters that take scripts only. Nothing is submitted."""
     jobs = given_jobs(ctx)

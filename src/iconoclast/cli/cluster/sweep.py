@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from iconoclast.cli.cluster.jobs import Work, given_jobs
 from iconoclast.cli.console import out, quiet_libraries
@@ -16,15 +16,13 @@ from iconoclast.reports.text import print_lines
 
 
 def sweep(
-    ctx: typer.Context,
-    configs: Annotated[list[Path], typer.Argument(help="Settings files, one a model.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the run folders, named after the files.")],
+    ctx: Context,
+    configs: Annotated[list[Path], Argument(help="Settings files, one a model.")],
+    out_folder: Annotated[Path, Option("--out", help="Folder for the run folders, named after the files.")],
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="One run after the other: one model at a time on the disk.")
+        bool, Option("--sequential", help="One run after the other: one model at a time on the disk.")
     ] = False,
-    heretic: Annotated[
-        Path | None, typer.Option("--heretic", help="The heretic program: also a job with it for every run.")
-    ] = None,
+    heretic: Annotated[Path | None, Option(help="The heretic program: also a job with it for every run.")] = None,
 ) -> None:
     """Submit one study for every settings file. `iconoclast summarize` makes the table of them."""
     from iconoclast.cluster.peer import HereticJob

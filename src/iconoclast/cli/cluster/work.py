@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.cli.cluster.jobs import work_options
 from iconoclast.cli.console import err, quiet_libraries
@@ -14,10 +14,10 @@ from iconoclast.runs.folder import RunFolder
 
 
 def work(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    max_disk: Annotated[float, typer.Option("--max-disk", help="Gigabytes that temporary files may take.")] = 0.0,
-    heartbeat: Annotated[float, typer.Option("--heartbeat", hidden=True)] = 0.0,
-    dead_after: Annotated[float, typer.Option("--dead-after", hidden=True)] = 0.0,
+    run_folder: Annotated[Path, Argument(metavar="RUN", help="Run folder.")],
+    max_disk: Annotated[float, Option(help="Gigabytes that temporary files may take.")] = 0.0,
+    heartbeat: Annotated[float, Option(hidden=True)] = 0.0,
+    dead_after: Annotated[float, Option(hidden=True)] = 0.0,
 ) -> None:
     """Be one of the workers of a run until it is complete. Batch scripts call this; as many may run as you like."""
     from iconoclast.cluster.slurm import TIME_UP
