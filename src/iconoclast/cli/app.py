@@ -14,7 +14,7 @@ from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
 from iconoclast.cli.compare import compare
 from iconoclast.cli.config import config_app
-from iconoclast.cli.console import err, interruptible, out, quiet_imports
+from iconoclast.cli.console import err, interruptible, out, quiet_libraries
 from iconoclast.cli.demo import demo
 from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.export import export
@@ -97,7 +97,7 @@ def run_alone(command: Callable[[], Any]) -> None:
     """Run a command as a program: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
     try:
         with interruptible():
-            quiet_imports()
+            quiet_libraries()
             command()
     except IconoclastError as error:
         print_lines(err, f"Error: {error}")

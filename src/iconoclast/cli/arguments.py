@@ -9,13 +9,8 @@ from typer import Argument, Option
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.runs.references import split_reference
 
-ConfigOption = Annotated[
-    Path | None,
-    Option(
-        "--config",
-        help="Settings file (TOML). Unset: the file that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml.",
-    ),
-]
+CONFIG_HELP = "Settings file (TOML). Unset: the file that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml."
+ConfigOption = Annotated[Path | None, Option("--config", help=CONFIG_HELP)]
 RunArgument = Annotated[str, Argument(metavar="RUN", help="Run folder; RUN:N means its trial N.")]
 TrialOption = Annotated[
     str | None, Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
@@ -33,7 +28,7 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
         SettingsError: they name two trials.
     """
     source, named = split_reference(run)
-    if named is not None and trial is not None and named != trial:
+    if named is not None and trial not in (None, named):
         raise SettingsError(f"{run} names trial {named}, and --trial names trial {trial}. Name one.")
     chosen = trial if named is None else named
     return Path(source), "best" if chosen is None else chosen

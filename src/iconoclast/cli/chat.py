@@ -4,7 +4,7 @@ import sys
 from contextlib import suppress
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
-from iconoclast.cli.console import err, out, quiet_libraries
+from iconoclast.cli.console import err, out
 from iconoclast.reports.text import plain, print_lines
 from iconoclast.runs.folder import RunFolder
 
@@ -15,7 +15,6 @@ def chat(run: RunArgument, trial: TrialOption = None) -> None:
     from iconoclast.runs.conversation import Conversation
     from iconoclast.runs.saved import SavedRun
 
-    quiet_libraries()
     saved = SavedRun.open(RunFolder(folder), trial)
     with err.status("Loading the model"):
         lm = saved.load_model()

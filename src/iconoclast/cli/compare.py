@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import SampleCountOption
-from iconoclast.cli.console import quiet_libraries
 from iconoclast.errors import SettingsError
 
 
@@ -27,12 +26,9 @@ def compare(
     can be followed by a colon and the number of a trial; without, its best trial is meant.
     """
     if len(models) < 2:
-        raise SettingsError(
-            "Give two models or more. One alone is measured beside its base with `iconoclast evaluate`."
-        )
+        raise SettingsError("Give two models or more. One is measured beside its base with `iconoclast evaluate`.")
     from iconoclast.cli.comparisons import compared, make_folder, print_comparison, understood, write_comparison
 
-    quiet_libraries()
     subjects, settings = understood(models, config)
     if to is not None:
         make_folder(to)

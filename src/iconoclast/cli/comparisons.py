@@ -1,9 +1,9 @@
-"""What `evaluate`, `compare` and `export-and-compare` share: measuring models beside a base, and showing it.
+"""Measuring models beside a base, and showing it: shared by `evaluate`, `compare` and `export-and-compare`.
 
 Imports torch: those commands import it when they are called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ SPLITS = {
     "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
 }
 
+ADVANTAGES = {
+    "failures": "fewer refused or broken",
+    "overrefusals": "fewer overrefusals",
+    "kl_divergence": "lower first-token KL",
+}
+
 CHANCE = 0.05
 """Probability from which on a difference is called one that can be chance."""
 
@@ -35,9 +41,8 @@ def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject]
     Raises:
         UserError: something is not there, or no settings are known.
     """
-    given = None if config is None else load_settings({}, config).settings
-    settings = given or settings_for([find_subject(name) for name in names])
-    return [find_subject(name, settings) for name in names], settings
+    own = load_settings({}, config).settings if config else settings_for([find_subject(name) for name in names])
+    return [find_subject(name, own) for name in names], own
 
 
 def compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
@@ -50,7 +55,7 @@ def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample
     """Print the table, the tests beside the base and of each pair, and some responses."""
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
-    split, warnings = comparison.sample.split, _seen_lines(comparison)
+    split, warnings = comparison.sample.split, list(_seen_lines(comparison))
     about = SPLITS["seen" if warnings and split == "report" else split]
     title = f"{about} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
@@ -68,41 +73,30 @@ def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample
     print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
         rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
-        names = list(rows[0]["responses"])
-        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in names]
+        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in rows[0]["responses"]]
         out.print(samples_table([row["prompt"] for row in rows], texts))
 
 
-def _seen_lines(comparison: Comparison) -> list[str]:
-    lines = []
-    sizes = len(comparison.sample.target), len(comparison.sample.benign)
+def _seen_lines(comparison: Comparison) -> Iterator[str]:
+    target, benign = len(comparison.sample.target), len(comparison.sample.benign)
     for subject, seen in zip(comparison.subjects, comparison.seen, strict=True):
         if seen.unknown:
-            lines.append(
-                f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
-            )
+            yield f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
         elif seen.target or seen.benign:
-            lines.append(
-                f"{subject.name} was fitted or chosen on {seen.target} of the {sizes[0]} target prompts and {seen.benign} of "
-                f"the {sizes[1]} benign ones: its figures flatter."
+            yield (
+                f"{subject.name} was fitted or chosen on {seen.target} of the {target} target prompts and {seen.benign} of "
+                f"the {benign} benign ones: its figures flatter."
             )
-    return lines
 
 
 def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
-    better, decided_by = pair["verdict"]["better"], pair["verdict"]["decided_by"]
-    names = {
-        "failures": "fewer refused or broken",
-        "overrefusals": "fewer overrefusals",
-        "kl_divergence": "lower first-token KL",
-    }
-    p = pair["verdict"]["p_value"]
+    better, decided_by, p = (pair["verdict"][key] for key in ("better", "decided_by", "p_value"))
     chance = "" if p is None else f", p = {p:.2g}" + ("; that can be chance" if p >= CHANCE else "")
     failures, divergence = pair["paired"]["failures"], pair["paired"]["token_kl"]
     low, high = divergence["interval"]
+    outcome = f"{better} is better ({ADVANTAGES[decided_by]}{chance})." if better else "equal."
     return [
-        f"{pair['first']} and {pair['second']}: "
-        + (f"{better} is better ({names[decided_by]}{chance})." if better else "equal."),
+        f"{pair['first']} and {pair['second']}: {outcome}",
         f"  Refused or broken: {failures['only_before']} only the first, {failures['only_after']} only the second "
         f"(p = {failures['p_value']:.2g}). KL over tokens, second less first: {divergence['value']:+.4f} ({low:+.4f} to {high:+.4f}, "
         f"p = {divergence['p_value']:.2g}, bootstrap).",
@@ -111,10 +105,8 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
 
 def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
     """Write comparison.json, everything measured and samples, and summary.json, which trials they are and the verdicts."""
-    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     summary = {
-        "schema_version": document["schema_version"],
-        "model": document["model"],
+        **{key: document[key] for key in ("schema_version", "model")},
         "about": "A trial's own scores are of the prompts that chose it; quote what was measured here, on the split named here.",
         "split": document["split"],
         "base": _main_figures(document["base_metrics"]),
@@ -126,6 +118,7 @@ def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Pa
             for subject in document["subjects"]
         ],
     }
+    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     write_json(to / "summary.json", summary)
     print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
 

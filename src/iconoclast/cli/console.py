@@ -6,16 +6,23 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from iconoclast.files import write_json
+from iconoclast.reports.text import print_lines
+
 out = Console()
 err = Console(stderr=True)
+
+WIDEST = 10_000
+"""Columns that a table can take where there is no terminal."""
 
 
 def program() -> str:
@@ -24,15 +31,18 @@ def program() -> str:
     return "iconoclast" if shutil.which("iconoclast") or called.name != "iconoclast" else os.path.relpath(called)
 
 
-WIDEST = 10_000
-"""Columns that a table can take where there is no terminal."""
-
-
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal; elsewhere as wide as it is, so that scripts find a row in a line."""
     if not out.is_terminal:
         table.width = out.measure(table, options=out.options.update_width(WIDEST)).maximum
     out.print(table, soft_wrap=not out.is_terminal)
+
+
+def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
+    """Write the JSON file that the user asked for, if so, and say that it is there."""
+    if file is not None:
+        write_json(file, document)
+        print_lines(out, f"Wrote {file}")
 
 
 @contextmanager
@@ -53,22 +63,11 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def quiet_imports() -> None:
-    """Keep off the terminal what other libraries say while they are imported."""
+def quiet_libraries() -> None:
+    """Keep other libraries' warnings, advice and progress bars off the terminal; for before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers goes by it as well
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' progress bars, advice and chatter off the terminal."""
-    import datasets
-    import optuna
-    from transformers.utils import logging as transformers_logging
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()

@@ -6,9 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.files import write_json
-from iconoclast.reports.text import print_lines
+from iconoclast.cli.console import write_figures
 
 
 def evaluate(
@@ -27,15 +25,10 @@ def evaluate(
     """
     from iconoclast.cli.comparisons import compared, print_comparison, understood
 
-    quiet_libraries()
     require_writable(json_file)
     subjects, settings = understood([model], config)
     comparison = compared(subjects, settings, against)
     document = comparison.document()
     print_comparison(comparison, document, 0)
-    if json_file is not None:
-        (only,) = document.pop("subjects")
-        for key in ("ranking", "pairs"):
-            del document[key]
-        write_json(json_file, {**document, "subject": only})
-        print_lines(out, f"Wrote {json_file}")
+    shared = {key: value for key, value in document.items() if key not in ("subjects", "ranking", "pairs")}
+    write_figures(json_file, {**shared, "subject": document["subjects"][0]})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from typer import Option
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out
 from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import SettingsError
 from iconoclast.reports.text import print_lines
@@ -43,7 +43,6 @@ def export(
         raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
     from iconoclast.runs.export import export_run, export_unmeasured
 
-    quiet_libraries()
     with shown_progress() as progress:
         if measure:
             exported = export_run(folder, trial, kind, to, progress, llama_cpp)  # type: ignore[arg-type]
@@ -56,23 +55,21 @@ def _print(result: "Exported") -> None:
     from iconoclast.reports.tables import before_after_table
 
     columns = [("base model", result.base), ("edit, live", result.live)]
+    columns += [] if result.exported is None else [("export", result.exported)]
+    out.print(before_after_table(f"Export {result.folder}", columns))
     if result.exported is None:
-        out.print(before_after_table(f"Export {result.folder}", columns))
         print_lines(out, result.prompts, "The export itself was not measured.")
         return
-    out.print(before_after_table(f"Export {result.folder}", [*columns, ("export", result.exported)]))
     moved = result.exported.kl_divergence - result.live.kl_divergence
     refusals = result.exported.refusals.count - result.live.refusals.count
     print_lines(
         out,
         result.prompts,
         f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.",
-        *(
-            [
-                f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}; rank "
-                f"{result.sufficient_rank} brings all under 1 % (full_normalization_lora_rank, or auto)."
-            ]
-            if result.approximation_error
-            else []
-        ),
     )
+    if result.approximation_error:
+        print_lines(
+            out,
+            f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}; rank "
+            f"{result.sufficient_rank} brings all under 1 % (full_normalization_lora_rank, or auto).",
+        )

@@ -1,4 +1,4 @@
-"""`export-and-compare`: the seed's script as a command."""
+"""`export-and-compare`: the best trial exported, and compared with that of a heretic study."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Option
 
 from iconoclast.cli.arguments import SampleCountOption
-from iconoclast.cli.console import quiet_libraries
 from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import RunFolderError
 
@@ -26,13 +25,10 @@ def export_and_compare(
     from iconoclast.runs.export import export_run
     from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject, find_subject
 
-    quiet_libraries()
     make_folder(output_dir)
     chosen = find_subject(str(iconoclast_checkpoint))
     if not isinstance(chosen, RunSubject):
-        raise RunFolderError(
-            f"{iconoclast_checkpoint} is neither the journal nor the folder of a run. Give iconoclast_study.jsonl."
-        )
+        raise RunFolderError(f"{iconoclast_checkpoint} is not a run's journal or folder. Give iconoclast_study.jsonl.")
     # The export obeys the run in this, too: who exports somebody else's run has looked into its settings.
     trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
     settings = settings_for([chosen]).model_copy(update=trusted)
@@ -41,7 +37,7 @@ def export_and_compare(
         other = find_subject(str(heretic_checkpoint), settings)
         if not isinstance(other, PeerSubject):
             raise RunFolderError(
-                f"{heretic_checkpoint} is not a journal of heretic. Give the .jsonl file from its checkpoints folder."
+                f"{heretic_checkpoint} is not a heretic journal. Give the .jsonl file of its checkpoints."
             )
         subjects.append(other)
     merged = output_dir / "iconoclast-best-merged"

@@ -1,7 +1,7 @@
 """Options that several commands share, declared once: every setting as a flag, and others."""
 
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -14,15 +14,11 @@ from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
-SETTINGS_PANEL = "Settings (each can also stand in the TOML file or in an ICONOCLAST_ variable)"
-
-
-_SYNONYMS = {name.replace("_", "-"): own.replace("_", "-") for name, own in SYNONYMS.items()}
-
 
 def own_flag(name: str) -> str:
     """Return the flag under which a prompt set's setting is declared: `--benign-prompts-split` is `--good-prompts-split`."""
-    for synonym, own in _SYNONYMS.items():
+    for synonym, own in SYNONYMS.items():
+        synonym, own = synonym.replace("_", "-"), own.replace("_", "-")
         if name.startswith((f"--{synonym}-", f"{synonym}-")):
             return name.replace(synonym, own, 1)
     return name
@@ -69,22 +65,11 @@ def _key(name: str) -> str:
     return f"iconoclast.option.{name}"
 
 
-# Every setting as a flag
-
-
 @cache
 def setting_options() -> Sequence[Any]:
     """Make one option per setting."""
-
-    def settings(**values: Any) -> None: ...
-
-    parameters = [
-        inspect.Parameter(_name(spec), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(spec))
-        for spec in setting_specs()
-    ]
-    settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return options_of(settings)
+    fields = [(_name(spec), _annotation(spec), None) for spec in setting_specs()]
+    return options_of(make_dataclass("SettingFlags", fields))
 
 
 class SettingsCommand(CommandWithOptions):
@@ -94,12 +79,9 @@ class SettingsCommand(CommandWithOptions):
 
 
 def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
-    """Load the settings that the command's flags, the environment and the file `config` give.
+    """Load the settings that the flags of a SettingsCommand, the environment and the file `config` give.
 
-    Args:
-        ctx: of a SettingsCommand.
-        config: the settings file.
-        named: settings that the command takes in another way, None if they were not given; they come before flags.
+    Settings `named` are those that the command takes in another way, None if they were not given. They come before flags.
 
     Raises:
         SettingsError: one of them cannot be used.
@@ -111,11 +93,7 @@ def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSe
 
 
 def given_settings(ctx: Context, config: Path | None, model: str | None = None, out: Path | None = None) -> Settings:
-    """Load the settings of a command that takes a model and a run folder as well.
-
-    Raises:
-        SettingsError: one of them cannot be used.
-    """
+    """Load the settings of a command that takes a model and a run folder as well; errors as `loaded_settings`."""
     return loaded_settings(ctx, config, model=model, study_checkpoint_dir=out).settings
 
 
@@ -125,13 +103,8 @@ def _name(spec: SettingSpec) -> str:
 
 def _annotation(spec: SettingSpec) -> Any:
     value_type = _value_type(spec.annotation)
-    names = [spec.flag]
-    if value_type is bool:
-        names = [f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"]
-    return Annotated[
-        value_type | None,
-        Option(*names, help=_help(spec), rich_help_panel=SETTINGS_PANEL, show_default=False),
-    ]
+    name = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}" if value_type is bool else spec.flag
+    return Annotated[value_type | None, Option(name, help=_help(spec), show_default=False)]
 
 
 def _value_type(annotation: Any) -> Any:
@@ -141,15 +114,13 @@ def _value_type(annotation: Any) -> Any:
         annotation = get_args(annotation)[0]
     if list_item(annotation) is not None:
         return list[str]
-    if get_origin(annotation) is Literal or annotation is Path:
-        return str
     return annotation if annotation in (int, float, bool) else str
 
 
 def _help(spec: SettingSpec) -> str:
-    inner = list_item(spec.annotation) or without_none(spec.annotation)
+    item = list_item(spec.annotation)
+    inner = item or without_none(spec.annotation)
     choices = f" One of: {', '.join(get_args(inner))}." if get_origin(inner) is Literal else ""
-    repeated = " Repeat for several." if list_item(spec.annotation) is not None else ""
-    default = spec.default
-    shown = "" if default is None or isinstance(default, list) else f" [default: {default}]"
+    repeated = " Repeat for several." if item else ""
+    shown = "" if spec.default is None or isinstance(spec.default, list) else f" [default: {spec.default}]"
     return f"{spec.description}{choices}{repeated}{shown}"

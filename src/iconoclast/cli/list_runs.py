@@ -1,7 +1,7 @@
 """`list`: all runs below a folder, one line each."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -20,29 +20,20 @@ def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")]
         table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
     damaged: list[str] = []
     for run in runs_below(folder):
+        name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
         try:
             status = status_of(run)
         except RunFolderError as error:
-            table.add_row(_short(run.path, folder), "", "damaged")
+            table.add_row(name, "", "damaged")
             damaged.append(str(error))
             continue
-        best: dict[str, Any] = status["best"] or {}
-        table.add_row(
-            _short(run.path, folder),
-            Path(status["model"]).name,
-            status["state"],
-            f"{status['finished']}/{status['n_trials']}",
-            str(best.get("index", "")),
-            f"{best['refusals']['count']}/{best['refusals']['n']}" if best else "",
-            str(best["broken"]["count"]) if best else "",
-            f"{best['kl_divergence']:.4f}" if best else "",
-            status["written"][:16],
-        )
+        figures = ["", "", "", ""]
+        if best := status["best"]:
+            refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
+            figures = [str(best["index"]), refused, str(best["broken"]["count"]), f"{best['kl_divergence']:.4f}"]
+        trials = f"{status['finished']}/{status['n_trials']}"
+        table.add_row(name, Path(status["model"]).name, status["state"], trials, *figures, status["written"][:16])
     if not table.rows:
         raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
     print_table(table)
     print_lines(out, *damaged)
-
-
-def _short(run: Path, folder: Path) -> str:
-    return str(run.relative_to(folder)) if run != folder else run.name

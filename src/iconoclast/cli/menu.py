@@ -1,6 +1,6 @@
 """What follows a run at a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.prompt import IntPrompt, Prompt
@@ -13,21 +13,16 @@ from iconoclast.errors import UserError
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 
+CHOICES = ["adapter", "merged", "chat", "more", "quit"]
+
 
 def menu(settings: Settings, folder: Path, search: Callable[[Settings], Path]) -> None:
-    """Ask a user at a terminal what to do with a finished search, until there is nothing more.
-
-    Args:
-        settings: of the run.
-        folder: the run folder.
-        search: continues the run with other settings.
-    """
-    choices: Sequence[str] = ("adapter", "merged", "chat", "more", "quit")
+    """Ask a user at a terminal what to do with a finished run, until there is nothing more; `search` continues it."""
     while True:
         print_lines(out, "", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
         print_lines(out, "more: run more trials           quit: leave")
         try:
-            action = Prompt.ask("What now?", choices=list(choices), default="quit", console=out)
+            action = Prompt.ask("What now?", choices=CHOICES, default="quit", console=out)
             if action == "quit":
                 return
             if action == "more":

@@ -5,15 +5,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iconoclast.cli.console import err
 from iconoclast.privacy import portable
@@ -24,18 +16,10 @@ class RichProgress:
     """Shows progress on standard error: a bar with an estimate on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            # Batches end in bursts; a long window keeps the estimate honest.
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            speed_estimate_period=600,
-        )
+        task, bar, share, left = Progress.get_default_columns()
+        columns = (task, bar, share, TimeElapsedColumn(), TextColumn("left"), left)
+        # Batches end in bursts; a long window keeps the estimate honest.
+        self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=600)
         self._task: TaskID | None = None
         self._log: Path | None = None
         self._unlogged: list[str] = []

@@ -5,10 +5,9 @@ from typing import Annotated
 from typer import Option
 
 from iconoclast.cli.arguments import FiguresOption, RunArgument, TrialOption, require_writable, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out, write_figures
 from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import MeasurementError
-from iconoclast.files import write_json
 from iconoclast.reports.text import print_lines
 
 
@@ -27,7 +26,6 @@ def replay(
     folder, trial = run_and_trial(run, trial)
     from iconoclast.runs.replay import replay as replayed
 
-    quiet_libraries()
     require_writable(json_file)
     with shown_progress() as progress:
         result = replayed(folder, trial, progress, trust_remote_code)
@@ -38,8 +36,6 @@ def replay(
         print_lines(out, "Not as it was:", *(f"  {line}" for line in result.changed))
     else:
         print_lines(out, "Same versions, machine, weights and prompts as when the run was last started.")
-    if json_file is not None:
-        write_json(json_file, result.document())
-        print_lines(out, f"Wrote {json_file}")
+    write_figures(json_file, result.document())
     if result.grade == "changed":
         raise MeasurementError(f"Trial {result.trial} of {folder} does not measure as it was recorded.")

@@ -2,15 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
 
 from iconoclast.cli.arguments import ConfigOption
-from iconoclast.cli.console import err, out, program, quiet_libraries
+from iconoclast.cli.console import err, out, program
 from iconoclast.cli.flags import given_settings
 from iconoclast.cli.progress import shown_progress
 from iconoclast.config.schema import Settings
@@ -34,7 +32,6 @@ def run(
     Runs the main job on MODEL, or continues it where it was interrupted. The results are in the run folder.
     """
     settings = given_settings(ctx, config, model=model, out=out_folder)
-    quiet_libraries()
     if workers > 1:
         _search_together(settings, workers)
         return
@@ -59,9 +56,15 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
     try:
         with shown_progress() as progress, started_run(settings, progress, began) as run:
             progress.keep(run.folder.log)
-            with _summarized(run):
+            try:
                 run.optimize(settings.n_trials, progress)
                 run.finish(progress)
+            except KeyboardInterrupt:
+                run.write_summary("interrupted")
+                kept = f"{run.study.finished} trials are kept in {run.folder.path}."
+                config = shlex.quote(str(run.folder.config))
+                print_lines(err, kept, f"To continue: {program()} run --config {config}")
+                raise
             progress.close()
             _print_results(run)
             if samples:
@@ -73,7 +76,6 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
 
 
 def _search_together(settings: Settings, workers: int) -> None:
-    """Let several processes of this machine share a run."""
     import torch
 
     from iconoclast.cluster.local import work_locally
@@ -88,22 +90,6 @@ def _search_together(settings: Settings, workers: int) -> None:
         print_lines(err, "Interrupted. The same command goes on from here.")
         raise
     print_lines(out, *standing_lines(standing(folder.path)), f"Results: {folder.summary}")
-
-
-@contextmanager
-def _summarized(run: "Run") -> Iterator[None]:
-    """Write the summary also when the search is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.write_summary("interrupted")
-        config = shlex.quote(str(run.folder.config))
-        print_lines(
-            err,
-            f"{run.study.finished} trials are kept in {run.folder.path}.",
-            f"To continue: {program()} run --config {config}",
-        )
-        raise
 
 
 def _print_results(run: "Run") -> None:
@@ -137,9 +123,9 @@ def _print_samples(run: "Run") -> None:
     from iconoclast.reports.tables import samples_table
 
     best = run.best()
-    source = run.prompts.target_report or run.prompts.target_evaluation
     if best is None:
         return
+    source = run.prompts.target_report or run.prompts.target_evaluation
     prompts = PromptSet(source.prompts[:SAMPLES], source.source)
     responses = run.evaluator.respond([Edit.nothing(), run.edit(best.parameters)], prompts)
     names = ("base model", f"trial {best.index}")

@@ -1,11 +1,12 @@
 """`status`: how a run stands; of a run that many processes share, the queue and the workers as well."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iconoclast.cli.arguments import AsJsonOption, RunArgument, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.arguments import AsJsonOption, RunArgument
+from iconoclast.cli.console import out
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
@@ -14,7 +15,7 @@ from iconoclast.runs.status import is_shared, status_of
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     """Say how a run stands: trials, best so far, whether a process works on it, and the queue and workers if it has any."""
-    _show(run, as_json, is_shared(RunFolder(run_and_trial(run)[0])))
+    _show(run, as_json)
 
 
 def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -22,25 +23,24 @@ def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     _show(run, as_json, shared=True)
 
 
-def _show(run: str, as_json: bool, shared: bool) -> None:
-    path, trial = Path(split_reference(run)[0]), split_reference(run)[1]
-    folder = RunFolder(path)
+def _show(run: str, as_json: bool, shared: bool = False) -> None:
+    source, trial = split_reference(run)
+    folder = RunFolder(Path(source))
     document = status_of(folder, trial)
-    if shared:
-        document |= _standing(path)
+    if shared := shared or is_shared(folder):
+        document |= _standing(folder.path)
     if trial is not None and document["trial"] is None:
         document["trial"] = _trial(folder, trial)
     if as_json:
         out.print_json(data=document)
     else:
-        print_lines(out, *(_shared_lines(document) if shared else _lines(document)), *_further_lines(document, path))
+        print_lines(out, *_lines(document, folder, shared))
 
 
 def _standing(run: Path) -> dict[str, Any]:
     """Read the study, which knows more of a shared run than its summary does; this loads what reads it."""
     from iconoclast.cluster.standing import standing
 
-    quiet_libraries()
     document = standing(run)
     pruned = document["trials"]["pruned"]
     return {**document, "finished": document["trials"]["complete"] + pruned, "pruned": pruned}
@@ -51,33 +51,27 @@ def _trial(folder: RunFolder, trial: str) -> dict[str, Any]:
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.trials import trial_document
 
-    quiet_libraries()
     return trial_document(SavedRun.open(folder, trial).trial).document()
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
-    best = document["best"]
-    return [
-        f"{document['run']}: {document['state']}, {document['finished']} of {document['n_trials']} trials "
-        f"({document['pruned']} pruned).",
-        f"Model: {document['model']}. Last written: {document['written']}.",
-        *([] if best is None else [f"Best trial so far: {_scores(best)}"]),
-    ]
+def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterator[str]:
+    if shared:
+        from iconoclast.cluster.standing import standing_lines
 
-
-def _shared_lines(document: dict[str, Any]) -> list[str]:
-    from iconoclast.cluster.standing import standing_lines
-
-    first, *others = standing_lines(document)
-    return [first, f"Model: {document['model']}. Last written: {document['written']}.", *others]
-
-
-def _further_lines(document: dict[str, Any], run: Path) -> list[str]:
-    lines = [f"Trial {_scores(document['trial'])}"] if "trial" in document else []
+        first, *others = standing_lines(document)
+    else:
+        trials = f"{document['finished']} of {document['n_trials']} trials ({document['pruned']} pruned)"
+        first, others = f"{document['run']}: {document['state']}, {trials}.", []
+        if document["best"] is not None:
+            others.append(f"Best trial so far: {_scores(document['best'])}")
+    yield first
+    yield f"Model: {document['model']}. Last written: {document['written']}."
+    yield from others
+    if "trial" in document:
+        yield f"Trial {_scores(document['trial'])}"
     if document["state"] == "interrupted":
-        config, folder = (shlex.quote(str(path)) for path in (RunFolder(run).config, run))
-        lines.append(f"Continue it: iconoclast run --config {config} --out {folder}")
-    return lines
+        config, path = shlex.quote(str(folder.config)), shlex.quote(str(folder.path))
+        yield f"Continue it: iconoclast run --config {config} --out {path}"
 
 
 def _scores(trial: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import ExportArgument
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out
 from iconoclast.reports.text import print_lines
 
 
@@ -19,7 +19,6 @@ def upload(
     from iconoclast.runs.upload import plan
     from iconoclast.runs.upload import upload as send
 
-    quiet_libraries()
     planned = plan(export_folder, repo, not public)
     print_lines(out, *planned.lines())
     if dry_run:

@@ -6,11 +6,10 @@ from typing import Annotated
 from typer import Option
 
 from iconoclast.cli.arguments import ExportArgument, require_writable
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out, write_figures
 from iconoclast.cli.progress import shown_progress
 from iconoclast.config.layers import load_settings
 from iconoclast.errors import MeasurementError
-from iconoclast.files import write_json
 from iconoclast.reports.text import print_lines
 
 
@@ -29,7 +28,6 @@ def verify(
     """
     from iconoclast.runs.verify import verify as verified
 
-    quiet_libraries()
     require_writable(json_file)
     prompts = None if config is None else load_settings({}, config).settings
     with shown_progress() as progress:
@@ -37,9 +35,7 @@ def verify(
     marks = {True: "as declared", False: "NOT AS DECLARED", None: "not checked"}
     for check in checks:
         print_lines(out, f"{check.name}: {marks[check.passed]}. {check.detail}")
-    if json_file is not None:
-        write_json(json_file, {"checks": [check.document() for check in checks]})
-        print_lines(out, f"Wrote {json_file}")
+    write_figures(json_file, {"checks": [check.document() for check in checks]})
     if any(check.passed is None for check in checks):
         print_lines(out, "Not everything was checked: what was not is no proof.")
     if any(check.passed is False for check in checks):

@@ -15,9 +15,7 @@ from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 
 
-def cancel(
-    run_folder: Annotated[Path, Argument(metavar="RUN", help="Run folder.")],
-) -> None:
+def cancel(run_folder: Annotated[Path, Argument(metavar="RUN", help="Run folder.")]) -> None:
     """End all workers of a run. What they have measured stays, and the run can go on later."""
     from iconoclast.cluster import slurm
     from iconoclast.cluster.submit import jobs_of
@@ -27,17 +25,11 @@ def cancel(
     folder.settings()
     jobs = jobs_of(folder)
     slurm.cancel(jobs)
-    here = [
-        w
-        for w in workers_of(folder)
-        if not (w.gone or w.document["job"]) and w.document["host"] == socket.gethostname()
-    ]
+    found = [worker.document for worker in workers_of(folder) if not worker.gone]
+    here = [w for w in found if not w["job"] and w["host"] == socket.gethostname()]
     for worker in here:
         with suppress(ProcessLookupError):
-            os.kill(int(worker.document["pid"]), signal.SIGTERM)
-    print_lines(
-        out,
-        f"Cancelled: {', '.join(jobs) or 'no jobs'}; {len(here)} workers of this machine.",
-        f"The run can go on: iconoclast cluster submit --config {shlex.quote(str(folder.config))} "
-        f"--out {shlex.quote(str(run_folder))}",
-    )
+            os.kill(int(worker["pid"]), signal.SIGTERM)
+    config, path = shlex.quote(str(folder.config)), shlex.quote(str(run_folder))
+    print_lines(out, f"Cancelled: {', '.join(jobs) or 'no jobs'}; {len(here)} workers of this machine.")
+    print_lines(out, f"The run can go on: iconoclast cluster submit --config {config} --out {path}")

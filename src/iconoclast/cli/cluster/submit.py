@@ -5,7 +5,7 @@ import shlex
 from typer import Context
 
 from iconoclast.cli.cluster.jobs import ConfigOption, ModelArgument, OutOption, Work, given_jobs
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out
 from iconoclast.cli.flags import given_settings
 from iconoclast.errors import SettingsError
 from iconoclast.reports.text import print_lines
@@ -23,7 +23,6 @@ def submit(
     from iconoclast.cluster.submit import submit as submit_run
     from iconoclast.cluster.work import is_done
 
-    quiet_libraries()
     folder = prepared(given_settings(ctx, config, model=model, out=out_folder))
     if is_done(folder):
         raise SettingsError(f"{folder.path} has all its trials. Ask for more with --n-trials.")
@@ -44,6 +43,5 @@ def script(
     jobs = given_jobs(ctx)
     from iconoclast.cluster.submit import prepared, write_script
 
-    quiet_libraries()
     folder = prepared(given_settings(ctx, config, model=model, out=out_folder))
     print_lines(out, f"Submit it: sbatch {shlex.quote(str(write_script(folder, *jobs)))}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Context, Option
 
 from iconoclast.cli.cluster.jobs import Work, given_jobs
-from iconoclast.cli.console import out, quiet_libraries
+from iconoclast.cli.console import out
 from iconoclast.cli.flags import given_settings
 from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import SettingsError
@@ -29,15 +29,15 @@ def sweep(
     from iconoclast.cluster.submit import prepared
     from iconoclast.cluster.submit import sweep as sweep_runs
 
-    quiet_libraries()
     options, work_options = given_jobs(ctx)
     if heretic is not None and not os.access(heretic, os.X_OK):
         raise SettingsError(f"{heretic} is not a program. Give the path of heretic in its own environment.")
-    folders = [prepared(given_settings(ctx, config, out=out_folder / config.stem)) for config in configs]
     runs: list[tuple[Any, Any]] = []
-    for folder in folders:
+    # All settings are checked before the first run is submitted.
+    for folder in [prepared(given_settings(ctx, config, out=out_folder / config.stem)) for config in configs]:
         runs.append((folder, Work(folder.path, work_options)))
-        runs += [(folder, HereticJob(folder.path, heretic.absolute()))] if heretic else []
+        if heretic:
+            runs.append((folder, HereticJob(folder.path, heretic.absolute())))
     with shown_progress() as progress:
         sweep_runs(runs, options, sequential, progress)
     print_lines(out, f"When they have ended: iconoclast summarize {shlex.quote(str(out_folder))}")

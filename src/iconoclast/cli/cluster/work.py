@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.cluster.jobs import work_options
-from iconoclast.cli.console import err, quiet_libraries
+from iconoclast.cli.console import err
 from iconoclast.cli.progress import shown_progress
 from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
@@ -24,7 +24,6 @@ def work(
     from iconoclast.cluster.work import TimeUp, told_of_time
     from iconoclast.cluster.work import work as take_part
 
-    quiet_libraries()
     options = work_options(max_disk, heartbeat, dead_after)
     try:
         with told_of_time(), shown_progress() as progress:
