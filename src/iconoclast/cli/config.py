@@ -11,7 +11,7 @@ from typer import Argument, Context
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import out
 from iconoclast.cli.flags import SettingsCommand, loaded_settings
-from iconoclast.config.schema import Settings, settings_document
+from iconoclast.config.schema import settings_document
 from iconoclast.config.specs import setting_specs
 from iconoclast.reports.text import print_lines, settings_lines, settings_reference
 
@@ -34,7 +34,7 @@ def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = Fals
     out.print_json(data={"model_path": path, "settings": settings_document(loaded.settings), "origins": origins})
 
 
-def _value(settings: Settings, path: Sequence[str]) -> Any:
+def _value(settings: Any, path: Sequence[str]) -> Any:
     """Look up a setting; one of a section that is not set is None."""
     return reduce(lambda section, name: getattr(section, name, None), path, settings)
 

@@ -132,8 +132,8 @@ def canonical(name: str) -> str:
 class Settings(BaseSettings):
     """Everything that a run can be told. Built directly, it takes its arguments and the defaults, nothing else.
 
-    >>> Settings(model="demo", n_trials=24).n_trials
-    24
+    >>> ic.Settings(model="demo").n_trials
+    200
     """
 
     model_config = SettingsConfigDict(
