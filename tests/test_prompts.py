@@ -274,7 +274,7 @@ def test_too_few_prompts_are_an_error_that_says_how_many_are_needed():
         ("comma.json", '[\n"a",\n]', "not valid JSON: .* line 3"),
         ("object.json", '{"prompts": ["a"]}', "must hold a JSON list"),
         ("number.json", '["a", 2]', "item 2"),
-        ("surrogate.json", '["a", "\\ud800"]', "row 2: the text is no valid Unicode"),
+        ("surrogate.json", '["a", "\\ud800"]', "row 2: the text is not valid Unicode"),
         ("deep.json", "[" * 100_000, "not valid JSON"),
         ("digits.json", "1" * 5000, "not valid JSON"),
         ("word.jsonl", '"a"\nb\n', "not valid JSON on line 2"),
