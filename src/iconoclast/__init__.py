@@ -24,24 +24,9 @@ if TYPE_CHECKING:
     from iconoclast.scores import Scores
 
 __all__ = [
-    "DirectionSpec",
-    "Directions",
-    "Edit",
-    "LanguageModel",
-    "Profile",
-    "PromptSet",
-    "Scores",
-    "Settings",
-    "__version__",
-    "applied",
-    "estimate_directions",
-    "export",
-    "load_model",
-    "make_edit",
-    "measure",
-    "residuals",
-    "search",
-]
+    "DirectionSpec", "Directions", "Edit", "LanguageModel", "Profile", "PromptSet", "Scores", "Settings", "__version__",
+    "applied", "estimate_directions", "export", "load_model", "make_edit", "measure", "residuals", "search",
+]  # fmt: skip
 
 _HOMES = {
     "DirectionSpec": "directions.estimators",

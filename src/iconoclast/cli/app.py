@@ -55,7 +55,6 @@ app = typer.Typer(
     context_settings=CONTEXT,
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=False,
     rich_markup_mode=None,
 )
 app.add_typer(config_app, name="config", context_settings=CONTEXT)
@@ -76,12 +75,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+VersionOption = Annotated[
+    bool, Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+]
+
+
 @app.callback()
-def root(
-    version: Annotated[
-        bool, Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def root(version: VersionOption = False) -> None:
     """Representation editing of open-weight language models: find, measure, search and export low-rank edits.
 
     Start with `iconoclast demo`. Without a command, `run` is meant.

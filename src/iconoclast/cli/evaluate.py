@@ -13,8 +13,7 @@ def evaluate(
     model: Annotated[str, Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
     against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
-        Path | None,
-        Option("--config", help="Settings file (TOML) with prompts and markers. Unset: those of a run."),
+        Path | None, Option("--config", help="Settings file (TOML) with prompts and markers. Unset: those of a run.")
     ] = None,
     json_file: FiguresOption = None,
 ) -> None:

@@ -24,8 +24,7 @@ def export(
         str, Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
     ] = "adapter",
     llama_cpp: Annotated[
-        Path | None,
-        Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
+        Path | None, Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files.")
     ] = None,
     measure: Annotated[
         bool,
@@ -63,9 +62,7 @@ def _print(result: "Exported") -> None:
     moved = result.exported.kl_divergence - result.live.kl_divergence
     refusals = result.exported.refusals.count - result.live.refusals.count
     print_lines(
-        out,
-        result.prompts,
-        f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.",
+        out, result.prompts, f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL."
     )
     if result.approximation_error:
         print_lines(

@@ -22,12 +22,12 @@ class RichProgress:
         self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=600)
         self._task: TaskID | None = None
         self._log: Path | None = None
-        self._unlogged: list[str] = []
+        self._unlogged = ""
 
     def keep(self, log: Path) -> None:
         """Append every line to this file as well from now on, and those before."""
         self._log = log
-        self._append("".join(self._unlogged))
+        self._append("")
 
     def start(self, task: str, total: int) -> None:
         """Show that a task begins."""
@@ -50,16 +50,14 @@ class RichProgress:
         self._write(message)
 
     def _write(self, message: str) -> None:
-        line = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n"
-        if self._log is None:
-            self._unlogged.append(line)
-        else:
-            self._append(line)
+        self._append(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n")
 
-    def _append(self, lines: str) -> None:
-        assert self._log is not None
-        with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
-            log.write(portable(lines))
+    def _append(self, line: str) -> None:
+        self._unlogged += line
+        if self._log is not None:
+            lines, self._unlogged = self._unlogged, ""
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
+                log.write(portable(lines))
 
     def close(self) -> None:
         """Take the bar away: the work is done."""
