@@ -118,10 +118,10 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     if path.is_file():
         return _select_split(_read_file(path), split, dataset), source.column
     if path.is_dir():
-        return _read_hub(source, split, folder=path), source.column
+        return _read_hub(source, split, str(path)), source.column
     if path.suffix.lower() in (*TABLES, ".txt") or dataset.startswith((".", "/", "~")):
         raise PromptsError(f"The prompt file {dataset} does not exist. Check the path of the data set.")
-    return _read_hub(source, split), source.column
+    return _read_hub(source, split, dataset), source.column
 
 
 def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
@@ -131,8 +131,7 @@ def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
     if name not in behaviors or role not in ("target", "benign"):
         known = ", ".join(f"{BUILTIN}{n}/{r}" for n in sorted(behaviors) for r in ("target", "benign"))
         raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
-    splits: dict[str, list[str]] = behaviors[name][role]
-    return splits
+    return dict(behaviors[name][role])
 
 
 behaviors: Registry[Path] = Registry("behaviour", "behaviors")
@@ -200,12 +199,11 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        return list(pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None):
             raise
         raise PromptsError(f"The prompt file {path} is not a valid parquet file.") from None
-    return rows
 
 
 def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:
@@ -222,11 +220,10 @@ def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:
     )
 
 
-def _read_hub(source: PromptSource, split: str, folder: Path | None = None) -> list[Row]:
+def _read_hub(source: PromptSource, split: str, where: str) -> list[Row]:
     import datasets
 
-    where = str(folder or source.dataset)
-    saved = folder is not None and any((folder / f).is_file() for f in ("dataset_dict.json", "dataset_info.json"))
+    saved = any(Path(where, name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
     try:
         loaded = datasets.load_from_disk(where) if saved else datasets.load_dataset(where, source.name)
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
@@ -238,8 +235,7 @@ def _read_hub(source: PromptSource, split: str, folder: Path | None = None) -> l
         return _select_split(loaded.to_list(), split, source.dataset)
     if split not in loaded:
         raise PromptsError(f'{where} has no split "{split}". It has {", ".join(map(str, loaded))}.')
-    rows: list[Row] = loaded[split].to_list()
-    return rows
+    return list(loaded[split])
 
 
 def _slice(size: int, start: str | None, stop: str | None, source: PromptSource) -> range:

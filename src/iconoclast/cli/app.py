@@ -12,24 +12,20 @@ from typer.core import TyperGroup
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
-from iconoclast.cli.compare import compare
+from iconoclast.cli.compare import compare, evaluate, export_and_compare
 from iconoclast.cli.config import config_app
-from iconoclast.cli.console import err, interruptible, out, quiet_libraries
+from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
-from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.export import export
-from iconoclast.cli.export_and_compare import export_and_compare
 from iconoclast.cli.flags import SettingsCommand, own_flag
-from iconoclast.cli.list_runs import list_runs
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.run import run
-from iconoclast.cli.status import status
+from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
 from iconoclast.cli.upload import upload
 from iconoclast.cli.verify import verify
 from iconoclast.errors import IconoclastError
-from iconoclast.reports.text import print_lines
 from iconoclast.version import __version__
 
 INTERRUPTED = 130
@@ -71,7 +67,7 @@ app.command("list")(list_runs)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print_lines(out, f"iconoclast {__version__}")
+        say(f"iconoclast {__version__}")
         raise typer.Exit
 
 
@@ -100,10 +96,10 @@ def run_alone(command: Callable[[], Any]) -> None:
             quiet_libraries()
             command()
     except IconoclastError as error:
-        print_lines(err, f"Error: {error}")
+        say(f"Error: {error}", to=err)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_lines(err, "Interrupted.")
+        say("Interrupted.", to=err)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: head, less
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

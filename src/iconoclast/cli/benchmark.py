@@ -12,11 +12,10 @@ from rich.table import Table
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writable, run_and_trial
-from iconoclast.cli.console import out, write_figures
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.errors import SettingsError
 from iconoclast.layout import TRIAL_INFORMATION
-from iconoclast.reports.text import plain, print_lines
+from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -125,11 +124,11 @@ def _print(result: "Benchmark") -> None:
         arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
         table.add_row(plain(f"{row.task} {row.metric}{arrow}"), str(row.n), *(_cell(figure) for figure in figures))
     out.print(table)
-    print_lines(out, "± one standard error. ↑ higher is better, ↓ lower is better.")
+    say("± one standard error. ↑ higher is better, ↓ lower is better.")
     if compared:
-        print_lines(out, "Errors of differences are of those item by item; with *, of two independent measurements.")
+        say("Errors of differences are of those item by item; with *, of two independent measurements.")
     if result.options.limit is not None:
-        print_lines(out, f"Only the first {result.options.limit} items of each task: not to be compared with others.")
+        say(f"Only the first {result.options.limit} items of each task: not to be compared with others.")
 
 
 def _cell(figure: "Figure | None") -> str:

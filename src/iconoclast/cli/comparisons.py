@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.cli.console import out
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
-from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.export import require_free
 from iconoclast.runs.subjects import Subject, find_subject
@@ -36,23 +34,23 @@ CHANCE = 0.05
 
 
 def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
-    """Find what the user names, and the settings by which it is measured.
-
-    Raises:
-        UserError: something is not there, or no settings are known.
-    """
+    """Find what the user names, and the settings by which it is measured; a UserError if that is not known."""
     own = load_settings({}, config).settings if config else settings_for([find_subject(name) for name in names])
     return [find_subject(name, own) for name in names], own
 
 
-def compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
-    """Measure all beside their base, and show how far that is."""
+def shown(
+    subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
+) -> tuple[Comparison, dict[str, Any]]:
+    """Measure all beside their base and print the outcome; the comparison, and its document."""
     with shown_progress() as progress:
-        return compare(subjects, settings, against, progress)
+        comparison = compare(subjects, settings, against, progress)
+    document = comparison.document()
+    _print(comparison, document, sample_count)
+    return comparison, document
 
 
-def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
-    """Print the table, the tests beside the base and of each pair, and some responses."""
+def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
     split, warnings = comparison.sample.split, list(_seen_lines(comparison))
@@ -61,16 +59,15 @@ def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample
     out.print(examinations_table(title, columns))
     for subject in document["subjects"]:
         failures = subject["against_base"]["failures"]
-        print_lines(
-            out,
+        say(
             f"{subject['name']} against its base, refused or broken: {failures['only_before']} only the base, "
             f"{failures['only_after']} only the edit (p = {failures['p_value']:.2g}, exact McNemar test).",
             *(f"{subject['name']}: {caveat}." for caveat in subject.get("caveats", [])),
         )
-    print_lines(out, *warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
+    say(*warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
     for pair in document["pairs"]:
-        print_lines(out, *_pair_lines(pair))
-    print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
+        say(*_pair_lines(pair))
+    say(f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
         rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
         texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in rows[0]["responses"]]
@@ -120,7 +117,7 @@ def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Pa
     }
     write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     write_json(to / "summary.json", summary)
-    print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
+    say(f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
 
 
 def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,11 +125,7 @@ def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(to: Path) -> None:
-    """Make a free folder before measuring, which takes long.
-
-    Raises:
-        RunFolderError: it is in use or cannot be written.
-    """
+    """Make a free folder before measuring, which takes long; a RunFolderError if it is in use or cannot be written."""
     require_free(to)
     try:
         to.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ import typer
 from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
-from iconoclast.cli.console import out
+from iconoclast.cli.console import out, say
 from iconoclast.cli.flags import SettingsCommand, loaded_settings
 from iconoclast.config.schema import settings_document
 from iconoclast.config.specs import setting_specs
-from iconoclast.reports.text import print_lines, settings_lines, settings_reference
+from iconoclast.reports.text import settings_lines, settings_reference
 
 config_app = typer.Typer(help="Look at the settings.", rich_markup_mode=None)
 
@@ -27,7 +27,7 @@ def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = Fals
     origins = {spec.key: loaded.origin(spec.key) for spec in setting_specs()}
     if not as_json:
         rows = [(spec.key, _value(loaded.settings, spec.path), origins[spec.key]) for spec in setting_specs()]
-        print_lines(out, *settings_lines(rows))
+        say(*settings_lines(rows))
         return
     model = loaded.settings.model
     path = None if model is None else resolve(model)
@@ -48,10 +48,10 @@ def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")])
     to.mkdir(parents=True, exist_ok=True)
     for name, content in schemas().items():
         write_whole(to / name, content.encode())
-        print_lines(out, f"Wrote {to / name}")
+        say(f"Wrote {to / name}")
 
 
 @config_app.command("reference")
 def reference() -> None:
     """Print what every setting is for, in Markdown (docs/settings.md is made of it)."""
-    print_lines(out, settings_reference().rstrip())
+    say(settings_reference().rstrip())

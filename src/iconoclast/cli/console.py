@@ -1,4 +1,4 @@
-"""The terminal: what is printed there, what interrupts from there, and what other libraries must not say there."""
+"""The terminal: what is printed there, how work goes on, what interrupts it, and what libraries must not say there."""
 
 import logging
 import os
@@ -7,22 +7,30 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from iconoclast.files import write_json
-from iconoclast.reports.text import print_lines
+from iconoclast.privacy import portable
+from iconoclast.reports.text import plain, print_lines
 
 out = Console()
 err = Console(stderr=True)
 
 WIDEST = 10_000
 """Columns that a table can take where there is no terminal."""
+
+
+def say(*lines: str, to: Console = out) -> None:
+    """Print plain lines."""
+    print_lines(to, *lines)
 
 
 def program() -> str:
@@ -42,7 +50,7 @@ def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
     """Write the JSON file that the user asked for, if so, and say that it is there."""
     if file is not None:
         write_json(file, document)
-        print_lines(out, f"Wrote {file}")
+        say(f"Wrote {file}")
 
 
 @contextmanager
@@ -71,3 +79,63 @@ def quiet_libraries() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+
+
+class RichProgress:
+    """Shows progress on standard error: a bar with an estimate on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        task, bar, share, left = Progress.get_default_columns()
+        columns = (task, bar, share, TimeElapsedColumn(), TextColumn("left"), left)
+        # Batches end in bursts; a long window keeps the estimate honest.
+        self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=600)
+        self._task: TaskID | None = None
+        self._log: Path | None = None
+        self._unlogged = ""
+
+    def keep(self, log: Path) -> None:
+        """Append every line to this file as well from now on, and those before."""
+        self._log = log
+        self._append("")
+
+    def start(self, task: str, total: int) -> None:
+        """Show that a task begins."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(task, total=total or None)
+        if err.is_terminal:
+            self._write(f"{task} ...")
+        else:
+            self.note(f"{task} ...")
+
+    def advance(self, steps: int = 1) -> None:
+        """Show that steps are done."""
+        if self._task is not None:
+            self._bars.advance(self._task, steps)
+
+    def note(self, message: str) -> None:
+        """Print a line that stays."""
+        say(message, to=err)
+        self._write(message)
+
+    def _write(self, message: str) -> None:
+        self._append(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n")
+
+    def _append(self, line: str) -> None:
+        self._unlogged += line
+        if self._log is not None:
+            lines, self._unlogged = self._unlogged, ""
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
+                log.write(portable(lines))
+
+    def close(self) -> None:
+        """Take the bar away: the work is done."""
+        self._bars.stop()
+
+
+@contextmanager
+def shown_progress() -> Iterator[RichProgress]:
+    """Show progress while the context lasts."""
+    progress = RichProgress()
+    with progress._bars if err.is_terminal else nullcontext():
+        yield progress

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from iconoclast.cli.console import out, program
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, program, say, shown_progress
 from iconoclast.cli.run import process_start, search
 from iconoclast.config.schema import Settings
-from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 from iconoclast.vocabulary import ExportFormat
 
@@ -34,7 +32,7 @@ def demo(
     columns = [("base model", adapter.base), ("edit, live", adapter.live)]
     columns += [("adapter export", adapter.exported or adapter.live), ("merged export", merged.exported or merged.live)]
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
-    print_lines(out, f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
+    say(f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 
 def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
@@ -46,10 +44,10 @@ def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
     to, other = run_folder / kind, run_folder / f"{kind}-trial-{best.index}"
     for there in (to, other):
         if (kept := read_export(there, best.index)) is not None:
-            print_lines(out, f"The {kind} in {there} is of this trial.")
+            say(f"The {kind} in {there} is of this trial.")
             return kept
     to = other if to.exists() else to
     with shown_progress() as progress:
         result = export_run(run_folder, "best", kind, to, progress)
-    print_lines(out, f"Exported {kind} to {to}.")
+    say(f"Exported {kind} to {to}.")
     return result

@@ -14,6 +14,9 @@ from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
+GIVEN = "iconoclast.given"
+"""Key of the values in Click's `ctx.meta`, which all libraries share."""
+
 
 def own_flag(name: str) -> str:
     """Return the flag under which a prompt set's setting is declared: `--benign-prompts-split` is `--good-prompts-split`."""
@@ -40,8 +43,7 @@ class CommandWithOptions(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function without the further options; it asks for them by `given_settings` and the like."""
-        for option in self._further():
-            ctx.meta[_key(option.name)] = ctx.params.pop(option.name)
+        ctx.meta[GIVEN] = {option.name: ctx.params.pop(option.name) for option in self._further()}
         return super().invoke(ctx)
 
     def _further(self) -> list[Any]:
@@ -57,12 +59,8 @@ def options_of(function: Callable[..., Any]) -> Sequence[Any]:
 
 def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
     """Return what the user gave for these options, by parameter name; lists as lists."""
-    values = {option.name: ctx.meta[_key(option.name)] for option in options}
+    values = {option.name: ctx.meta[GIVEN][option.name] for option in options}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _key(name: str) -> str:
-    return f"iconoclast.option.{name}"
 
 
 @cache
@@ -81,10 +79,8 @@ class SettingsCommand(CommandWithOptions):
 def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
     """Load the settings that the flags of a SettingsCommand, the environment and the file `config` give.
 
-    Settings `named` are those that the command takes in another way, None if they were not given. They come before flags.
-
-    Raises:
-        SettingsError: one of them cannot be used.
+    Settings `named`, which the command takes in another way, come before flags unless they are None. One that cannot be
+    used is a SettingsError.
     """
     values = given(ctx, setting_options())
     flags = {spec.key: values[_name(spec)] for spec in setting_specs() if values[_name(spec)] not in (None, [])}

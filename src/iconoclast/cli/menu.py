@@ -6,11 +6,10 @@ from pathlib import Path
 from rich.prompt import IntPrompt, Prompt
 
 from iconoclast.cli.chat import chat
-from iconoclast.cli.console import err, out
+from iconoclast.cli.console import err, out, say
 from iconoclast.cli.export import export
 from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
-from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
 
 CHOICES = ["adapter", "merged", "chat", "more", "quit"]
@@ -19,8 +18,8 @@ CHOICES = ["adapter", "merged", "chat", "more", "quit"]
 def menu(settings: Settings, folder: Path, search: Callable[[Settings], Path]) -> None:
     """Ask a user at a terminal what to do with a finished run, until there is nothing more; `search` continues it."""
     while True:
-        print_lines(out, "", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
-        print_lines(out, "more: run more trials           quit: leave")
+        say("", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
+        say("more: run more trials           quit: leave")
         try:
             action = Prompt.ask("What now?", choices=CHOICES, default="quit", console=out)
             if action == "quit":
@@ -40,4 +39,4 @@ def menu(settings: Settings, folder: Path, search: Callable[[Settings], Path]) -
         except EOFError:
             return
         except UserError as error:
-            print_lines(err, f"Error: {error}")
+            say(f"Error: {error}", to=err)

@@ -1,9 +1,7 @@
 """`plot`: the residuals of the fitting prompts, and the trials of a run."""
 
 from iconoclast.cli.arguments import RunArgument, run_and_trial
-from iconoclast.cli.console import out
-from iconoclast.cli.progress import shown_progress
-from iconoclast.reports.text import print_lines
+from iconoclast.cli.console import say, shown_progress
 from iconoclast.runs.folder import RunFolder
 
 
@@ -27,4 +25,4 @@ def plot(run: RunArgument) -> None:
     for name, figure in figures.items():
         file = folder / "plots" / name
         write_page(figure, file)
-        print_lines(out, f"Wrote {file}")
+        say(f"Wrote {file}")

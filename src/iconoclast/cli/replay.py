@@ -5,10 +5,8 @@ from typing import Annotated
 from typer import Option
 
 from iconoclast.cli.arguments import FiguresOption, RunArgument, TrialOption, require_writable, run_and_trial
-from iconoclast.cli.console import out, write_figures
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import say, shown_progress, write_figures
 from iconoclast.errors import MeasurementError
-from iconoclast.reports.text import print_lines
 
 
 def replay(
@@ -31,11 +29,11 @@ def replay(
         result = replayed(folder, trial, progress, trust_remote_code)
     for each in result.drifts:
         lines = "; ".join(each.differences) or "every score is the same number"
-        print_lines(out, f"{each.what}: {each.grade} ({lines})")
+        say(f"{each.what}: {each.grade} ({lines})")
     if result.changed:
-        print_lines(out, "Not as it was:", *(f"  {line}" for line in result.changed))
+        say("Not as it was:", *(f"  {line}" for line in result.changed))
     else:
-        print_lines(out, "Same versions, machine, weights and prompts as when the run was last started.")
+        say("Same versions, machine, weights and prompts as when the run was last started.")
     write_figures(json_file, result.document())
     if result.grade == "changed":
         raise MeasurementError(f"Trial {result.trial} of {folder} does not measure as it was recorded.")

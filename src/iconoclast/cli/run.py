@@ -2,17 +2,17 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
 
 from iconoclast.cli.arguments import ConfigOption
-from iconoclast.cli.console import err, out, program
+from iconoclast.cli.console import err, out, program, say, shown_progress
 from iconoclast.cli.flags import given_settings
-from iconoclast.cli.progress import shown_progress
 from iconoclast.config.schema import Settings
-from iconoclast.reports.text import print_lines
 
 if TYPE_CHECKING:
     from iconoclast.runs.pipeline import Run
@@ -53,25 +53,30 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
     """Run or continue the search, print the front, and return the run folder."""
     from iconoclast.runs.pipeline import started_run
 
+    with _resumable(), shown_progress() as progress, started_run(settings, progress, began) as run:
+        progress.keep(run.folder.log)
+        try:
+            run.optimize(settings.n_trials, progress)
+            run.finish(progress)
+        except KeyboardInterrupt:
+            run.write_summary("interrupted")
+            config = shlex.quote(str(run.folder.config))
+            say(f"{run.study.finished} trials are kept in {run.folder.path}.", to=err)
+            say(f"To continue: {program()} run --config {config}", to=err)
+            raise
+        progress.close()
+        _print_results(run)
+        if samples:
+            _print_samples(run)
+        return run.folder.path
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
     try:
-        with shown_progress() as progress, started_run(settings, progress, began) as run:
-            progress.keep(run.folder.log)
-            try:
-                run.optimize(settings.n_trials, progress)
-                run.finish(progress)
-            except KeyboardInterrupt:
-                run.write_summary("interrupted")
-                kept = f"{run.study.finished} trials are kept in {run.folder.path}."
-                config = shlex.quote(str(run.folder.config))
-                print_lines(err, kept, f"To continue: {program()} run --config {config}")
-                raise
-            progress.close()
-            _print_results(run)
-            if samples:
-                _print_samples(run)
-            return run.folder.path
+        yield
     except KeyboardInterrupt:
-        print_lines(err, "Interrupted. The same command goes on from here.")
+        say("Interrupted. The same command goes on from here.", to=err)
         raise
 
 
@@ -83,13 +88,9 @@ def _search_together(settings: Settings, workers: int) -> None:
     from iconoclast.cluster.submit import prepared
 
     folder = prepared(settings)
-    try:
-        with shown_progress() as progress:
-            work_locally(folder, workers, progress, torch.cuda.device_count())
-    except KeyboardInterrupt:
-        print_lines(err, "Interrupted. The same command goes on from here.")
-        raise
-    print_lines(out, *standing_lines(standing(folder.path)), f"Results: {folder.summary}")
+    with _resumable(), shown_progress() as progress:
+        work_locally(folder, workers, progress, torch.cuda.device_count())
+    say(*standing_lines(standing(folder.path)), f"Results: {folder.summary}")
 
 
 def _print_results(run: "Run") -> None:
@@ -100,21 +101,18 @@ def _print_results(run: "Run") -> None:
     if best is None:
         return
     target = run.settings.kl_divergence_target
-    reason = (
-        f"lowest KL of those with the fewest refused or broken, give or take a standard error, within the KL target of {target:g}"
-        if best.scores.kl_divergence <= target
-        else f"no trial is within the KL target of {target:g}"
-    )
+    reason = "lowest KL of those with the fewest refused or broken, give or take a standard error,"
+    if best.scores.kl_divergence > target:
+        reason = "no trial is"
     measured, finished = len(run.trials()), run.study.finished
-    print_lines(
-        out,
-        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
+    say(
+        f"* best: trial {best.index} ({reason} within the KL target of {target:g}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
         f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
     )
     if run.report is not None:
         out.print(report_table(run.report))
-        print_lines(out, *report_lines(run.report))
-    print_lines(out, f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
+        say(*report_lines(run.report))
+    say(f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
 
 
 def _print_samples(run: "Run") -> None:

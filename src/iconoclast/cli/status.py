@@ -1,16 +1,20 @@
-"""`status`: how a run stands; of a run that many processes share, the queue and the workers as well."""
+"""`status` and `list`: how a run stands, with queue and workers if many processes share it, and all runs in a folder."""
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from typer import Argument
 
 from iconoclast.cli.arguments import AsJsonOption, RunArgument
-from iconoclast.cli.console import out
-from iconoclast.reports.text import print_lines
+from iconoclast.cli.console import out, print_table, say
+from iconoclast.errors import RunFolderError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
-from iconoclast.runs.status import is_shared, status_of
+from iconoclast.runs.status import is_shared, runs_below, status_of
 
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -21,6 +25,32 @@ def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
 def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     """Say how a run on a cluster stands: the queue, the workers, the trials, the best so far."""
     _show(run, as_json, shared=True)
+
+
+def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs")) -> None:
+    """List all runs below a folder."""
+    table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
+    for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
+        table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
+    damaged: list[str] = []
+    for run in runs_below(folder):
+        name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
+        try:
+            status = status_of(run)
+        except RunFolderError as error:
+            table.add_row(name, "", "damaged")
+            damaged.append(str(error))
+            continue
+        figures = ["", "", "", ""]
+        if best := status["best"]:
+            refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
+            figures = [str(best["index"]), refused, str(best["broken"]["count"]), f"{best['kl_divergence']:.4f}"]
+        trials = f"{status['finished']}/{status['n_trials']}"
+        table.add_row(name, Path(status["model"]).name, status["state"], trials, *figures, status["written"][:16])
+    if not table.rows:
+        raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
+    print_table(table)
+    say(*damaged)
 
 
 def _show(run: str, as_json: bool, shared: bool = False) -> None:
@@ -34,7 +64,7 @@ def _show(run: str, as_json: bool, shared: bool = False) -> None:
     if as_json:
         out.print_json(data=document)
     else:
-        print_lines(out, *_lines(document, folder, shared))
+        say(*_lines(document, folder, shared))
 
 
 def _standing(run: Path) -> dict[str, Any]:
@@ -75,8 +105,8 @@ def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterato
 
 
 def _scores(trial: dict[str, Any]) -> str:
-    return (
-        f"{trial['index']}: {trial['refusals']['count']} of {trial['refusals']['n']} refused, "
-        f"{trial['broken']['count']} broken, {trial['overrefusals']['count']} of {trial['overrefusals']['n']} overrefused, "
-        f"KL {trial['kl_divergence']:.4f}."
+    refused, broken, over = trial["refusals"], trial["broken"]["count"], trial["overrefusals"]
+    counts = (
+        f"{refused['count']} of {refused['n']} refused, {broken} broken, {over['count']} of {over['n']} overrefused"
     )
+    return f"{trial['index']}: {counts}, KL {trial['kl_divergence']:.4f}."

@@ -5,12 +5,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from iconoclast.cli.console import out, print_table, write_figures
+from iconoclast.cli.console import print_table, say, write_figures
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.reports.summary import read_summaries
 from iconoclast.reports.summary_tables import summary_document, summary_markdown, summary_tables
-from iconoclast.reports.text import print_lines
 
 
 def summarize(
@@ -24,14 +23,14 @@ def summarize(
         tables, lines = summary_tables(summaries)
         for table in tables:
             print_table(table)
-        print_lines(out, *lines)
+        say(*lines)
     elif summaries:
         for file in filter(None, (json_file, markdown)):
             _make_folder_of(file)
         write_figures(json_file, summary_document(summaries))
         if markdown is not None:
             write_whole(markdown, summary_markdown(summaries).encode())
-            print_lines(out, f"Wrote {markdown}")
+            say(f"Wrote {markdown}")
     if problems:
         raise RunFolderError("\n".join([f"{len(problems)} skipped:", *problems] if summaries else problems))
 

@@ -5,8 +5,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import ExportArgument
-from iconoclast.cli.console import out
-from iconoclast.reports.text import print_lines
+from iconoclast.cli.console import say
 
 
 def upload(
@@ -20,8 +19,8 @@ def upload(
     from iconoclast.runs.upload import upload as send
 
     planned = plan(export_folder, repo, not public)
-    print_lines(out, *planned.lines())
+    say(*planned.lines())
     if dry_run:
-        print_lines(out, "Nothing was sent.")
+        say("Nothing was sent.")
         return
-    print_lines(out, f"Sent: {send(planned)}")
+    say(f"Sent: {send(planned)}")

@@ -6,11 +6,9 @@ from typing import Annotated
 from typer import Option
 
 from iconoclast.cli.arguments import ExportArgument, require_writable
-from iconoclast.cli.console import out, write_figures
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import say, shown_progress, write_figures
 from iconoclast.config.layers import load_settings
 from iconoclast.errors import MeasurementError
-from iconoclast.reports.text import print_lines
 
 
 def verify(
@@ -19,7 +17,7 @@ def verify(
     config: Annotated[
         Path | None, Option(help="Settings file that names the prompts, as that of the run does.")
     ] = None,
-    measure: Annotated[bool, Option("--measure/--no-measure", help="Also measure the scores again.")] = True,
+    measure: Annotated[bool, Option(help="Also measure the scores again.")] = True,
     json_file: Annotated[Path | None, Option("--json", help="File for the result.")] = None,
 ) -> None:
     """Check that an export is what its papers say: files, tensors against the base model, scores.
@@ -34,9 +32,9 @@ def verify(
         checks = verified(export_folder, base, measure, prompts, progress)
     marks = {True: "as declared", False: "NOT AS DECLARED", None: "not checked"}
     for check in checks:
-        print_lines(out, f"{check.name}: {marks[check.passed]}. {check.detail}")
+        say(f"{check.name}: {marks[check.passed]}. {check.detail}")
     write_figures(json_file, {"checks": [check.document() for check in checks]})
     if any(check.passed is None for check in checks):
-        print_lines(out, "Not everything was checked: what was not is no proof.")
+        say("Not everything was checked: what was not is no proof.")
     if any(check.passed is False for check in checks):
         raise MeasurementError(f"{export_folder} is not what its papers say.")

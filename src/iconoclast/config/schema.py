@@ -53,18 +53,15 @@ class PromptSource(_Section):
     """The place that one prompt set comes from."""
 
     dataset: NonEmpty
-    """Hub data set id, a data set saved on disk, a csv, json, jsonl, parquet or txt file, or builtin:NAME/target,
-    builtin:NAME/benign."""
+    """Hub id, saved data set, csv, json, jsonl, parquet or txt file, builtin:NAME/target or builtin:NAME/benign."""
     name: str | None = None
     """Configuration of the hub data set."""
     split: str = "train"
-    """Split and slice, as in "train", "train[:240]" or "test[10%:20%]". In a file with a split column it selects those
-    rows."""
+    """Split and slice, as in "train", "train[:240]", "test[10%:20%]". In a file with a split column it selects rows."""
     column: str | None = None
     """Column with the prompts. Unset: "text", or the only column of text."""
     axis: str | None = None
-    """Column that says to which axis (kind of behaviour) a target prompt belongs; scores are then given per axis as
-    well."""
+    """Column that says to which axis (kind of behaviour) a target prompt belongs; scores are given per axis as well."""
     prefix: str = ""
     """Text put before every prompt."""
     suffix: str = ""
@@ -92,8 +89,7 @@ class JudgeChat(_Section):
     """A chat endpoint that says what a response is."""
 
     url: NonEmpty
-    """OpenAI-compatible endpoint that judges responses, such as http://localhost:8000/v1. It is sent prompts and
-    responses."""
+    """OpenAI-compatible endpoint that is sent prompts and responses to judge, such as http://localhost:8000/v1."""
     model: NonEmpty
     """Name of the model at that endpoint; one that reasons must be told not to, an answer has 16 tokens."""
     api_key_variable: str | None = None
@@ -154,8 +150,7 @@ class Settings(BaseSettings):
     device_map: str = "auto"
     """Where the weights go: auto, cpu, cuda, cuda:1, ..."""
     max_memory: list[MemoryLimit] = []
-    """The most that goes to each device, as in 0=20GiB or cpu=60GiB; the rest goes to the disk. With device_map
-    auto."""
+    """The most that goes to each device with device_map auto, as in 0=20GiB or cpu=60GiB; the rest goes to the disk."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository brings. Off for your safety."""
     chat_template: str | None = None
@@ -189,8 +184,7 @@ class Settings(BaseSettings):
     borderline_report_prompts: PromptSource | None = None
     """Benign prompts that look as if they were not, measured once at the end: a second kind of overrefusal."""
     allow_overlap: list[NonEmpty] = []
-    """Pairs of prompt sets that may share prompts, as in "good_prompts and good_evaluation_prompts". Otherwise it is an
-    error."""
+    """Pairs of prompt sets that may share prompts, as in "good_prompts and good_evaluation_prompts". Else an error."""
     good_report_prompts: PromptSource | None = None
     """Benign prompts measured once, at the end, for the base model and the best trial. They choose nothing. Unset, a
     run on the package's own prompts takes its report split."""
@@ -230,8 +224,7 @@ class Settings(BaseSettings):
     axis_weights: list[AxisWeight] = []
     """Weights of axes in the refusal rate that the search minimises, as in "privacy=2". Unnamed ones weigh 1."""
     random_controls: int = Field(default=3, ge=0)
-    """Edits along random directions of the same strength that the report measures beside the best trial. They should do
-    little."""
+    """Edits along random directions, as strong as the best trial, which the report measures. They should do little."""
     judge_classifier: JudgeClassifier | None = None
     """A classification model that judges the report's responses beside the markers."""
     judge_chat: JudgeChat | None = None
@@ -252,8 +245,7 @@ class Settings(BaseSettings):
     n_startup_trials: int = Field(default=16, ge=1)
     """Random trials before the sampler learns from them."""
     trials_per_batch: int = Field(default=16, ge=1)
-    """Trials measured together in one batch, the random ones apart in batches half as wide. More is faster, and learns
-    later."""
+    """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
     prune_trials: bool = True
     """Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost."""
     study_checkpoint_dir: Path | None = None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
-from iconoclast.cli.console import interruptible, quiet_libraries
+from iconoclast.cli.console import interruptible, quiet_libraries, shown_progress
 from iconoclast.cli.flags import CommandWithOptions, given, options_of, setting_options
-from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -50,11 +49,7 @@ class JobFlags:
     dead_after: Annotated[float, _job(DEAD_AFTER)] = 0.0
 
     def understood(self) -> "tuple[JobOptions, WorkOptions]":
-        """Check the flags, and make of them what a job asks for and how its process takes part.
-
-        Raises:
-            SettingsError: one of them cannot be used.
-        """
+        """Make of the flags what a job asks for and how its process takes part; a SettingsError if one is wrong."""
         from iconoclast.cluster.slurm import JobOptions, minutes
 
         for name in ("workers", "array_limit", "cpus"):
