@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -95,14 +95,12 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
     rows, column = _read(source, match["name"])
     chosen = _slice(len(rows), match["start"], match["stop"], source)
     system = (source.system_prompt if source.system_prompt is not None else system_prompt) or None
-    texts = _texts(rows, chosen, column, source)
-    if source.axis is None:
-        prompts = tuple(Prompt(text, system) for text in texts)
-    else:
-        prompts = _with_axes(texts, [rows[i].get(source.axis) for i in chosen], system, source)
+    prompts = tuple(Prompt(text, system) for text in _texts(rows, chosen, column, source))
+    if source.axis is not None:
+        prompts = _with_axes(prompts, [rows[i].get(source.axis) for i in chosen], source)
     label = f"{source.dataset} {source.split}".strip()
     if len(prompts) < minimum:
-        found = "is empty" if not prompts else f"holds {len(prompts)} prompt{'s' * (len(prompts) > 1)}"
+        found = f"holds {len(prompts)} prompt{'s' * (len(prompts) > 1)}" if prompts else "is empty"
         raise PromptsError(f"The prompt set {label} {found}. This set needs at least {minimum}.")
     return PromptSet(prompts, label)
 
@@ -155,9 +153,8 @@ def _read_file(path: Path) -> list[Row]:
         with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as file:
             text = file.read()
     except UnicodeDecodeError as error:
-        raise PromptsError(
-            f"The prompt file {path} is not UTF-8 text (byte {error.start}). Convert it to UTF-8."
-        ) from None
+        where = f"The prompt file {path} is not UTF-8 text (byte {error.start})"
+        raise PromptsError(f"{where}. Convert it to UTF-8.") from None
     except OSError as error:
         raise PromptsError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from None
     match kind:
@@ -241,9 +238,8 @@ def _read_hub(source: PromptSource, split: str, where: str) -> list[Row]:
 def _slice(size: int, start: str | None, stop: str | None, source: PromptSource) -> range:
     first, last = _position(start or "0", size), _position(stop or str(size), size)
     if not 0 <= first <= size or not 0 <= last <= size:
-        raise PromptsError(
-            f'The slice of "{source.split}" is out of range: {source.dataset} has {size} prompts in that split.'
-        )
+        there = f"{source.dataset} has {size} prompts in that split"
+        raise PromptsError(f'The slice of "{source.split}" is out of range: {there}.')
     return range(first, last)
 
 
@@ -280,17 +276,16 @@ def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSou
     return texts
 
 
-def _with_axes(texts: list[str], axes: list[Any], system: str | None, source: PromptSource) -> tuple[Prompt, ...]:
-    """Keep every text once, with all axes under which it stands."""
-    found: dict[str, tuple[str, list[str]]] = {}
-    for number, (text, axis) in enumerate(zip(texts, axes, strict=True), 1):
+def _with_axes(prompts: Iterable[Prompt], axes: list[Any], source: PromptSource) -> tuple[Prompt, ...]:
+    """Keep every prompt once, with all axes under which it stands."""
+    found: dict[str, Prompt] = {}
+    for number, (prompt, axis) in enumerate(zip(prompts, axes, strict=True), 1):
         if axis is None or not str(axis).strip():
             where = f"{source.dataset}, prompt {number} of the split"
             raise PromptsError(f"{where}: the axis column {source.axis} is missing or empty.")
-        known = found.setdefault(_normalized(text), (text, []))[1]
-        if str(axis) not in known:
-            known.append(str(axis))
-    return tuple(Prompt(text, system, tuple(names)) for text, names in found.values())
+        known = found.get(_normalized(prompt.text), prompt)
+        found[_normalized(prompt.text)] = replace(known, axes=tuple(dict.fromkeys((*known.axes, str(axis)))))
+    return tuple(found.values())
 
 
 def _normalized(text: str) -> str:

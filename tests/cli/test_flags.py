@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shown(*arguments: object) -> dict[str, Any]:
-    """What `config show --json` prints."""
+    """The output of `config show --json`."""
     outcome = iconoclast("config", "show", "--json", *arguments)
     assert (outcome.code, outcome.err) == (0, "")
     document: dict[str, Any] = json.loads(outcome.out)

@@ -28,7 +28,7 @@ def trials_in(folder: Path) -> list[tuple[int, str, dict[str, object], list[floa
 
 
 def whole(file: Path) -> bool:
-    """Whether a file can be read, if it is there."""
+    """Check that a file can be read, if it is there."""
     if not file.exists():
         return True
     try:

@@ -1,4 +1,4 @@
-"""What follows a run at a terminal."""
+"""The menu that follows a run at a terminal."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -35,6 +35,6 @@ def verify(
         say(f"{check.name}: {marks[check.passed]}. {check.detail}")
     write_figures(json_file, {"checks": [check.document() for check in checks]})
     if any(check.passed is None for check in checks):
-        say("Not everything was checked: what was not is no proof.")
+        say("Not everything was checked: what was not proves nothing.")
     if any(check.passed is False for check in checks):
         raise MeasurementError(f"{export_folder} is not what its papers say.")

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from iconoclast.config.schema import ENVIRONMENT_PREFIX, PromptSource, Settings, canonical
+from iconoclast.config.schema import PromptSource, Settings, canonical
 from iconoclast.config.specs import setting_specs
 from iconoclast.errors import SettingsError
 
+ENVIRONMENT_PREFIX = "ICONOCLAST_"
 CONFIG_VARIABLE = "ICONOCLAST_CONFIG_TEMPLATE"
 DEFAULT_CONFIG = Path("config.toml")
 DEEPEST = 3
@@ -108,7 +109,8 @@ def _read_environment() -> dict[str, Any]:
             path = [canonical(first), *rest]
             _check_known(path, "environment", shown=variable)
             variables[ENVIRONMENT_PREFIX.lower() + "__".join(path)] = value
-    source = EnvSettingsSource(Settings)
+    # It asks of a class no more than its fields.
+    source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
     source.env_vars = variables
     try:
         return source()

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
-ENVIRONMENT_PREFIX = "ICONOCLAST_"
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
 MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
@@ -125,20 +123,14 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that a run can be told. Built directly, it takes its arguments and the defaults, nothing else.
 
     >>> ic.Settings(model="demo").n_trials
     200
     """
 
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
     # Model
     model: NonEmpty | None = None
@@ -148,7 +140,7 @@ class Settings(BaseSettings):
     quantization: Quantization = "none"
     """bnb_4bit and bnb_8bit hold the weights in 4 or 8 bits, for models larger than the memory."""
     device_map: str = "auto"
-    """Where the weights go: auto, cpu, cuda, cuda:1, ..."""
+    """Place of the weights: auto, cpu, cuda, cuda:1, ..."""
     max_memory: list[MemoryLimit] = []
     """The most that goes to each device with device_map auto, as in 0=20GiB or cpu=60GiB; the rest goes to the disk."""
     trust_remote_code: bool = False
@@ -275,13 +267,6 @@ class Settings(BaseSettings):
     def weights_of_axes(self) -> dict[str, float]:
         """`axis_weights` by name."""
         return {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in self.axis_weights)}
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take only what the caller passes: `load_settings` does the layering, and remembers each value's origin."""
-        return (init_settings,)
 
 
 def settings_document(settings: Settings) -> dict[str, Any]:

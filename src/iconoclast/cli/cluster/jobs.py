@@ -29,7 +29,7 @@ def _job(help: str) -> Any:
 
 @dataclass(frozen=True)
 class JobFlags:
-    """What the jobs ask for (unset: what the cluster gives), as the user writes it: an option for every field."""
+    """The wishes of jobs as the user writes them, an option for every field; unset, what the cluster gives."""
 
     workers: Annotated[int, _job("Processes that work on a run. [1]")] = 1
     partition: Annotated[str | None, _job("Partition.")] = None
@@ -47,22 +47,6 @@ class JobFlags:
     sbatch: Annotated[list[str] | None, _job("Any other option of sbatch, as in mail-type=END. Repeat.")] = None
     heartbeat: Annotated[float, Option(hidden=True)] = 0.0
     dead_after: Annotated[float, _job(DEAD_AFTER)] = 0.0
-
-    def understood(self) -> "tuple[JobOptions, WorkOptions]":
-        """Make of the flags what a job asks for and how its process takes part; a SettingsError if one is wrong."""
-        from iconoclast.cluster.slurm import JobOptions, minutes
-
-        for name in ("workers", "array_limit", "cpus"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more.")
-        if self.caches not in ("shared", "job"):
-            raise SettingsError(f'There are no caches "{self.caches}". Use shared or job.')
-        work = work_options(self.max_disk, self.heartbeat, self.dead_after)
-        if work.dead_after < 3 * work.heartbeat:
-            raise SettingsError(f"--dead-after must be {3 * work.heartbeat:g} or more: three signs of life.")
-        asked = {name: value for name, value in vars(self).items() if name not in ("sbatch", "heartbeat", "dead_after")}
-        extra = dict(entry.partition("=")[::2] for entry in self.sbatch or ())
-        return JobOptions(**asked | {"time": minutes(self.time), "extra": extra}), work
 
 
 def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkOptions":
@@ -86,13 +70,26 @@ class JobsCommand(CommandWithOptions):
 
 
 def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
-    """Read the options of jobs that the user gave; errors as `JobFlags.understood`."""
-    return JobFlags(**given(ctx, job_options())).understood()
+    """Read what a job asks for and how its process takes part; a SettingsError if a flag cannot be used."""
+    from iconoclast.cluster.slurm import JobOptions, minutes
+
+    flags = JobFlags(**given(ctx, job_options()))
+    for name in ("workers", "array_limit", "cpus"):
+        if (number := getattr(flags, name)) is not None and number < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more.")
+    if flags.caches not in ("shared", "job"):
+        raise SettingsError(f'There are no caches "{flags.caches}". Use shared or job.')
+    work = work_options(flags.max_disk, flags.heartbeat, flags.dead_after)
+    if work.dead_after < 3 * work.heartbeat:
+        raise SettingsError(f"--dead-after must be {3 * work.heartbeat:g} or more: three signs of life.")
+    asked = {name: value for name, value in vars(flags).items() if name not in ("sbatch", "heartbeat", "dead_after")}
+    extra = dict(entry.partition("=")[::2] for entry in flags.sbatch or ())
+    return JobOptions(**asked | {"time": minutes(flags.time), "extra": extra}), work
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job of a submission runs: picklable, and asked by submitit what is to be run when the time is over."""
+    """The task of a job: picklable, and asked by submitit what is to be run when the time is over."""
 
     run: Path
     options: Any
