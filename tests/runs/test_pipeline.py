@@ -46,7 +46,7 @@ def test_the_summary_says_what_was_measured_over_how_many_prompts(settings: Sett
     assert {
         "index", "complied", "refusals", "soft_refusals", "broken", "overrefusals", "benign_broken",
         "disclaimer_hits", "compliance_score", "kl_divergence",
-        "direction_method", "direction_scope", "direction_index", "direction_blend", "parameters",
+        "direction_method", "direction_scope", "direction_index", "direction_blend", "parameters", "fit",
     } == set(first)  # fmt: skip
     for trial in summary["pareto_trials"]:
         low, high = trial["refusals"]["interval"]

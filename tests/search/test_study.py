@@ -83,7 +83,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
 
 def test_a_study_has_the_trials_asked_for_in_order(undisturbed: list[Trial]) -> None:
     assert [trial.index for trial in undisturbed] == list(range(TOTAL))
-    assert all(trial.scores == scores_of(trial.parameters) for trial in undisturbed)
+    assert all(trial.scores == scores_of(trial.parameters) for trial in undisturbed)  # type: ignore[arg-type]
 
 
 def test_no_trial_is_tried_twice(undisturbed: list[Trial]) -> None:

@@ -104,10 +104,10 @@ def _print_results(run: "Run") -> None:
     reason = "lowest KL of those with the fewest refused or broken, give or take a standard error,"
     if best.scores.kl_divergence > target:
         reason = "no trial is"
-    measured, finished = len(run.trials()), run.study.finished
+    fitted = f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""
     say(
         f"* best: trial {best.index} ({reason} within the KL target of {target:g}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
-        f"{finished} trials, {finished - measured} of them pruned: stopped when a completed one was certain to beat them.",
+        f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them.{fitted}",
     )
     if run.report is not None:
         out.print(report_table(run.report))

@@ -240,6 +240,22 @@ class Settings(BaseModel):
     """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
     prune_trials: bool = True
     """Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost."""
+    fit: bool = True
+    """After the search, let every site's direction and strength follow the gradient from the strongest trial, and
+    measure the edit that comes out, at several scales, as trials like others."""
+    fit_steps: int = Field(default=40, ge=1)
+    """Gradient steps of the fit."""
+    fit_rate: Positive = 0.03
+    """Adam's learning rate of strengths; that of directions is a twentieth of it."""
+    fit_examples: int = Field(default=160, ge=2)
+    """Fit prompts of each kind that the fit learns from, at most."""
+    fit_opening_weight: Weight = 0.05
+    """Weight of how likely target responses open without the behaviour, beside 1 for the benign divergence. More
+    changes the behaviour further."""
+    fit_continuation_weight: Weight = 0.5
+    """Weight of the divergence from the base model after such an opening. More breaks fewer responses."""
+    fit_scales: list[Positive] = Field(default=[0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5], min_length=1)
+    """Factors of the fitted strengths that are measured."""
     study_checkpoint_dir: Path | None = None
     """The run folder. Unset: runs/ and the model's name."""
     study_storage: str | None = None

@@ -82,6 +82,10 @@ class Edit:
         """The edited sites, by layer."""
         return sorted(self.strengths)
 
+    def scaled(self, factor: float) -> "Edit":
+        """The same edit, all strengths times `factor`."""
+        return Edit(self.directions, {site: factor * s for site, s in self.strengths.items()}, self.row_normalization)
+
 
 @dataclass(frozen=True)
 class OutputTransform:

@@ -35,6 +35,16 @@ class _SiteTransforms:
     def __call__(self, output: Tensor) -> Tensor:
         """`output` [rows, tokens, d] or [rows · tokens, d], with as many rows as there are transforms (or one)."""
         shape = output.shape
+        if torch.is_grad_enabled():  # nothing may be overwritten that a gradient needs
+            z = output.reshape(len(self.inward), -1, shape[-1]).float()
+            z = z if self.bias is None else z - self.bias
+            if len(self.inward) == 1:  # a product with one vector, whose gradient copies nothing
+                z = z - (z @ self.inward[0])[..., None] * self.outward[0]
+            else:
+                z = z - (z * self.inward[:, None]).sum(-1, keepdim=True) * self.outward[:, None]
+            z = z if self.scale is None else z * self.scale[:, None, :]
+            z = z if self.bias is None else z + self.bias
+            return z.to(output.dtype).reshape(shape)
         z = output.reshape(len(self.inward), -1, shape[-1]).to(torch.float32, copy=True)
         if self.bias is not None:
             z -= self.bias

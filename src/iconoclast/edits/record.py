@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, UserError
+from iconoclast.files import write_whole
 from iconoclast.vocabulary import RowNormalization, Site
 
 
@@ -19,7 +20,7 @@ def save_edit(edit: Edit, file: Path) -> None:
         for s in edit.sites
     ]
     metadata = {"row_normalization": edit.row_normalization, "sites": json.dumps(sites)}
-    save_file({site.module: edit.directions[site].cpu().clone() for site in edit.sites}, file, metadata)
+    write_whole(file, save({site.module: edit.directions[site].cpu().clone() for site in edit.sites}, metadata))
 
 
 def load_edit(file: Path) -> Edit:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -124,11 +124,35 @@ def continuation_logits(
     Returns:
         [rows, longest continuation, vocabulary]; those of a shorter continuation stand at the end of its row.
     """
+    with torch.inference_mode(), grouped_queries(lm):
+        return differentiable_logits(lm, prompts, continuations)
+
+
+def differentiable_logits(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], shared: int = 0
+) -> Tensor:
+    """The same, through which gradients flow to what is applied to the model.
+
+    Args:
+        lm: the model, with whatever is applied to it.
+        prompts: token ids.
+        continuations: token ids that follow each prompt, at least one.
+        shared: tokens that all prompts start with, which are read once for all rows; the model must be `shareable`.
+    """
     sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
     longest = max(map(len, continuations))
-    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
-        ids, mask = left_padded(lm, sequences)
-        optional = {"position_ids": token_positions(mask), "logits_to_keep": longest, "use_cache": False}
+    ids, mask = left_padded(lm, [sequence[shared:] for sequence in sequences])
+    optional: dict[str, Any] = {"logits_to_keep": longest, "use_cache": shared > 0}
+    cache = DynamicCache(config=lm.model.config) if shared else None
+    with contiguous_head(lm.model):
+        if cache is not None:
+            start = torch.tensor([list(sequences[0][:shared])], device=lm.device)
+            few = accepted_options(lm.model, {"logits_to_keep": 1, "use_cache": True})
+            lm.model(input_ids=start, past_key_values=cache, **few)
+            cache.batch_repeat_interleave(len(sequences))
+            mask = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
+            optional["past_key_values"] = cache
+        optional["position_ids"] = token_positions(mask)[:, shared:]
         logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **accepted_options(lm.model, optional)).logits
     return logits[:, -longest:]
 

@@ -18,8 +18,6 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
         table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"), overflow="fold")
     table.add_column("Direction", min_width=9)
     for trial in front:
-        direction = trial.parameters.direction
-        place = f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"
         mark = " *" if best is not None and trial.index == best.index else ""
         s = trial.scores
         table.add_row(
@@ -29,7 +27,7 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
             s.overrefusals.with_interval,
             f"{s.kl_divergence:.4f}",
             f"{s.compliance:.2f}",
-            f"{direction.method}, {place}",
+            str(trial.parameters),
             style="bold" if mark else "",
         )
     table.add_section()

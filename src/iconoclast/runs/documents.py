@@ -27,6 +27,20 @@ class ProfileDocument(Part):
     min_weight_distance: float
 
 
+class FitDocument(Part):
+    """How a trial was fitted by gradient.
+
+    Attributes:
+        start: number of the trial that it began with.
+        scale: factor of the strengths that the fit came to.
+        file: the fitted edit, in the run's folder `fits`.
+    """
+
+    start: int
+    scale: float
+    file: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialDocument(Scores):
     """A trial and its scores on the selection prompts.
@@ -38,6 +52,7 @@ class TrialDocument(Scores):
         direction_index: for the global scope, the layer that the direction is taken at.
         direction_blend: for hybrid, the share of the variance-scaled direction.
         parameters: component → strength profile.
+        fit: how it was fitted; the direction and the parameters are then those of its start. None if it was searched.
     """
 
     index: int
@@ -46,6 +61,7 @@ class TrialDocument(Scores):
     direction_index: float | None
     direction_blend: float | None
     parameters: Mapping[str, ProfileDocument]
+    fit: FitDocument | None = None
 
 
 class Baseline(Document):
@@ -72,6 +88,7 @@ class BatchSummary(Document):
     study_checkpoint_dir: str = ""
     completed_trials: int
     pruned_trials: int = 0
+    fitted_trials: int = 0
     prompts: Mapping[str, Mapping[str, Any]] = Field(default={})
     overlap: Mapping[str, int] = Field(default={})
     kl_divergence_target: float | None = None

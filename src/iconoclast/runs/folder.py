@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / layout.DIRECTIONS
 
     @property
+    def fits(self) -> Path:
+        """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
+        return self.path / layout.FITS
+
+    @property
     def summary(self) -> Path:
         """The results."""
         return self.path / layout.SUMMARY

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
+from iconoclast.search.space import FittedParameters
 from iconoclast.version import __version__
 
 COUNTED = (
@@ -68,7 +69,9 @@ class ModelCard:
     def render(self) -> str:
         """Fill in the template."""
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
-        profiles = self.trial.parameters.profiles
+        parameters = self.trial.parameters
+        fitted = isinstance(parameters, FittedParameters)
+        profiles = (parameters.start if isinstance(parameters, FittedParameters) else parameters).profiles
         strengths = (
             f"{c} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}" for c, p in profiles.items()
         )
@@ -80,7 +83,8 @@ class ModelCard:
             after=self.after,
             sites=self.sites,
             components=", ".join(profiles),
-            strengths=", ".join(strengths),
+            strengths="every matrix's own" if fitted else ", ".join(strengths),
+            fitted=fitted,
             direction=self._direction(),
             row_normalization=self.row_normalization,
             approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
@@ -109,6 +113,8 @@ class ModelCard:
         )
 
     def _direction(self) -> str:
+        if isinstance(self.trial.parameters, FittedParameters):
+            return f"every matrix's own, {self.trial.parameters}"
         direction = self.trial.parameters.direction
         if direction.scope == "per_layer":
             return f"{direction.method}, each layer's own"

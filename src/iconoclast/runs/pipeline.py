@@ -18,6 +18,7 @@ from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Status
+from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
@@ -29,7 +30,7 @@ from iconoclast.runs.workers import Worker
 from iconoclast.scores import Bounds, Scores, beaten
 from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
-from iconoclast.search.space import EditParameters
+from iconoclast.search.space import AnyParameters, EditParameters, FittedParameters
 from iconoclast.search.study import Outcome, Study
 
 
@@ -70,16 +71,21 @@ class Run:
             s.compliance_gap_penalty,
         )
 
-    def edit(self, parameters: EditParameters) -> Edit:
+    def edit(self, parameters: AnyParameters) -> Edit:
         """Make the edit of a trial."""
         return self.bench.edit(parameters)
 
     def trials(self) -> list[Trial]:
         """All completed trials; the journal is read once for as many as are finished."""
-        finished = self.study.finished
+        finished = self.study.finished + self.study.fitted
         if self._trials[0] != finished:
             self._trials = finished, self.study.trials()
         return self._trials[1]
+
+    @property
+    def pruned(self) -> int:
+        """How many trials were stopped because others beat them."""
+        return self.study.finished + self.study.fitted - len(self.trials())
 
     def front(self) -> list[Trial]:
         """The Pareto front so far."""
@@ -116,6 +122,24 @@ class Run:
 
         self.study.run(n_trials, evaluate, self.objective, told, self.worker)
 
+    def fit(self, progress: Progress | None = None) -> None:
+        """Fit an edit from the strongest trial and measure it at several scales; done once for the same fit settings."""
+        progress = progress or Silent()
+        start = start_of_fit(self.settings, self.trials())
+        if not self.settings.fit or start is None:
+            return
+        done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
+        found = FitStage(self.bench, self.folder.fits, start).run(progress)
+        left = [p for p in found if (p.file.name, p.scale) not in done]
+        if not left:
+            return
+        measured = self.evaluator.measure([self.edit(parameters) for parameters in left], progress)
+        for parameters, scores in zip(left, measured, strict=True):
+            self.study.add_fitted(parameters, scores)
+        for trial in self.trials()[-len(left) :]:
+            progress.note(_trial_line(trial.index, trial.scores))
+        self.write_summary("running")
+
     def measure_report(self, progress: Progress | None = None) -> None:
         """Examine the base model and the best trial once, on the report prompts if there are any; keep their responses."""
         best = self.best()
@@ -128,8 +152,9 @@ class Run:
         write_samples(self.folder.samples, samples)
 
     def finish(self, progress: Progress | None = None) -> None:
-        """Measure the report and write the summary; of several processes that share the run, the first one does."""
+        """Fit, measure the report and write the summary; of several processes that share the run, the first one does."""
         with self.folder.alone() if self.worker else nullcontext():
+            self.fit(progress)
             self.report = _known_report(self.bench, self.folder)
             self.measure_report(progress)
             self.write_summary("complete")
@@ -142,8 +167,9 @@ class Run:
             model=self.settings.model,
             seed=self.settings.seed,
             study_checkpoint_dir=str(self.folder.path),
-            completed_trials=len(self.trials()),
-            pruned_trials=self.study.finished - len(self.trials()),
+            completed_trials=len(self.trials()) - self.study.fitted,
+            pruned_trials=self.pruned,
+            fitted_trials=self.study.fitted,
             prompts=self.prompts.document(),
             overlap=self.prompts.overlaps(),
             kl_divergence_target=self.settings.kl_divergence_target,

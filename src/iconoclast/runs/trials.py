@@ -6,9 +6,9 @@ from pathlib import Path
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
-from iconoclast.runs.documents import ProfileDocument, TrialDocument
+from iconoclast.runs.documents import FitDocument, ProfileDocument, TrialDocument
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
-from iconoclast.search.space import SearchSpace
+from iconoclast.search.space import FittedParameters, SearchSpace
 
 
 def search_space(settings: Settings, layers: int) -> SearchSpace:
@@ -38,7 +38,11 @@ def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: P
 
 def trial_document(trial: Trial) -> TrialDocument:
     """Write down a trial."""
-    direction = trial.parameters.direction
+    parameters, fit = trial.parameters, None
+    if isinstance(parameters, FittedParameters):
+        fit = FitDocument(start=parameters.trial, scale=parameters.scale, file=parameters.file.name)
+        parameters = parameters.start
+    direction = parameters.direction
     scores = {field.name: getattr(trial.scores, field.name) for field in fields(trial.scores)}
     return TrialDocument(
         **scores,
@@ -48,6 +52,7 @@ def trial_document(trial: Trial) -> TrialDocument:
         direction_index=direction.index if direction.scope == "global" else None,
         direction_blend=direction.blend if direction.method == "hybrid" else None,
         parameters={
-            component: ProfileDocument(**asdict(profile)) for component, profile in trial.parameters.profiles.items()
+            component: ProfileDocument(**asdict(profile)) for component, profile in parameters.profiles.items()
         },
+        fit=fit,
     )

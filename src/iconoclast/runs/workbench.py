@@ -28,7 +28,7 @@ from iconoclast.models.thinking import find_response_prefix
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import Prompt
 from iconoclast.runs.splits import Prompts
-from iconoclast.search.space import EditParameters
+from iconoclast.search.space import AnyParameters
 
 LONGEST_TOKEN = 128
 """Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
@@ -171,12 +171,13 @@ class Workbench:
         """Open what examines whole models beside this one, on the prompts that are reported on."""
         return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, judges)
 
-    def edit(self, parameters: EditParameters, directions: Directions | None = None) -> Edit:
+    def edit(self, parameters: AnyParameters, directions: Directions | None = None) -> Edit:
         """Make the edit of a trial, from its own directions or from others (random ones, as a control)."""
-        directions = directions or self.directions
-        assert directions is not None
         writers = self.lm.writers(self.settings.components)
-        return parameters.edit(directions, writers, self.settings.row_normalization)
+        if directions is not None:
+            return parameters.along(directions, writers, self.settings.row_normalization)
+        assert self.directions is not None
+        return parameters.edit(self.directions, writers, self.settings.row_normalization)
 
     def live(self, name: str, edit: Edit) -> Variant:
         """The model with an edit applied while it is examined."""

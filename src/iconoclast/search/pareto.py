@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iconoclast.scores import Key, Scores, beaten, no_more_than
-from iconoclast.search.space import EditParameters
+from iconoclast.search.space import AnyParameters
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Trial:
     """
 
     index: int
-    parameters: EditParameters
+    parameters: AnyParameters
     scores: Scores
 
     @property

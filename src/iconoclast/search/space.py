@@ -1,7 +1,8 @@
 """What Optuna samples, and the edit that a sample stands for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -9,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
+from iconoclast.edits.record import load_edit
 from iconoclast.errors import DirectionError
 from iconoclast.models.anatomy import Writer, site_directions
 from iconoclast.registry import require_known
@@ -31,10 +33,69 @@ class EditParameters:
     direction: DirectionSpec
     profiles: Mapping[str, Profile]
 
+    def __str__(self) -> str:
+        """Its direction, in words."""
+        direction = self.direction
+        return f"{direction.method}, " + (
+            f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"
+        )
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "EditParameters":
+        """What `document` wrote."""
+        profiles = {component: Profile(**profile) for component, profile in document["profiles"].items()}
+        return cls(DirectionSpec(**document["direction"]), profiles)
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
     def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
         """The edit of the model with these writers."""
         resolved = directions.resolve(self.direction)
         return Edit.build(site_directions(writers, resolved), self.profiles, row_normalization)
+
+    def along(
+        self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization
+    ) -> Edit:
+        """The edit of the same strengths along other directions (random ones, as a control)."""
+        return self.edit(directions, writers, row_normalization)
+
+
+@dataclass(frozen=True)
+class FittedParameters:
+    """An edit that gradients have made of another one.
+
+    Attributes:
+        start: what the fit began with.
+        trial: number of that trial.
+        scale: factor of all strengths that the fit came to.
+        file: the fitted edit.
+    """
+
+    start: EditParameters
+    trial: int
+    scale: float
+    file: Path
+
+    def __str__(self) -> str:
+        """Where its directions and strengths come from, in words."""
+        return f"fitted from trial {self.trial}, strengths times {self.scale:g}"
+
+    def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
+        """The fitted edit, scaled."""
+        return load_edit(self.file).scaled(self.scale)
+
+    def along(
+        self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization
+    ) -> Edit:
+        """The edit of the same strengths along other directions, each layer's own."""
+        fitted = self.edit(directions, writers, row_normalization)
+        others = site_directions(writers, directions.resolve(DirectionSpec(self.start.direction.method)))
+        return Edit({site: others[site] for site in fitted.strengths}, fitted.strengths, fitted.row_normalization)
+
+
+AnyParameters = EditParameters | FittedParameters
 
 
 @dataclass(frozen=True)

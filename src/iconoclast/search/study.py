@@ -12,21 +12,23 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast.errors import RunFolderError
+from iconoclast.layout import FITS
 from iconoclast.scores import Bounds, Scores
 from iconoclast.search import sharing
 from iconoclast.search.objective import Objective
 from iconoclast.search.optuna_internals import id_of, set_state, suggest
 from iconoclast.search.pareto import Trial
 from iconoclast.search.sharing import Crew, handed_back_if_broken_off, is_ours, limit
-from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.space import EditParameters, FittedParameters, SearchSpace
 from iconoclast.search.storage import answering, open_storage
 
 STUDY_NAME = "iconoclast"
 OUTCOMES = "outcomes"
 PINNED = "settings"
+FITTED = "fitted"
 
 Outcome = Scores | Bounds
 """What measuring a trial gave: its scores, or what was known when it was pruned."""
@@ -48,6 +50,7 @@ class Study:
     seed: int
     startup_trials: int
     batch: int
+    fits: Path
     _entries: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _read: dict[int, Outcome] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -96,7 +99,7 @@ class Study:
                 f"{journal.parent} holds a study made with other settings ({', '.join(changed)}). "
                 "Give the same settings to continue it, or another folder with --out."
             )
-        return cls(study, space, seed, startup_trials, batch)
+        return cls(study, space, seed, startup_trials, batch, journal.parent / FITS)
 
     @classmethod
     def read(cls, journal: Path, space: SearchSpace, storage: str | None = None) -> "Study":
@@ -109,7 +112,7 @@ class Study:
         study = _load(journal, storage)
         if study is None:
             raise RunFolderError(f"{storage or journal} holds no study of this program.")
-        return cls(study, space, 0, 1, 1)
+        return cls(study, space, 0, 1, 1, journal.parent / FITS)
 
     def trials(self) -> list[Trial]:
         """All completed trials, by number.
@@ -126,16 +129,42 @@ class Study:
             raise RunFolderError(
                 "The study has trials without parameters: the journal is damaged. Restore it from a copy."
             )
-        return [
-            Trial(trial.number, self.space.parameters(trial.params), scores)
+        found = {
+            trial.number: Trial(trial.number, self.space.parameters(trial.params), scores)
             for trial in trials
             if isinstance(scores := outcomes[trial.number], Scores)
-        ]
+        }
+        for trial in self._fitted():
+            entry = trial.user_attrs[FITTED]
+            start = EditParameters.from_document(entry["start"])
+            parameters = FittedParameters(start, entry["trial"], entry["scale"], self.fits / entry["file"])
+            found[trial.number] = Trial(trial.number, parameters, Scores.from_document(entry["scores"]))
+        return [found[number] for number in sorted(found)]
+
+    def add_fitted(self, parameters: FittedParameters, scores: Scores) -> None:
+        """Add an edit that was fitted and measured; the sampler learns nothing from it, and it takes no trial's place."""
+        entry = {
+            "start": parameters.start.document(),
+            "trial": parameters.trial,
+            "scale": parameters.scale,
+            "file": parameters.file.name,
+            "scores": scores.document(),
+        }
+        self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={FITTED: entry}))
+
+    def _fitted(self) -> list[FrozenTrial]:
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [trial for trial in failed if FITTED in trial.user_attrs]
 
     @property
     def finished(self) -> int:
         """How many trials are done with: completed, or pruned because others beat them."""
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
+
+    @property
+    def fitted(self) -> int:
+        """How many trials are edits that were fitted."""
+        return len(self._fitted())
 
     def states(self) -> dict[str, int]:
         """How many trials are complete, pruned, being measured, and handed back by a process that could not."""

@@ -1,0 +1,1 @@
+"""Edits whose directions and strengths are fitted by gradient."""

@@ -1,0 +1,117 @@
+"""What an edit is fitted on: prompts with responses that are as they should be, and what the base model says of them."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iconoclast.models.batching import batches_by_length
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import continuation_logits
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and a response to it, as token ids; the response is never empty.
+
+    Attributes:
+        prompt: what the model is given.
+        response: what it should say.
+        behaviour: how a response that shows the behaviour begins; empty if there is none.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    behaviour: tuple[int, ...] = ()
+
+    @property
+    def rivals(self) -> list[int]:
+        """For every token of the response the one that the behaviour has at the first place where they part; else -1."""
+        rivals = [-1] * len(self.response)
+        for place, (ours, theirs) in enumerate(zip(self.response, self.behaviour, strict=False)):
+            if ours != theirs:
+                rivals[place] = theirs
+                break
+        return rivals
+
+
+class Examples:
+    """Examples of one kind, and the base model's next-token distributions along their responses.
+
+    The distributions are kept as the states that the head turns into logits, a few hundred numbers a token in place of
+    the vocabulary. Models whose logits are more than the head's output (soft caps, scales) are asked again each time.
+
+    Args:
+        lm: the base model, nothing applied to it.
+        examples: prompts and responses.
+        rows: sequences per forward pass.
+    """
+
+    def __init__(self, lm: LanguageModel, examples: Sequence[Example], rows: int) -> None:
+        self.examples = list(examples)
+        self._lm = lm
+        self._states: list[Tensor] | None = self._collect(rows)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def draw(self, count: int, seed: str) -> list[int]:
+        """Choose examples for a step; the same for the same seed."""
+        return random.Random(seed).sample(range(len(self)), min(count, len(self)))
+
+    def batches(self, indices: Sequence[int], rows: int) -> Iterator[list[int]]:
+        """Those examples in batches of like length."""
+        lengths = [len(self.examples[i].prompt) + len(self.examples[i].response) for i in indices]
+        for batch in batches_by_length(lengths, rows):
+            yield [indices[place] for place in batch]
+
+    def base_logprobs(self, indices: Sequence[int]) -> Tensor:
+        """The base model's log-probabilities of every token of those responses, one after the other: float32 [tokens, vocabulary]."""
+        with torch.no_grad():
+            if self._states is not None:
+                logits = _head(self._lm)(torch.cat([self._states[i] for i in indices]).to(self._lm.device))
+            else:
+                logits = response_tokens(self._base_logits(indices), [self.examples[i] for i in indices])
+            result: Tensor = logits.float().log_softmax(-1)
+            return result
+
+    def _base_logits(self, indices: Sequence[int]) -> Tensor:
+        some = [self.examples[i] for i in indices]
+        return continuation_logits(self._lm, [e.prompt for e in some], [e.response for e in some])
+
+    def _collect(self, rows: int) -> list[Tensor] | None:
+        head = _head(self._lm)
+        caught: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+        states: dict[int, Tensor] = {}
+        try:
+            for batch in self.batches(range(len(self)), rows):
+                caught.clear()
+                logits = self._base_logits(batch)
+                width = logits.shape[1]
+                if not caught or not _alike(head(caught[0][:1, -width:]), logits[:1]):
+                    return None
+                for row, i in enumerate(batch):
+                    states[i] = caught[0][row, -len(self.examples[i].response) :].clone().cpu()
+        finally:
+            handle.remove()
+        return [states[i] for i in range(len(self))]
+
+
+def response_tokens(logits: Tensor, examples: Sequence[Example]) -> Tensor:
+    """The rows of [examples, longest, vocabulary] that stand before a response token: [tokens, vocabulary]."""
+    longest = logits.shape[1]
+    lengths = torch.tensor([len(e.response) for e in examples], device=logits.device)
+    return logits[torch.arange(longest, device=logits.device) >= longest - lengths[:, None]]
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether logits differ by rounding alone."""
+    return torch.allclose(first, second, rtol=0.02, atol=0.02 * float(second.abs().max()))
+
+
+def _head(lm: LanguageModel) -> nn.Module:
+    head: nn.Module = lm.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head

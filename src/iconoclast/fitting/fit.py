@@ -1,0 +1,186 @@
+"""The fit: every site's direction and strength follow the gradient of the objective through the live edit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
+from iconoclast.errors import MeasurementError
+from iconoclast.fitting.examples import Example, Examples, response_tokens
+from iconoclast.fitting.objective import Kind, Objective, Tokens
+from iconoclast.models.anatomy import Writer
+from iconoclast.models.cache import common_prefix, shareable
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.reading import SHORTEST_PREFIX, differentiable_logits
+from iconoclast.vocabulary import Site
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How an edit is fitted.
+
+    Attributes:
+        steps: gradient steps.
+        rate: Adam's learning rate of strengths; it falls to zero over the last half of the steps.
+        direction_rate: that of the offsets to unit directions, as a share of `rate`.
+        benign: benign examples a step.
+        target: target examples a step.
+        rows: examples a forward and backward pass.
+        seed: which examples a step draws.
+    """
+
+    steps: int = 40
+    rate: float = 0.03
+    direction_rate: float = 0.05
+    benign: int = 24
+    target: int = 16
+    rows: int = 8
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        return self.rate * min(1.0, 2 * (self.steps - step) / self.steps)
+
+
+@dataclass
+class Fit:
+    """An edit while it is fitted: direction v = normalize(v₀ + offset) and strength λ of every site of the start.
+
+    Args:
+        lm: the base model; its weights are not laid out for inference, as gradients must flow through it.
+        writers: its writers by site.
+        start: the edit to begin with; its sites are the ones that are edited.
+        examples: kind → examples.
+        objective: what is minimised.
+        options: how.
+    """
+
+    lm: LanguageModel
+    writers: Mapping[Site, Writer]
+    start: Edit
+    examples: Mapping[Kind, Examples]
+    objective: Objective
+    options: FitOptions
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sites = self.start.sites
+        self._first = torch.stack([self.start.directions[site].float().cpu() for site in self.sites])
+        self._strengths = torch.tensor([self.start.strengths[site] for site in self.sites], requires_grad=True)
+        self._offsets = torch.zeros_like(self._first, requires_grad=True)
+        self._optimizer = torch.optim.Adam([{"params": [self._strengths]}, {"params": [self._offsets]}])
+
+    def run(self, steps: int) -> Iterator[dict[str, float]]:
+        """Take up to so many steps, as many as are left; gives the losses of each."""
+        for _ in range(min(steps, self.options.steps - self.step)):
+            yield self._take_step()
+
+    def edit(self, scale: float = 1.0) -> Edit:
+        """The edit as it is now, its strengths times `scale`."""
+        with torch.no_grad():
+            directions = normalize(self._first + self._offsets, dim=-1)
+            strengths = {site: scale * float(s) for site, s in zip(self.sites, self._strengths, strict=True)}
+        kept = {site: direction for site, direction in zip(self.sites, directions, strict=True) if strengths[site]}
+        return Edit(kept, {site: strengths[site] for site in kept}, self.start.row_normalization)
+
+    def cosine(self) -> float:
+        """Mean cosine of the directions to those of the start."""
+        with torch.no_grad():
+            return float((normalize(self._first + self._offsets, dim=-1) * self._first).sum(-1).mean())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that another process needs to go on."""
+        return {
+            "step": self.step,
+            "curve": self.curve,
+            "strengths": self._strengths.detach(),
+            "offsets": self._offsets.detach(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        with torch.no_grad():
+            self._strengths.copy_(state["strengths"])
+            self._offsets.copy_(state["offsets"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self.curve = state["step"], list(state["curve"])
+
+    def _take_step(self) -> dict[str, float]:
+        rate = self.options.rate_at(self.step)
+        for group, share in zip(self._optimizer.param_groups, (1.0, self.options.direction_rate), strict=True):
+            group["lr"] = rate * share
+        self._optimizer.zero_grad()
+        losses = self.gradient(self.step)
+        if not all(torch.isfinite(t.grad).all() for t in (self._strengths, self._offsets) if t.grad is not None):
+            raise MeasurementError("Fitting has come to numbers that are not finite. Lower fit_rate.")
+        self._optimizer.step()
+        self.step += 1
+        self.curve.append(losses)
+        return losses
+
+    def gradient(self, step: int) -> dict[str, float]:
+        """Add the gradient of a step's loss to the variables; gives the loss and its terms."""
+        losses: dict[str, float] = {}
+        drawn_of: dict[Kind, int] = {"benign": self.options.benign, "target": self.options.target}
+        for kind, count in drawn_of.items():
+            examples, terms = self.examples[kind], self.objective.of(kind)
+            drawn = examples.draw(count, f"{self.options.seed}/{kind}/{step}")
+            everything = tokens_of([examples.examples[i] for i in drawn])
+            counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
+            for batch in examples.batches(drawn, self.options.rows) if terms else ():
+                with self._applied():
+                    tokens = self._tokens(examples, batch)
+                    loss = torch.zeros((), device=tokens.logprobs.device)
+                    for term in terms:
+                        value = term(tokens) / counts[term.name]
+                        losses[term.name] = losses.get(term.name, 0.0) + float(value.detach())
+                        loss = loss + term.weight * value
+                    loss.backward()  # type: ignore[no-untyped-call]
+        if self.objective.proximity:
+            directions = normalize(self._first + self._offsets, dim=-1)
+            first = torch.tensor([self.start.strengths[site] for site in self.sites])
+            distance = (self._strengths[:, None] * directions - first[:, None] * self._first).square().sum()
+            (self.objective.proximity * distance).backward()  # type: ignore[no-untyped-call]
+            losses["distance"] = float(distance.detach())
+        weights = {term.name: term.weight for term in self.objective.terms} | {"distance": self.objective.proximity}
+        return {"loss": sum(weights[name] * value for name, value in losses.items()), **losses}
+
+    @contextmanager
+    def _applied(self) -> Iterator[None]:
+        """Apply the edit as it is now, through which gradients flow."""
+        directions = normalize(self._first + self._offsets, dim=-1)
+        edit = Edit(
+            dict(zip(self.sites, directions, strict=True)),
+            dict(zip(self.sites, self._strengths, strict=True)),
+            self.start.row_normalization,
+        )
+        with torch.enable_grad(), LiveEdits(self.writers, [edit]).applied():
+            yield
+
+    def _tokens(self, examples: Examples, batch: list[int]) -> Tokens:
+        some = [examples.examples[i] for i in batch]
+        prompts, responses = [e.prompt for e in some], [e.response for e in some]
+        shared = common_prefix(prompts) if len(some) > 1 and shareable(self.lm.model) else 0
+        logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
+        logprobs: Tensor = response_tokens(logits, some).float().log_softmax(-1)
+        return tokens_of(some, logprobs, lambda: examples.base_logprobs(batch).to(logprobs.device))
+
+
+def tokens_of(
+    examples: Sequence[Example], logprobs: Tensor | None = None, base: Callable[[], Tensor] | None = None
+) -> Tokens:
+    """Response tokens of examples; without what models say of them, only places and ids are of use."""
+    logprobs = torch.empty(0) if logprobs is None else logprobs
+    ids = [token for e in examples for token in e.response]
+    places = [place for e in examples for place in range(len(e.response))]
+    rivals = [token for e in examples for token in e.rivals]
+    of_each = (torch.tensor(numbers, device=logprobs.device) for numbers in (ids, places, rivals))
+    return Tokens(logprobs, base or (lambda: logprobs), *of_each)

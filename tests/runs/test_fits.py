@@ -1,0 +1,129 @@
+"""Fitted edits are trials like others: kept, continued after an interruption, exported, replayed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.edits.edit import Edit
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.progress import Silent
+from iconoclast.runs import fits
+from iconoclast.runs.export import export_run
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import Run, started_run
+from iconoclast.runs.replay import replay
+from iconoclast.runs.saved import SavedRun
+from iconoclast.search.space import FittedParameters
+
+SCALES = [0.5, 1.0]
+
+
+@pytest.fixture
+def settings(tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A run with prompts enough for a fit; whatever a random model says counts as an answer."""
+    monkeypatch.setattr(ResponseRules, "label", lambda self, prompt, response: "complied")
+    monkeypatch.setattr(fits, "SHORTEST", 1)
+    file = tmp_path / "fit.txt"
+    file.write_text("\n".join(f"Please play song {n}" for n in range(10)))
+    more = {"bad_prompts": PromptSource(dataset=str(file)), "fit_steps": 7, "fit_scales": SCALES}
+    good = tmp_path / "good.txt"
+    good.write_text("\n".join(f"Who wrote song {n}?" for n in range(10)))
+    return tiny_settings.model_copy(
+        update={**more, "good_prompts": PromptSource(dataset=str(good)), "random_controls": 1}
+    )
+
+
+def finished(settings: Settings, progress: Silent | None = None) -> Run:
+    with started_run(settings, progress) as run:
+        run.optimize(settings.n_trials, progress)
+        run.finish(progress)
+        run.trials()
+        return run
+
+
+def fitted(run: Run) -> list[Any]:
+    return [trial for trial in run.trials() if isinstance(trial.parameters, FittedParameters)]
+
+
+def edit_of(settings: Settings, run: Run, index: int) -> Edit:
+    folder = RunFolder(run.folder.path)
+    return SavedRun.open(folder, str(index)).edit(run.bench.lm)
+
+
+def test_fitted_edits_are_trials_after_the_searched_ones(settings: Settings) -> None:
+    run = finished(settings)
+    trials = fitted(run)
+    assert [trial.index for trial in trials] == [6, 7]
+    assert [trial.parameters.scale for trial in trials] == SCALES
+    summary = run.folder.read_summary()
+    assert summary is not None
+    assert (summary.fitted_trials, summary.finished_trials) == (2, 6)
+    half, whole = (edit_of(settings, run, trial.index) for trial in trials)
+    assert half.strengths == {site: 0.5 * strength for site, strength in whole.strengths.items()}
+    start = edit_of(settings, run, trials[0].parameters.trial)
+    assert any(not torch.equal(start.directions[site], whole.directions[site]) for site in whole.sites)
+
+
+def test_a_second_start_fits_nothing_again(settings: Settings) -> None:
+    finished(settings)
+    again = finished(settings.model_copy(update={"n_trials": 8}))
+    assert len(fitted(again)) == 2 and again.study.finished == 8
+
+
+def test_without_fit_there_are_no_fitted_trials(settings: Settings) -> None:
+    run = finished(settings.model_copy(update={"fit": False}))
+    assert not fitted(run) and not run.folder.fits.exists()
+
+
+class BrokenOff(Silent):
+    """Stops in the middle of the fit."""
+
+    def __init__(self) -> None:
+        self.steps = -1
+
+    def start(self, task: str, total: int) -> None:
+        self.steps = 0 if task.startswith("Fitting") else -1
+
+    def advance(self, steps: int = 1) -> None:
+        if self.steps >= 0:
+            self.steps += steps
+            if self.steps == 6:
+                raise KeyboardInterrupt
+
+
+def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_path: Path) -> None:
+    whole = finished(settings)
+    other = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "other"})
+    with pytest.raises(KeyboardInterrupt):
+        finished(other, BrokenOff())
+    assert list((tmp_path / "other" / "fits").glob("*.state"))
+    resumed = finished(other)
+    assert not list(resumed.folder.fits.glob("*.state"))
+    one, two = (edit_of(settings, run, 7) for run in (whole, resumed))
+    assert one.strengths == two.strengths
+    assert all(torch.equal(one.directions[site], two.directions[site]) for site in one.sites)
+
+
+def test_a_fitted_trial_is_exported_and_replayed(settings: Settings, tmp_path: Path) -> None:
+    run = finished(settings)
+    exported = export_run(run.folder.path, "7", "adapter", tmp_path / "adapter", Silent())
+    assert exported.exported is not None
+    assert exported.exported.kl_divergence == pytest.approx(exported.live.kl_divergence, abs=1e-4)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "fitted by gradient" in card and "not trained further" not in card
+    assert replay(run.folder.path, "7").grade != "changed"
+
+
+def test_too_few_responses_are_no_examples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResponseRules, "label", lambda self, prompt, response: "refusal")
+    notes: list[str] = []
+
+    class Noted(Silent):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    assert not fitted(finished(settings, Noted()))
+    assert any(note.startswith("Nothing is fitted") for note in notes)
