@@ -7,17 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.prompt import IntPrompt, Prompt
 from typer import Argument, Context, Option
 
 from iconoclast.cli.arguments import ConfigOption
+from iconoclast.cli.chat import chat
 from iconoclast.cli.console import err, out, program, say, shown_progress
+from iconoclast.cli.export import export
 from iconoclast.cli.flags import given_settings
 from iconoclast.config.schema import Settings
+from iconoclast.errors import UserError
+from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from iconoclast.runs.pipeline import Run
 
 SAMPLES = 3
+MENU = ["adapter", "merged", "chat", "more", "quit"]
 
 
 def run(
@@ -37,9 +43,7 @@ def run(
         return
     folder = search(settings, began=process_start())
     if not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
-        from iconoclast.cli.menu import menu
-
-        menu(settings, folder, search)
+        _menu(settings, folder)
 
 
 def process_start() -> float:
@@ -128,3 +132,30 @@ def _print_samples(run: "Run") -> None:
     responses = run.evaluator.respond([Edit.nothing(), run.edit(best.parameters)], prompts)
     names = ("base model", f"trial {best.index}")
     out.print(samples_table([p.text for p in prompts], list(zip(names, responses, strict=True))))
+
+
+def _menu(settings: Settings, folder: Path) -> None:
+    """Ask a user at a terminal what to do with a finished run, until there is nothing more."""
+    while True:
+        say("", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
+        say("more: run more trials           quit: leave")
+        try:
+            action = Prompt.ask("What now?", choices=MENU, default="quit", console=out)
+            if action == "quit":
+                return
+            if action == "more":
+                summary = RunFolder(folder).read_summary()
+                done = 0 if summary is None else summary.finished_trials
+                more = IntPrompt.ask("How many more?", default=8, console=out)
+                search(settings.model_copy(update={"n_trials": done + more}))
+                continue
+            trial = Prompt.ask("Which trial?", default="best", console=out)
+            if action == "chat":
+                chat(str(folder), trial)
+            else:
+                to = Path(Prompt.ask("Into which folder?", default=str(folder / action), console=out))
+                export(str(folder), to, trial, action)
+        except EOFError:
+            return
+        except UserError as error:
+            say(f"Error: {error}", to=err)
