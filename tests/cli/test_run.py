@@ -152,34 +152,17 @@ def test_at_a_terminal_a_finished_run_offers_what_to_do(config: Path, tmp_path: 
         dimensions=(40, 200),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    terminal.expect("What now?")
-    terminal.sendline("more")
-    terminal.expect("How many more?")
-    terminal.sendline("2")
-    terminal.expect("What now?")
-    terminal.sendline("adapter")
-    terminal.expect("Which trial?")
-    terminal.sendline("77")
-    terminal.expect("Into which folder?")
-    terminal.sendline(str(tmp_path / "adapter"))
-    terminal.expect('no completed trial "77"')
-    terminal.expect("What now?")
-    terminal.sendline("adapter")
-    terminal.expect("Which trial?")
-    terminal.sendline("")
-    terminal.expect("Into which folder?")
-    terminal.sendline(str(tmp_path / "adapter"))
-    terminal.expect("Difference of the export")
-    terminal.expect("What now?")
-    terminal.sendline("chat")
-    terminal.expect("Which trial?")
-    terminal.sendline("best")
-    terminal.expect("> ")
-    terminal.sendline("Hello")
-    terminal.expect("> ")
-    terminal.sendline("")
-    terminal.expect("What now?")
-    terminal.sendline("quit")
+    adapter = str(tmp_path / "adapter")
+    conversation = [
+        ("What now", "more"), ("How many more", "2"),
+        ("What now", "adapter"), ("Which trial", "77"), ("Into which folder", adapter),
+        ('no completed trial "77"(?s:.*)What now', "adapter"), ("Which trial", ""), ("Into which folder", adapter),
+        ("Difference of the export(?s:.*)What now", "chat"), ("Which trial", "best"), ("> ", "Hello"), ("> ", ""),
+        ("What now", "quit"),
+    ]  # fmt: skip
+    for question, answer in conversation:
+        terminal.expect(question)
+        terminal.sendline(answer)
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
