@@ -20,7 +20,7 @@ def demo(
     out_folder: Annotated[Path, Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
     n_trials: Annotated[int, Option(help="Trials in total.", min=1)] = 24,
 ) -> None:
-    """The whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
+    """Do the whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
 
     Searches, exports an adapter and merged weights, measures both again, and shows the responses side by side.
     """

@@ -17,7 +17,7 @@ def summarize(
     json_file: Annotated[Path | None, Option("--json", help="File for the table as JSON.")] = None,
     markdown: Annotated[Path | None, Option(help="File for the table as Markdown.")] = None,
 ) -> None:
-    """One table of many runs: a row a run, its base model and its best trial."""
+    """Make one table of many runs: a row a run, its base model and its best trial."""
     summaries, problems = read_summaries(paths)
     if summaries and not (json_file or markdown):
         tables, lines = summary_tables(summaries)
