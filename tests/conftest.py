@@ -2,8 +2,9 @@
 
 import os
 
-# Before any import of a Hugging Face library: no test may reach for the network.
+# Before any import of a Hugging Face library: no test may reach for the network, and no bar is drawn into what tests read.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import socket

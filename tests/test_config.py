@@ -58,7 +58,7 @@ def given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
 # Described
 
 
-def test_every_setting_is_listed_with_what_it_is_for_its_flag_and_its_default():
+def test_every_setting_has_a_purpose_a_flag_and_a_default():
     for key, spec in SPECS.items():
         assert re.fullmatch(r"\S+ \S+ .+\.", spec.description), key
         assert re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)?", spec.flag)
@@ -70,7 +70,7 @@ def test_every_setting_is_listed_with_what_it_is_for_its_flag_and_its_default():
 # Layers
 
 
-def test_every_setting_is_listed_in_order_and_can_be_given_in_every_way(given):
+def test_every_setting_can_be_given_in_every_way(given):
     loaded = given(EXAMPLES)
     effective = flat(loaded.settings.model_dump(mode="json"))
     assert effective == EXAMPLES
@@ -79,7 +79,7 @@ def test_every_setting_is_listed_in_order_and_can_be_given_in_every_way(given):
 
 
 @pytest.mark.parametrize("key", ["system_prompt", "good_prompts.split"])
-def test_flags_go_before_the_environment_before_the_file_before_defaults(key, monkeypatch):
+def test_flags_before_environment_before_file_before_defaults(key, monkeypatch):
     sources = ("flag", "environment", "file config.toml", "default")
     for present in (c for n in range(4) for c in combinations(sources[:3], n)):
         write("config.toml", {key: "file config.toml"} if "file config.toml" in present else {})
@@ -116,7 +116,7 @@ def test_a_prompt_set_in_the_environment_can_be_one_json_object(monkeypatch):
         load_settings()
 
 
-def test_the_environment_is_read_in_any_case_and_other_programs_variables_are_none_of_our_business(monkeypatch):
+def test_the_environment_is_read_in_any_case_and_only_ours(monkeypatch):
     for name, value in {"iconoclast_Exit_After_Optimization": "1", "ICON_SEED": "9", "BATCH_SIZE": "9"}.items():
         monkeypatch.setenv(name, value)
     loaded = load_settings()
@@ -127,7 +127,7 @@ def test_the_environment_is_read_in_any_case_and_other_programs_variables_are_no
         load_settings()
 
 
-def test_a_new_data_set_does_not_inherit_the_rest_of_the_default_one(given):
+def test_a_new_data_set_inherits_nothing_of_the_default_one(given):
     assert given({"good_prompts.dataset": "a.txt"}).settings.good_prompts == PromptSource(dataset="a.txt")
 
 
@@ -136,7 +136,7 @@ def test_a_new_split_keeps_the_rest_of_the_default_data_set(given):
     assert source == Settings().good_prompts.model_copy(update={"split": "report"})
 
 
-def test_settings_built_directly_look_neither_at_the_environment_nor_at_a_file(monkeypatch):
+def test_settings_built_directly_read_nothing_else(monkeypatch):
     monkeypatch.setenv("ICONOCLAST_N_TRIALS", "9")
     write("config.toml", {"n_trials": 8})
     assert Settings().n_trials == 200
@@ -145,7 +145,7 @@ def test_settings_built_directly_look_neither_at_the_environment_nor_at_a_file(m
 # Files
 
 
-def test_the_named_file_goes_before_the_variable_before_the_working_directory(monkeypatch):
+def test_a_named_file_before_the_variable_before_the_folder(monkeypatch):
     assert load_settings() == LoadedSettings(Settings(), {})
     for seed, name in enumerate(("config.toml", "named-by-variable.toml", "named.toml")):
         write(name, {"seed": seed + 1})
@@ -165,7 +165,7 @@ def test_every_configuration_that_comes_along_means_what_it_says(file):
     assert loaded.settings.model
 
 
-def test_effective_settings_written_as_toml_are_read_back_the_same():
+def test_settings_written_as_toml_are_read_back_the_same():
     text = {"bad_report_prompts.dataset": "é.csv", "system_prompt": "two\nlines"}
     settings = load_settings({"model": "x", "study_checkpoint_dir": "a/b", **text}).settings
     Path("config.toml").write_text(tomli_w.dumps(settings_document(settings)), encoding="utf-8")
@@ -175,7 +175,7 @@ def test_effective_settings_written_as_toml_are_read_back_the_same():
 # Strict
 
 
-def test_a_misspelt_key_is_an_error_that_names_the_nearest_real_one(given):
+def test_a_misspelt_key_is_answered_with_the_nearest_one(given):
     for misspelt, nearest in {
         "n_trails": "n_trials",
         "modle": "model",
@@ -191,14 +191,14 @@ def test_a_misspelt_key_is_an_error_that_names_the_nearest_real_one(given):
             given({misspelt: "1"})
 
 
-def test_a_key_spelt_as_elsewhere_is_led_back_to_its_name_in_the_file():
+def test_a_key_spelt_as_elsewhere_is_answered_with_its_name():
     for misspelt, nearest in {"Model": "model", "MODEL": "model", "n-trials": "n_trials"}.items():
         write("config.toml", {misspelt: "7"})
         with pytest.raises(SettingsError, match=rf"{misspelt} \(file config\.toml\)\. Did you mean {nearest}\?"):
             load_settings()
 
 
-def test_a_key_like_no_other_is_an_error_that_says_where_the_settings_are_listed():
+def test_a_key_like_no_other_is_answered_with_where_to_look():
     with pytest.raises(SettingsError, match=r"qqqqq.*`iconoclast config show` lists the settings"):
         load_settings({"qqqqq": "1"})
 
@@ -230,7 +230,7 @@ def test_a_key_like_no_other_is_an_error_that_says_where_the_settings_are_listed
         ("refusal_markers", ["   "], "at least 2 characters"),
     ],
 )
-def test_a_bad_value_is_an_error_that_shows_it_and_says_what_may_stand_there(key, value, rule):
+def test_a_bad_value_is_shown_with_what_may_stand_there(key, value, rule):
     with pytest.raises(SettingsError) as caught:
         load_settings({key: value})
     shown = json.dumps(value[0] if isinstance(value, list) and value else value)
@@ -248,13 +248,13 @@ def test_all_bad_values_are_told_at_once():
         load_settings({"n_trials": 0, "quantization": "8bit"})
 
 
-def test_a_prompt_set_without_a_data_set_is_an_error_that_says_what_is_missing_and_where(given):
+def test_a_prompt_set_without_a_data_set_says_what_is_missing(given):
     with pytest.raises(SettingsError, match=rf"good_report_prompts\.dataset \({given.source}.*\) is missing"):
         given({"good_report_prompts.split": "test"})
 
 
 @pytest.mark.parametrize("text", ['good_prompts = "a.txt"', '[[good_prompts]]\ndataset = "a.txt"'])
-def test_a_prompt_set_that_is_not_a_table_is_an_error_even_if_a_flag_names_a_part_of_it(text):
+def test_a_prompt_set_must_be_a_table_even_beside_a_flag(text):
     Path("config.toml").write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=r"good_prompts \(file config\.toml\) has a bad value .*a\.txt"):
         load_settings()

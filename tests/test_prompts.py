@@ -77,10 +77,7 @@ def written(name: str, items: list[str]) -> str:
     elif name == "saved-set":
         datasets.Dataset.from_list(rows).save_to_disk(name)
     elif name == "saved-splits":
-        splits = {
-            "test": datasets.Dataset.from_dict({"text": ["other"]}),
-            "train": datasets.Dataset.from_list(rows),
-        }
+        splits = {"test": datasets.Dataset.from_dict({"text": ["other"]}), "train": datasets.Dataset.from_list(rows)}
         datasets.DatasetDict(splits).save_to_disk(name)
     else:
         quoted = ['"' + text.replace('"', '""') + '"' for text in items]
@@ -134,7 +131,7 @@ def test_a_hub_data_set_is_asked_for_by_id_and_configuration(hub):
     assert hub.asked == [("JailbreakBench/JBB-Behaviors", "behaviors")]
 
 
-def test_a_hub_data_set_that_cannot_be_loaded_is_one_line_with_the_reason(hub):
+def test_a_hub_data_set_out_of_reach_is_one_line_with_the_reason(hub):
     for failure in (datasets.exceptions.DatasetNotFoundError, ConnectionError, ValueError):
         hub.answer = failure("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
         assert "cannot be loaded: Config name is missing. Give a hub id" in refused("someone/prompts")
@@ -186,7 +183,7 @@ def test_a_slice_out_of_range_says_how_many_prompts_there_are(split):
 
 
 @pytest.mark.parametrize("split", ["train[3]", "train[1:2", "[a:b]", "[1:2:3]", "[:5]+train[7:]", "[1.5:3]", "[:5] "])
-def test_a_split_that_is_not_understood_is_answered_with_an_example(split):
+def test_a_split_not_understood_is_answered_with_an_example(split):
     assert re.search(rf'"{re.escape(split)}" .* is not understood\..*"train\[:240\]"', refused(lines(10), split))
 
 
@@ -212,13 +209,13 @@ def test_splits_are_named_when_another_is_asked_for(hub):
 # Columns, and what is put around a prompt
 
 
-def test_the_prompts_stand_in_the_named_column_or_in_text_or_in_the_only_one_of_text():
+def test_prompts_stand_in_the_named_column_or_text_or_the_only():
     assert texts(file("a.csv", "text,Goal\na,b\nc,d\n"), column="Goal") == ["b", "d"]
     assert texts(file("a.csv", "Goal,text\na,b\n")) == ["b"]
     assert texts(file("a.json", '[{"id": 1, "Goal": "a", "split": "train"}]')) == ["a"]
 
 
-def test_a_column_that_is_missing_or_in_doubt_is_answered_with_those_that_are_there():
+def test_a_column_missing_or_in_doubt_is_answered_with_others():
     dataset = file("a.csv", "question,answer\na,b\n")
     assert "has the columns question, answer; set column" in refused(dataset)
     assert "has no column Goal. It has question, answer" in refused(dataset, column="Goal")
@@ -226,7 +223,7 @@ def test_a_column_that_is_missing_or_in_doubt_is_answered_with_those_that_are_th
 
 
 @pytest.mark.parametrize("cell", ["", "   "])
-def test_a_cell_without_text_is_an_error_that_names_the_row_of_the_data_set(cell):
+def test_a_cell_without_text_is_an_error_that_names_the_row(cell):
     dataset = file("a.csv", f"text,id\na,1\n{cell},2\nc,3\n")
     for split in ("train", "train[1:]"):
         assert "row 2: the column text holds no text" in refused(dataset, split)
@@ -237,14 +234,14 @@ def test_prefix_and_suffix_stand_around_every_prompt():
     assert texts(lines(2), prefix="Please: ", suffix=" Be brief.") == expected
 
 
-def test_the_system_prompt_of_the_set_goes_before_the_general_one():
+def test_the_sets_system_prompt_goes_before_the_general_one():
     cases = [(None, None, None), (None, "general", "general"), ("own", "general", "own"), ("own", None, "own")]
     for own, general, expected in [*cases, ("", "general", None)]:
         source = PromptSource(dataset=lines(2), system_prompt=own)
         assert {prompt.system for prompt in load_prompts(source, general)} == {expected}
 
 
-def test_too_few_prompts_are_an_error_that_says_how_many_are_needed():
+def test_too_few_prompts_are_answered_with_how_many_are_needed():
     for count, minimum, found in ((0, 1, "is empty"), (1, 2, "holds 1 prompt"), (2, 3, "holds 2 prompts")):
         source = PromptSource(dataset=lines(count))
         with pytest.raises(PromptsError, match=rf"prompts\.txt train {found}\. This set needs at least {minimum}\."):
@@ -274,7 +271,7 @@ def test_too_few_prompts_are_an_error_that_says_how_many_are_needed():
         ("comma.json", '[\n"a",\n]', "not valid JSON: .* line 3"),
         ("object.json", '{"prompts": ["a"]}', "must hold a JSON list"),
         ("number.json", '["a", 2]', "item 2"),
-        ("surrogate.json", '["a", "\\ud800"]', "row 2: the text is no valid Unicode"),
+        ("surrogate.json", '["a", "\\ud800"]', "row 2: the text is not valid Unicode"),
         ("deep.json", "[" * 100_000, "not valid JSON"),
         ("digits.json", "1" * 5000, "not valid JSON"),
         ("word.jsonl", '"a"\nb\n', "not valid JSON on line 2"),
@@ -316,7 +313,7 @@ def test_a_built_in_set_is_the_sum_of_its_splits(role):
 
 
 @pytest.mark.parametrize("name", ["builtin:everyday", "builtin:everyday/neutral", "builtin:weather/target", "builtin:"])
-def test_an_unknown_built_in_set_is_answered_with_those_there_are(name):
+def test_an_unknown_built_in_set_is_answered_with_the_known(name):
     assert "There are builtin:everyday/target, builtin:everyday/benign" in refused(name)
 
 
@@ -329,14 +326,14 @@ def test_a_fingerprint_tells_any_difference():
     assert len({prompts.fingerprint for prompts in sets}) == len(sets)
 
 
-def test_a_fingerprint_is_the_sha256_of_system_prompts_and_texts_whatever_their_source():
+def test_a_fingerprint_is_the_sha256_of_what_was_loaded():
     content = '[["be brief", "größe"], ["be brief", "two\\nlines"]]'
     for source in ("one", "two"):
         prompts = PromptSet.of(["größe", "two\nlines"], source, system="be brief")
         assert prompts.fingerprint == hashlib.sha256(content.encode()).hexdigest()
 
 
-def test_overlap_counts_shared_prompts_letter_case_and_spaces_aside():
+def test_overlap_leaves_letter_case_and_spaces_aside():
     mine = PromptSet.of(["Call a taxi", "what  is\nthis?", "alone"])
     theirs = PromptSet.of(["call a TAXI ", "What is this?", "other", "other still"])
     assert mine.overlap(theirs) == 2

@@ -4,7 +4,9 @@ Prompts become residuals, residuals become directions, a direction and a profile
 live, the best one is exported, and what was exported is measured again.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from iconoclast.version import __version__
@@ -22,24 +24,9 @@ if TYPE_CHECKING:
     from iconoclast.scores import Scores
 
 __all__ = [
-    "DirectionSpec",
-    "Directions",
-    "Edit",
-    "LanguageModel",
-    "Profile",
-    "PromptSet",
-    "Scores",
-    "Settings",
-    "__version__",
-    "applied",
-    "estimate_directions",
-    "export",
-    "load_model",
-    "make_edit",
-    "measure",
-    "residuals",
-    "search",
-]
+    "DirectionSpec", "Directions", "Edit", "LanguageModel", "Profile", "PromptSet", "Scores", "Settings", "__version__",
+    "applied", "estimate_directions", "export", "load_model", "make_edit", "measure", "residuals", "search",
+]  # fmt: skip
 
 _HOMES = {
     "DirectionSpec": "directions.estimators",
@@ -64,3 +51,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Face(ModuleType):
+    """Keeps `search` the function of the library: importing the package `iconoclast.search` would take its name."""
+
+    search = property(lambda self: __getattr__("search"), lambda self, package: None)
+
+
+sys.modules[__name__].__class__ = _Face

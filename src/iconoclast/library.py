@@ -1,4 +1,10 @@
-"""The steps of a run as functions, for notebooks and scripts; see the example in the README."""
+"""The steps of a run as functions, for notebooks and scripts. Their examples go on from one another and from this:
+
+>>> import iconoclast as ic
+>>> lm = ic.load_model("demo")
+>>> benign = ic.PromptSet.load("builtin:everyday/benign", "fit[:16]")
+>>> target = ic.PromptSet.load("builtin:everyday/target", "fit[:16]")
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -26,13 +32,21 @@ from iconoclast.vocabulary import ExportFormat, RowNormalization
 
 
 def residuals(lm: LanguageModel, prompts: PromptSet) -> Tensor:
-    """The residual stream after every layer at the last token of each prompt: float32 [n, L, d], on the CPU."""
+    """Return the residual stream after every layer at the last token of each prompt: float32 [n, L, d], on the CPU.
+
+    >>> ic.residuals(lm, target).shape == (16, lm.layers, lm.hidden_size)
+    True
+    """
     ids = lm.encode(prompts.prompts)
     return last_token_residuals(lm, ids, affordable_rows(lm, max(map(len, ids)), 0, 512))
 
 
 def estimate_directions(lm: LanguageModel, benign: PromptSet, target: PromptSet, **options: Any) -> Directions:
-    """Directions from benign to target prompts; `options` as in `directions.estimators.estimate_directions`.
+    """Estimate directions from benign to target prompts; `options` as in `directions.estimators.estimate_directions`.
+
+    >>> directions = ic.estimate_directions(lm, benign, target, subspace_rank=4)
+    >>> directions.resolve(ic.DirectionSpec("median")).shape == (lm.layers, lm.hidden_size)
+    True
 
     Raises:
         DirectionError: fewer than two prompts on a side, or a subspace rank larger than the data allows.
@@ -47,7 +61,10 @@ def make_edit(
     direction: DirectionSpec | None = None,
     row_normalization: RowNormalization = "pre",
 ) -> Edit:
-    """The edit of `lm` along one of its directions.
+    """Make the edit of `lm` along one of its directions.
+
+    >>> mountain = ic.Profile.triangle(peak=1.2, position=lm.layers / 2, span=lm.layers / 2)
+    >>> edit = ic.make_edit(lm, directions, {"attn.o_proj": mountain}, ic.DirectionSpec(scope="global", index=2))
 
     Args:
         lm: the model.
@@ -61,12 +78,23 @@ def make_edit(
 
 
 def applied(lm: LanguageModel, edit: Edit) -> AbstractContextManager[None]:
-    """While this context lasts, `lm.model` behaves as edited. No weight is touched."""
+    """Make `lm.model` behave as edited while this context lasts. No weight is touched.
+
+    >>> with ic.applied(lm, edit):
+    ...     edited = ic.residuals(lm, target)
+    >>> bool((edited == ic.residuals(lm, target)).all())
+    False
+    """
     return LiveEdits(lm.writers(), [edit]).applied()
 
 
 def search(settings: Settings, progress: Progress | None = None) -> list[Trial]:
-    """Run or continue the search that `settings` describe; the Pareto front, the results being in the run folder."""
+    """Run or continue the search that `settings` describe, and return the Pareto front. All results are in the run folder.
+
+    >>> front = ic.search(ic.Settings(model="demo", n_trials=4, study_checkpoint_dir="demo-run"))
+    >>> all(trial.index < 4 for trial in front)
+    True
+    """
     with started_run(settings, progress) as run:
         run.optimize(settings.n_trials, progress)
         run.finish(progress)
@@ -80,5 +108,10 @@ def export(
     format: ExportFormat = "adapter",
     progress: Progress | None = None,
 ) -> Exported:
-    """Export a trial of a run folder as an adapter or merged weights, and measure what was written."""
+    """Export a trial of a run folder as an adapter or merged weights, and measure what was written.
+
+    >>> exported = ic.export("demo-run", "demo-adapter")
+    >>> exported.exported.refusals.n == exported.base.refusals.n
+    True
+    """
     return export_run(Path(run), trial, format, Path(to), progress)

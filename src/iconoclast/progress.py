@@ -1,4 +1,4 @@
-"""How long work reports that it goes on: a small protocol, so that only the command line prints."""
+"""Reports that long work goes on: a small protocol, so that only the command line prints."""
 
 from typing import Protocol
 

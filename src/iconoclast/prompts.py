@@ -2,12 +2,13 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -49,10 +50,10 @@ class PromptSet:
 
     @classmethod
     def of(cls, texts: Iterable[str], source: str = "texts", system: str | None = None) -> "PromptSet":
-        """A prompt set from plain texts.
+        """Make a prompt set of plain texts. Without a text that is a PromptsError.
 
-        Raises:
-            PromptsError: there is no text.
+        >>> len(ic.PromptSet.of(["Name a river.", "Name a lake."]))
+        2
         """
         prompts = tuple(Prompt(text, system) for text in texts)
         if not prompts:
@@ -61,7 +62,11 @@ class PromptSet:
 
     @classmethod
     def load(cls, dataset: str, split: str = "train", **options: Any) -> "PromptSet":
-        """Load a prompt set; `options` are the other fields of `config.PromptSource`."""
+        """Load a prompt set; `options` are the other fields of `config.PromptSource`, errors as `load_prompts`.
+
+        >>> len(ic.PromptSet.load("builtin:everyday/target", split="fit[:16]"))
+        16
+        """
         return load_prompts(PromptSource(dataset=dataset, split=split, **options))
 
     @property
@@ -71,18 +76,13 @@ class PromptSet:
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def overlap(self, other: "PromptSet") -> int:
-        """How many prompts of this set stand in `other` too, letter case and white space aside."""
+        """Count the prompts of this set that stand in `other` too, letter case and white space aside."""
         theirs = {_normalized(p.text) for p in other}
         return sum(_normalized(p.text) in theirs for p in self)
 
 
 def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum: int = 1) -> PromptSet:
-    """The prompts that `source` names.
-
-    Args:
-        source: data set, split, column, prefix and suffix.
-        system_prompt: for sources that name none.
-        minimum: how many prompts the caller needs.
+    """Load the prompts that `source` names, with `system_prompt` where it names none.
 
     Raises:
         PromptsError: nothing there, no such split or column, a slice out of range, fewer prompts than `minimum`.
@@ -95,48 +95,41 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
     rows, column = _read(source, match["name"])
     chosen = _slice(len(rows), match["start"], match["stop"], source)
     system = (source.system_prompt if source.system_prompt is not None else system_prompt) or None
-    texts = _texts(rows, chosen, column, source)
-    prompts = (
-        tuple(Prompt(text, system) for text in texts)
-        if source.axis is None
-        else _with_axes(texts, [rows[i].get(source.axis) for i in chosen], system, source)
-    )
+    prompts = tuple(Prompt(text, system) for text in _texts(rows, chosen, column, source))
+    if source.axis is not None:
+        prompts = _with_axes(prompts, [rows[i].get(source.axis) for i in chosen], source)
     label = f"{source.dataset} {source.split}".strip()
     if len(prompts) < minimum:
-        found = "is empty" if not prompts else f"holds {len(prompts)} prompt{'s' * (len(prompts) > 1)}"
+        found = f"holds {len(prompts)} prompt{'s' * (len(prompts) > 1)}" if prompts else "is empty"
         raise PromptsError(f"The prompt set {label} {found}. This set needs at least {minimum}.")
     return PromptSet(prompts, label)
 
 
 def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
-    """All rows of the split, and the column that holds the prompts if it is already known."""
+    """Read all rows of the split, and the column that holds the prompts if it is already known."""
     dataset = source.dataset
     if dataset.startswith(BUILTIN):
         splits = _builtin_prompts(dataset)
-        if split in WHOLE_FILE:
-            return [{"text": text} for part in splits.values() for text in part], "text"
-        if split not in splits:
-            raise PromptsError(f'{dataset} has no split "{split}". It has {", ".join(splits)}.')
-        return [{"text": text} for text in splits[split]], "text"
+        rows = [{"text": text, "split": name} for name, texts in splits.items() for text in texts]
+        return _select_split(rows, split, dataset), "text"
     path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser fails on an unknown user
     if path.is_file():
-        return _select_split(_read_file(path), split, source), source.column
+        return _select_split(_read_file(path), split, dataset), source.column
     if path.is_dir():
-        return _read_hub(source, split, folder=path), source.column
+        return _read_hub(source, split, str(path)), source.column
     if path.suffix.lower() in (*TABLES, ".txt") or dataset.startswith((".", "/", "~")):
         raise PromptsError(f"The prompt file {dataset} does not exist. Check the path of the data set.")
-    return _read_hub(source, split), source.column
+    return _read_hub(source, split, dataset), source.column
 
 
 def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
-    """The prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
+    """Find the prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
     name, _, role = dataset.removeprefix(BUILTIN).partition("/")
     behaviors = _builtin_behaviors()
     if name not in behaviors or role not in ("target", "benign"):
         known = ", ".join(f"{BUILTIN}{n}/{r}" for n in sorted(behaviors) for r in ("target", "benign"))
         raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
-    splits: dict[str, list[str]] = behaviors[name][role]
-    return splits
+    return dict(behaviors[name][role])
 
 
 behaviors: Registry[Path] = Registry("behaviour", "behaviors")
@@ -145,67 +138,56 @@ behaviors: Registry[Path] = Registry("behaviour", "behaviors")
 
 @cache
 def _builtin_behaviors() -> dict[str, dict[str, Any]]:
-    own = {
-        entry.name.removesuffix(".toml"): tomllib.loads(entry.read_text(encoding="utf-8"))
-        for entry in files("iconoclast.behaviors").iterdir()
-        if entry.name.endswith(".toml")
-    }
-    return own | {name: tomllib.loads(behaviors.get(name).read_text(encoding="utf-8")) for name in behaviors}
+    folder = files("iconoclast.behaviors")
+    own = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
+    texts = own | {name: behaviors.get(name) for name in behaviors}
+    return {name: tomllib.loads(file.read_text("utf-8")) for name, file in texts.items()}
 
 
 def _read_file(path: Path) -> list[Row]:
-    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    """Read the rows of a file by the format that its name says; without one, every line is a prompt."""
+    kind = path.suffix.lower()
     try:
-        return readers.get(path.suffix.lower(), _read_text)(path)
+        if kind == ".parquet":
+            return _read_parquet(path)
+        with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as file:
+            text = file.read()
     except UnicodeDecodeError as error:
-        raise PromptsError(
-            f"The prompt file {path} is not UTF-8 text (byte {error.start}). Convert it to UTF-8."
-        ) from None
+        where = f"The prompt file {path} is not UTF-8 text (byte {error.start})"
+        raise PromptsError(f"{where}. Convert it to UTF-8.") from None
     except OSError as error:
         raise PromptsError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from None
+    match kind:
+        case ".csv":
+            return _csv_rows(text, path)
+        case ".json":
+            items = _parsed(text, path)
+            if not isinstance(items, list):
+                raise PromptsError(f"The prompt file {path} must hold a JSON list of texts or of objects.")
+            return [_row(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]
+        case ".jsonl":
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+            return [_row(_parsed(line, path, f" on line {n}"), f"{path}, line {n}") for n, line in lines]
+    return [{"text": line.strip()} for line in text.split("\n") if line.strip()]
 
 
-def _read_text(path: Path) -> list[Row]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
-    return [{"text": line} for line in lines if line]
-
-
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            return list(csv.DictReader(file, strict=True))
-        except csv.Error as error:
-            raise PromptsError(f"The prompt file {path} is not valid CSV: {error}.") from None
-
-
-def _read_json(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8-sig")
+def _csv_rows(text: str, path: Path) -> list[Row]:
     try:
-        document = json.loads(text)
+        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise PromptsError(f"The prompt file {path} is not valid CSV: {error}.") from None
+
+
+def _parsed(text: str, path: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PromptsError(f"The prompt file {path} is not valid JSON: {error}.") from None
-    if not isinstance(document, list):
-        raise PromptsError(f"The prompt file {path} must hold a JSON list of texts or of objects.")
-    return [_row(item, f"{path}, item {number}") for number, item in enumerate(document, 1)]
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_row(json.loads(line), f"{path}, line {number}"))
-        except (ValueError, RecursionError) as error:
-            raise PromptsError(f"The prompt file {path} is not valid JSON on line {number}: {error}.") from None
-    return rows
+        raise PromptsError(f"The prompt file {path} is not valid JSON{where}: {error}.") from None
 
 
 def _row(item: Any, where: str) -> Row:
-    if isinstance(item, str):
-        return {"text": item}
-    if isinstance(item, dict):
-        return item
+    if isinstance(item, str | dict):
+        return {"text": item} if isinstance(item, str) else item
     raise PromptsError(f"{where} is neither a text nor an object with the prompt in a column.")
 
 
@@ -214,69 +196,54 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        return list(pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None):
             raise
         raise PromptsError(f"The prompt file {path} is not a valid parquet file.") from None
-    return rows
 
 
-def _select_split(rows: list[Row], split: str, source: PromptSource) -> list[Row]:
-    """The rows whose split column names `split`; a file without that column is one split called train."""
-    named = {str(row["split"]) for row in rows if row.get("split") is not None}
+def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:
+    """Select the rows whose split column names `split`; a file without that column is one split called train."""
+    named = dict.fromkeys(str(row["split"]) for row in rows if row.get("split") is not None)
     if split in named:
         return [row for row in rows if str(row.get("split")) == split]
     if split in WHOLE_FILE:
         return rows
     if named:
-        raise PromptsError(f'{source.dataset} has no split "{split}". It has {", ".join(sorted(named))}.')
+        raise PromptsError(f'{dataset} has no split "{split}". It has {", ".join(named)}.')
     raise PromptsError(
-        f'{source.dataset} has no column called split, so "{split}" selects nothing. Use "train", or a slice such as "train[:64]".'
+        f'{dataset} has no column called split, so "{split}" selects nothing. Use "train", or a slice such as "train[:64]".'
     )
 
 
-def _read_hub(source: PromptSource, split: str, folder: Path | None = None) -> list[Row]:
+def _read_hub(source: PromptSource, split: str, where: str) -> list[Row]:
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
-    where = str(folder or source.dataset)
-    saved = folder is not None and any((folder / f).is_file() for f in ("dataset_dict.json", "dataset_info.json"))
+    saved = any(Path(where, name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
     try:
         loaded = datasets.load_from_disk(where) if saved else datasets.load_dataset(where, source.name)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-        datasets.exceptions.DatasetsError,
-        HfHubHTTPError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise PromptsError(
             f"The data set {where} cannot be loaded: {reason.rstrip('.')}. Give a hub id, a folder, or a csv, json, jsonl, parquet or txt file."
         ) from None
     if isinstance(loaded, datasets.Dataset):
-        return _select_split(loaded.to_list(), split, source)
+        return _select_split(loaded.to_list(), split, source.dataset)
     if split not in loaded:
         raise PromptsError(f'{where} has no split "{split}". It has {", ".join(map(str, loaded))}.')
-    rows: list[Row] = loaded[split].to_list()
-    return rows
+    return list(loaded[split])
 
 
 def _slice(size: int, start: str | None, stop: str | None, source: PromptSource) -> range:
-    first = _position(start, size, 0)
-    last = _position(stop, size, size)
+    first, last = _position(start or "0", size), _position(stop or str(size), size)
     if not 0 <= first <= size or not 0 <= last <= size:
-        raise PromptsError(
-            f'The slice of "{source.split}" is out of range: {source.dataset} has {size} prompts in that split.'
-        )
+        there = f"{source.dataset} has {size} prompts in that split"
+        raise PromptsError(f'The slice of "{source.split}" is out of range: {there}.')
     return range(first, last)
 
 
-def _position(text: str | None, size: int, default: int) -> int:
-    if text is None:
-        return default
+def _position(text: str, size: int) -> int:
     value = int(text.removesuffix("%"))
     if text.endswith("%"):
         if abs(value) > 100:
@@ -297,31 +264,28 @@ def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSou
             )
         column = candidates[0]
     texts = []
-    for index in chosen:
-        row = rows[index]
+    for number, row in enumerate(rows[chosen.start : chosen.stop], chosen.start + 1):
         if column not in row:
             raise PromptsError(f"{source.dataset} has no column {column}. It has {', '.join(map(str, row))}.")
         if not isinstance(row[column], str) or not row[column].strip():
-            raise PromptsError(f"{source.dataset}, row {index + 1}: the column {column} holds no text.")
+            raise PromptsError(f"{source.dataset}, row {number}: the column {column} holds no text.")
         text = f"{source.prefix}{row[column]}{source.suffix}"
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptsError(f"{source.dataset}, row {index + 1}: the text is no valid Unicode (a lone surrogate).")
+            raise PromptsError(f"{source.dataset}, row {number}: the text is not valid Unicode (a lone surrogate).")
         texts.append(text)
     return texts
 
 
-def _with_axes(texts: list[str], axes: list[Any], system: str | None, source: PromptSource) -> tuple[Prompt, ...]:
-    """Every text once, with all axes under which it stands."""
-    found: dict[str, tuple[str, list[str]]] = {}
-    for number, (text, axis) in enumerate(zip(texts, axes, strict=True), 1):
+def _with_axes(prompts: Iterable[Prompt], axes: list[Any], source: PromptSource) -> tuple[Prompt, ...]:
+    """Keep every prompt once, with all axes under which it stands."""
+    found: dict[str, Prompt] = {}
+    for number, (prompt, axis) in enumerate(zip(prompts, axes, strict=True), 1):
         if axis is None or not str(axis).strip():
-            raise PromptsError(
-                f"{source.dataset}, prompt {number} of the split: the axis column {source.axis} is missing or empty."
-            )
-        known = found.setdefault(_normalized(text), (text, []))[1]
-        if str(axis) not in known:
-            known.append(str(axis))
-    return tuple(Prompt(text, system, tuple(names)) for text, names in found.values())
+            where = f"{source.dataset}, prompt {number} of the split"
+            raise PromptsError(f"{where}: the axis column {source.axis} is missing or empty.")
+        known = found.get(_normalized(prompt.text), prompt)
+        found[_normalized(prompt.text)] = replace(known, axes=tuple(dict.fromkeys((*known.axes, str(axis)))))
+    return tuple(found.values())
 
 
 def _normalized(text: str) -> str:

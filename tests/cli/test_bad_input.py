@@ -220,7 +220,7 @@ def test_a_run_folder_with_a_damaged_file(name, content, expected, finished, sea
 # Commands
 
 
-def test_an_export_that_nothing_speaks_against_succeeds_and_leaves_the_run_as_it_was(finished):
+def test_an_export_succeeds_and_leaves_the_run_as_it_was(finished):
     before = contents(finished)
     assert iconoclast("export", finished, "--to", "exported").code == 0
     assert (Path("exported") / "adapter_model.safetensors").is_file()

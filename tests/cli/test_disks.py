@@ -11,8 +11,8 @@ import pytest
 
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
-from tests.cli.test_commands import config, finished, started, trials_of, wait_for_line
 from tests.cli.test_kills import require_equal
+from tests.cli.test_run import config, finished, started, trials_of, wait_for_line
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shown(*arguments: object) -> dict[str, Any]:
-    """What `config show --json` prints."""
+    """The output of `config show --json`."""
     outcome = iconoclast("config", "show", "--json", *arguments)
     assert (outcome.code, outcome.err) == (0, "")
     document: dict[str, Any] = json.loads(outcome.out)
@@ -49,7 +49,7 @@ def test_every_setting_is_a_flag():
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_a_flag_can_switch_what_the_environment_has_switched_the_other_way(value, monkeypatch):
+def test_a_flag_switches_back_what_the_environment_switched(value, monkeypatch):
     values = {key: value for key, example in EXAMPLES.items() if isinstance(example, bool) and "." not in key}
     for key in values:
         monkeypatch.setenv("ICONOCLAST_" + key.upper(), str(not value))
@@ -103,7 +103,7 @@ def test_config_show_prints_one_line_a_setting(monkeypatch):
         assert origin in line
 
 
-def test_config_show_is_not_confused_by_what_looks_like_markup_or_moves_the_cursor():
+def test_config_show_shows_markup_and_escapes_as_text():
     outcome = iconoclast("config", "show", "--system-prompt", "[bold]be brief[/bold]\x1b[2J")
     assert "[bold]be brief[/bold]" in outcome.out
     assert "\x1b" not in outcome.out
@@ -133,7 +133,7 @@ def test_the_version_is_that_of_the_package():
 
 
 @pytest.mark.parametrize("told_by", ["flag", "environment"])
-def test_at_a_terminal_a_menu_follows_unless_the_run_was_told_to_exit(told_by, tiny_folder, folder, monkeypatch):
+def test_at_a_terminal_a_menu_follows_unless_told_to_exit(told_by, tiny_folder, folder, monkeypatch):
     write_prompts(folder)
     run = ["--model", tiny_folder, "--out", "here", *QUICK]
     assert "What now?" in iconoclast(*run, typed="quit\n").out

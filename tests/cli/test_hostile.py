@@ -146,7 +146,7 @@ def test_names_that_would_move_the_cursor_are_shown_harmlessly(workplace: Path) 
     ("content", "expected"),
     [
         (b"name two rivers\n\xff\xfe\n", "not UTF-8 text"),
-        (b'["a", "\\ud800"]', "no valid Unicode"),
+        (b'["a", "\\ud800"]', "not valid Unicode"),
         (b"[" * 200_000, "not valid JSON"),
     ],
     ids=["invalid UTF-8", "lone surrogate", "nested"],

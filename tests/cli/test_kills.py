@@ -12,7 +12,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from tests.cli.test_commands import config, finished, started, summary
+from tests.cli.test_run import config, finished, started, summary
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def trials_in(folder: Path) -> list[tuple[int, str, dict[str, object], list[floa
 
 
 def whole(file: Path) -> bool:
-    """Whether a file can be read, if it is there."""
+    """Check that a file can be read, if it is there."""
     if not file.exists():
         return True
     try:
@@ -38,7 +38,7 @@ def whole(file: Path) -> bool:
     return True
 
 
-def test_ten_kills_at_random_moments_lose_nothing_and_change_nothing(config: Path, tmp_path: Path) -> None:
+def test_ten_kills_lose_nothing_and_change_nothing(config: Path, tmp_path: Path) -> None:
     arguments = ("run", "--config", config, "--n-trials", 24, "--trials-per-batch", 2, "--n-startup-trials", 4)
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     began = time.monotonic()

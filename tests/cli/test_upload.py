@@ -31,7 +31,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """What the client asks for."""
+    """Answers to what the client asks for."""
 
     server: Hub
 

@@ -431,7 +431,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("iconoclast.search.storage.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunFolderError, match=r"No space left on device\. Make room"):
         run(study, 10)
     assert (tmp_path / "study.jsonl").read_bytes() == before

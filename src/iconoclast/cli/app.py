@@ -6,29 +6,26 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
-from iconoclast.cli.compare import compare
+from iconoclast.cli.compare import compare, evaluate, export_and_compare
 from iconoclast.cli.config import config_app
-from iconoclast.cli.console import err, interruptible, out, quiet_imports
+from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
-from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.export import export
-from iconoclast.cli.export_and_compare import export_and_compare
 from iconoclast.cli.flags import SettingsCommand, own_flag
-from iconoclast.cli.list_runs import list_runs
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.run import run
-from iconoclast.cli.status import status
+from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
 from iconoclast.cli.upload import upload
 from iconoclast.cli.verify import verify
 from iconoclast.errors import IconoclastError
-from iconoclast.reports.text import print_lines
 from iconoclast.version import __version__
 
 INTERRUPTED = 130
@@ -54,7 +51,6 @@ app = typer.Typer(
     context_settings=CONTEXT,
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=False,
     rich_markup_mode=None,
 )
 app.add_typer(config_app, name="config", context_settings=CONTEXT)
@@ -71,16 +67,17 @@ app.command("list")(list_runs)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print_lines(out, f"iconoclast {__version__}")
+        say(f"iconoclast {__version__}")
         raise typer.Exit
 
 
+VersionOption = Annotated[
+    bool, Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+]
+
+
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def root(version: VersionOption = False) -> None:
     """Representation editing of open-weight language models: find, measure, search and export low-rank edits.
 
     Start with `iconoclast demo`. Without a command, `run` is meant.
@@ -96,13 +93,13 @@ def run_alone(command: Callable[[], Any]) -> None:
     """Run a command as a program: exit code 0, 1 (failed), 2 (the user's mistake), 130 (interrupted, resumable)."""
     try:
         with interruptible():
-            quiet_imports()
+            quiet_libraries()
             command()
     except IconoclastError as error:
-        print_lines(err, f"Error: {error}")
+        say(f"Error: {error}", to=err)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_lines(err, "Interrupted.")
+        say("Interrupted.", to=err)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: head, less
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,47 +4,34 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.runs.references import split_reference
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file (TOML). Unset: the file that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml.",
-    ),
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder; RUN:N means its trial N.")]
+CONFIG_HELP = "Settings file (TOML). Unset: the file that ICONOCLAST_CONFIG_TEMPLATE names, else ./config.toml."
+ConfigOption = Annotated[Path | None, Option("--config", help=CONFIG_HELP)]
+RunArgument = Annotated[str, Argument(metavar="RUN", help="Run folder; RUN:N means its trial N.")]
 TrialOption = Annotated[
-    str | None, typer.Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
+    str | None, Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
 ]
-SampleCountOption = Annotated[int, typer.Option("--sample-count", help="Responses shown of each kind.", min=0)]
-FiguresOption = Annotated[Path | None, typer.Option("--json", help="File for all figures.")]
-AsJsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ExportArgument = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder of an export.")]
+SampleCountOption = Annotated[int, Option("--sample-count", help="Responses shown of each kind.", min=0)]
+FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures.")]
+AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
+ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 
 
 def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
-    """Understand RUN, RUN:N and --trial N alike.
-
-    Raises:
-        SettingsError: they name two trials.
-    """
+    """Understand RUN, RUN:N and --trial N alike; a SettingsError if they name two trials."""
     source, named = split_reference(run)
-    if named is not None and trial is not None and named != trial:
+    if named is not None and trial not in (None, named):
         raise SettingsError(f"{run} names trial {named}, and --trial names trial {trial}. Name one.")
     chosen = trial if named is None else named
     return Path(source), "best" if chosen is None else chosen
 
 
 def require_writable(file: Path | None) -> None:
-    """Find out before measuring, which takes long, that its result can be written.
-
-    Raises:
-        RunFolderError: it cannot.
-    """
+    """Find out before measuring, which takes long, that its result can be written; a RunFolderError if not."""
     if file is None:
         return
     folder = file.absolute().parent

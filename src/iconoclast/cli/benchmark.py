@@ -2,22 +2,20 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writable, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.errors import SettingsError
-from iconoclast.files import write_json
 from iconoclast.layout import TRIAL_INFORMATION
-from iconoclast.reports.text import plain, print_lines
+from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -27,27 +25,21 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
-    tasks: Annotated[
-        list[str], typer.Option("--tasks", help="Tasks of lm-eval, separated by commas; may be repeated.")
-    ],
+    model: Annotated[str, Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
+    tasks: Annotated[list[str], Option(help="Tasks of lm-eval, separated by commas; may be repeated.")],
     trial: TrialOption = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help="Base model to compare MODEL with. An adapter knows its own.")
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="Folder with task files of your own.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only so many items of each task.", min=1)] = None,
+    against: Annotated[str | None, Option(help="Base model to compare MODEL with. An adapter knows its own.")] = None,
+    include_path: Annotated[Path | None, Option(help="Folder with task files of your own.")] = None,
+    limit: Annotated[int | None, Option(help="Only so many items of each task.", min=1)] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", help="Worked examples before each item. Unset: the task's.", min=0)
+        int | None, Option(help="Worked examples before each item. Unset: the task's.", min=0)
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences in a batch.", min=1)] = 8,
+    batch_size: Annotated[int, Option(help="Sequences in a batch.", min=1)] = 8,
     apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Put the items to the model as a user would.")
+        bool, Option("--apply-chat-template", help="Put the items to the model as a user would.")
     ] = False,
     confirm_run_unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
+        bool, Option("--confirm-run-unsafe-code", help="Allow tasks that run code which the model has written.")
     ] = False,
     json_file: FiguresOption = None,
 ) -> None:
@@ -65,21 +57,17 @@ def benchmark_action(
     subject: str, trial: str | None, against: str | None, options: "BenchmarkOptions", json_file: Path | None
 ) -> None:
     """Benchmark a run's trial beside its base model, or a model beside another or alone, and print the figures."""
-    from iconoclast.evaluation.benchmarks import benchmark as benchmarked
-    from iconoclast.evaluation.benchmarks import require_lm_eval
+    from iconoclast.evaluation import benchmarks
 
-    quiet_libraries()
-    require_lm_eval()
+    benchmarks.require_lm_eval()
     # There is nothing to keep, and lm-eval ends its own processes by this signal: to them, too, it must mean the end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     require_writable(json_file)
     about, edited, base = _subject(subject, trial, against, options.apply_chat_template)
     with shown_progress() as progress:
-        result = benchmarked(options, edited, base, progress)
+        result = benchmarks.benchmark(options, edited, base, progress)
     _print(result)
-    if json_file is not None:
-        write_json(json_file, about | result.document())
-        print_lines(out, f"Wrote {json_file}")
+    write_figures(json_file, about | result.document())
 
 
 def _subject(
@@ -99,7 +87,7 @@ def _subject(
         saved = SavedRun.open(folder, which)
         load = cache(saved.load_model)
         about = {"model": _shown(saved.settings.model), "trial": saved.trial.index, "against": None}
-        return about, _trial_side(load, saved), _base_side(load)
+        return about, _side(load, saved), _side(load)
     if which != "best":
         raise SettingsError(f"{name} is not a run folder, so it has no trial {which}. Leave out --trial.")
     resolve(name)
@@ -112,21 +100,16 @@ def _subject(
 
 
 @contextmanager
-def _base_side(load: Callable[[], "LanguageModel"]) -> Iterator["LanguageModel"]:
-    yield load()
-
-
-@contextmanager
-def _trial_side(load: Callable[[], "LanguageModel"], saved: "SavedRun") -> Iterator["LanguageModel"]:
+def _side(load: Callable[[], "LanguageModel"], saved: "SavedRun | None" = None) -> Iterator["LanguageModel"]:
+    """Load a run's model when it is its turn, with the trial's edit if the run is given."""
     from iconoclast.evaluation.benchmarks import edited_live
 
     lm = load()
-    with edited_live(lm, saved.edit(lm), saved.settings.components):
+    with edited_live(lm, saved.edit(lm), saved.settings.components) if saved else nullcontext():
         yield lm
 
 
 def _shown(name: str | None) -> str | None:
-    """Leave the user's home folder out of a model's name."""
     return None if name is None else name.replace(str(Path.home()), "~")
 
 
@@ -141,13 +124,11 @@ def _print(result: "Benchmark") -> None:
         arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
         table.add_row(plain(f"{row.task} {row.metric}{arrow}"), str(row.n), *(_cell(figure) for figure in figures))
     out.print(table)
-    print_lines(out, "± one standard error. ↑ higher is better, ↓ lower is better.")
+    say("± one standard error. ↑ higher is better, ↓ lower is better.")
     if compared:
-        print_lines(
-            out, "Errors of differences are of the differences item by item; with *, of two independent measurements."
-        )
+        say("Errors of differences are of those item by item; with *, of two independent measurements.")
     if result.options.limit is not None:
-        print_lines(out, f"Only the first {result.options.limit} items of each task: not to be compared with others.")
+        say(f"Only the first {result.options.limit} items of each task: not to be compared with others.")
 
 
 def _cell(figure: "Figure | None") -> str:

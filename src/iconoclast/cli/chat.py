@@ -4,8 +4,8 @@ import sys
 from contextlib import suppress
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
-from iconoclast.cli.console import err, out, quiet_libraries
-from iconoclast.reports.text import plain, print_lines
+from iconoclast.cli.console import err, out, say
+from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
 
@@ -15,12 +15,11 @@ def chat(run: RunArgument, trial: TrialOption = None) -> None:
     from iconoclast.runs.conversation import Conversation
     from iconoclast.runs.saved import SavedRun
 
-    quiet_libraries()
     saved = SavedRun.open(RunFolder(folder), trial)
     with err.status("Loading the model"):
         lm = saved.load_model()
         edit = saved.edit(lm)
-    print_lines(err, f"Trial {saved.trial.index}. An empty line or Ctrl-D ends the conversation.")
+    say(f"Trial {saved.trial.index}. An empty line or Ctrl-D ends the conversation.", to=err)
     conversation = Conversation(lm, edit, saved.settings.components, saved.settings.system_prompt)
     while True:
         try:

@@ -1,26 +1,45 @@
-"""`compare`: several models beside their base."""
+"""`evaluate`, `compare` and `export-and-compare`: one edited model beside its base, or several."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from iconoclast.cli.arguments import SampleCountOption
-from iconoclast.cli.console import quiet_libraries
-from iconoclast.errors import SettingsError
+from iconoclast.cli.arguments import FiguresOption, SampleCountOption, require_writable
+from iconoclast.cli.console import shown_progress, write_figures
+from iconoclast.errors import RunFolderError, SettingsError
+
+
+def evaluate(
+    model: Annotated[str, Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
+    against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
+    config: Annotated[
+        Path | None, Option(help="Settings file (TOML) with prompts and markers. Unset: those of a run.")
+    ] = None,
+    json_file: FiguresOption = None,
+) -> None:
+    """Measure an edited model, whoever made it, beside its base.
+
+    Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
+    followed by a colon and the number of a trial.
+    """
+    from iconoclast.cli.comparisons import shown, understood
+
+    require_writable(json_file)
+    _, document = shown(*understood([model], config), against, sample_count=0)
+    shared = {key: value for key, value in document.items() if key not in ("subjects", "ranking", "pairs")}
+    write_figures(json_file, {**shared, "subject": document["subjects"][0]})
 
 
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
+        list[str], Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
     ],
-    against: Annotated[
-        str | None, typer.Option("--against", help="Their base model. Unset: the one that the settings name.")
-    ] = None,
+    against: Annotated[str | None, Option(help="Their base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="Settings file (TOML). Unset: those of the first run or journal.")
+        Path | None, Option(help="Settings file (TOML). Unset: those of the first run or journal.")
     ] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for comparison.json and summary.json.")] = None,
+    to: Annotated[Path | None, Option(help="Folder for comparison.json and summary.json.")] = None,
     sample_count: SampleCountOption = 3,
 ) -> None:
     """Measure several edited models of one base on the same prompts, with paired tests, and say which is better.
@@ -29,17 +48,50 @@ def compare(
     can be followed by a colon and the number of a trial; without, its best trial is meant.
     """
     if len(models) < 2:
-        raise SettingsError(
-            "Give two models or more. One alone is measured beside its base with `iconoclast evaluate`."
-        )
-    from iconoclast.cli.comparisons import compared, make_folder, print_comparison, understood, write_comparison
+        raise SettingsError("Give two models or more. One is measured beside its base with `iconoclast evaluate`.")
+    from iconoclast.cli.comparisons import make_folder, shown, understood, write_comparison
 
-    quiet_libraries()
     subjects, settings = understood(models, config)
     if to is not None:
         make_folder(to)
-    comparison = compared(subjects, settings, against)
-    document = comparison.document()
-    print_comparison(comparison, document, sample_count)
+    comparison, document = shown(subjects, settings, against, sample_count)
     if to is not None:
         write_comparison(comparison, document, to, sample_count)
+
+
+def export_and_compare(
+    iconoclast_checkpoint: Annotated[Path, Option(help="iconoclast_study.jsonl of a run, or its folder.")],
+    output_dir: Annotated[Path, Option(help="Folder for the results; must not exist yet.")],
+    heretic_checkpoint: Annotated[Path | None, Option(help="Journal of a heretic study to compare with.")] = None,
+    sample_count: SampleCountOption = 5,
+) -> None:
+    """Export the best trial of a run as merged weights, and compare it with the best trial of a heretic study.
+
+    Writes iconoclast-best-merged/, comparison.json and summary.json into the output folder.
+    """
+    from iconoclast.cli.comparisons import make_folder, shown, write_comparison
+    from iconoclast.runs.comparison import settings_for
+    from iconoclast.runs.export import export_run
+    from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject, find_subject
+
+    make_folder(output_dir)
+    chosen = find_subject(str(iconoclast_checkpoint))
+    if not isinstance(chosen, RunSubject):
+        raise RunFolderError(f"{iconoclast_checkpoint} is not a run's journal or folder. Give iconoclast_study.jsonl.")
+    # The export obeys the run in this, too: who exports somebody else's run has looked into its settings.
+    trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
+    settings = settings_for([chosen]).model_copy(update=trusted)
+    subjects: list[Subject] = [chosen]
+    if heretic_checkpoint is not None:
+        other = find_subject(str(heretic_checkpoint), settings)
+        if not isinstance(other, PeerSubject):
+            raise RunFolderError(
+                f"{heretic_checkpoint} is not a heretic journal. Give the .jsonl file of its checkpoints."
+            )
+        subjects.append(other)
+    merged = output_dir / "iconoclast-best-merged"
+    with shown_progress() as progress:
+        export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
+    subjects.insert(0, find_subject(str(merged)))
+    comparison, document = shown(subjects, settings, None, sample_count)
+    write_comparison(comparison, document, output_dir, sample_count)

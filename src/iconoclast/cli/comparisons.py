@@ -1,20 +1,18 @@
-"""What `evaluate`, `compare` and `export-and-compare` share: measuring models beside a base, and showing it.
+"""Measuring models beside a base, and showing it: shared by `evaluate`, `compare` and `export-and-compare`.
 
 Imports torch: those commands import it when they are called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.cli.console import out
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
-from iconoclast.reports.text import print_lines
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.export import require_free
 from iconoclast.runs.subjects import Subject, find_subject
@@ -25,84 +23,77 @@ SPLITS = {
     "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
 }
 
+ADVANTAGES = {
+    "failures": "fewer refused or broken",
+    "overrefusals": "fewer overrefusals",
+    "kl_divergence": "lower first-token KL",
+}
+
 CHANCE = 0.05
 """Probability from which on a difference is called one that can be chance."""
 
 
 def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
-    """Find what the user names, and the settings by which it is measured.
-
-    Raises:
-        UserError: something is not there, or no settings are known.
-    """
-    given = None if config is None else load_settings({}, config).settings
-    settings = given or settings_for([find_subject(name) for name in names])
-    return [find_subject(name, settings) for name in names], settings
+    """Find what the user names, and the settings by which it is measured; a UserError if that is not known."""
+    own = load_settings({}, config).settings if config else settings_for([find_subject(name) for name in names])
+    return [find_subject(name, own) for name in names], own
 
 
-def compared(subjects: Sequence[Subject], settings: Settings, against: str | None) -> Comparison:
-    """Measure all beside their base, and show how far that is."""
+def shown(
+    subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
+) -> tuple[Comparison, dict[str, Any]]:
+    """Measure all beside their base and print the outcome; the comparison, and its document."""
     with shown_progress() as progress:
-        return compare(subjects, settings, against, progress)
+        comparison = compare(subjects, settings, against, progress)
+    document = comparison.document()
+    _print(comparison, document, sample_count)
+    return comparison, document
 
 
-def print_comparison(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
-    """Print the table, the tests beside the base and of each pair, and some responses."""
+def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
     columns = [("base model", document["base_metrics"])]
     columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
-    split, warnings = comparison.sample.split, _seen_lines(comparison)
+    split, warnings = comparison.sample.split, list(_seen_lines(comparison))
     about = SPLITS["seen" if warnings and split == "report" else split]
     title = f"{about} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document["subjects"]:
         failures = subject["against_base"]["failures"]
-        print_lines(
-            out,
+        say(
             f"{subject['name']} against its base, refused or broken: {failures['only_before']} only the base, "
             f"{failures['only_after']} only the edit (p = {failures['p_value']:.2g}, exact McNemar test).",
             *(f"{subject['name']}: {caveat}." for caveat in subject.get("caveats", [])),
         )
-    print_lines(out, *warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
+    say(*warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
     for pair in document["pairs"]:
-        print_lines(out, *_pair_lines(pair))
-    print_lines(out, f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
+        say(*_pair_lines(pair))
+    say(f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
         rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
-        names = list(rows[0]["responses"])
-        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in names]
+        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in rows[0]["responses"]]
         out.print(samples_table([row["prompt"] for row in rows], texts))
 
 
-def _seen_lines(comparison: Comparison) -> list[str]:
-    lines = []
-    sizes = len(comparison.sample.target), len(comparison.sample.benign)
+def _seen_lines(comparison: Comparison) -> Iterator[str]:
+    target, benign = len(comparison.sample.target), len(comparison.sample.benign)
     for subject, seen in zip(comparison.subjects, comparison.seen, strict=True):
         if seen.unknown:
-            lines.append(
-                f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
-            )
+            yield f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
         elif seen.target or seen.benign:
-            lines.append(
-                f"{subject.name} was fitted or chosen on {seen.target} of the {sizes[0]} target prompts and {seen.benign} of "
-                f"the {sizes[1]} benign ones: its figures flatter."
+            yield (
+                f"{subject.name} was fitted or chosen on {seen.target} of the {target} target prompts and {seen.benign} of "
+                f"the {benign} benign ones: its figures flatter."
             )
-    return lines
 
 
 def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
-    better, decided_by = pair["verdict"]["better"], pair["verdict"]["decided_by"]
-    names = {
-        "failures": "fewer refused or broken",
-        "overrefusals": "fewer overrefusals",
-        "kl_divergence": "lower first-token KL",
-    }
-    p = pair["verdict"]["p_value"]
+    better, decided_by, p = (pair["verdict"][key] for key in ("better", "decided_by", "p_value"))
     chance = "" if p is None else f", p = {p:.2g}" + ("; that can be chance" if p >= CHANCE else "")
     failures, divergence = pair["paired"]["failures"], pair["paired"]["token_kl"]
     low, high = divergence["interval"]
+    outcome = f"{better} is better ({ADVANTAGES[decided_by]}{chance})." if better else "equal."
     return [
-        f"{pair['first']} and {pair['second']}: "
-        + (f"{better} is better ({names[decided_by]}{chance})." if better else "equal."),
+        f"{pair['first']} and {pair['second']}: {outcome}",
         f"  Refused or broken: {failures['only_before']} only the first, {failures['only_after']} only the second "
         f"(p = {failures['p_value']:.2g}). KL over tokens, second less first: {divergence['value']:+.4f} ({low:+.4f} to {high:+.4f}, "
         f"p = {divergence['p_value']:.2g}, bootstrap).",
@@ -111,10 +102,8 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
 
 def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
     """Write comparison.json, everything measured and samples, and summary.json, which trials they are and the verdicts."""
-    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     summary = {
-        "schema_version": document["schema_version"],
-        "model": document["model"],
+        **{key: document[key] for key in ("schema_version", "model")},
         "about": "A trial's own scores are of the prompts that chose it; quote what was measured here, on the split named here.",
         "split": document["split"],
         "base": _main_figures(document["base_metrics"]),
@@ -126,8 +115,9 @@ def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Pa
             for subject in document["subjects"]
         ],
     }
+    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
     write_json(to / "summary.json", summary)
-    print_lines(out, f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
+    say(f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
 
 
 def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,11 +125,7 @@ def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(to: Path) -> None:
-    """Make a free folder before measuring, which takes long.
-
-    Raises:
-        RunFolderError: it is in use or cannot be written.
-    """
+    """Make a free folder before measuring, which takes long; a RunFolderError if it is in use or cannot be written."""
     require_free(to)
     try:
         to.mkdir(parents=True, exist_ok=True)

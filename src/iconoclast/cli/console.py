@@ -1,4 +1,4 @@
-"""The terminal: what is printed there, what interrupts from there, and what other libraries must not say there."""
+"""The terminal: what is printed there, how work goes on, what interrupts it, and what libraries must not say there."""
 
 import logging
 import os
@@ -6,16 +6,31 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from iconoclast.files import write_json
+from iconoclast.privacy import portable
+from iconoclast.reports.text import plain, print_lines
 
 out = Console()
 err = Console(stderr=True)
+
+WIDEST = 10_000
+"""Columns that a table can take where there is no terminal."""
+
+
+def say(*lines: str, to: Console = out) -> None:
+    """Print plain lines."""
+    print_lines(to, *lines)
 
 
 def program() -> str:
@@ -24,15 +39,18 @@ def program() -> str:
     return "iconoclast" if shutil.which("iconoclast") or called.name != "iconoclast" else os.path.relpath(called)
 
 
-WIDEST = 10_000
-"""Columns that a table can take where there is no terminal."""
-
-
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal; elsewhere as wide as it is, so that scripts find a row in a line."""
     if not out.is_terminal:
         table.width = out.measure(table, options=out.options.update_width(WIDEST)).maximum
     out.print(table, soft_wrap=not out.is_terminal)
+
+
+def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
+    """Write the JSON file that the user asked for, if so, and say that it is there."""
+    if file is not None:
+        write_json(file, document)
+        say(f"Wrote {file}")
 
 
 @contextmanager
@@ -53,22 +71,71 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def quiet_imports() -> None:
-    """Keep off the terminal what other libraries say while they are imported."""
+def quiet_libraries() -> None:
+    """Keep other libraries' warnings, advice and progress bars off the terminal; for before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers goes by it as well
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
-def quiet_libraries() -> None:
-    """Keep other libraries' progress bars, advice and chatter off the terminal."""
-    import datasets
-    import optuna
-    from transformers.utils import logging as transformers_logging
+class RichProgress:
+    """Shows progress on standard error: a bar with an estimate on a terminal, plain lines elsewhere."""
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()
+    def __init__(self) -> None:
+        task, bar, share, left = Progress.get_default_columns()
+        columns = (task, bar, share, TimeElapsedColumn(), TextColumn("left"), left)
+        # Batches end in bursts; a long window keeps the estimate honest.
+        self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=600)
+        self._task: TaskID | None = None
+        self._log: Path | None = None
+        self._unlogged = ""
+
+    def keep(self, log: Path) -> None:
+        """Append every line to this file as well from now on, and those before."""
+        self._log = log
+        self._append("")
+
+    def start(self, task: str, total: int) -> None:
+        """Show that a task begins."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(task, total=total or None)
+        if err.is_terminal:
+            self._write(f"{task} ...")
+        else:
+            self.note(f"{task} ...")
+
+    def advance(self, steps: int = 1) -> None:
+        """Show that steps are done."""
+        if self._task is not None:
+            self._bars.advance(self._task, steps)
+
+    def note(self, message: str) -> None:
+        """Print a line that stays."""
+        say(message, to=err)
+        self._write(message)
+
+    def _write(self, message: str) -> None:
+        self._append(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n")
+
+    def _append(self, line: str) -> None:
+        self._unlogged += line
+        if self._log is not None:
+            lines, self._unlogged = self._unlogged, ""
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
+                log.write(portable(lines))
+
+    def close(self) -> None:
+        """Take the bar away: the work is done."""
+        self._bars.stop()
+
+
+@contextmanager
+def shown_progress() -> Iterator[RichProgress]:
+    """Show progress while the context lasts."""
+    progress = RichProgress()
+    with progress._bars if err.is_terminal else nullcontext():
+        yield progress

@@ -4,15 +4,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from iconoclast.cli.console import out, program, quiet_libraries
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, program, say, shown_progress
 from iconoclast.cli.run import process_start, search
 from iconoclast.config.schema import Settings
-from iconoclast.reports.text import print_lines
 from iconoclast.runs.folder import RunFolder
-from iconoclast.scores import Scores
 from iconoclast.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
@@ -20,32 +17,22 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
-    n_trials: Annotated[int, typer.Option("--n-trials", help="Trials in total.", min=1)] = 24,
+    out_folder: Annotated[Path, Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
+    n_trials: Annotated[int, Option(help="Trials in total.", min=1)] = 24,
 ) -> None:
-    """The whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
+    """Do the whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
 
     Searches, exports an adapter and merged weights, measures both again, and shows the responses side by side.
     """
     from iconoclast.reports.tables import before_after_table
 
-    quiet_libraries()
-    settings = Settings(
-        model="demo",
-        n_trials=n_trials,
-        study_checkpoint_dir=out_folder,
-        exit_after_optimization=True,
-    )
+    settings = Settings(model="demo", n_trials=n_trials, study_checkpoint_dir=out_folder, exit_after_optimization=True)
     search(settings, samples=True, began=process_start())
-    columns: list[tuple[str, Scores]] = []
-    kinds: tuple[ExportFormat, ...] = ("adapter", "merged")
-    for kind in kinds:
-        result = _export_or_keep(out_folder, kind)
-        if not columns:
-            columns += [("base model", result.base), ("edit, live", result.live)]
-        columns.append((f"{kind} export", result.exported or result.live))
+    adapter, merged = _export_or_keep(out_folder, "adapter"), _export_or_keep(out_folder, "merged")
+    columns = [("base model", adapter.base), ("edit, live", adapter.live)]
+    columns += [("adapter export", adapter.exported or adapter.live), ("merged export", merged.exported or merged.live)]
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
-    print_lines(out, f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
+    say(f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 
 def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
@@ -54,12 +41,13 @@ def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
     from iconoclast.runs.saved import SavedRun
 
     best = SavedRun.open(RunFolder(run_folder), "best").trial
-    to = run_folder / kind if not (run_folder / kind).exists() else run_folder / f"{kind}-trial-{best.index}"
-    for there in (run_folder / kind, to):
+    to, other = run_folder / kind, run_folder / f"{kind}-trial-{best.index}"
+    for there in (to, other):
         if (kept := read_export(there, best.index)) is not None:
-            print_lines(out, f"The {kind} in {there} is of this trial.")
+            say(f"The {kind} in {there} is of this trial.")
             return kept
+    to = other if to.exists() else to
     with shown_progress() as progress:
         result = export_run(run_folder, "best", kind, to, progress)
-    print_lines(out, f"Exported {kind} to {to}.")
+    say(f"Exported {kind} to {to}.")
     return result

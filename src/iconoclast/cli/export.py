@@ -3,37 +3,30 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.errors import SettingsError
-from iconoclast.reports.text import print_lines
 from iconoclast.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
     from iconoclast.runs.export import Exported
 
+MEASURE = "Load what was written and measure it. Without, merged weights are written in the memory of a few matrices."
+
 
 def export(
     run: RunArgument,
-    to: Annotated[Path, typer.Option("--to", help="Folder for the export; it must not exist yet.")],
+    to: Annotated[Path, Option(help="Folder for the export; it must not exist yet.")],
     trial: TrialOption = None,
     kind: Annotated[
-        str, typer.Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
+        str, Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
     ] = "adapter",
     llama_cpp: Annotated[
-        Path | None,
-        typer.Option("--llama-cpp", help="Folder of a llama.cpp checkout, whose converter makes GGUF files."),
+        Path | None, Option(help="Folder of a llama.cpp checkout, whose converter makes GGUF files.")
     ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure/--no-measure",
-            help="Load what was written and measure it. Without, merged weights are written in the memory of a few matrices.",
-        ),
-    ] = True,
+    measure: Annotated[bool, Option(help=MEASURE)] = True,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     folder, trial = run_and_trial(run, trial)
@@ -43,7 +36,6 @@ def export(
         raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
     from iconoclast.runs.export import export_run, export_unmeasured
 
-    quiet_libraries()
     with shown_progress() as progress:
         if measure:
             exported = export_run(folder, trial, kind, to, progress, llama_cpp)  # type: ignore[arg-type]
@@ -56,23 +48,17 @@ def _print(result: "Exported") -> None:
     from iconoclast.reports.tables import before_after_table
 
     columns = [("base model", result.base), ("edit, live", result.live)]
+    columns += [] if result.exported is None else [("export", result.exported)]
+    out.print(before_after_table(f"Export {result.folder}", columns))
     if result.exported is None:
-        out.print(before_after_table(f"Export {result.folder}", columns))
-        print_lines(out, result.prompts, "The export itself was not measured.")
+        say(result.prompts, "The export itself was not measured.")
         return
-    out.print(before_after_table(f"Export {result.folder}", [*columns, ("export", result.exported)]))
     moved = result.exported.kl_divergence - result.live.kl_divergence
     refusals = result.exported.refusals.count - result.live.refusals.count
-    print_lines(
-        out,
-        result.prompts,
-        f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.",
-        *(
-            [
-                f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}; rank "
-                f"{result.sufficient_rank} brings all under 1 % (full_normalization_lora_rank, or auto)."
-            ]
-            if result.approximation_error
-            else []
-        ),
-    )
+    say(result.prompts)
+    say(f"Difference of the export from the live edit: {refusals:+d} refusals, {moved:+.4f} KL.")
+    if result.approximation_error:
+        say(
+            f"Low-rank approximation: largest relative error of a matrix {result.approximation_error:.1%}; rank "
+            f"{result.sufficient_rank} brings all under 1 % (full_normalization_lora_rank, or auto).",
+        )

@@ -1,27 +1,27 @@
 """Options that several commands share, declared once: every setting as a flag, and others."""
 
-import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import typer
+from typer import Context, Option
 from typer.core import TyperCommand
 
 from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
-SETTINGS_PANEL = "Settings (each can also stand in the TOML file or in an ICONOCLAST_ variable)"
-
-
-_SYNONYMS = {name.replace("_", "-"): own.replace("_", "-") for name, own in SYNONYMS.items()}
+GIVEN = "iconoclast.given"
+"""Key of the values in Click's `ctx.meta`, which all libraries share."""
 
 
 def own_flag(name: str) -> str:
     """Return the flag under which a prompt set's setting is declared: `--benign-prompts-split` is `--good-prompts-split`."""
-    for synonym, own in _SYNONYMS.items():
+    for synonym, own in SYNONYMS.items():
+        synonym, own = synonym.replace("_", "-"), own.replace("_", "-")
         if name.startswith((f"--{synonym}-", f"{synonym}-")):
             return name.replace(synonym, own, 1)
     return name
@@ -43,8 +43,7 @@ class CommandWithOptions(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function without the further options; it asks for them by `given_settings` and the like."""
-        for option in self._further():
-            ctx.meta[_key(option.name)] = ctx.params.pop(option.name)
+        ctx.meta[GIVEN] = {option.name: ctx.params.pop(option.name) for option in self._further()}
         return super().invoke(ctx)
 
     def _further(self) -> list[Any]:
@@ -58,32 +57,17 @@ def options_of(function: Callable[..., Any]) -> Sequence[Any]:
     return typer.main.get_command(app).params
 
 
-def given(ctx: typer.Context, options: Sequence[Any]) -> dict[str, Any]:
+def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
     """Return what the user gave for these options, by parameter name; lists as lists."""
-    values = {option.name: ctx.meta[_key(option.name)] for option in options}
+    values = {option.name: ctx.meta[GIVEN][option.name] for option in options}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _key(name: str) -> str:
-    return f"iconoclast.option.{name}"
-
-
-# Every setting as a flag
 
 
 @cache
 def setting_options() -> Sequence[Any]:
     """Make one option per setting."""
-
-    def settings(**values: Any) -> None: ...
-
-    parameters = [
-        inspect.Parameter(_name(spec), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(spec))
-        for spec in setting_specs()
-    ]
-    settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return options_of(settings)
+    fields = [(_name(spec), _annotation(spec), None) for spec in setting_specs()]
+    return options_of(make_dataclass("SettingFlags", fields))
 
 
 class SettingsCommand(CommandWithOptions):
@@ -92,16 +76,11 @@ class SettingsCommand(CommandWithOptions):
     option_sets = (setting_options,)
 
 
-def loaded_settings(ctx: typer.Context, config: Path | None, **named: Any) -> LoadedSettings:
-    """Load the settings that the command's flags, the environment and the file `config` give.
+def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
+    """Load the settings that the flags of a SettingsCommand, the environment and the file `config` give.
 
-    Args:
-        ctx: of a SettingsCommand.
-        config: the settings file.
-        named: settings that the command takes in another way, None if they were not given; they come before flags.
-
-    Raises:
-        SettingsError: one of them cannot be used.
+    Settings `named`, which the command takes in another way, come before flags unless they are None. One that cannot be
+    used is a SettingsError.
     """
     values = given(ctx, setting_options())
     flags = {spec.key: values[_name(spec)] for spec in setting_specs() if values[_name(spec)] not in (None, [])}
@@ -109,14 +88,8 @@ def loaded_settings(ctx: typer.Context, config: Path | None, **named: Any) -> Lo
     return load_settings(flags, config)
 
 
-def given_settings(
-    ctx: typer.Context, config: Path | None, model: str | None = None, out: Path | None = None
-) -> Settings:
-    """Load the settings of a command that takes a model and a run folder as well.
-
-    Raises:
-        SettingsError: one of them cannot be used.
-    """
+def given_settings(ctx: Context, config: Path | None, model: str | None = None, out: Path | None = None) -> Settings:
+    """Load the settings of a command that takes a model and a run folder as well; errors as `loaded_settings`."""
     return loaded_settings(ctx, config, model=model, study_checkpoint_dir=out).settings
 
 
@@ -126,13 +99,8 @@ def _name(spec: SettingSpec) -> str:
 
 def _annotation(spec: SettingSpec) -> Any:
     value_type = _value_type(spec.annotation)
-    names = [spec.flag]
-    if value_type is bool:
-        names = [f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"]
-    return Annotated[
-        value_type | None,
-        typer.Option(*names, help=_help(spec), rich_help_panel=SETTINGS_PANEL, show_default=False),
-    ]
+    name = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}" if value_type is bool else spec.flag
+    return Annotated[value_type | None, Option(name, help=_help(spec), show_default=False)]
 
 
 def _value_type(annotation: Any) -> Any:
@@ -142,15 +110,13 @@ def _value_type(annotation: Any) -> Any:
         annotation = get_args(annotation)[0]
     if list_item(annotation) is not None:
         return list[str]
-    if get_origin(annotation) is Literal or annotation is Path:
-        return str
     return annotation if annotation in (int, float, bool) else str
 
 
 def _help(spec: SettingSpec) -> str:
-    inner = list_item(spec.annotation) or without_none(spec.annotation)
+    item = list_item(spec.annotation)
+    inner = item or without_none(spec.annotation)
     choices = f" One of: {', '.join(get_args(inner))}." if get_origin(inner) is Literal else ""
-    repeated = " Repeat for several." if list_item(spec.annotation) is not None else ""
-    default = spec.default
-    shown = "" if default is None or isinstance(default, list) else f" [default: {default}]"
+    repeated = " Repeat for several." if item else ""
+    shown = "" if spec.default is None or isinstance(spec.default, list) else f" [default: {spec.default}]"
     return f"{spec.description}{choices}{repeated}{shown}"

@@ -2,14 +2,11 @@
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from iconoclast.cli.arguments import FiguresOption, RunArgument, TrialOption, require_writable, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.cli.progress import shown_progress
+from iconoclast.cli.console import say, shown_progress, write_figures
 from iconoclast.errors import MeasurementError
-from iconoclast.files import write_json
-from iconoclast.reports.text import print_lines
 
 
 def replay(
@@ -17,7 +14,7 @@ def replay(
     trial: TrialOption = None,
     json_file: FiguresOption = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
+        bool, Option("--trust-remote-code", help="Let code of the model's repository run; the run is not asked.")
     ] = False,
 ) -> None:
     """Apply a recorded trial again, measure it, and grade the drift: exact, within noise, or changed.
@@ -27,19 +24,16 @@ def replay(
     folder, trial = run_and_trial(run, trial)
     from iconoclast.runs.replay import replay as replayed
 
-    quiet_libraries()
     require_writable(json_file)
     with shown_progress() as progress:
         result = replayed(folder, trial, progress, trust_remote_code)
     for each in result.drifts:
         lines = "; ".join(each.differences) or "every score is the same number"
-        print_lines(out, f"{each.what}: {each.grade} ({lines})")
+        say(f"{each.what}: {each.grade} ({lines})")
     if result.changed:
-        print_lines(out, "Not as it was:", *(f"  {line}" for line in result.changed))
+        say("Not as it was:", *(f"  {line}" for line in result.changed))
     else:
-        print_lines(out, "Same versions, machine, weights and prompts as when the run was last started.")
-    if json_file is not None:
-        write_json(json_file, result.document())
-        print_lines(out, f"Wrote {json_file}")
+        say("Same versions, machine, weights and prompts as when the run was last started.")
+    write_figures(json_file, result.document())
     if result.grade == "changed":
         raise MeasurementError(f"Trial {result.trial} of {folder} does not measure as it was recorded.")

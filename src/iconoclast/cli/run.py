@@ -7,46 +7,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from rich.prompt import IntPrompt, Prompt
+from typer import Argument, Context, Option
 
 from iconoclast.cli.arguments import ConfigOption
-from iconoclast.cli.console import err, out, program, quiet_libraries
+from iconoclast.cli.chat import chat
+from iconoclast.cli.console import err, out, program, say, shown_progress
+from iconoclast.cli.export import export
 from iconoclast.cli.flags import given_settings
-from iconoclast.cli.progress import shown_progress
 from iconoclast.config.schema import Settings
-from iconoclast.reports.text import print_lines
+from iconoclast.errors import UserError
+from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from iconoclast.runs.pipeline import Run
 
 SAMPLES = 3
+MENU = ["adapter", "merged", "chat", "more", "quit"]
 
 
 def run(
-    ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
+    ctx: Context,
+    model: Annotated[str | None, Argument(help="Hub id, model folder, .gguf file, or demo.")] = None,
     config: ConfigOption = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; the same as --study-checkpoint-dir.")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Processes that share the study on this machine.", min=1)
-    ] = 1,
+    out_folder: Annotated[Path | None, Option("--out", help="Run folder; the same as --study-checkpoint-dir.")] = None,
+    workers: Annotated[int, Option(help="Processes that share the study on this machine.", min=1)] = 1,
 ) -> None:
     """Search for the edit that changes the behaviour most and everything else least.
 
     Runs the main job on MODEL, or continues it where it was interrupted. The results are in the run folder.
     """
     settings = given_settings(ctx, config, model=model, out=out_folder)
-    quiet_libraries()
     if workers > 1:
         _search_together(settings, workers)
         return
     folder = search(settings, began=process_start())
     if not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
-        from iconoclast.cli.menu import menu
-
-        menu(settings, folder, search)
+        _menu(settings, folder)
 
 
 def process_start() -> float:
@@ -60,24 +57,34 @@ def search(settings: Settings, samples: bool = False, began: float | None = None
     """Run or continue the search, print the front, and return the run folder."""
     from iconoclast.runs.pipeline import started_run
 
+    with _resumable(), shown_progress() as progress, started_run(settings, progress, began) as run:
+        progress.keep(run.folder.log)
+        try:
+            run.optimize(settings.n_trials, progress)
+            run.finish(progress)
+        except KeyboardInterrupt:
+            run.write_summary("interrupted")
+            config = shlex.quote(str(run.folder.config))
+            say(f"{run.study.finished} trials are kept in {run.folder.path}.", to=err)
+            say(f"To continue: {program()} run --config {config}", to=err)
+            raise
+        progress.close()
+        _print_results(run)
+        if samples:
+            _print_samples(run)
+        return run.folder.path
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
     try:
-        with shown_progress() as progress, started_run(settings, progress, began) as run:
-            progress.keep(run.folder.log)
-            with _summarized(run):
-                run.optimize(settings.n_trials, progress)
-                run.finish(progress)
-            progress.close()
-            _print_results(run)
-            if samples:
-                _print_samples(run)
-            return run.folder.path
+        yield
     except KeyboardInterrupt:
-        print_lines(err, "Interrupted. The same command goes on from here.")
+        say("Interrupted. The same command goes on from here.", to=err)
         raise
 
 
 def _search_together(settings: Settings, workers: int) -> None:
-    """Let several processes of this machine share a run."""
     import torch
 
     from iconoclast.cluster.local import work_locally
@@ -85,29 +92,9 @@ def _search_together(settings: Settings, workers: int) -> None:
     from iconoclast.cluster.submit import prepared
 
     folder = prepared(settings)
-    try:
-        with shown_progress() as progress:
-            work_locally(folder, workers, progress, torch.cuda.device_count())
-    except KeyboardInterrupt:
-        print_lines(err, "Interrupted. The same command goes on from here.")
-        raise
-    print_lines(out, *standing_lines(standing(folder.path)), f"Results: {folder.summary}")
-
-
-@contextmanager
-def _summarized(run: "Run") -> Iterator[None]:
-    """Write the summary also when the search is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.write_summary("interrupted")
-        config = shlex.quote(str(run.folder.config))
-        print_lines(
-            err,
-            f"{run.study.finished} trials are kept in {run.folder.path}.",
-            f"To continue: {program()} run --config {config}",
-        )
-        raise
+    with _resumable(), shown_progress() as progress:
+        work_locally(folder, workers, progress, torch.cuda.device_count())
+    say(*standing_lines(standing(folder.path)), f"Results: {folder.summary}")
 
 
 def _print_results(run: "Run") -> None:
@@ -118,21 +105,18 @@ def _print_results(run: "Run") -> None:
     if best is None:
         return
     target = run.settings.kl_divergence_target
-    reason = (
-        f"lowest KL of those with the fewest refused or broken, give or take a standard error, within the KL target of {target:g}"
-        if best.scores.kl_divergence <= target
-        else f"no trial is within the KL target of {target:g}"
-    )
-    print_lines(
-        out,
-        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
-        f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them."
-        + (f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""),
+    reason = "lowest KL of those with the fewest refused or broken, give or take a standard error,"
+    if best.scores.kl_divergence > target:
+        reason = "no trial is"
+    fitted = f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""
+    say(
+        f"* best: trial {best.index} ({reason} within the KL target of {target:g}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
+        f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them.{fitted}",
     )
     if run.report is not None:
         out.print(report_table(run.report))
-        print_lines(out, *report_lines(run.report))
-    print_lines(out, f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
+        say(*report_lines(run.report))
+    say(f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
 
 
 def _print_samples(run: "Run") -> None:
@@ -141,10 +125,37 @@ def _print_samples(run: "Run") -> None:
     from iconoclast.reports.tables import samples_table
 
     best = run.best()
-    source = run.prompts.target_report or run.prompts.target_evaluation
     if best is None:
         return
+    source = run.prompts.target_report or run.prompts.target_evaluation
     prompts = PromptSet(source.prompts[:SAMPLES], source.source)
     responses = run.evaluator.respond([Edit.nothing(), run.edit(best.parameters)], prompts)
     names = ("base model", f"trial {best.index}")
     out.print(samples_table([p.text for p in prompts], list(zip(names, responses, strict=True))))
+
+
+def _menu(settings: Settings, folder: Path) -> None:
+    """Ask a user at a terminal what to do with a finished run, until there is nothing more."""
+    while True:
+        say("", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
+        say("more: run more trials           quit: leave")
+        try:
+            action = Prompt.ask("What now?", choices=MENU, default="quit", console=out)
+            if action == "quit":
+                return
+            if action == "more":
+                summary = RunFolder(folder).read_summary()
+                done = 0 if summary is None else summary.finished_trials
+                more = IntPrompt.ask("How many more?", default=8, console=out)
+                search(settings.model_copy(update={"n_trials": done + more}))
+                continue
+            trial = Prompt.ask("Which trial?", default="best", console=out)
+            if action == "chat":
+                chat(str(folder), trial)
+            else:
+                to = Path(Prompt.ask("Into which folder?", default=str(folder / action), console=out))
+                export(str(folder), to, trial, action)
+        except EOFError:
+            return
+        except UserError as error:
+            say(f"Error: {error}", to=err)

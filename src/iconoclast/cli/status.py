@@ -1,20 +1,25 @@
-"""`status`: how a run stands; of a run that many processes share, the queue and the workers as well."""
+"""`status` and `list`: how a run stands, with queue and workers if many processes share it, and all runs in a folder."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from iconoclast.cli.arguments import AsJsonOption, RunArgument, run_and_trial
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.reports.text import print_lines
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from typer import Argument
+
+from iconoclast.cli.arguments import AsJsonOption, RunArgument
+from iconoclast.cli.console import out, print_table, say
+from iconoclast.errors import RunFolderError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
-from iconoclast.runs.status import is_shared, status_of
+from iconoclast.runs.status import is_shared, runs_below, status_of
 
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     """Say how a run stands: trials, best so far, whether a process works on it, and the queue and workers if it has any."""
-    _show(run, as_json, is_shared(RunFolder(run_and_trial(run)[0])))
+    _show(run, as_json)
 
 
 def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -22,25 +27,50 @@ def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     _show(run, as_json, shared=True)
 
 
-def _show(run: str, as_json: bool, shared: bool) -> None:
-    path, trial = Path(split_reference(run)[0]), split_reference(run)[1]
-    folder = RunFolder(path)
+def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs")) -> None:
+    """List all runs below a folder."""
+    table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
+    for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
+        table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
+    damaged: list[str] = []
+    for run in runs_below(folder):
+        name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
+        try:
+            status = status_of(run)
+        except RunFolderError as error:
+            table.add_row(name, "", "damaged")
+            damaged.append(str(error))
+            continue
+        figures = ["", "", "", ""]
+        if best := status["best"]:
+            refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
+            figures = [str(best["index"]), refused, str(best["broken"]["count"]), f"{best['kl_divergence']:.4f}"]
+        trials = f"{status['finished']}/{status['n_trials']}"
+        table.add_row(name, Path(status["model"]).name, status["state"], trials, *figures, status["written"][:16])
+    if not table.rows:
+        raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
+    print_table(table)
+    say(*damaged)
+
+
+def _show(run: str, as_json: bool, shared: bool = False) -> None:
+    source, trial = split_reference(run)
+    folder = RunFolder(Path(source))
     document = status_of(folder, trial)
-    if shared:
-        document |= _standing(path)
+    if shared := shared or is_shared(folder):
+        document |= _standing(folder.path)
     if trial is not None and document["trial"] is None:
         document["trial"] = _trial(folder, trial)
     if as_json:
         out.print_json(data=document)
     else:
-        print_lines(out, *(_shared_lines(document) if shared else _lines(document)), *_further_lines(document, path))
+        say(*_lines(document, folder, shared))
 
 
 def _standing(run: Path) -> dict[str, Any]:
     """Read the study, which knows more of a shared run than its summary does; this loads what reads it."""
     from iconoclast.cluster.standing import standing
 
-    quiet_libraries()
     document = standing(run)
     pruned = document["trials"]["pruned"]
     return {**document, "finished": document["trials"]["complete"] + pruned, "pruned": pruned}
@@ -51,38 +81,32 @@ def _trial(folder: RunFolder, trial: str) -> dict[str, Any]:
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.trials import trial_document
 
-    quiet_libraries()
     return trial_document(SavedRun.open(folder, trial).trial).document()
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
-    best = document["best"]
-    return [
-        f"{document['run']}: {document['state']}, {document['finished']} of {document['n_trials']} trials "
-        f"({document['pruned']} pruned).",
-        f"Model: {document['model']}. Last written: {document['written']}.",
-        *([] if best is None else [f"Best trial so far: {_scores(best)}"]),
-    ]
+def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterator[str]:
+    if shared:
+        from iconoclast.cluster.standing import standing_lines
 
-
-def _shared_lines(document: dict[str, Any]) -> list[str]:
-    from iconoclast.cluster.standing import standing_lines
-
-    first, *others = standing_lines(document)
-    return [first, f"Model: {document['model']}. Last written: {document['written']}.", *others]
-
-
-def _further_lines(document: dict[str, Any], run: Path) -> list[str]:
-    lines = [f"Trial {_scores(document['trial'])}"] if "trial" in document else []
+        first, *others = standing_lines(document)
+    else:
+        trials = f"{document['finished']} of {document['n_trials']} trials ({document['pruned']} pruned)"
+        first, others = f"{document['run']}: {document['state']}, {trials}.", []
+        if document["best"] is not None:
+            others.append(f"Best trial so far: {_scores(document['best'])}")
+    yield first
+    yield f"Model: {document['model']}. Last written: {document['written']}."
+    yield from others
+    if "trial" in document:
+        yield f"Trial {_scores(document['trial'])}"
     if document["state"] == "interrupted":
-        config, folder = (shlex.quote(str(path)) for path in (RunFolder(run).config, run))
-        lines.append(f"Continue it: iconoclast run --config {config} --out {folder}")
-    return lines
+        config, path = shlex.quote(str(folder.config)), shlex.quote(str(folder.path))
+        yield f"Continue it: iconoclast run --config {config} --out {path}"
 
 
 def _scores(trial: dict[str, Any]) -> str:
-    return (
-        f"{trial['index']}: {trial['refusals']['count']} of {trial['refusals']['n']} refused, "
-        f"{trial['broken']['count']} broken, {trial['overrefusals']['count']} of {trial['overrefusals']['n']} overrefused, "
-        f"KL {trial['kl_divergence']:.4f}."
+    refused, broken, over = trial["refusals"], trial["broken"]["count"], trial["overrefusals"]
+    counts = (
+        f"{refused['count']} of {refused['n']} refused, {broken} broken, {over['count']} of {over['n']} overrefused"
     )
+    return f"{trial['index']}: {counts}, KL {trial['kl_divergence']:.4f}."

@@ -2,27 +2,25 @@
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from iconoclast.cli.arguments import ExportArgument
-from iconoclast.cli.console import out, quiet_libraries
-from iconoclast.reports.text import print_lines
+from iconoclast.cli.console import say
 
 
 def upload(
     export_folder: ExportArgument,
-    repo: Annotated[str, typer.Argument(help="Name on the hub, as in you/model.")],
-    public: Annotated[bool, typer.Option("--public", help="Everybody can see it. Without, it is private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
+    repo: Annotated[str, Argument(help="Name on the hub, as in you/model.")],
+    public: Annotated[bool, Option("--public", help="Everybody can see it. Without, it is private.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show what would be sent, and send nothing.")] = False,
 ) -> None:
     """Send an export to the hub, private unless you say --public. Nothing else ever uploads anything."""
     from iconoclast.runs.upload import plan
     from iconoclast.runs.upload import upload as send
 
-    quiet_libraries()
     planned = plan(export_folder, repo, not public)
-    print_lines(out, *planned.lines())
+    say(*planned.lines())
     if dry_run:
-        print_lines(out, "Nothing was sent.")
+        say("Nothing was sent.")
         return
-    print_lines(out, f"Sent: {send(planned)}")
+    say(f"Sent: {send(planned)}")

@@ -1,11 +1,11 @@
-"""Where the value of a setting comes from: flags over environment over file over defaults. The only module that reads the environment."""
+"""Values of settings: flags over environment over file over defaults. The only module that reads the environment."""
 
 import difflib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from iconoclast.config.schema import ENVIRONMENT_PREFIX, PromptSource, Settings, canonical
+from iconoclast.config.schema import PromptSource, Settings, canonical
 from iconoclast.config.specs import setting_specs
 from iconoclast.errors import SettingsError
 
+ENVIRONMENT_PREFIX = "ICONOCLAST_"
 CONFIG_VARIABLE = "ICONOCLAST_CONFIG_TEMPLATE"
 DEFAULT_CONFIG = Path("config.toml")
+DEEPEST = 3
+"""Names in the longest path that is looked at; settings have two."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class LoadedSettings:
     origins: Mapping[str, str]
 
     def origin(self, key: str) -> str:
-        """Where the value of the dotted `key` came from."""
+        """Say where the value of the dotted `key` came from."""
         return self.origins.get(key, "default")
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> LoadedSettings:
-    """The effective settings: flags over environment over the TOML file over defaults.
+    """Load the effective settings: flags over environment over the TOML file over defaults.
 
     Args:
         flags: dotted key → value, as given on the command line.
@@ -45,20 +48,19 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
         SettingsError: an unknown key (the nearest real one is named), a bad value, an unreadable file.
     """
     file = _config_file(config)
-    layers = [
-        (_read_toml(file), f"file {file}"),
-        (_read_environment(), "environment"),
-        (_nest(flags or {}), "flag"),
-    ]
+    flagged: dict[str, Any] = {}
+    for key, value in (flags or {}).items():
+        _put(flagged, key.split("."), value)
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    layers = ((_read_toml(file), f"file {file}"), (_read_environment(), "environment"), (flagged, "flag"))
     for values, origin in layers:
-        for path, value in _leaves(values):
-            path = (canonical(path[0]), *path[1:])
+        for (first, *rest), value in _leaves(values):
+            path = [canonical(first), *rest]
             _check_known(path, origin)
             if value == {}:  # an empty section says nothing
                 continue
-            if any(key in origins for key in map(".".join, _above(path))):
+            if any(".".join(path[:end]) in origins for end in range(1, len(path))):
                 raise SettingsError(
                     f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
                 )
@@ -68,32 +70,29 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
 
 
 def secret(variable: str) -> str:
-    """What an environment variable holds that is not to be written anywhere.
+    """Read an environment variable that holds what is not to be written anywhere.
 
     Raises:
         SettingsError: it is not set.
     """
-    value = os.environ.get(variable)
-    if not value:
-        raise SettingsError(f"The environment variable {variable} (api_key_variable) is not set. Put the key into it.")
-    return value
+    if value := os.environ.get(variable):
+        return value
+    raise SettingsError(f"The environment variable {variable} (api_key_variable) is not set. Put the key into it.")
 
 
 def _config_file(config: Path | None) -> Path | None:
-    named = config or (Path(value) if (value := os.environ.get(CONFIG_VARIABLE)) else None)
-    if named is None:
+    variable = os.environ.get(CONFIG_VARIABLE)
+    if not (config or variable):
         return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+    named, source = (config, "--config") if config else (Path(variable or ""), CONFIG_VARIABLE)
     if not named.is_file():
-        source = "--config" if config else CONFIG_VARIABLE
         raise SettingsError(f"The settings file {named} ({source}) does not exist. Give the path of a TOML file.")
     return named
 
 
 def _read_toml(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig")) if file else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"The settings file {file} is not valid TOML: {error}.") from None
     except OSError as error:
@@ -101,14 +100,18 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """Values of ICONOCLAST_* variables, keyed like the settings; nested ones are spelt GOOD_PROMPTS__SPLIT."""
-    for variable in os.environ:
+    """Read the ICONOCLAST_* variables, keyed like the settings; nested ones are spelt GOOD_PROMPTS__SPLIT."""
+    variables = {}
+    for variable, value in os.environ.items():
         name = variable.upper()
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
-            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            _check_known((canonical(path[0]), *path[1:]), "environment", shown=variable)
-    source = EnvSettingsSource(Settings)
-    source.env_vars = {_canonical_variable(name): value for name, value in source.env_vars.items()}
+            first, *rest = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            path = [canonical(first), *rest]
+            _check_known(path, "environment", shown=variable)
+            variables[ENVIRONMENT_PREFIX.lower() + "__".join(path)] = value
+    # It asks of a class no more than its fields.
+    source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
+    source.env_vars = variables
     try:
         return source()
     except SourceError as error:
@@ -120,34 +123,10 @@ def _read_environment() -> dict[str, Any]:
         ) from None
 
 
-def _canonical_variable(name: str) -> str:
-    """Name a variable of a prompt set after the setting's own name."""
-    prefix = ENVIRONMENT_PREFIX.lower()
-    if not name.lower().startswith(prefix):
-        return name
-    setting, *rest = name.lower().removeprefix(prefix).split("__")
-    return prefix + "__".join([canonical(setting), *rest])
-
-
-def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flags.items():
-        _put(nested, tuple(key.split(".")), value)
-    return nested
-
-
-def _put(target: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
         target = target.setdefault(name, {})
     target[path[-1]] = value
-
-
-def _above(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    return (path[:end] for end in range(1, len(path)))
-
-
-DEEPEST = 3
-"""Names in the longest path that is looked at; settings have two."""
 
 
 def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -158,20 +137,15 @@ def _leaves(values: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator
             yield (*prefix, name), value
 
 
-def _check_known(path: tuple[str, ...], origin: str, shown: str | None = None) -> None:
+def _check_known(path: Sequence[str], origin: str, shown: str | None = None) -> None:
     known = {spec.key for spec in setting_specs()}
     sections = {name.split(".")[0] for name in known if "." in name}
     key = ".".join(path)
-    if key in known or (len(path) == 1 and key in sections):
+    if key in known | sections:
         return
-    nearest = _nearest(key, known | sections)
-    hint = f" Did you mean {nearest}?" if nearest else " `iconoclast config show` lists the settings."
-    raise SettingsError(f"Unknown setting {shown or key} ({origin}).{hint}")
-
-
-def _nearest(key: str, known: set[str]) -> str | None:
-    found = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    nearest = difflib.get_close_matches(key.lower(), sorted(known | sections), n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0]}?" if nearest else "`iconoclast config show` lists the settings."
+    raise SettingsError(f"Unknown setting {shown or key} ({origin}). {hint}")
 
 
 def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from iconoclast.config.schema import PromptSource, Settings
@@ -34,34 +35,36 @@ class SettingSpec:
 def setting_specs(
     model: type[BaseModel] = Settings, prefix: tuple[str, ...] = (), default: Any = None
 ) -> Iterator[SettingSpec]:
-    """Every setting, nested ones flattened, in the order of their definition."""
+    """Yield every setting, nested ones flattened, in the order of their definition."""
     for name, field in model.model_fields.items():
         value = getattr(default, name) if default is not None else field.get_default()
         inner = without_none(field.annotation)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from setting_specs(inner, (*prefix, name), value)
         else:
-            missing = value is PydanticUndefined
-            yield SettingSpec((*prefix, name), field.annotation, None if missing else value, field.description or "")
+            value = None if value is PydanticUndefined else value
+            yield SettingSpec((*prefix, name), field.annotation, value, _description(field))
 
 
 def prompt_sets() -> dict[str, tuple[PromptSource | None, str]]:
     """Give the settings that are prompt sets: name → (default, what it is for)."""
     return {
-        name: (field.default, field.description or "")
+        name: (field.default, _description(field))
         for name, field in Settings.model_fields.items()
         if without_none(field.annotation) is PromptSource
     }
 
 
+def _description(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
 def list_item(annotation: Any) -> Any | None:
-    """The item type of a list annotation, None for anything else."""
+    """Return the item type of a list annotation, None for anything else."""
     return get_args(annotation)[0] if get_origin(annotation) is list else None
 
 
 def without_none(annotation: Any) -> Any:
-    """`X | None` → `X`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        kept = [part for part in get_args(annotation) if part is not type(None)]
-        return kept[0] if len(kept) == 1 else annotation
-    return annotation
+    """Make `X | None` into `X`."""
+    kept = [part for part in get_args(annotation) if part is not type(None)]
+    return kept[0] if get_origin(annotation) in (Union, types.UnionType) and len(kept) == 1 else annotation

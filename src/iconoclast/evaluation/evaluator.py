@@ -322,7 +322,11 @@ def measure(
     rules: ResponseRules | None = None,
     options: MeasureOptions | None = None,
 ) -> list[Scores]:
-    """The scores of every edit of `lm`; without `rules`, the default markers are used."""
+    """Return the scores of every edit of `lm`; without `rules`, the default markers are used.
+
+    >>> [scores.refusals.n for scores in ic.measure(lm, [ic.Edit.nothing()], target, benign)]
+    [16]
+    """
     if rules is None:
         rules = default_rules()
     return Evaluator(lm, target, benign, rules, options).measure(edits)

@@ -62,6 +62,9 @@ def load_model(
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
+    >>> ic.load_model("demo", dtypes=["float32"]).dtype
+    'float32'
+
     Args:
         name: hub id, model folder, .gguf file, or "demo".
         dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.

@@ -6,78 +6,47 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
-from iconoclast.cli.console import interruptible, quiet_imports, quiet_libraries
+from iconoclast.cli.console import interruptible, quiet_libraries, shown_progress
 from iconoclast.cli.flags import CommandWithOptions, given, options_of, setting_options
-from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import SettingsError
 
 if TYPE_CHECKING:
     from iconoclast.cluster.slurm import JobOptions
     from iconoclast.cluster.work import WorkOptions
 
-JOBS_PANEL = "What the jobs ask for (unset: what the cluster gives)"
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
-ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, model folder or .gguf file; or --model.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder, on a file system that all nodes see.")]
-
-
-def _job(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=JOBS_PANEL, show_default=False)
-
-
+ConfigOption = Annotated[Path | None, Option("--config", help="Settings file (TOML).")]
+ModelArgument = Annotated[str | None, Argument(help="Hub id, model folder or .gguf file; or --model.")]
+OutOption = Annotated[Path | None, Option("--out", help="Run folder, on a file system that all nodes see.")]
 CACHES = "Hugging Face caches: shared (yours, only read) or job (each job's own, removed with it)."
+DEAD_AFTER = "Seconds of silence after which a worker's trials go to others. [180]"
+
+
+def _job(help: str) -> Any:
+    return Option(help=help, show_default=False)
 
 
 @dataclass(frozen=True)
 class JobFlags:
-    """What the jobs ask for, as the user writes it: an option for every field."""
+    """The wishes of jobs as the user writes them, an option for every field; unset, what the cluster gives."""
 
-    workers: Annotated[int, _job("Processes that work on a run. [1]", "--workers")] = 1
-    partition: Annotated[str | None, _job("Partition.", "--partition")] = None
-    account: Annotated[str | None, _job("Account.", "--account")] = None
-    qos: Annotated[str | None, _job("Quality of service.", "--qos")] = None
-    constraint: Annotated[str | None, _job("Features of nodes.", "--constraint")] = None
-    mem: Annotated[str | None, _job("Memory of a worker, as in 32G.", "--mem")] = None
-    gpus: Annotated[int, _job("GPUs of a worker. [0]", "--gpus")] = 0
-    cpus: Annotated[int | None, _job("Processors of a worker.", "--cpus")] = None
-    time: Annotated[str, _job("Time limit: minutes, HH:MM:SS or D-HH:MM. [1-00]", "--time")] = "1-00"
-    array_limit: Annotated[int | None, _job("Workers at the same time.", "--array-limit")] = None
-    caches: Annotated[str, _job(CACHES, "--caches")] = "shared"
-    scratch: Annotated[Path | None, _job("Folder for temporary files of jobs.", "--scratch")] = None
-    max_disk: Annotated[float, _job("Gigabytes that temporary files of a job may take.", "--max-disk")] = 0.0
-    sbatch: Annotated[
-        list[str] | None, _job("Any other option of sbatch, as in mail-type=END. Repeat.", "--sbatch")
-    ] = None
-    heartbeat: Annotated[float, typer.Option("--heartbeat", hidden=True)] = 0.0
-    dead_after: Annotated[
-        float, _job("Seconds of silence after which a worker's trials go to others. [180]", "--dead-after")
-    ] = 0.0
-
-    def understood(self) -> "tuple[JobOptions, WorkOptions]":
-        """Check the flags and give them to the cluster's modules, as what a job asks for and how its process takes part.
-
-        Raises:
-            SettingsError: one of them cannot be used.
-        """
-        from iconoclast.cluster.slurm import JobOptions, minutes
-
-        for name in ("workers", "array_limit", "cpus"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more.")
-        if self.caches not in ("shared", "job"):
-            raise SettingsError(f'There are no caches "{self.caches}". Use shared or job.')
-        work = work_options(self.max_disk, self.heartbeat, self.dead_after)
-        if work.dead_after < 3 * work.heartbeat:
-            raise SettingsError(f"--dead-after must be {3 * work.heartbeat:g} or more: three signs of life.")
-        same = ("workers", "partition", "account", "qos", "constraint", "mem", "gpus", "cpus", "array_limit", "caches")
-        return JobOptions(
-            **{name: getattr(self, name) for name in (*same, "scratch", "max_disk")},
-            time=minutes(self.time),
-            extra=dict(entry.partition("=")[::2] for entry in self.sbatch or ()),
-        ), work
+    workers: Annotated[int, _job("Processes that work on a run. [1]")] = 1
+    partition: Annotated[str | None, _job("Partition.")] = None
+    account: Annotated[str | None, _job("Account.")] = None
+    qos: Annotated[str | None, _job("Quality of service.")] = None
+    constraint: Annotated[str | None, _job("Features of nodes.")] = None
+    mem: Annotated[str | None, _job("Memory of a worker, as in 32G.")] = None
+    gpus: Annotated[int, _job("GPUs of a worker. [0]")] = 0
+    cpus: Annotated[int | None, _job("Processors of a worker.")] = None
+    time: Annotated[str, _job("Time limit: minutes, HH:MM:SS or D-HH:MM. [1-00]")] = "1-00"
+    array_limit: Annotated[int | None, _job("Workers at the same time.")] = None
+    caches: Annotated[str, _job(CACHES)] = "shared"
+    scratch: Annotated[Path | None, _job("Folder for temporary files of jobs.")] = None
+    max_disk: Annotated[float, _job("Gigabytes that temporary files of a job may take.")] = 0.0
+    sbatch: Annotated[list[str] | None, _job("Any other option of sbatch, as in mail-type=END. Repeat.")] = None
+    heartbeat: Annotated[float, Option(hidden=True)] = 0.0
+    dead_after: Annotated[float, _job(DEAD_AFTER)] = 0.0
 
 
 def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkOptions":
@@ -100,33 +69,40 @@ class JobsCommand(CommandWithOptions):
     option_sets = (setting_options, job_options)
 
 
-def given_jobs(ctx: typer.Context) -> "tuple[JobOptions, WorkOptions]":
-    """Read the options of jobs that the user gave.
+def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
+    """Read what a job asks for and how its process takes part; a SettingsError if a flag cannot be used."""
+    from iconoclast.cluster.slurm import JobOptions, minutes
 
-    Raises:
-        SettingsError: one of them cannot be used.
-    """
-    return JobFlags(**given(ctx, job_options())).understood()
+    flags = JobFlags(**given(ctx, job_options()))
+    for name in ("workers", "array_limit", "cpus"):
+        if (number := getattr(flags, name)) is not None and number < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more.")
+    if flags.caches not in ("shared", "job"):
+        raise SettingsError(f'There are no caches "{flags.caches}". Use shared or job.')
+    work = work_options(flags.max_disk, flags.heartbeat, flags.dead_after)
+    if work.dead_after < 3 * work.heartbeat:
+        raise SettingsError(f"--dead-after must be {3 * work.heartbeat:g} or more: three signs of life.")
+    asked = {name: value for name, value in vars(flags).items() if name not in ("sbatch", "heartbeat", "dead_after")}
+    extra = dict(entry.partition("=")[::2] for entry in flags.sbatch or ())
+    return JobOptions(**asked | {"time": minutes(flags.time), "extra": extra}), work
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job of a submission runs: picklable, and asked by submitit what is to be run when the time is over."""
+    """The task of a job: picklable, and asked by submitit what is to be run when the time is over."""
 
     run: Path
     options: Any
 
     def __call__(self) -> str:
         """Take part in the run, and tell what became of it."""
-        from iconoclast.cluster.work import TimeUp
-        from iconoclast.cluster.work import work as take_part
+        quiet_libraries()
+        from iconoclast.cluster.work import TimeUp, work
         from iconoclast.runs.folder import RunFolder
 
-        quiet_imports()
-        quiet_libraries()
         try:
             with interruptible(), shown_progress() as progress:
-                take_part(RunFolder(self.run), progress, self.options)
+                work(RunFolder(self.run), progress, self.options)
         except TimeUp:
             raise
         except KeyboardInterrupt:

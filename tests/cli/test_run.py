@@ -67,7 +67,7 @@ def trials_of(folder: Path) -> int:
     return int(str(kept["completed_trials"])) + int(str(kept["pruned_trials"]))
 
 
-def test_a_run_without_a_terminal_ends_by_itself_and_shows_what_it_found(config: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_terminal_ends_and_shows_its_findings(config: Path, tmp_path: Path) -> None:
     done = finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 3)
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
@@ -93,9 +93,7 @@ def test_without_a_command_run_is_meant_and_variables_count(config: Path, tmp_pa
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
-    config: Path, tmp_path: Path, stop: signal.Signals
-) -> None:
+def test_an_interrupted_run_says_how_to_go_on(config: Path, tmp_path: Path, stop: signal.Signals) -> None:
     arguments = ("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 400)
     process = started(*arguments)
     wait_for_line(process, "Trial 3")
@@ -107,7 +105,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(
     assert kept["status"] == "interrupted" and 4 <= trials_of(tmp_path / "run") < 400
 
 
-def test_a_killed_run_goes_on_where_it_was_with_the_trials_it_would_have_had(config: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_the_trials_it_would_have_had(config: Path, tmp_path: Path) -> None:
     arguments = ("--config", config, "--n-trials", 10, "--exit-after-optimization")
     assert finished("run", *arguments, "--out", tmp_path / "whole").returncode == 0
     process = started("run", *arguments, "--out", tmp_path / "killed")
@@ -154,34 +152,17 @@ def test_at_a_terminal_a_finished_run_offers_what_to_do(config: Path, tmp_path: 
         dimensions=(40, 200),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    terminal.expect("What now?")
-    terminal.sendline("more")
-    terminal.expect("How many more?")
-    terminal.sendline("2")
-    terminal.expect("What now?")
-    terminal.sendline("adapter")
-    terminal.expect("Which trial?")
-    terminal.sendline("77")
-    terminal.expect("Into which folder?")
-    terminal.sendline(str(tmp_path / "adapter"))
-    terminal.expect('no completed trial "77"')
-    terminal.expect("What now?")
-    terminal.sendline("adapter")
-    terminal.expect("Which trial?")
-    terminal.sendline("")
-    terminal.expect("Into which folder?")
-    terminal.sendline(str(tmp_path / "adapter"))
-    terminal.expect("Difference of the export")
-    terminal.expect("What now?")
-    terminal.sendline("chat")
-    terminal.expect("Which trial?")
-    terminal.sendline("best")
-    terminal.expect("> ")
-    terminal.sendline("Hello")
-    terminal.expect("> ")
-    terminal.sendline("")
-    terminal.expect("What now?")
-    terminal.sendline("quit")
+    adapter = str(tmp_path / "adapter")
+    conversation = [
+        ("What now", "more"), ("How many more", "2"),
+        ("What now", "adapter"), ("Which trial", "77"), ("Into which folder", adapter),
+        ('no completed trial "77"(?s:.*)What now', "adapter"), ("Which trial", ""), ("Into which folder", adapter),
+        ("Difference of the export(?s:.*)What now", "chat"), ("Which trial", "best"), ("> ", "Hello"), ("> ", ""),
+        ("What now", "quit"),
+    ]  # fmt: skip
+    for question, answer in conversation:
+        terminal.expect(question)
+        terminal.sendline(answer)
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0

@@ -55,7 +55,7 @@ def test_replay_grades_and_names_the_drift(run: Path) -> None:
     )
 
 
-def test_verify_ends_with_an_error_if_something_is_not_as_declared(run: Path, tiny_folder: Path) -> None:
+def test_verify_fails_if_something_is_not_as_declared(run: Path, tiny_folder: Path) -> None:
     assert iconoclast("export", run, "--to", "adapter").code == 0
     arguments = ("verify", "adapter", "--base", tiny_folder, "--config", run / "iconoclast_config.toml")
     good = iconoclast(*arguments, "--json", "verify.json")
