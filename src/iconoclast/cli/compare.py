@@ -8,11 +8,12 @@ import typer
 from iconoclast.cli.arguments import SampleCountOption
 from iconoclast.cli.console import quiet_libraries
 from iconoclast.errors import SettingsError
+from iconoclast.peers import PEER
 
 
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
+        list[str], typer.Argument(help=f"Runs, exported or other models, adapters, {PEER} journals; two or more.")
     ],
     against: Annotated[
         str | None, typer.Option("--against", help="Their base model. Unset: the one that the settings name.")

@@ -8,11 +8,12 @@ import typer
 from iconoclast.cli.arguments import FiguresOption, require_writable
 from iconoclast.cli.console import out, quiet_libraries
 from iconoclast.files import write_json
+from iconoclast.peers import PEER
 from iconoclast.reports.text import print_lines
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
+    model: Annotated[str, typer.Argument(help=f"Model, adapter or run folder, hub id, or {PEER} journal.")],
     against: Annotated[
         str | None, typer.Option("--against", help="Its base model. Unset: the one that the settings name.")
     ] = None,

@@ -9,6 +9,7 @@ from iconoclast.cli.arguments import SampleCountOption
 from iconoclast.cli.console import quiet_libraries
 from iconoclast.cli.progress import shown_progress
 from iconoclast.errors import RunFolderError
+from iconoclast.peers import PEER
 
 
 def export_and_compare(
@@ -16,12 +17,12 @@ def export_and_compare(
         Path, typer.Option("--iconoclast-checkpoint", help="iconoclast_study.jsonl of a run, or its folder.")
     ],
     output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for the results; must not exist yet.")],
-    heretic_checkpoint: Annotated[
-        Path | None, typer.Option("--heretic-checkpoint", help="Journal of a heretic study to compare with.")
+    peer_checkpoint: Annotated[
+        Path | None, typer.Option(f"--{PEER}-checkpoint", help=f"Journal of a {PEER} study to compare with.")
     ] = None,
     sample_count: SampleCountOption = 5,
 ) -> None:
-    """Export the best trial of a run as merged weights, and compare it with the best trial of a heretic study.
+    """Export the best trial of a run as merged weights, and compare it with that of another tool.
 
     Writes iconoclast-best-merged/, comparison.json and summary.json into the output folder.
     """
@@ -41,11 +42,11 @@ def export_and_compare(
     trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
     settings = settings_for([chosen]).model_copy(update=trusted)
     subjects: list[Subject] = [chosen]
-    if heretic_checkpoint is not None:
-        other = find_subject(str(heretic_checkpoint), settings)
+    if peer_checkpoint is not None:
+        other = find_subject(str(peer_checkpoint), settings)
         if not isinstance(other, PeerSubject):
             raise RunFolderError(
-                f"{heretic_checkpoint} is not a journal of heretic. Give the .jsonl file from its checkpoints folder."
+                f"{peer_checkpoint} is not a journal of {PEER}. Give the .jsonl file from its checkpoints folder."
             )
         subjects.append(other)
     merged = output_dir / "iconoclast-best-merged"

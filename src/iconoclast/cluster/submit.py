@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 import iconoclast
-from iconoclast.cluster.peer import HereticJob
+from iconoclast.cluster.peer import PeerJob
 from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
@@ -152,11 +152,11 @@ def sweep(
     """
     before: str | None = None
     for folder, task in runs:
-        asked = replace(options, workers=1) if isinstance(task, HereticJob) else options
+        asked = replace(options, workers=1) if isinstance(task, PeerJob) else options
         if sequential and before is not None:
             asked = replace(asked, dependency=f"afterany:{before}")
         before = submit(folder, asked, task)
-        name = task.folder if isinstance(task, HereticJob) else folder.path
+        name = task.folder if isinstance(task, PeerJob) else folder.path
         progress.note(f"{name}: job {before}" + (f", {asked.dependency}" if asked.dependency else ""))
 
 
