@@ -21,28 +21,16 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
         direction = trial.parameters.direction
         place = f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"
         mark = " *" if best is not None and trial.index == best.index else ""
-        s = trial.scores
-        table.add_row(
-            f"{trial.index}{mark}",
-            s.refusals.with_interval,
-            str(s.broken.count),
-            s.overrefusals.with_interval,
-            f"{s.kl_divergence:.4f}",
-            f"{s.compliance:.2f}",
-            f"{direction.method}, {place}",
-            style="bold" if mark else "",
-        )
+        cells = _front_cells(trial.scores, f"{trial.scores.kl_divergence:.4f}")
+        table.add_row(f"{trial.index}{mark}", *cells, f"{direction.method}, {place}", style="bold" if mark else "")
     table.add_section()
-    table.add_row(
-        "base",
-        base.refusals.with_interval,
-        str(base.broken.count),
-        base.overrefusals.with_interval,
-        "0",
-        f"{base.compliance:.2f}",
-        "",
-    )
+    table.add_row("base", *_front_cells(base, "0"), "")
     return table
+
+
+def _front_cells(s: Scores, kl: str) -> list[str]:
+    counts = [s.refusals.with_interval, str(s.broken.count), s.overrefusals.with_interval]
+    return [*counts, kl, f"{s.compliance:.2f}"]
 
 
 def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Table:
@@ -91,12 +79,9 @@ def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[st
             yield title, [Count.from_document(m[name]).with_interval for m in columns]
     for axis in base.get("axes", {}):
         yield f"Refusals, {axis}", [Count.from_document(m["axes"][axis]["refusals"]).with_interval for m in columns]
-    for i, (tokens, whole) in enumerate((entry["tokens"], entry) for entry in base["refusals_by_length"]):
-        if whole is not base["refusals_by_length"][-1]:
-            yield (
-                f"Refusals after {tokens} tokens",
-                [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns],
-            )
+    for i, entry in enumerate(base["refusals_by_length"][:-1]):
+        counts = [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns]
+        yield f"Refusals after {entry['tokens']} tokens", counts
     for judge in base.get("judges", {}):
         yield f"Refusals by {judge}", [_judged(m["judges"][judge]) for m in columns]
     yield "Disclaimer hits", [str(m["disclaimer_hits"]) for m in columns]
@@ -112,14 +97,12 @@ def _judged(judged: Mapping[str, Any]) -> str:
     kappa = judged["kappa_with_markers"]
     agreement = "" if kappa is None else f", κ {kappa:.2f}"
     unknown = judged["unknown"]["count"]
-    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}" + (
-        f", {unknown} unknown" if unknown else ""
-    )
+    unclear = f", {unknown} unknown" if unknown else ""
+    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}{unclear}"
 
 
 def _mean(mean: Mapping[str, Any]) -> str:
-    low, high = mean["interval"]
-    return f"{mean['value']:.4f} ({low:.4f} to {high:.4f})"
+    return "{:.4f} ({:.4f} to {:.4f})".format(mean["value"], *mean["interval"])
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
