@@ -39,7 +39,7 @@ def test_a_script_is_valid_and_quotes_what_it_is_given(tmp_path: Path) -> None:
     assert "export HF_HUB_OFFLINE" not in text and "export HF_HUB_OFFLINE" in script(run, run, JobOptions(), ["x"], "n")
 
 
-def test_the_temporary_folder_of_a_job_is_removed_however_it_ends(tmp_path: Path) -> None:
+def test_the_temporary_folder_goes_however_the_job_ends(tmp_path: Path) -> None:
     options = JobOptions(scratch=tmp_path / "scratch", caches="job")
     for body, code in (("true", 0), ("false", 1), ("kill -TERM $$; sleep 1", 143), ('touch "$TMPDIR/x"; exit 7', 7)):
         text = "\n".join([*options.setup(tmp_path), 'test -d "$TMPDIR" || exit 99', body])

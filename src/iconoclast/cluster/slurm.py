@@ -32,19 +32,15 @@ class ClusterError(UserError):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the jobs of a submission ask for. Unset is left to the cluster.
+    """What the jobs of a submission ask for; what is not told here is as Slurm's option. Unset is left to the cluster.
 
     Attributes:
-        workers: processes that work on the run.
-        partition: as Slurm's option; likewise account, qos, constraint, mem.
-        gpus: per worker.
-        cpus: per worker.
+        workers: processes that work on the run; gpus and cpus are of each of them.
         time: limit in minutes.
         array_limit: workers that run at the same time.
         caches: "shared": the user's Hugging Face cache, only read; "job": each job's own, removed with it.
         scratch: folder for the temporary files of jobs; unset, what the cluster names, else /tmp.
         max_disk: gigabytes that the temporary files of a job may take.
-        dependency: as Slurm's option.
         extra: further options of sbatch.
     """
 

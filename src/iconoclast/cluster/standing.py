@@ -83,8 +83,8 @@ def standing_lines(document: dict[str, Any]) -> list[str]:
         lines.append(f"The queue is not known: {document['queue']}")
     elif document["submitted"]:
         jobs = [
-            "  {job}: {0} {elapsed} {1}".format(j["state"].lower(), j["nodes"] or j["reason"], **j)
-            for j in document["jobs"]
+            f"  {job['job']}: {job['state'].lower()} {job['elapsed']} {job['nodes'] or job['reason']}"
+            for job in document["jobs"]
         ]
         lines += ["Queue:", *(jobs or ["  none of its jobs is in it any more"])]
     for worker in document["workers"]:

@@ -64,11 +64,8 @@ class Peer(Protocol):
     ) -> Sequence[str]:
         """Write into a folder what the tool needs to do there what a run does here, and give the command that does it.
 
-        Args:
-            program: the tool, in an environment of its own.
-            folder: what the command is started in.
-            settings: of the run.
-            prompts: its prompt sets, under the names of their settings.
+        The program is in an environment of its own, the command is started in the folder, and the run's prompt sets go by the
+        names of their settings.
 
         Raises:
             UserError: the tool cannot do the same.

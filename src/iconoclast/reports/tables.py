@@ -135,14 +135,12 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
     """What to bear in mind about a model's figures, a line each."""
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
-    judges = metrics.get("judges", {}).items()
-    said = [
-        f"Judge {judge}, of {name}: {judged['unknown']['count']} of {judged['unknown']['n']} verdicts on target responses unknown. "
-        f"{judged['problem']}"
-        for judge, judged in judges
-        if "problem" in judged
-    ]
-    return said if metrics["refusals_settled"] else [growing, *said]
+    said = [] if metrics["refusals_settled"] else [growing]
+    for judge, judged in metrics.get("judges", {}).items():
+        if "problem" in judged:
+            unknown = "{count} of {n} verdicts on target responses unknown".format_map(judged["unknown"])
+            said.append(f"Judge {judge}, of {name}: {unknown}. {judged['problem']}")
+    return said
 
 
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
