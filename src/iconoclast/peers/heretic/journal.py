@@ -107,16 +107,14 @@ class HereticSettings(BaseModel):
 
 
 class HereticTrial(BaseModel):
-    """A completed trial of heretic.
+    """A completed trial of heretic; 1.2 does not say what the base model refuses and how many prompts there are.
 
     Attributes:
         number: as heretic shows it, from 1.
-        refusals: refusals among the target evaluation prompts.
         kl_divergence: of the first response token on the benign evaluation prompts, in nats.
         direction_index: layer of the one direction for all layers, or None for each layer's own.
         profiles: component → strength profile; the components have the names that they have here.
-        base_refusals: refusals of the base model (heretic 1.2 does not say).
-        prompts: number of target evaluation prompts (heretic 1.2 does not say).
+        prompts: number of target evaluation prompts.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
