@@ -8,10 +8,11 @@ from typer import Argument, Option
 from iconoclast.cli.arguments import FiguresOption, SampleCountOption, require_writable
 from iconoclast.cli.console import shown_progress, write_figures
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.peers import PEER
 
 
 def evaluate(
-    model: Annotated[str, Argument(help="Model, adapter or run folder, hub id, or heretic journal.")],
+    model: Annotated[str, Argument(help=f"Model, adapter or run folder, hub id, or {PEER} journal.")],
     against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
         Path | None, Option(help="Settings file (TOML) with prompts and markers. Unset: those of a run.")
@@ -33,7 +34,7 @@ def evaluate(
 
 def compare(
     models: Annotated[
-        list[str], Argument(help="Runs, exported or other models, adapters, heretic journals; two or more.")
+        list[str], Argument(help=f"Runs, exported or other models, adapters, {PEER} journals; two or more.")
     ],
     against: Annotated[str | None, Option(help="Their base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
@@ -62,10 +63,12 @@ def compare(
 def export_and_compare(
     iconoclast_checkpoint: Annotated[Path, Option(help="iconoclast_study.jsonl of a run, or its folder.")],
     output_dir: Annotated[Path, Option(help="Folder for the results; must not exist yet.")],
-    heretic_checkpoint: Annotated[Path | None, Option(help="Journal of a heretic study to compare with.")] = None,
+    peer_checkpoint: Annotated[
+        Path | None, Option(f"--{PEER}-checkpoint", help=f"Journal of a {PEER} study to compare with.")
+    ] = None,
     sample_count: SampleCountOption = 5,
 ) -> None:
-    """Export the best trial of a run as merged weights, and compare it with the best trial of a heretic study.
+    """Export the best trial of a run as merged weights, and compare it with that of another tool.
 
     Writes iconoclast-best-merged/, comparison.json and summary.json into the output folder.
     """
@@ -82,12 +85,10 @@ def export_and_compare(
     trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
     settings = settings_for([chosen]).model_copy(update=trusted)
     subjects: list[Subject] = [chosen]
-    if heretic_checkpoint is not None:
-        other = find_subject(str(heretic_checkpoint), settings)
+    if peer_checkpoint is not None:
+        other = find_subject(str(peer_checkpoint), settings)
         if not isinstance(other, PeerSubject):
-            raise RunFolderError(
-                f"{heretic_checkpoint} is not a heretic journal. Give the .jsonl file of its checkpoints."
-            )
+            raise RunFolderError(f"{peer_checkpoint} is not a {PEER} journal. Give the .jsonl file of its checkpoints.")
         subjects.append(other)
     merged = output_dir / "iconoclast-best-merged"
     with shown_progress() as progress:

@@ -23,11 +23,7 @@ def shares(workers: int, cores: Sequence[int]) -> list[list[int]]:
 def work_locally(folder: RunFolder, workers: int, progress: Progress, gpus: int = 0) -> None:
     """Let several processes work on a prepared run until it is complete; this one waits for them.
 
-    Args:
-        folder: the run.
-        workers: processes.
-        progress: told what happens.
-        gpus: of this machine; each worker gets one, in turn. Without, each gets processors of its own.
+    Each gets one of the machine's `gpus`, in turn, or without any, processors of its own.
 
     Raises:
         MeasurementError: all of them have failed; their logs say why.

@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +20,7 @@ TIME_UP = 75
 JOB_FOLDER = "iconoclast-"
 """What the name of a job's own folder begins with; its TMPDIR is in it."""
 
-CACHE_VARIABLES = (
-    "HF_HUB_CACHE",
-    "HUGGINGFACE_HUB_CACHE",
-    "HF_DATASETS_CACHE",
-    "HF_ASSETS_CACHE",
-    "HF_XET_CACHE",
-    "HF_HUB_OFFLINE",
-)
+CACHE_VARIABLES = "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_DATASETS_CACHE HF_ASSETS_CACHE HF_XET_CACHE HF_HUB_OFFLINE"
 """Variables that would lead a job with a cache of its own back to the user's."""
 
 Caches = Literal["shared", "job"]
@@ -40,19 +32,15 @@ class ClusterError(UserError):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the jobs of a submission ask for. Unset is left to the cluster.
+    """What the jobs of a submission ask for; what is not told here is as Slurm's option. Unset is left to the cluster.
 
     Attributes:
-        workers: processes that work on the run.
-        partition: as Slurm's option; likewise account, qos, constraint, mem.
-        gpus: per worker.
-        cpus: per worker.
+        workers: processes that work on the run; gpus and cpus are of each of them.
         time: limit in minutes.
         array_limit: workers that run at the same time.
         caches: "shared": the user's Hugging Face cache, only read; "job": each job's own, removed with it.
         scratch: folder for the temporary files of jobs; unset, what the cluster names, else /tmp.
         max_disk: gigabytes that the temporary files of a job may take.
-        dependency: as Slurm's option.
         extra: further options of sbatch.
     """
 
@@ -83,17 +71,10 @@ class JobOptions:
 
     def parameters(self) -> dict[str, str]:
         """Options of sbatch, without array, time and files."""
-        named = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "constraint": self.constraint,
-            "mem": self.mem,
-            "gpus-per-node": str(self.gpus) if self.gpus else None,
-            "cpus-per-task": None if self.cpus is None else str(self.cpus),
-            "dependency": self.dependency,
-        }
-        return {name: value for name, value in named.items() if value is not None} | dict(self.extra)
+        same = ("partition", "account", "qos", "constraint", "mem", "dependency")
+        named = {name: getattr(self, name) for name in same}
+        named |= {"gpus-per-node": self.gpus or None, "cpus-per-task": self.cpus}
+        return {name: str(value) for name, value in named.items() if value is not None} | dict(self.extra)
 
     def setup(self, source: Path) -> list[str]:
         """Lines of a batch script before the work: the code that was staged, folders of the job's own, and their end."""
@@ -109,8 +90,7 @@ class JobOptions:
             'export TMPDIR="$job/tmp"',
         ]
         if self.caches == "job":
-            lines.append('export HF_HOME="$job/huggingface"')
-            lines.append(f"unset {' '.join(CACHE_VARIABLES)}")
+            lines += ['export HF_HOME="$job/huggingface"', f"unset {CACHE_VARIABLES}"]
         else:
             lines.append("export HF_HUB_OFFLINE=1")
         if self.cpus is not None:
@@ -124,29 +104,18 @@ def minutes(text: str) -> int:
     Raises:
         SettingsError: it is none.
     """
-    days, dash, rest = text.rpartition("-")
-    parts = rest.split(":")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         raise SettingsError(f'--time "{text}" is no time. Use minutes, HH:MM:SS or D-HH:MM, as Slurm does.')
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, mins, seconds = [*numbers, 0, 0][:3]
-        return max(1, (int(days) * 24 + hours) * 60 + mins + (seconds > 0))
-    if len(numbers) == 3:
-        return max(1, numbers[0] * 60 + numbers[1] + (numbers[2] > 0))
-    return max(1, numbers[0] + (len(numbers) == 2 and numbers[1] > 0))
+    days, dash, rest = text.rpartition("-")
+    numbers = [int(part) for part in rest.split(":")]
+    if not dash and len(numbers) < 3:
+        numbers = [0, *numbers]  # minutes, or minutes and seconds
+    hours, mins, seconds = [*numbers, 0, 0][:3]
+    return max(1, (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0))
 
 
 def script(run: Path, source: Path, options: JobOptions, command: Sequence[str], name: str) -> str:
-    """A batch script that does what `submit` would, for clusters that take scripts only.
-
-    Args:
-        run: the run folder.
-        source: what PYTHONPATH is to begin with.
-        options: what the jobs ask for.
-        command: what a worker runs.
-        name: of the job.
-    """
+    """A batch script in which each worker runs `command`: what `submit` would do, for clusters that take scripts only."""
     limit = f"%{min(options.workers, options.array_limit)}" if options.array_limit else ""
     flags = {
         "job-name": name,
@@ -195,9 +164,8 @@ def queue(jobs: Sequence[str]) -> list[QueuedJob]:
     for job in jobs:  # one at a time: a number that Slurm has forgotten would be an error for all
         done = _run("squeue", "--noheader", "--jobs", job, "--format", "%i|%T|%M|%N|%r")
         if done.returncode == 0:
-            found += [
-                QueuedJob(*line.strip().split("|", 4)) for line in done.stdout.splitlines() if line.count("|") >= 4
-            ]
+            rows = [line.strip().split("|", 4) for line in done.stdout.splitlines()]
+            found += [QueuedJob(*row) for row in rows if len(row) == 5]
         elif "Invalid job id" not in done.stderr:
             raise ClusterError(f"squeue does not answer: {done.stderr.strip() or done.returncode}.")
     return found
@@ -212,11 +180,6 @@ def cancel(jobs: Sequence[str]) -> None:
         done = _run("scancel", *state, *jobs)
         if done.returncode and "Invalid job id" not in done.stderr:
             raise ClusterError(f"scancel failed: {done.stderr.strip() or done.returncode}.")
-
-
-def python() -> str:
-    """The interpreter that runs this, for a shell."""
-    return shlex.quote(sys.executable)
 
 
 def _require(program: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from iconoclast.cluster.slurm import ClusterError, queue
 from iconoclast.cluster.submit import jobs_of
 from iconoclast.cluster.work import is_done
+from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.trials import search_space, trial_document
@@ -33,15 +34,11 @@ def standing(run: Path) -> dict[str, Any]:
         "best": None,
         "trials_per_hour": None,
     }
-    if folder.baseline.is_file():
-        layers = folder.read_baseline().layers
-        study = _study(folder, search_space(settings, layers), settings.study_storage)
-        if study is not None:
-            trials = study.trials()
-            best = best_trial(pareto_front(trials), settings.kl_divergence_target)
-            document["trials"] = study.states()
-            document["best"] = None if best is None else trial_document(best).document()
-            document["trials_per_hour"] = study.rate()
+    if study := _study(folder, settings):
+        best = best_trial(pareto_front(study.trials()), settings.kl_divergence_target)
+        document["trials"] = study.states()
+        document["best"] = None if best is None else trial_document(best).document()
+        document["trials_per_hour"] = study.rate()
     jobs = jobs_of(folder)
     try:
         document["jobs"] = [asdict(job) for job in queue(jobs)]
@@ -55,11 +52,12 @@ def standing(run: Path) -> dict[str, Any]:
     return document
 
 
-def _study(folder: RunFolder, space: Any, storage: str | None) -> Study | None:
-    if storage is None and not folder.journal.is_file():
+def _study(folder: RunFolder, settings: Settings) -> Study | None:
+    storage = settings.study_storage
+    if not folder.baseline.is_file() or (storage is None and not folder.journal.is_file()):
         return None
     try:
-        return Study.read(folder.journal, space, storage)
+        return Study.read(folder.journal, search_space(settings, folder.read_baseline().layers), storage)
     except UserError:
         if storage is None and not folder.journal.stat().st_size:
             return None  # somebody is just beginning it
@@ -89,13 +87,9 @@ def standing_lines(document: dict[str, Any]) -> list[str]:
             for job in document["jobs"]
         ]
         lines += ["Queue:", *(jobs or ["  none of its jobs is in it any more"])]
-    now = time.time()
     for worker in document["workers"]:
-        since = (
-            f", {(now - worker['started']) / 60:.0f} min"
-            if worker["state"] not in ("ended", "interrupted", "failed", "lost")
-            else ""
-        )
+        gone = worker["state"] in ("ended", "interrupted", "failed", "lost")
+        since = "" if gone else f", {(time.time() - worker['started']) / 60:.0f} min"
         lines.append(
             f"Worker {worker['name']} on {worker['host']}: {worker['state']}{since}, {worker['trials']} trials measured."
         )

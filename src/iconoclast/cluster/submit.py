@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 import iconoclast
-from iconoclast.cluster.peer import HereticJob
+from iconoclast.cluster.peer import PeerJob
 from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
@@ -53,12 +53,9 @@ def prepared(settings: Settings) -> RunFolder:
 
 
 def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> str:
-    """Submit a job array for a prepared run; the array's number.
+    """Submit a job array for a prepared run and give its number.
 
-    Args:
-        folder: the run.
-        options: what the jobs ask for.
-        task: what each of them runs: picklable, and with a method `checkpoint` if it can be queued again.
+    Each job runs the task, which is picklable and has a method `checkpoint` if it can be queued again.
 
     Raises:
         ClusterError: there is no Slurm here, or it does not take the jobs.
@@ -142,26 +139,21 @@ def jobs_of(folder: RunFolder) -> list[str]:
 def sweep(
     runs: Sequence[tuple[RunFolder, Callable[[], Any]]], options: JobOptions, sequential: bool, progress: Progress
 ) -> None:
-    """Submit many runs; with `sequential` each begins when the one before has ended, however it did.
+    """Submit many prepared runs with what their jobs run, a peer always as one job.
 
-    Args:
-        runs: prepared runs, and what their jobs run.
-        options: what the jobs ask for; the peer tool is one job always.
-        sequential: whether the runs follow one another: one model at a time on the disk.
-        progress: told what was submitted.
+    With `sequential` each begins when the one before has ended, however it did: one model at a time on the disk.
     """
     before: str | None = None
     for folder, task in runs:
-        asked = replace(options, workers=1) if isinstance(task, HereticJob) else options
+        name, asked = folder.path, options
+        if isinstance(task, PeerJob):
+            name, asked = task.folder, replace(options, workers=1)
         if sequential and before is not None:
             asked = replace(asked, dependency=f"afterany:{before}")
         before = submit(folder, asked, task)
-        name = task.folder if isinstance(task, HereticJob) else folder.path
         progress.note(f"{name}: job {before}" + (f", {asked.dependency}" if asked.dependency else ""))
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in reversed(lines) if "sbatch" in line.lower()), lines[-1] if lines else "no reason given"
-    )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    return next((line for line in reversed(lines) if "sbatch" in line.lower()), lines[-1])

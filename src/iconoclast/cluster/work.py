@@ -5,7 +5,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -24,13 +24,7 @@ class TimeUp(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """How a process takes part.
-
-    Attributes:
-        heartbeat: seconds between its signs of life.
-        dead_after: seconds of silence after which the others take its trials.
-        max_disk: bytes that its temporary files may take; 0 for no limit.
-    """
+    """How a process takes part: see `runs.workers.Worker`, whose options these are."""
 
     heartbeat: float = HEARTBEAT
     dead_after: float = DEAD_AFTER
@@ -64,13 +58,7 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
         return
     settings = settings_of(folder)
     own = Path(tempfile.gettempdir()).parent  # the batch script has made it for this job alone
-    worker = Worker(
-        folder,
-        heartbeat=options.heartbeat,
-        dead_after=options.dead_after,
-        max_disk=options.max_disk,
-        temporary=own if own.name.startswith(JOB_FOLDER) else None,
-    )
+    worker = Worker(folder, **asdict(options), temporary=own if own.name.startswith(JOB_FOLDER) else None)
     reasons: list[str] = []
 
     def stop(reason: str) -> None:

@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-import iconoclast.peers.heretic.trial  # noqa: F401 - registers itself
+import iconoclast.peers.heretic.peer  # noqa: F401 - registers itself
 from iconoclast.errors import RunFolderError
 from iconoclast.peers.protocol import PeerTrial, peers
 
+__all__ = ["peer_trial", "peers"]
+
 
 def peer_trial(file: Path, which: str, kl_target: float) -> PeerTrial:
-    """Read a trial of another tool.
-
-    Args:
-        file: what the tool has written.
-        which: "best" or the trial's number.
-        kl_target: says which trial is the best one, nats.
+    """Read a trial of another tool: "best", by a KL target in nats, or the trial's number.
 
     Raises:
         RunFolderError: no known tool reads it, or it has no such trial.

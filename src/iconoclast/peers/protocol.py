@@ -1,6 +1,6 @@
 """What another tool's format must give, and the registry of those that are known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,29 @@ class Peer(Protocol):
 
         Raises:
             RunFolderError: the file is something else or damaged, or has no such trial.
+        """
+        ...
+
+    def command(
+        self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
+    ) -> Sequence[str]:
+        """Write into a folder what the tool needs to do there what a run does here, and give the command that does it.
+
+        The program is in an environment of its own, the command is started in the folder, and the run's prompt sets go by the
+        names of their settings.
+
+        Raises:
+            UserError: the tool cannot do the same.
+        """
+        ...
+
+    def summary(
+        self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
+    ) -> dict[str, Any]:
+        """Say what came of the command, as far as the tool knows what batch_summary.json says.
+
+        Raises:
+            MeasurementError: it has measured nothing.
         """
         ...
 

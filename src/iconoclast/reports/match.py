@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iconoclast.reports.summary import OURS, PEER, Measured, Summary
-from iconoclast.scores import Count
+from iconoclast.reports.summary import OURS, Measured, Summary
+from iconoclast.scores import Count, Key, decided
 from iconoclast.vocabulary import ExaminedSplit
 
 
 @dataclass(frozen=True)
 class Match:
-    """A run of ICONOCLAST and a run of heretic that edited the same model and were measured on the same prompts."""
+    """A run of ours and one of a peer that edited the same model and were measured on the same prompts."""
 
     ours: Summary
     peer: Summary
@@ -25,7 +25,7 @@ class Match:
     @property
     def scores(self) -> dict[str, Measured]:
         """Both best trials, by tool."""
-        best = {OURS: self.ours.best(self.split), PEER: self.peer.best(self.split)}
+        best = {run.tool: run.measured(self.split)[1] for run in (self.ours, self.peer)}
         return {tool: scores for tool, scores in best.items() if scores is not None}
 
     @property
@@ -34,40 +34,49 @@ class Match:
         if len(self.scores) < 2:
             return "a run has no completed trial"
         ours, peer = self.scores.values()
-        over = {scores.overrefusals.n for scores in (ours, peer)} - {0}
+        over = {ours.overrefusals.n, peer.overrefusals.n} - {0}
         known = zip(self.ours.fingerprints(self.split), self.peer.fingerprints(self.split), strict=True)
         if ours.refusals.n != peer.refusals.n or len(over) > 1 or any(a and b and a != b for a, b in known):
             return f"the {self.split} prompts differ"
         return None
 
     @property
-    def keys(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What both are ordered by before their KL divergence: refused or broken, then overrefused, as far as both looked."""
+    def winner(self) -> str | None:
+        """The tool that is better in what both have counted; None if they are equal."""
         ours, peer = self.scores.values()
-        broken = all(scores.broken is not None and scores.broken.n for scores in (ours, peer))
-        over = bool(ours.overrefusals.n and peer.overrefusals.n)
-        return ours.key(broken, over), peer.key(broken, over)
+        broken = ours.broken.n and peer.broken.n
+        over = ours.overrefusals.n and peer.overrefusals.n
+        keys = [
+            (
+                (scores.failures if broken else scores.refusals).count,
+                scores.overrefusals.count if over else 0,
+                scores.kl_divergence,
+            )
+            for scores in (ours, peer)
+        ]
+        return self._better(*keys)
 
     @property
     def lower_kl(self) -> str | None:
         """The tool with the lower KL divergence; None if they differ by less than the noise of the measurement."""
-        ours, peer = (scores.kl_divergence for scores in self.scores.values())
-        if abs(ours - peer) <= max(self.ours.kl_noise_floor, self.peer.kl_noise_floor):
-            return None
-        return OURS if ours < peer else PEER
+        return self._better(*((0, 0, scores.kl_divergence) for scores in self.scores.values()))
 
-    @property
-    def winner(self) -> str | None:
-        """The tool with fewer failures, then fewer overrefusals, then the lower KL divergence; None if they are equal."""
-        ours, peer = self.keys
-        return self.lower_kl if ours == peer else OURS if ours < peer else PEER
+    def _better(self, ours: Key, peer: Key) -> str | None:
+        if decided(ours, peer, max(self.ours.kl_noise_floor, self.peer.kl_noise_floor)) is None:
+            return None
+        return OURS if ours < peer else self.peer.tool
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        seeds = {"seed": self.ours.seed, "heretic_seed": self.peer.seed}
-        scores = {tool: scores.document() for tool, scores in self.scores.items()}
-        verdict = {"winner": self.winner, "lower_kl": self.lower_kl}
-        return {"model": self.ours.name, **seeds, "prompts": self.split, **scores, **verdict}
+        return {
+            "model": self.ours.name,
+            "seed": self.ours.seed,
+            f"{self.peer.tool}_seed": self.peer.seed,
+            "prompts": self.split,
+            **{tool: scores.document() for tool, scores in self.scores.items()},
+            "winner": self.winner,
+            "lower_kl": self.lower_kl,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,12 @@ class Tally:
 
     matches: Sequence[Match] = ()
     unmatched: Sequence[str] = ()
+    peers: Sequence[str] = ()
+    """Tools that have run on a model that we have run on."""
 
     @property
     def wins(self) -> Count:
-        """Matches that ICONOCLAST wins."""
+        """Matches that we win."""
         return self._count(match.winner == OURS for match in self.matches)
 
     @property
@@ -89,14 +100,14 @@ class Tally:
 
     @property
     def lower_kl(self) -> Count:
-        """Matches in which ICONOCLAST has the lower KL divergence."""
+        """Matches in which we have the lower KL divergence."""
         return self._count(match.lower_kl == OURS for match in self.matches)
 
     def _count(self, those: Iterable[bool]) -> Count:
         return Count(sum(those), len(self.matches))
 
     def lines(self) -> list[str]:
-        """What came out, in words."""
+        """The outcome in words."""
         if not self.matches:
             return list(self.unmatched)
         return [
@@ -118,31 +129,30 @@ class Tally:
 
 
 def tally(summaries: Sequence[Summary]) -> Tally:
-    """Match the runs of ICONOCLAST and heretic: one of each a model, or, where there are more, those with the same seed."""
+    """Match our runs with each peer's: one of each a model, or, where there are more, those with the same seed."""
     matches: list[Match] = []
     unmatched: list[str] = []
-    for name in dict.fromkeys(summary.name for summary in summaries):
-        ours, peers = ([s for s in summaries if s.name == name and s.tool == tool] for tool in (OURS, PEER))
-        if not ours or not peers:
-            continue
+    runs: dict[tuple[str, str], list[Summary]] = {}
+    for summary in summaries:
+        runs.setdefault((summary.name, summary.tool), []).append(summary)
+    contests = [(name, tool) for name, tool in runs if tool != OURS and (name, OURS) in runs]
+    for name, tool in contests:
+        ours, peers = runs[name, OURS], runs[name, tool]
         pairs = _pairs(ours, peers)
         if alone := len(ours) + len(peers) - 2 * len(pairs):
             unmatched.append(
                 f"{name}: {alone} run{'s' * (alone > 1)} not matched: not one run of each tool with that seed."
             )
-        for match in pairs:
-            if match.problem is None:
-                matches.append(match)
-            else:
-                unmatched.append(f"{name}: not matched: {match.problem}.")
-    return Tally(matches, unmatched)
+        matches += [match for match in pairs if match.problem is None]
+        unmatched += [f"{name}: not matched: {match.problem}." for match in pairs if match.problem is not None]
+    return Tally(matches, unmatched, list(dict.fromkeys(tool for _, tool in contests)))
 
 
 def _pairs(ours: Sequence[Summary], peers: Sequence[Summary]) -> list[Match]:
     if len(ours) == len(peers) == 1:
         return [Match(ours[0], peers[0])]
-    by_seed = [_alone_with_their_seed(runs) for runs in (ours, peers)]
-    return [Match(run, by_seed[1][seed]) for seed, run in by_seed[0].items() if seed in by_seed[1]]
+    mine, theirs = _alone_with_their_seed(ours), _alone_with_their_seed(peers)
+    return [Match(run, theirs[seed]) for seed, run in mine.items() if seed in theirs]
 
 
 def _alone_with_their_seed(runs: Sequence[Summary]) -> dict[int | None, Summary]:

@@ -23,13 +23,7 @@ def separating_plane(benign: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinates of both prompt sets in the plane that shows best whether they part.
 
     The first axis is the difference of the means, the second the direction of most variance at right angles to it.
-
-    Args:
-        benign: residuals of one layer, [n, d].
-        target: residuals of the same layer, [m, d].
-
-    Returns:
-        [n, 2] and [m, 2].
+    Residuals of one layer, [n, d] and [m, d], become [n, 2] and [m, 2].
     """
     both = torch.cat([benign, target]).float()
     centred = both - both.mean(0)
@@ -41,20 +35,11 @@ def separating_plane(benign: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def residual_figure(
-    benign: Tensor,
-    target: Tensor,
-    labels: tuple[str, str],
-    colors: tuple[str, str],
-    prompts: tuple[Sequence[str], Sequence[str]],
+    benign: Tensor, target: Tensor, labels: Sequence[str], colors: Sequence[str], prompts: Sequence[Sequence[str]]
 ) -> Any:
-    """Both prompt sets' residuals at every layer, a slider choosing the layer.
+    """Residuals [n, L, d] and [m, L, d] of both prompt sets at every layer, a slider choosing the layer.
 
-    Args:
-        benign: residuals [n, L, d].
-        target: residuals [m, L, d].
-        labels: names of the two sets.
-        colors: colours of the two sets, as CSS names them.
-        prompts: texts of the two sets, shown at the pointer.
+    Labels, colours (as CSS names them) and texts, which are shown at the pointer, are given for both sets.
     """
     import plotly.graph_objects as go
 
@@ -73,14 +58,8 @@ def residual_figure(
                 hovertemplate="%{text}<extra></extra>",
                 visible=layer == layers // 2,
             )
-    steps = [
-        {
-            "method": "update",
-            "label": str(layer),
-            "args": [{"visible": [i // 2 == layer for i in range(2 * layers)]}],
-        }
-        for layer in range(layers)
-    ]
+    shown = [[i // 2 == layer for i in range(2 * layers)] for layer in range(layers)]
+    steps = [{"method": "update", "label": str(i), "args": [{"visible": only}]} for i, only in enumerate(shown)]
     figure.update_layout(
         title="Last-token residuals",
         template="plotly_white",

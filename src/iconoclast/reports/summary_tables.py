@@ -14,6 +14,11 @@ from iconoclast.reports.text import plain
 from iconoclast.version import __version__
 from iconoclast.vocabulary import ExaminedSplit
 
+RUNS_TITLE = "Runs: the base model, and the best trial with 95 % intervals"
+
+Cells = list[dict[str, str]]
+"""A table: every row has the same columns."""
+
 
 def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
     """The table and the tally, for JSON; `contest` is None if no model was edited by both tools."""
@@ -22,31 +27,24 @@ def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "iconoclast_version": __version__,
         "runs": [_run_document(summary) for summary in summaries],
-        "contest": result.document() if result.matches or result.unmatched else None,
+        "contest": result.document() if result.peers else None,
     }
 
 
 def _run_document(summary: Summary) -> dict[str, Any]:
-    best = summary.best(summary.split)
+    base, best = summary.measured(summary.split)
     return {
         "model": summary.name,
         "run": summary.folder,
-        "tool": summary.tool,
-        "version": summary.version,
-        "seed": summary.seed,
-        "status": summary.status,
+        **{name: getattr(summary, name) for name in ("tool", "version", "seed", "status")},
         "completed_trials": summary.completed_trials,
         "pruned_trials": summary.pruned_trials,
         "prompts": summary.split,
         "prompts_seen": summary.seen(summary.split),
         "trial": summary.best_trial,
-        "base": summary.base(summary.split).document(),
+        "base": base.document(),
         "best": None if best is None else best.document(),
     }
-
-
-Cells = list[dict[str, str]]
-"""A table: every row has the same columns."""
 
 
 def run_cells(summaries: Sequence[Summary]) -> Cells:
@@ -59,8 +57,7 @@ def match_cells(result: Tally) -> Cells:
     rows = [
         {
             "Model": match.ours.name,
-            "Tool": _tool(run),
-            "Seed": _text(run.seed),
+            **_tool_cells(run),
             "Prompts": _prompts(match.split, run),
             **_best_cells(match.scores[run.tool]),
             "Wins": "yes" * (match.winner == run.tool),
@@ -73,45 +70,39 @@ def match_cells(result: Tally) -> Cells:
 
 
 def _run_row(summary: Summary) -> dict[str, str]:
-    base = summary.base(summary.split)
+    base, best = summary.measured(summary.split)
     return {
         "Model": summary.name,
         "Run": summary.folder,
-        "Tool": _tool(summary),
-        "Seed": _text(summary.seed),
+        **_tool_cells(summary),
         "Status": summary.status,
         "Trials": f"{summary.completed_trials} + {summary.pruned_trials} pruned",
         "Prompts": _prompts(summary.split, summary),
         "Base refusals": str(base.refusals) if base.refusals.n else "",
         "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
-        **_best_cells(summary.best(summary.split)),
+        **_best_cells(best),
     }
 
 
 def _best_cells(best: Measured | None) -> dict[str, str]:
     if best is None:
         return dict.fromkeys(("Refusals", "Overrefusals", "KL", "Broken"), "")
-    kl = f"{best.kl_divergence:.4f}"
-    if best.first_token_kl is not None:
-        kl += " ({:.4f} to {:.4f})".format(*best.first_token_kl.interval)
+    interval = "" if best.first_token_kl is None else " ({:.4f} to {:.4f})".format(*best.first_token_kl.interval)
     return {
         "Refusals": best.refusals.with_interval,
         "Overrefusals": best.overrefusals.with_interval if best.overrefusals.n else "",
-        "KL": kl,
-        "Broken": best.broken.with_interval if best.broken and best.broken.n else "",
+        "KL": f"{best.kl_divergence:.4f}{interval}",
+        "Broken": best.broken.with_interval if best.broken.n else "",
     }
+
+
+def _tool_cells(summary: Summary) -> dict[str, str]:
+    seed = "" if summary.seed is None else str(summary.seed)
+    return {"Tool": f"{summary.tool} {summary.version or ''}".strip(), "Seed": seed}
 
 
 def _prompts(split: ExaminedSplit, summary: Summary) -> str:
     return f"{split}, some of them seen" if summary.seen(split) else split
-
-
-def _tool(summary: Summary) -> str:
-    return f"{summary.tool} {summary.version or ''}".strip()
-
-
-def _text(value: int | None) -> str:
-    return "" if value is None else str(value)
 
 
 def _without_empty(rows: Cells) -> Cells:
@@ -120,23 +111,23 @@ def _without_empty(rows: Cells) -> Cells:
     return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 
-RUNS_TITLE = "Runs: the base model, and the best trial with 95 % intervals"
-CONTEST_TITLE = "ICONOCLAST and heretic on the same models"
+def _contest_title(result: Tally) -> str:
+    return f"ICONOCLAST and {', '.join(result.peers)} on the same models"
 
 
 def summary_markdown(summaries: Sequence[Summary]) -> str:
     """The table and the tally as a Markdown document."""
     result = tally(summaries)
     parts = [f"## {RUNS_TITLE}", _markdown_table(run_cells(summaries))]
-    if result.matches or result.unmatched:
-        parts += [f"## {CONTEST_TITLE}", _markdown_table(match_cells(result)), *map(_escaped, result.lines())]
+    if result.peers:
+        parts += [f"## {_contest_title(result)}", _markdown_table(match_cells(result)), *map(_escaped, result.lines())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def summary_tables(summaries: Sequence[Summary]) -> tuple[list[Table], list[str]]:
     """The table and the tally for the terminal, and the lines below them."""
     result = tally(summaries)
-    tables = {RUNS_TITLE: run_cells(summaries), CONTEST_TITLE: match_cells(result)}
+    tables = {RUNS_TITLE: run_cells(summaries), _contest_title(result): match_cells(result)}
     return [_terminal_table(title, rows) for title, rows in tables.items() if rows], result.lines()
 
 

@@ -19,28 +19,16 @@ def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Tab
     table.add_column("Direction", min_width=9)
     for trial in front:
         mark = " *" if best is not None and trial.index == best.index else ""
-        s = trial.scores
-        table.add_row(
-            f"{trial.index}{mark}",
-            s.refusals.with_interval,
-            str(s.broken.count),
-            s.overrefusals.with_interval,
-            f"{s.kl_divergence:.4f}",
-            f"{s.compliance:.2f}",
-            str(trial.parameters),
-            style="bold" if mark else "",
-        )
+        cells = _front_cells(trial.scores, f"{trial.scores.kl_divergence:.4f}")
+        table.add_row(f"{trial.index}{mark}", *cells, str(trial.parameters), style="bold" if mark else "")
     table.add_section()
-    table.add_row(
-        "base",
-        base.refusals.with_interval,
-        str(base.broken.count),
-        base.overrefusals.with_interval,
-        "0",
-        f"{base.compliance:.2f}",
-        "",
-    )
+    table.add_row("base", *_front_cells(base, "0"), "")
     return table
+
+
+def _front_cells(s: Scores, kl: str) -> list[str]:
+    counts = [s.refusals.with_interval, str(s.broken.count), s.overrefusals.with_interval]
+    return [*counts, kl, f"{s.compliance:.2f}"]
 
 
 def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Table:
@@ -89,12 +77,9 @@ def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[st
             yield title, [Count.from_document(m[name]).with_interval for m in columns]
     for axis in base.get("axes", {}):
         yield f"Refusals, {axis}", [Count.from_document(m["axes"][axis]["refusals"]).with_interval for m in columns]
-    for i, (tokens, whole) in enumerate((entry["tokens"], entry) for entry in base["refusals_by_length"]):
-        if whole is not base["refusals_by_length"][-1]:
-            yield (
-                f"Refusals after {tokens} tokens",
-                [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns],
-            )
+    for i, entry in enumerate(base["refusals_by_length"][:-1]):
+        counts = [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns]
+        yield f"Refusals after {entry['tokens']} tokens", counts
     for judge in base.get("judges", {}):
         yield f"Refusals by {judge}", [_judged(m["judges"][judge]) for m in columns]
     yield "Disclaimer hits", [str(m["disclaimer_hits"]) for m in columns]
@@ -110,14 +95,12 @@ def _judged(judged: Mapping[str, Any]) -> str:
     kappa = judged["kappa_with_markers"]
     agreement = "" if kappa is None else f", κ {kappa:.2f}"
     unknown = judged["unknown"]["count"]
-    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}" + (
-        f", {unknown} unknown" if unknown else ""
-    )
+    unclear = f", {unknown} unknown" if unknown else ""
+    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}{unclear}"
 
 
 def _mean(mean: Mapping[str, Any]) -> str:
-    low, high = mean["interval"]
-    return f"{mean['value']:.4f} ({low:.4f} to {high:.4f})"
+    return "{:.4f} ({:.4f} to {:.4f})".format(mean["value"], *mean["interval"])
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
@@ -150,14 +133,12 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
     """What to bear in mind about a model's figures, a line each."""
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
-    judges = metrics.get("judges", {}).items()
-    said = [
-        f"Judge {judge}, of {name}: {judged['unknown']['count']} of {judged['unknown']['n']} verdicts on target responses unknown. "
-        f"{judged['problem']}"
-        for judge, judged in judges
-        if "problem" in judged
-    ]
-    return said if metrics["refusals_settled"] else [growing, *said]
+    said = [] if metrics["refusals_settled"] else [growing]
+    for judge, judged in metrics.get("judges", {}).items():
+        if "problem" in judged:
+            unknown = "{count} of {n} verdicts on target responses unknown".format_map(judged["unknown"])
+            said.append(f"Judge {judge}, of {name}: {unknown}. {judged['problem']}")
+    return said
 
 
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from iconoclast.config.schema import SYNONYMS, PromptSource
+from iconoclast.config.schema import SYNONYMS
 from iconoclast.config.specs import SettingSpec, prompt_sets, setting_specs
 
 
@@ -22,19 +22,9 @@ def settings_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
 
 
 FIRST = (
-    "model",
-    "n_trials",
-    "study_checkpoint_dir",
-    "seed",
-    "refusal_markers",
-    "max_response_length",
-    "kl_divergence_target",
-    "system_prompt",
-    "chat_template",
-    "quantization",
-    "benign_subspace_rank",
-    "components",
-    "row_normalization",
+    *("model", "n_trials", "study_checkpoint_dir", "seed", "refusal_markers", "max_response_length"),
+    *("kl_divergence_target", "system_prompt", "chat_template", "quantization", "benign_subspace_rank"),
+    *("components", "row_normalization"),
 )
 """Settings that people change, which the reference shows before all others."""
 
@@ -45,11 +35,11 @@ def settings_reference() -> str:
     first = sorted((spec for spec in plain_specs if spec.key in FIRST), key=lambda spec: FIRST.index(spec.key))
     some_set = next(iter(prompt_sets()))
     keys = [spec for spec in setting_specs() if spec.path[0] == some_set]
-    other_names = {own: name for name, own in SYNONYMS.items()}
-    sets = [
-        f"| `{name}` | {f'`{other_names[name]}`' if name in other_names else ''} | {_default_of(default)} | {description} |"
-        for name, (default, description) in prompt_sets().items()
-    ]
+    other_names = {own: f"`{name}`" for name, own in SYNONYMS.items()}
+    sets = []
+    for name, (source, description) in prompt_sets().items():
+        default = "" if source is None else f"`{source.dataset}`, `{source.split}`"
+        sets.append(f"| `{name}` | {other_names.get(name, '')} | {default} | {description} |")
     parts = [
         "# Settings",
         "Made by `iconoclast config reference`. Each setting is a key of the TOML file, a flag of `iconoclast run`, and an\n"
@@ -78,10 +68,6 @@ def _settings_table(specs: Sequence[SettingSpec]) -> str:
             default = f"{len(spec.default)} phrases"
         lines.append(f"| `{spec.key}` | `{spec.flag}` | {default} | {spec.description} |")
     return "\n".join(lines)
-
-
-def _default_of(source: PromptSource | None) -> str:
-    return "" if source is None else f"`{source.dataset}`, `{source.split}`"
 
 
 def print_lines(console: Console, *lines: str) -> None:

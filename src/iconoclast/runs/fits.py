@@ -18,7 +18,7 @@ from iconoclast.files import write_whole
 from iconoclast.fitting.examples import Example, Examples, loop_of
 from iconoclast.fitting.fit import Fit, FitOptions
 from iconoclast.fitting.objective import Kind, Objective
-from iconoclast.models.decoding import decode
+from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.packed import unpacked
 from iconoclast.progress import Progress
@@ -237,5 +237,5 @@ class Lessons:
         ids = lm.encode(prompts)
         live = LiveEdits(lm.writers(s.components), [edit], [0] * len(ids)) if edit.sites else None
         rows = Rows(affordable_rows(lm, max(map(len, ids)) + length, s.batch_size, s.max_batch_size))
-        responses = rows.adaptively(lambda n: decode(lm, ids, length, n, live, advance=self._progress.advance))
+        responses = rows.adaptively(lambda n: decode(lm, ids, length, n, live, Callbacks(advance=self._progress.advance)))
         return list(zip(ids, responses, strict=True))

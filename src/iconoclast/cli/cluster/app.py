@@ -18,6 +18,7 @@ from iconoclast.cli.console import err, say, shown_progress
 from iconoclast.cli.flags import given_settings
 from iconoclast.cli.status import cluster_status
 from iconoclast.errors import SettingsError
+from iconoclast.peers import PEER
 from iconoclast.runs.folder import RunFolder
 
 cluster_app = typer.Typer(help="One study searched by many machines, on Slurm.", rich_markup_mode=None)
@@ -68,21 +69,23 @@ def sweep(
     sequential: Annotated[
         bool, Option("--sequential", help="One run after the other: one model at a time on the disk.")
     ] = False,
-    heretic: Annotated[Path | None, Option(help="The heretic program: also a job with it for every run.")] = None,
+    peer: Annotated[
+        Path | None, Option(f"--{PEER}", help=f"The {PEER} program: also a job with it for every run.")
+    ] = None,
 ) -> None:
     """Submit one study for every settings file. `iconoclast summarize` makes the table of them."""
     from iconoclast.cluster import submit
-    from iconoclast.cluster.peer import HereticJob
+    from iconoclast.cluster.peer import PeerJob
 
     options, work_options = given_jobs(ctx)
-    if heretic is not None and not os.access(heretic, os.X_OK):
-        raise SettingsError(f"{heretic} is not a program. Give the path of heretic in its own environment.")
+    if peer is not None and not os.access(peer, os.X_OK):
+        raise SettingsError(f"{peer} is not a program. Give the path of {PEER} in its own environment.")
     runs: list[tuple[Any, Any]] = []
     # All settings are checked before the first run is submitted.
     for folder in [submit.prepared(given_settings(ctx, config, out=out_folder / config.stem)) for config in configs]:
         runs.append((folder, Work(folder.path, work_options)))
-        if heretic:
-            runs.append((folder, HereticJob(folder.path, heretic.absolute())))
+        if peer:
+            runs.append((folder, PeerJob(folder.path, peer.absolute())))
     with shown_progress() as progress:
         submit.sweep(runs, options, sequential, progress)
     say(f"When they have ended: iconoclast summarize {shlex.quote(str(out_folder))}")

@@ -1,7 +1,6 @@
-"""Studies of the peer tool heretic: its journals read, its trials made again as Edits.
+"""Journals of heretic 1.2 to 1.4 and of its main branch (July 2026), read; their trials made again as Edits.
 
-Read are the journals of heretic 1.2 to 1.4 and of its main branch (July 2026): Optuna's JSON lines, one study in a file.
-Facts about heretic: https://github.com/p-e-w/heretic.
+A journal is Optuna's JSON lines, one study in a file. Facts about heretic: https://github.com/p-e-w/heretic.
 """
 
 import itertools
@@ -52,9 +51,7 @@ WANTED = "Give the .jsonl file that heretic has written to its checkpoints folde
 
 
 def _prompt_source(document: Any) -> Any:
-    """heretic's description of a prompt set as ours: it puts a space beside prefix and suffix, and of a text file it
-    reads every line, whatever the column and the name of the split.
-    """
+    # heretic puts a space beside prefix and suffix, and reads every line of a text file, whatever column and split are called.
     if not isinstance(document, dict):
         return document
     keys = ("dataset", "split", "column", "system_prompt")
@@ -63,44 +60,30 @@ def _prompt_source(document: Any) -> Any:
         source.pop("column", None)
         _, bracket, limits = str(source.get("split", "")).partition("[")
         source["split"] = bracket + limits
-    if prefix := document.get("prefix"):
-        source["prefix"] = f"{prefix} "
-    if suffix := document.get("suffix"):
-        source["suffix"] = f" {suffix}"
-    return source
+    affixes = {"prefix": "{} ", "suffix": " {}"}
+    return source | {key: affix.format(text) for key, affix in affixes.items() if (text := document.get(key))}
 
 
 Source = Annotated[PromptSource, BeforeValidator(_prompt_source)]
 
 
-def _scorer(plugin: str, setting: str) -> AliasPath:
-    """Where heretic's main branch keeps what were settings of their own up to 1.4."""
-    return AliasPath("scorer", plugin, setting)
+def _moved(setting: str, plugin: str, key: str) -> Any:
+    """A setting that heretic's main branch keeps below a scorer."""
+    return Field(default=None, validation_alias=AliasChoices(setting, AliasPath("scorer", plugin, key)))
 
 
 class HereticSettings(BaseModel):
-    """The settings of a heretic study that say what its trials were and how they were measured.
+    """What the settings of a heretic study say of its trials and of how they were measured.
 
     What a journal does not hold is what heretic did before it had that setting, or unknown (None). Revisions of hub
     data sets are not kept: prompts are read as they are now.
 
     Attributes:
-        model: hub id or folder.
         model_commit: the pinned revision of the model.
-        quantization: none or bnb_4bit.
-        good_prompts: benign prompts that the directions come from.
-        bad_prompts: target prompts that the directions come from.
-        good_evaluation_prompts: benign prompts of the KL divergence.
-        bad_evaluation_prompts: target prompts whose refusals were counted.
-        system_prompt: for prompt sets that name none.
-        response_prefix: what every response started with; heretic 1.2 does not say.
+        response_prefix: start of every response; heretic 1.2 does not say.
         refusal_markers: None where heretic's own were used and the journal does not repeat them.
-        max_response_length: tokens per response.
-        row_normalization: none, pre or full.
-        full_normalization_lora_rank: rank at which heretic approximated full.
-        orthogonalize_direction: whether directions are orthogonal to the benign mean.
+        full_normalization_lora_rank: rank at which heretic approximated the row normalisation full.
         winsorization_quantile: where the magnitudes of residuals were clipped; 1 is nowhere.
-        seed: of the search.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -110,18 +93,11 @@ class HereticSettings(BaseModel):
     quantization: Quantization = "none"
     good_prompts: Source
     bad_prompts: Source
-    good_evaluation_prompts: Source | None = Field(
-        default=None,
-        validation_alias=AliasChoices("good_evaluation_prompts", _scorer("KLDivergence", "prompts")),
-    )
-    bad_evaluation_prompts: Source | None = Field(
-        default=None, validation_alias=AliasChoices("bad_evaluation_prompts", _scorer("KeywordRate", "prompts"))
-    )
+    good_evaluation_prompts: Source | None = _moved("good_evaluation_prompts", "KLDivergence", "prompts")
+    bad_evaluation_prompts: Source | None = _moved("bad_evaluation_prompts", "KeywordRate", "prompts")
     system_prompt: str = "You are a helpful assistant."
     response_prefix: str | None = None
-    refusal_markers: tuple[str, ...] | None = Field(
-        default=None, validation_alias=AliasChoices("refusal_markers", _scorer("KeywordRate", "keyword_markers"))
-    )
+    refusal_markers: tuple[str, ...] | None = _moved("refusal_markers", "KeywordRate", "keyword_markers")
     max_response_length: PositiveInt = 100
     row_normalization: RowNormalization = "none"
     full_normalization_lora_rank: PositiveInt = 3
@@ -131,16 +107,14 @@ class HereticSettings(BaseModel):
 
 
 class HereticTrial(BaseModel):
-    """A completed trial of heretic.
+    """A completed trial of heretic; 1.2 does not say what the base model refuses and how many prompts there are.
 
     Attributes:
         number: as heretic shows it, from 1.
-        refusals: refusals among the target evaluation prompts.
         kl_divergence: of the first response token on the benign evaluation prompts, in nats.
         direction_index: layer of the one direction for all layers, or None for each layer's own.
         profiles: component → strength profile; the components have the names that they have here.
-        base_refusals: refusals of the base model (heretic 1.2 does not say).
-        prompts: number of target evaluation prompts (heretic 1.2 does not say).
+        prompts: number of target evaluation prompts.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -162,13 +136,7 @@ class HereticTrial(BaseModel):
 
 @dataclass(frozen=True)
 class HereticStudy:
-    """A study of heretic.
-
-    Attributes:
-        file: its journal.
-        settings: what its trials have in common.
-        trials: the completed ones, by number; there is at least one.
-    """
+    """A study of heretic: its journal, and its completed trials by number, of which there is at least one."""
 
     file: Path
     settings: HereticSettings
@@ -179,7 +147,7 @@ class HereticStudy:
         """Read a journal; nothing is written, not even a lock beside it.
 
         Raises:
-            RunFolderError: it is no journal of heretic, is damaged, or has no completed trial.
+            RunFolderError: it is not a journal of heretic, is damaged, or has no completed trial.
         """
         try:
             names, attributes, completed = _contents(file)
@@ -191,7 +159,7 @@ class HereticStudy:
             )
         if names != ["heretic"]:
             found = f"a study {names[0][:60]!r}" if len(names) == 1 else f"{len(names) or 'no'} studies"
-            raise RunFolderError(f"{file} is no journal of heretic: it holds {found}. {WANTED}")
+            raise RunFolderError(f"{file} is not a journal of heretic: it holds {found}. {WANTED}")
         try:
             settings = HereticSettings.model_validate_json(attributes.get("settings", "{}"))
         except ValidationError as error:
@@ -219,34 +187,26 @@ class HereticStudy:
         Raises:
             RunFolderError: there is none.
         """
-        found = next((trial for trial in self.trials if trial.number == number), None)
-        if found is None:
-            numbers = ", ".join(str(trial.number) for trial in self.trials)
+        trials = {trial.number: trial for trial in self.trials}
+        if number not in trials:
+            numbers = ", ".join(map(str, trials))
             raise RunFolderError(f"{self.file} has no completed trial {number}. Give one of these: {numbers}.")
-        return found
+        return trials[number]
 
     def best(self, kl_target: float) -> HereticTrial:
-        """The trial that `pareto.best_trial` would choose; heretic measures no overrefusals.
-
-        Without the number of prompts (heretic 1.2) the standard error is not known, and taken to be 0.
-        """
+        """The trial that `pareto.best_trial` would choose; heretic measures no overrefusals."""
         within = [trial for trial in self.trials if trial.kl_divergence <= kl_target] or self.trials
         fewest = min(within, key=lambda trial: trial.refusals)
+        # Without the number of prompts (heretic 1.2) the standard error is not known, and taken to be 0.
         most = no_more_than(Count(fewest.refusals, fewest.prompts)) if fewest.prompts else fewest.refusals
-        return min(
-            (trial for trial in within if trial.refusals <= most), key=lambda trial: (trial.kl_divergence, trial.number)
-        )
+        good = [trial for trial in within if trial.refusals <= most]
+        return min(good, key=lambda trial: (trial.kl_divergence, trial.number))
 
     def edit(self, trial: HereticTrial, lm: LanguageModel, directions: Tensor) -> Edit:
-        """The edit that a trial made.
+        """The edit that a trial made of the study's base model, along the directions of `heretic_directions`, [L, d].
 
         It is exact. For row normalisation full heretic measures an approximation of low rank, without about a tenth of the
         update on a small model at rank 3; `save_adapter` with the study's full_normalization_lora_rank makes the same.
-
-        Args:
-            trial: one of the study's.
-            lm: the study's base model.
-            directions: from `heretic_directions`, [L, d].
 
         Raises:
             ModelError: the trial edits components or layers that this model does not have.
@@ -280,9 +240,9 @@ def heretic_directions(lm: LanguageModel, study: HereticStudy, benign: PromptSet
 
     Args:
         lm: the study's base model, unedited.
-        study: says how residuals are clipped, directions are made and responses start.
-        benign: the study's good_prompts.
-        target: the study's bad_prompts.
+        study: heretic's study.
+        benign: its good_prompts.
+        target: its bad_prompts.
 
     Raises:
         ModelError: the model does not show its states, or its chat template fails.
@@ -297,9 +257,7 @@ def heretic_directions(lm: LanguageModel, study: HereticStudy, benign: PromptSet
 
 
 def _encoded(lm: LanguageModel, settings: HereticSettings, prompts: PromptSet) -> list[list[int]]:
-    """Token ids as heretic makes them: always a system message, thinking not switched off, special tokens put before the
-    template's own.
-    """
+    # As heretic does: always a system message, thinking not switched off, special tokens put before the template's own.
     prefix = lm.response_prefix if settings.response_prefix is None else settings.response_prefix
     texts = []
     for prompt in prompts:
@@ -317,11 +275,7 @@ def _encoded(lm: LanguageModel, settings: HereticSettings, prompts: PromptSet) -
 
 
 def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The framework's hidden states at the last token without the embeddings, float32 [n, L, d], on the CPU.
-
-    The residual stream after every layer, and in place of the last one what the decoder gives: through the final norm,
-    whatever that is called.
-    """
+    """Residuals [n, L, d] after every layer but the last, and what the decoder gives: through the final norm, whatever its name."""
     modules = [*decoder_layers(lm.model)[:-1], lm.model.get_decoder()]  # type: ignore[no-untyped-call]
     rows = affordable_rows(lm, max(map(len, sequences)), 0, 512)
     try:
@@ -334,7 +288,7 @@ def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Ten
 
 
 class _Operation(IntEnum):
-    """Operations in an Optuna journal that matter here, by their codes."""
+    """Operations in an Optuna journal that matter here."""
 
     CREATE_STUDY = 0
     STUDY_ATTRIBUTE = 2
@@ -380,27 +334,23 @@ def _entries(file: Path) -> Iterator[_Entry]:
                 if len(line) < LONGEST_LINE:
                     return
                 raise RunFolderError(
-                    f"{file} is no journal of heretic: line {number} is longer than a mebibyte. {WANTED}"
+                    f"{file} is not a journal of heretic: line {number} is longer than a mebibyte. {WANTED}"
                 )
             try:
                 yield _Entry.model_validate_json(line)
             except ValidationError as error:
                 raise RunFolderError(
-                    f"{file} is no journal of heretic, or is damaged: line {number}: {first_problem(error)}. {WANTED}"
+                    f"{file} is not a journal of heretic, or is damaged: line {number}: {first_problem(error)}. {WANTED}"
                 ) from None
 
 
 class _Score(BaseModel):
-    value: float
-    md_display: str
-
-
-class _NamedScore(BaseModel):
     """A score of a trial as heretic's main branch keeps it."""
 
     name: str
-    score: _Score
-    baseline: _Score
+    value: float = Field(validation_alias=AliasPath("score", "value"))
+    shown: str = Field(validation_alias=AliasPath("score", "md_display"))
+    base_shown: str = Field(validation_alias=AliasPath("baseline", "md_display"))
 
 
 def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
@@ -412,20 +362,17 @@ def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
 
 
 def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What heretic's main branch keeps as a list of scores with names, under the names that heretic 1.4 has for it."""
+    """Give what heretic's main branch keeps as a list of scores with names the names that heretic 1.4 has for it."""
     if "scores" not in attributes:
         return {}
-    scores = {s.name: s for s in TypeAdapter(list[_NamedScore]).validate_python(attributes["scores"])}
+    scores = {s.name: s for s in TypeAdapter(list[_Score]).validate_python(attributes["scores"])}
     if not {"Keywords", "KL divergence"} <= scores.keys():
         raise RunFolderError(
             f"{file} has the scores {', '.join(scores)[:200]}. Read can be studies with the scorers KeywordRate and "
             "KLDivergence, without instance names."
         )
     keywords = scores["Keywords"]
-    refusals, _, prompts = keywords.score.md_display.partition("/")  # as in 3/20
-    return {
-        "refusals": refusals,
-        "n_bad_prompts": prompts,
-        "base_refusals": keywords.baseline.md_display.partition("/")[0],
-        "kl_divergence": scores["KL divergence"].score.value,
-    }
+    refusals, _, prompts = keywords.shown.partition("/")  # as in 3/20
+    base, _, _ = keywords.base_shown.partition("/")
+    divergence = scores["KL divergence"].value
+    return {"refusals": refusals, "n_bad_prompts": prompts, "base_refusals": base, "kl_divergence": divergence}

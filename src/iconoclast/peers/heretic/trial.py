@@ -1,4 +1,4 @@
-"""heretic as a peer: a trial of one of its journals."""
+"""A trial of one of heretic's journals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings
+from iconoclast.documents import first_problem
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import ModelError, RunFolderError, SettingsError
+from iconoclast.errors import ModelError, SettingsError
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.peers.heretic.journal import HereticStudy, HereticTrial, heretic_directions
-from iconoclast.peers.protocol import peers
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.scores import Count
 
@@ -48,26 +48,13 @@ class HereticPeerTrial:
     def settings(self) -> Settings:
         """Give the study's model, prompts, markers and lengths as settings."""
         theirs = self.study.settings
-        sets: dict[str, Any] = {
-            name: source for name in FIT_AND_SELECT if (source := getattr(theirs, name)) is not None
-        }
-        markers: dict[str, Any] = (
-            {} if theirs.refusal_markers is None else {"refusal_markers": list(theirs.refusal_markers)}
-        )
+        same = ("model", "quantization", "system_prompt", "response_prefix", "max_response_length", "refusal_markers")
+        known = {name: value for name in (*same, *FIT_AND_SELECT) if (value := getattr(theirs, name)) is not None}
         try:
-            return Settings(
-                model=theirs.model,
-                quantization=theirs.quantization,
-                system_prompt=theirs.system_prompt,
-                response_prefix=theirs.response_prefix,
-                max_response_length=theirs.max_response_length,
-                **sets,
-                **markers,
-            )
+            return Settings(**known)
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
             raise SettingsError(
-                f"The settings in {self.study.file} cannot be used here: {problem['loc'][0]}: {problem['msg']}. "
+                f"The settings in {self.study.file} cannot be used here: {first_problem(error)}. "
                 "Give a settings file with --config."
             ) from None
 
@@ -83,21 +70,3 @@ class HereticPeerTrial:
             "row_normalization": self.study.settings.row_normalization,
             "caveats": self.study.caveats,
         }
-
-
-@peers.register("heretic")
-class Heretic:
-    """Reads heretic's journals."""
-
-    def reads(self, file: Path) -> bool:
-        """Take every journal: what is not heretic's is said in one line when it is read."""
-        return file.suffix == ".jsonl"
-
-    def trial(self, file: Path, which: str, kl_target: float) -> HereticPeerTrial:
-        """Read a trial of a journal."""
-        study = HereticStudy.read(file)
-        if which == "best":
-            return HereticPeerTrial(study, study.best(kl_target))
-        if not which.isdigit():
-            raise RunFolderError(f'"{which}" is no trial of {file}. Give best, or its number as heretic shows it.')
-        return HereticPeerTrial(study, study.trial(int(which)))

@@ -92,7 +92,7 @@ def test_more_refusals_than_prompts_are_no_trial(tmp_path: Path) -> None:
     assert "more refusals than its 20 prompts" in refusal(file)
 
 
-def test_a_journal_from_before_the_options_is_of_plain_directions_and_projections(tmp_path: Path) -> None:
+def test_journals_from_before_the_options_have_plain_edits(tmp_path: Path) -> None:
     settings = {k: SETTINGS[k] for k in ("model", "good_prompts", "bad_prompts")}
     s = HereticStudy.read(write_journal(tmp_path / "old.jsonl", [attributes()], settings)).settings
     assert (s.orthogonalize_direction, s.row_normalization, s.winsorization_quantile) == (False, "none", 1.0)
@@ -119,7 +119,7 @@ def plugin_journal(file: Path, *names: str) -> Path:
     return write_journal(file, [trial], settings)
 
 
-def test_journals_of_the_main_branch_say_the_same_with_other_names(tmp_path: Path) -> None:
+def test_journals_of_the_main_branch_say_the_same(tmp_path: Path) -> None:
     study = HereticStudy.read(plugin_journal(tmp_path / "main.jsonl", "Keywords", "KL divergence"))
     older = read(tmp_path, attributes(direction_index=1.5))
     assert study.settings == older.settings
@@ -134,7 +134,7 @@ def test_journals_with_other_scorers_are_refused(tmp_path: Path) -> None:
 # Choosing a trial
 
 
-def test_the_best_trial_has_the_fewest_refusals_within_the_target(tmp_path: Path) -> None:
+def test_the_best_trial_refuses_least_within_the_target(tmp_path: Path) -> None:
     scores = [(5, 0.01), (2, 0.09), (2, 0.08), (0, 0.3), (0, 0.4)]
     study = read(tmp_path, *[attributes(*score) for score in scores])
     assert study.best(0.1).number == 3
@@ -143,11 +143,11 @@ def test_the_best_trial_has_the_fewest_refusals_within_the_target(tmp_path: Path
     assert study.best(0.001).number == 4  # nothing is within the target: the fewest refusals of all
 
 
-def test_a_refusal_more_within_the_standard_error_is_worth_a_lower_divergence(tmp_path: Path) -> None:
+def test_within_the_standard_error_the_lower_divergence_wins(tmp_path: Path) -> None:
     assert read(tmp_path, attributes(1, 0.04), attributes(2, 0.02), attributes(3, 0.01)).best(0.1).number == 2
 
 
-def test_without_a_number_of_prompts_fewest_refusals_are_the_best(tmp_path: Path) -> None:
+def test_without_a_number_of_prompts_fewest_refusals_win(tmp_path: Path) -> None:
     scores = [attributes(count, kl, n_bad_prompts=None) for count, kl in ((1, 0.04), (2, 0.02))]
     assert read(tmp_path, *scores).best(0.1).number == 1
 
@@ -224,7 +224,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_layer_is_taken_after_the_final_norm_whatever_that_is_called(family: str, tmp_path: Path) -> None:
+def test_the_last_layer_is_taken_after_any_final_norm(family: str, tmp_path: Path) -> None:
     lm = load_model(str(save_tiny(tmp_path / family, FAMILIES[family])), dtypes=["float32"])
     directions = heretic_directions(lm, read(tmp_path), BENIGN, TARGET)
     torch.testing.assert_close(directions, expected_directions(lm, True, 1.0)[1:], atol=1e-3, rtol=0)
@@ -455,7 +455,7 @@ HOSTILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_file_that_is_no_journal_of_heretic_gives_one_clear_line(what: str, tmp_path: Path) -> None:
+def test_what_is_not_a_journal_of_heretic_gives_one_line(what: str, tmp_path: Path) -> None:
     file = tmp_path / "study.jsonl"
     file.write_bytes(HOSTILE[what])
     message = refusal(file)
