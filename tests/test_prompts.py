@@ -77,10 +77,7 @@ def written(name: str, items: list[str]) -> str:
     elif name == "saved-set":
         datasets.Dataset.from_list(rows).save_to_disk(name)
     elif name == "saved-splits":
-        splits = {
-            "test": datasets.Dataset.from_dict({"text": ["other"]}),
-            "train": datasets.Dataset.from_list(rows),
-        }
+        splits = {"test": datasets.Dataset.from_dict({"text": ["other"]}), "train": datasets.Dataset.from_list(rows)}
         datasets.DatasetDict(splits).save_to_disk(name)
     else:
         quoted = ['"' + text.replace('"', '""') + '"' for text in items]

@@ -63,11 +63,7 @@ class Run:
         """What the search minimises."""
         s = self.settings
         return Objective(
-            self.base,
-            s.kl_divergence_target,
-            s.overrefusal_penalty,
-            s.harmful_marker_penalty,
-            s.compliance_gap_penalty,
+            self.base, s.kl_divergence_target, s.overrefusal_penalty, s.harmful_marker_penalty, s.compliance_gap_penalty
         )
 
     def edit(self, parameters: EditParameters) -> Edit:
