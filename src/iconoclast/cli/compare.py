@@ -39,7 +39,7 @@ def compare(
     if to is not None:
         make_folder(to)
     comparison = compared(subjects, settings, against)
-    document = comparison.document()
+    document = comparison.document(sample_count)
     print_comparison(comparison, document, sample_count)
     if to is not None:
-        write_comparison(comparison, document, to, sample_count)
+        write_comparison(document, to)

@@ -36,8 +36,8 @@ def evaluate(
     document = comparison.document()
     print_comparison(comparison, document, 0)
     if json_file is not None:
-        (only,) = document.pop("subjects")
-        for key in ("ranking", "pairs"):
-            del document[key]
-        write_json(json_file, {**document, "subject": only})
+        everything = document.model_dump(
+            mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"}
+        )
+        write_json(json_file, {**everything, "subject": document.subjects[0].document()})
         print_lines(out, f"Wrote {json_file}")

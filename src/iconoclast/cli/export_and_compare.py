@@ -53,6 +53,6 @@ def export_and_compare(
         export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
     subjects.insert(0, find_subject(str(merged)))
     comparison = compared(subjects, settings, None)
-    document = comparison.document()
+    document = comparison.document(sample_count)
     print_comparison(comparison, document, sample_count)
-    write_comparison(comparison, document, output_dir, sample_count)
+    write_comparison(document, output_dir)
