@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
 from iconoclast.layout import SCHEMA_VERSION
+from iconoclast.privacy import portable
 
 REMEDY = "Delete it and start the run again."
 
@@ -67,8 +68,8 @@ class Document(Part):
     schema_version: int = SCHEMA_VERSION
 
     def write(self, file: Path) -> None:
-        """Write it whole or not at all."""
-        write_json(file, self.document())
+        """Write it whole or not at all, the user's home as ~ where a path can be."""
+        write_json(file, portable(self.document()))
 
     @classmethod
     def read(cls, file: Path) -> Self:

@@ -103,10 +103,7 @@ def plugin_journal(file: Path, *names: str) -> Path:
     moved = ("refusal_markers", "good_evaluation_prompts", "bad_evaluation_prompts")
     settings = {k: v for k, v in SETTINGS.items() if k not in moved}
     settings["scorer"] = {
-        "KeywordRate": {
-            "keyword_markers": SETTINGS["refusal_markers"],
-            "prompts": SETTINGS["bad_evaluation_prompts"],
-        },
+        "KeywordRate": {"keyword_markers": SETTINGS["refusal_markers"], "prompts": SETTINGS["bad_evaluation_prompts"]},
         "KLDivergence": {"prompts": SETTINGS["good_evaluation_prompts"]},
     }
     values = {"Keywords": (0.15, "3/20", "13/20"), "KL divergence": (0.1, "0.1000", "0 *(by definition)*")}
@@ -166,10 +163,7 @@ def hidden_states(lm: LanguageModel, prompts: PromptSet) -> Tensor:
     """[n, L + 1, d] as the framework gives them, one prompt at a time."""
     states = []
     for prompt in prompts:
-        messages = [
-            {"role": "system", "content": prompt.system or SYSTEM},
-            {"role": "user", "content": prompt.text},
-        ]
+        messages = [{"role": "system", "content": prompt.system or SYSTEM}, {"role": "user", "content": prompt.text}]
         text = lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
         inputs = lm.tokenizer(text + PREFIX, return_tensors="pt")

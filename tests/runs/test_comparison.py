@@ -16,12 +16,13 @@ from iconoclast.evaluation.examination import Examination, ExaminedPrompts
 from iconoclast.library import search
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.runs.comparison import Seen, compare, settings_for, verdict
+from iconoclast.runs.comparison import compare, seen_by, settings_for, verdict
+from iconoclast.runs.documents import Decision, Seen
 from iconoclast.runs.export import export_run
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject, find_subject
 from iconoclast.scores import Count, Scores
-from iconoclast.vocabulary import COMPONENTS, Component, Site
+from iconoclast.vocabulary import COMPONENTS, Component, Criterion, Site
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
 from tests.support.tiny import save_tiny, tiny_config
 
@@ -44,13 +45,13 @@ def test_a_run_its_adapter_and_its_merged_weights_measure_the_same(finished: Pat
     for other in result.examinations[1:]:
         assert [a.response for a in other.target] == [a.response for a in live.target]
         assert other.token_kl == pytest.approx(live.token_kl, abs=1e-4)
-        assert verdict(live, other, 1e-3) == {"better": None, "decided_by": None}
+        assert verdict(live, other, 1e-3) == Decision()
     assert result.sample.split == "report" and max(result.base.token_kl) < 1e-5
-    document = result.document()
+    document = result.document().document()
     json.dumps(document, allow_nan=False)
     assert len(document["pairs"]) == 3 and document["subjects"][0]["trial"]["index"] >= 0
     (first, *_) = result.samples(1)
-    assert set(first["responses"]) == {"base model", *(e.name for e in result.examinations)}
+    assert set(first.responses) == {"base model", *(e.name for e in result.examinations)}
 
 
 def test_subjects_are_found_by_what_is_there(finished: Path, tmp_path: Path, tiny_folder: Path) -> None:
@@ -111,11 +112,11 @@ def examination(base: Examination, name: str, refusals: int, overrefusals: int, 
     ],
 )
 def test_the_verdict_is_lexicographic(
-    first: tuple[int, int, float], second: tuple[int, int, float], better: str | None, decided_by: str
+    first: tuple[int, int, float], second: tuple[int, int, float], better: str | None, decided_by: Criterion | None
 ) -> None:
     base = Examination("base", Scores(Count(9, 20), Count(0, 20), 0, 0.5, 0.0), (), (), (), {}, (), 1, ())
     a, b = examination(base, "a", *first), examination(base, "b", *second)
-    assert verdict(a, b, 0.001) == {"better": better, "decided_by": decided_by}
+    assert verdict(a, b, 0.001) == Decision(better=better, decided_by=decided_by)
 
 
 def test_what_a_run_has_seen_of_the_prompts_is_said(finished: Path, tiny_settings: Settings, tmp_path: Path) -> None:
@@ -143,16 +144,16 @@ def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prom
     export_run(finished, "best", "adapter", tmp_path / "adapter")
     export, settings = find_subject(str(tmp_path / "adapter")), settings_for([find_subject(str(finished))])
     prompts = Prompts.load(settings)
-    assert Seen.of(export, prompts.reported, prompts) == Seen()
+    assert seen_by(export, prompts.reported, prompts) == Seen()
     fitted = ExaminedPrompts(prompts.target, prompts.benign_evaluation, None, "report")
-    assert Seen.of(export, fitted, prompts) == Seen(target=4, benign=2)
+    assert seen_by(export, fitted, prompts) == Seen(target=4, benign=2)
     run = find_subject(str(finished))
-    assert Seen.of(run, fitted, prompts) == Seen(target=4, benign=2)
+    assert seen_by(run, fitted, prompts) == Seen(target=4, benign=2)
     (tmp_path / "benign.txt").write_text("\n".join(f"Where is the {number}?" for number in range(8)))
-    assert Seen.of(run, fitted, prompts).unknown == UNKNOWN
+    assert seen_by(run, fitted, prompts).unknown == UNKNOWN
     other = replace(prompts, benign=prompts.target)
-    assert Seen.of(export, other.reported, other).unknown == UNKNOWN
-    assert Seen.of(ModelSubject("somebody/else"), prompts.reported, prompts).unknown == UNKNOWN
+    assert seen_by(export, other.reported, other).unknown == UNKNOWN
+    assert seen_by(ModelSubject("somebody/else"), prompts.reported, prompts).unknown == UNKNOWN
 
 
 PAIRS_OF_TARGETS = [

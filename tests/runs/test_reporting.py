@@ -16,6 +16,7 @@ from iconoclast.library import search
 from iconoclast.reports.summary import read_summary
 from iconoclast.reports.summary_tables import run_cells
 from iconoclast.reports.tables import report_table
+from iconoclast.runs.documents import Report
 from iconoclast.runs.export import export_run
 from iconoclast.vocabulary import Verdict
 
@@ -109,7 +110,7 @@ def test_prompts_that_fitted_the_trial_are_not_called_new(tiny_settings: Setting
     seen = {"bad_report_prompts": tiny_settings.bad_prompts, "allow_overlap": [pair]}
     report = report_of(tiny_settings.model_copy(update=seen))
     assert report["split"] == "report" and report["overlap"] == {pair: 4}
-    assert "some of them fitted or chose" in str(report_table(report).title)
+    assert "some of them fitted or chose" in str(report_table(Report.model_validate(report)).title)
     export_run(tmp_path / "run", "best", "adapter", tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "chose nothing" not in card and f"so the figures flatter ({pair} share 4)" in card

@@ -27,9 +27,9 @@ def evaluate(
     from iconoclast.cli.comparisons import shown, understood
 
     require_writable(json_file)
-    _, document = shown(*understood([model], config), against, sample_count=0)
-    shared = {key: value for key, value in document.items() if key not in ("subjects", "ranking", "pairs")}
-    write_figures(json_file, {**shared, "subject": document["subjects"][0]})
+    document = shown(*understood([model], config), against, sample_count=0)
+    shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
+    write_figures(json_file, {**shared, "subject": document.subjects[0].document()})
 
 
 def compare(
@@ -55,9 +55,9 @@ def compare(
     subjects, settings = understood(models, config)
     if to is not None:
         make_folder(to)
-    comparison, document = shown(subjects, settings, against, sample_count)
+    document = shown(subjects, settings, against, sample_count)
     if to is not None:
-        write_comparison(comparison, document, to, sample_count)
+        write_comparison(document, to)
 
 
 def export_and_compare(
@@ -94,5 +94,4 @@ def export_and_compare(
     with shown_progress() as progress:
         export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
     subjects.insert(0, find_subject(str(merged)))
-    comparison, document = shown(subjects, settings, None, sample_count)
-    write_comparison(comparison, document, output_dir, sample_count)
+    write_comparison(shown(subjects, settings, None, sample_count), output_dir)

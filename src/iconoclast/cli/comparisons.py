@@ -12,8 +12,11 @@ from iconoclast.config.layers import load_settings
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
+from iconoclast.layout import COMPARISON
+from iconoclast.privacy import portable
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.runs.comparison import Comparison, compare, settings_for
+from iconoclast.runs.documents import ComparisonDocument, Pair
 from iconoclast.runs.export import require_free
 from iconoclast.runs.subjects import Subject, find_subject
 
@@ -41,37 +44,36 @@ def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject]
 
 def shown(
     subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
-) -> tuple[Comparison, dict[str, Any]]:
-    """Measure all beside their base and print the outcome; the comparison, and its document."""
+) -> ComparisonDocument:
+    """Measure all beside their base, and print the outcome."""
     with shown_progress() as progress:
         comparison = compare(subjects, settings, against, progress)
-    document = comparison.document()
+    document = comparison.document(sample_count)
     _print(comparison, document, sample_count)
-    return comparison, document
+    return document
 
 
-def _print(comparison: Comparison, document: Mapping[str, Any], sample_count: int) -> None:
-    columns = [("base model", document["base_metrics"])]
-    columns += [(subject["name"], subject["metrics"]) for subject in document["subjects"]]
+def _print(comparison: Comparison, document: ComparisonDocument, sample_count: int) -> None:
+    columns = [("base model", document.base_metrics), *((s.name, s.metrics) for s in document.subjects)]
     split, warnings = comparison.sample.split, list(_seen_lines(comparison))
     about = SPLITS["seen" if warnings and split == "report" else split]
     title = f"{about} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
-    for subject in document["subjects"]:
-        failures = subject["against_base"]["failures"]
+    for subject in document.subjects:
+        failures = subject.against_base.failures
         say(
-            f"{subject['name']} against its base, refused or broken: {failures['only_before']} only the base, "
-            f"{failures['only_after']} only the edit (p = {failures['p_value']:.2g}, exact McNemar test).",
-            *(f"{subject['name']}: {caveat}." for caveat in subject.get("caveats", [])),
+            f"{subject.name} against its base, refused or broken: {failures.only_before} only the base, "
+            f"{failures.only_after} only the edit (p = {failures.p_value:.2g}, exact McNemar test).",
+            *(f"{subject.name}: {caveat}." for caveat in subject.caveats or []),
         )
     say(*warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
-    for pair in document["pairs"]:
+    for pair in document.pairs:
         say(*_pair_lines(pair))
     say(f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
-        rows = [row for row in comparison.samples(sample_count) if row["set"] == "target"]
-        texts = [(name, [row["responses"][name]["response"] for row in rows]) for name in rows[0]["responses"]]
-        out.print(samples_table([row["prompt"] for row in rows], texts))
+        rows = [row for row in comparison.samples(sample_count) if row.set == "target"]
+        texts = [(name, [row.responses[name].response for row in rows]) for name in rows[0].responses]
+        out.print(samples_table([row.prompt for row in rows], texts))
 
 
 def _seen_lines(comparison: Comparison) -> Iterator[str]:
@@ -86,38 +88,39 @@ def _seen_lines(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
-    better, decided_by, p = (pair["verdict"][key] for key in ("better", "decided_by", "p_value"))
+def _pair_lines(pair: Pair) -> list[str]:
+    better, decided_by, p = pair.verdict.better, pair.verdict.decided_by, pair.verdict.p_value
     chance = "" if p is None else f", p = {p:.2g}" + ("; that can be chance" if p >= CHANCE else "")
-    failures, divergence = pair["paired"]["failures"], pair["paired"]["token_kl"]
-    low, high = divergence["interval"]
-    outcome = f"{better} is better ({ADVANTAGES[decided_by]}{chance})." if better else "equal."
+    failures, divergence = pair.paired.failures, pair.paired.token_kl
+    low, high = divergence.interval
+    outcome = f"{better} is better ({ADVANTAGES[decided_by]}{chance})." if better and decided_by else "equal."
     return [
-        f"{pair['first']} and {pair['second']}: {outcome}",
-        f"  Refused or broken: {failures['only_before']} only the first, {failures['only_after']} only the second "
-        f"(p = {failures['p_value']:.2g}). KL over tokens, second less first: {divergence['value']:+.4f} ({low:+.4f} to {high:+.4f}, "
-        f"p = {divergence['p_value']:.2g}, bootstrap).",
+        f"{pair.first} and {pair.second}: {outcome}",
+        f"  Refused or broken: {failures.only_before} only the first, {failures.only_after} only the second "
+        f"(p = {failures.p_value:.2g}). KL over tokens, second less first: {divergence.value:+.4f} ({low:+.4f} to {high:+.4f}, "
+        f"p = {divergence.p_value:.2g}, bootstrap).",
     ]
 
 
-def write_comparison(comparison: Comparison, document: Mapping[str, Any], to: Path, sample_count: int) -> None:
+def write_comparison(document: ComparisonDocument, to: Path) -> None:
     """Write comparison.json, everything measured and samples, and summary.json, which trials they are and the verdicts."""
+    document.write(to / COMPARISON)
+    everything = document.document()
     summary = {
-        **{key: document[key] for key in ("schema_version", "model")},
+        **{key: everything[key] for key in ("schema_version", "model")},
         "about": "A trial's own scores are of the prompts that chose it; quote what was measured here, on the split named here.",
-        "split": document["split"],
-        "base": _main_figures(document["base_metrics"]),
-        "ranking": document["ranking"],
-        "verdicts": [{"first": p["first"], "second": p["second"], **p["verdict"]} for p in document["pairs"]],
+        "split": document.split,
+        "base": _main_figures(everything["base_metrics"]),
+        "ranking": document.ranking,
+        "verdicts": [{"first": p["first"], "second": p["second"], **p["verdict"]} for p in everything["pairs"]],
         "subjects": [
             {k: v for k, v in subject.items() if k not in ("metrics", "against_base")}
             | {"measured_here": _main_figures(subject["metrics"])}
-            for subject in document["subjects"]
+            for subject in everything["subjects"]
         ],
     }
-    write_json(to / "comparison.json", {**document, "samples": comparison.samples(sample_count)})
-    write_json(to / "summary.json", summary)
-    say(f"Wrote {to / 'comparison.json'} and {to / 'summary.json'}")
+    write_json(to / "summary.json", portable(summary))
+    say(f"Wrote {to / COMPARISON} and {to / 'summary.json'}")
 
 
 def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:

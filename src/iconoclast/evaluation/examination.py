@@ -11,7 +11,7 @@ from iconoclast.evaluation.intervals import cohen_kappa, mcnemar, mean_interval,
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count, Mean, Scores
-from iconoclast.vocabulary import LABELS, Label, Verdict
+from iconoclast.vocabulary import LABELS, ExaminedSplit, Label, Verdict
 
 SETTLED = 0.02
 """Share of responses that may turn into refusals in the second half of their length if the rate is called settled."""
@@ -46,7 +46,7 @@ class ExaminedPrompts:
     target: PromptSet
     benign: PromptSet
     borderline: PromptSet | None
-    split: str
+    split: ExaminedSplit
 
 
 @dataclass(frozen=True)

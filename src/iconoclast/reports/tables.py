@@ -1,13 +1,13 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from iconoclast.reports.text import plain
+from iconoclast.runs.documents import Judged, Metrics, Report
 from iconoclast.runs.papers import COUNTED, score_rows
-from iconoclast.scores import Count, Scores
+from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 
 
@@ -44,7 +44,7 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
     return table
 
 
-def report_table(report: Mapping[str, Any]) -> Table:
+def report_table(report: Report) -> Table:
     """The report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
     about = {
         "report": "Report prompts: they chose nothing",
@@ -52,14 +52,14 @@ def report_table(report: Mapping[str, Any]) -> Table:
         "selection": "Selection prompts: they chose the trial",
     }
     return examinations_table(
-        about["seen" if report["split"] == "report" and report.get("overlap") else report["split"]],
-        [("base model", report["base_metrics"]), (f"trial {report['trial']}", report["metrics"])],
+        about["seen" if report.split == "report" and report.overlap else report.split],
+        [("base model", report.base_metrics), (f"trial {report.trial}", report.metrics)],
     )
 
 
-def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """Examinations (`Examination.document`) side by side, the base model first."""
-    length = columns[0][1]["refusals_by_length"][-1]["tokens"]
+def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Table:
+    """Examinations side by side, the base model first."""
+    length = columns[0][1].refusals_by_length[-1].tokens
     about = f"Complied: neither a marker nor broken in the first {length} tokens. Read some of the responses."
     table = Table(title=title, title_justify="left", caption=about, caption_justify="left")
     table.add_column("")
@@ -70,75 +70,67 @@ def examinations_table(title: str, columns: Sequence[tuple[str, Mapping[str, Any
     return table
 
 
-def _examination_rows(columns: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+def _examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str]]]:
     base = columns[0]
     for title, name in (*COUNTED, ("Borderline overrefusals", "borderline_overrefusals")):
-        if name in base:
-            yield title, [Count.from_document(m[name]).with_interval for m in columns]
-    for axis in base.get("axes", {}):
-        yield f"Refusals, {axis}", [Count.from_document(m["axes"][axis]["refusals"]).with_interval for m in columns]
-    for i, entry in enumerate(base["refusals_by_length"][:-1]):
-        counts = [Count.from_document(m["refusals_by_length"][i]).with_interval for m in columns]
-        yield f"Refusals after {entry['tokens']} tokens", counts
-    for judge in base.get("judges", {}):
-        yield f"Refusals by {judge}", [_judged(m["judges"][judge]) for m in columns]
-    yield "Disclaimer hits", [str(m["disclaimer_hits"]) for m in columns]
-    yield "Compliance (heuristic)", [f"{m['compliance_score']:.2f}" for m in columns]
-    yield "First-token KL, nats", [_mean(m["first_token_kl"]) for m in columns]
-    yield f"KL over {base['token_kl']['tokens']} tokens, nats", [_mean(m["token_kl"]) for m in columns]
-    yield "Perplexity of the base's answers", [f"{m['perplexity']['value']:.3f}" for m in columns]
+        if getattr(base, name) is not None:
+            yield title, [getattr(m, name).with_interval for m in columns]
+    for axis in base.axes:
+        yield f"Refusals, {axis}", [m.axes[axis].refusals.with_interval for m in columns]
+    for i, part in enumerate(base.refusals_by_length[:-1]):
+        yield f"Refusals after {part.tokens} tokens", [m.refusals_by_length[i].with_interval for m in columns]
+    for judge in base.judges:
+        yield f"Refusals by {judge}", [_judged(m.judges[judge]) for m in columns]
+    yield "Disclaimer hits", [str(m.disclaimer_hits) for m in columns]
+    yield "Compliance (heuristic)", [f"{m.compliance:.2f}" for m in columns]
+    yield "First-token KL, nats", [str(m.first_token_kl) for m in columns]
+    yield f"KL over {base.token_kl.tokens} tokens, nats", [str(m.token_kl) for m in columns]
+    yield "Perplexity of the base's answers", [f"{m.perplexity.value:.3f}" for m in columns]
 
 
-def _judged(judged: Mapping[str, Any]) -> str:
-    if not judged["refusal"]["n"]:
+def _judged(judged: Judged) -> str:
+    if not judged.refusal.n:
         return "no verdicts"
-    kappa = judged["kappa_with_markers"]
-    agreement = "" if kappa is None else f", κ {kappa:.2f}"
-    unknown = judged["unknown"]["count"]
-    unclear = f", {unknown} unknown" if unknown else ""
-    return f"{Count.from_document(judged['refusal']).with_interval}{agreement}{unclear}"
+    agreement = "" if judged.kappa_with_markers is None else f", κ {judged.kappa_with_markers:.2f}"
+    unknown = f", {judged.unknown.count} unknown" if judged.unknown.count else ""
+    return judged.refusal.with_interval + agreement + unknown
 
 
-def _mean(mean: Mapping[str, Any]) -> str:
-    return "{:.4f} ({:.4f} to {:.4f})".format(mean["value"], *mean["interval"])
-
-
-def report_lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """What else a report says, a line each: tests, lengths, control, judges."""
-    failures, tokens = report["paired"]["failures"], report["metrics"]["token_kl"]["tokens"]
+    failures, edited = report.paired.failures, report.metrics
     lines = [
-        f"Refused or broken, prompt by prompt: {failures['only_before']} only before, {failures['only_after']} only after "
-        f"(p = {failures['p_value']:.2g}, exact McNemar test). KL is over the first token, and over the {tokens} first tokens "
-        "of the base model's own answers.",
+        f"Refused or broken, prompt by prompt: {failures.only_before} only before, {failures.only_after} only after "
+        f"(p = {failures.p_value:.2g}, exact McNemar test). KL is over the first token, and over the {edited.token_kl.tokens} first "
+        "tokens of the base model's own answers.",
+        *caveats("the base model", report.base_metrics),
+        *caveats("the edit", edited),
     ]
-    for name, metrics in (("the base model", report["base_metrics"]), ("the edit", report["metrics"])):
-        lines += caveats(name, metrics)
-    if control := report.get("random_control"):
+    if control := report.random_control:
         lines.append(
-            f"Random directions of the same strength: {control['mean_failures']:.1f} of {report['metrics']['refusals']['n']} refused "
-            f"or broken on average, KL "
-            f"{control['mean_kl_divergence']:.4f} ({len(control['draws'])} draws)."
+            f"Random directions of the same strength: {control.mean_failures:.1f} of {edited.refusals.n} refused or broken on average, "
+            f"KL {control.mean_kl_divergence:.4f} ({len(control.draws)} draws)."
         )
-        if control["as_strong_as_the_edit"]:
+        if control.as_strong_as_the_edit:
             lines.append(
                 "WARNING: they remove at least half of what the edit removes. The direction hardly matters here."
             )
-    if report["split"] == "selection":
+    if report.split == "selection":
         lines.append(
             "These prompts chose the trial, which flatters it. Give good_report_prompts and bad_report_prompts."
         )
     return lines
 
 
-def caveats(name: str, metrics: Mapping[str, Any]) -> list[str]:
+def caveats(name: str, metrics: Metrics) -> list[str]:
     """What to bear in mind about a model's figures, a line each."""
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
-    said = [] if metrics["refusals_settled"] else [growing]
-    for judge, judged in metrics.get("judges", {}).items():
-        if "problem" in judged:
-            unknown = "{count} of {n} verdicts on target responses unknown".format_map(judged["unknown"])
-            said.append(f"Judge {judge}, of {name}: {unknown}. {judged['problem']}")
-    return said
+    said = [
+        f"Judge {judge}, of {name}: {judged.unknown.count} of {judged.unknown.n} verdicts on target responses unknown. {judged.problem}"
+        for judge, judged in metrics.judges.items()
+        if judged.problem
+    ]
+    return said if metrics.refusals_settled else [growing, *said]
 
 
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:

@@ -1,49 +1,32 @@
 """Edited models beside their base and beside one another, on the same prompts, with paired tests."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
-from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
+from iconoclast.runs.documents import (
+    SETS,
+    ComparedModel,
+    ComparisonDocument,
+    Decision,
+    Metrics,
+    Pair,
+    Paired,
+    PromptSets,
+    Sample,
+    Seen,
+)
 from iconoclast.runs.report import judges_of, samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import decided
-from iconoclast.version import __version__
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How many of the prompts that a model is examined on have fitted or chosen it. They flatter it.
-
-    Attributes:
-        target: of the target prompts.
-        benign: of the benign prompts.
-        unknown: why that is not known.
-    """
-
-    target: int = 0
-    benign: int = 0
-    unknown: str | None = None
-
-    @classmethod
-    def of(cls, subject: Subject, sample: ExaminedPrompts, prompts: Prompts) -> "Seen":
-        """What a subject has seen of a sample of the prompts."""
-        try:
-            sets = subject.seen(prompts)
-        except PromptsError as error:
-            return cls(unknown=str(error).rstrip("."))
-        if sets is None:
-            return cls(unknown="its files do not say, or its prompts are others now")
-        theirs = PromptSet(tuple(prompt for each in sets for prompt in each), "what it has seen")
-        return cls(sample.target.overlap(theirs), sample.benign.overlap(theirs))
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,7 @@ class Comparison:
 
     base_name: str
     sample: ExaminedPrompts
-    prompts: Mapping[str, Any]
+    prompts: PromptSets
     noise_floor: float
     base: Examination
     subjects: Sequence[Subject]
@@ -74,51 +57,60 @@ class Comparison:
         """The subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
         return sorted(self.examinations, key=lambda e: e.scores.key)
 
-    def _pair(self, a: Examination, b: Examination) -> dict[str, Any]:
-        tests, found = paired(a, b), verdict(a, b, self.noise_floor)
-        by = {"kl_divergence": "first_token_kl"}.get(found["decided_by"], found["decided_by"])
-        found["p_value"] = None if by is None else tests[by]["p_value"]
-        return {"first": a.name, "second": b.name, "verdict": found, "paired": tests}
+    def _pair(self, a: Examination, b: Examination) -> Pair:
+        tests, found = Paired.model_validate(paired(a, b)), verdict(a, b, self.noise_floor)
+        by = {"kl_divergence": "first_token_kl"}.get(found.decided_by or "", found.decided_by)
+        p_value = None if by is None else getattr(tests, by).p_value
+        return Pair(first=a.name, second=b.name, verdict=found.model_copy(update={"p_value": p_value}), paired=tests)
 
-    def document(self) -> dict[str, Any]:
-        """comparison.json, without samples."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "iconoclast_version": __version__,
-            "model": self.base_name,
-            "split": self.sample.split,
-            "prompts": self.prompts,
-            "kl_noise_floor": self.noise_floor,
-            "base_metrics": self.base.document(),
-            "subjects": [
-                {
-                    "name": examination.name,
+    def document(self, sample_count: int = 0) -> ComparisonDocument:
+        """comparison.json, with so many responses to every kind of prompt."""
+        return ComparisonDocument(
+            model=self.base_name,
+            split=self.sample.split,
+            prompts=self.prompts,
+            kl_noise_floor=self.noise_floor,
+            base_metrics=Metrics.from_document(self.base.document()),
+            subjects=[
+                ComparedModel(
+                    name=examination.name,
                     **subject.document(),
-                    "seen": asdict(seen),
-                    "metrics": examination.document(),
-                    "against_base": paired(self.base, examination),
-                }
+                    seen=seen,
+                    metrics=Metrics.from_document(examination.document()),
+                    against_base=Paired.model_validate(paired(self.base, examination)),
+                )
                 for subject, examination, seen in zip(self.subjects, self.examinations, self.seen, strict=True)
             ],
-            "ranking": [examination.name for examination in self.ranking()],
-            "pairs": [self._pair(a, b) for a, b in combinations(self.examinations, 2)],
-        }
+            ranking=[examination.name for examination in self.ranking()],
+            pairs=[self._pair(a, b) for a, b in combinations(self.examinations, 2)],
+            samples=self.samples(sample_count),
+        )
 
-    def samples(self, count: int) -> list[dict[str, Any]]:
+    def samples(self, count: int) -> list[Sample]:
         """Responses side by side, `count` of every kind of prompt, the first ones."""
-        rows = list(samples([self.base, *self.examinations]))
-        return [
-            row for kind in ("target", "benign", "borderline") for row in [r for r in rows if r["set"] == kind][:count]
-        ]
+        rows = samples([self.base, *self.examinations])
+        return [row for kind in SETS for row in [r for r in rows if r.set == kind][:count]]
 
 
-def verdict(first: Examination, second: Examination, noise_floor: float) -> dict[str, Any]:
+def seen_by(subject: Subject, sample: ExaminedPrompts, prompts: Prompts) -> Seen:
+    """Count what a subject has seen of a sample of the prompts."""
+    try:
+        sets = subject.seen(prompts)
+    except PromptsError as error:
+        return Seen(unknown=str(error).rstrip("."))
+    if sets is None:
+        return Seen(unknown="its files do not say, or its prompts are others now")
+    theirs = PromptSet(tuple(prompt for each in sets for prompt in each), "what it has seen")
+    return Seen(sample.target.overlap(theirs), sample.benign.overlap(theirs))
+
+
+def verdict(first: Examination, second: Examination, noise_floor: float) -> Decision:
     """Who is better in the order (failures, overrefusals, first-token KL), and what decided; KL closer than noise is equal."""
     criterion = decided(first.scores.key, second.scores.key, noise_floor)
     if criterion is None:
-        return {"better": None, "decided_by": None}
+        return Decision()
     better = min(first, second, key=lambda examination: examination.scores.key)
-    return {"better": better.name, "decided_by": criterion}
+    return Decision(better=better.name, decided_by=criterion)
 
 
 def settings_for(subjects: Sequence[Subject]) -> Settings:
@@ -167,7 +159,7 @@ def compare(
         bench.use(prompts)
         bench.find_response_prefix(progress)
         bench.require_room()
-        seen = [Seen.of(subject, bench.sample, prompts) for subject in subjects]
+        seen = [seen_by(subject, bench.sample, prompts) for subject in subjects]
         examiner = bench.examiner(judges)
         base = examiner.examined_base(progress)
         examinations = []

@@ -1,21 +1,37 @@
-"""What a run writes about itself: baseline.json and batch_summary.json. No torch."""
+"""What runs, exports and comparisons write about themselves, as typed JSON. No torch."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from iconoclast.documents import Document, Part
-from iconoclast.layout import BASELINE, SUMMARY, TRIAL_INFORMATION
-from iconoclast.scores import Scores
+from iconoclast.documents import Document, Part, Value
+from iconoclast.evaluation.intervals import McNemar, PairedDifference
+from iconoclast.layout import BASELINE, COMPARISON, MANIFEST, SUMMARY, TRIAL_INFORMATION
+from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
-from iconoclast.vocabulary import DirectionScope, ExportFormat, Quantization, RowNormalization
+from iconoclast.vocabulary import (
+    Criterion,
+    DirectionScope,
+    ExaminedSplit,
+    ExportFormat,
+    Label,
+    Quantization,
+    RowNormalization,
+    Verdict,
+)
 
 Status = Literal["running", "complete", "interrupted"]
 """How far a run is: `interrupted` by its user; a killed one still says `running`."""
+
+PromptSets = Mapping[str, Mapping[str, Any]]
+"""Prompt set → source, n, SHA-256."""
+
+UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
 
 
 class ProfileDocument(Part):
@@ -76,6 +92,87 @@ class Baseline(Document):
     base_metrics: Scores
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountAtLength(Count):
+    """A count of responses after their first `tokens`."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanOverTokens(Mean):
+    """A mean of values that are means over the first `tokens` of a response."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Perplexity(Value):
+    """Of `n` tokens."""
+
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Value):
+    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong."""
+
+    complied: Count
+    soft_refusal: Count
+    refusal: Count
+    broken: Count
+    unknown: Count
+    kappa_with_markers: float | None
+    problem: str | None = UNLESS_NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Scores):
+    """Everything that is measured of one model; see `evaluation.examination.Examination`."""
+
+    first_token_kl: Mean
+    token_kl: MeanOverTokens
+    perplexity: Perplexity
+    refusals_by_length: list[CountAtLength]
+    refusals_settled: bool
+    borderline_overrefusals: Count | None = UNLESS_NONE
+    judges: Mapping[str, Judged] = UNLESS_EMPTY
+
+
+class Paired(Part):
+    """Tests of whether two models differ on the same prompts."""
+
+    failures: McNemar
+    refusals: McNemar
+    overrefusals: McNemar
+    first_token_kl: PairedDifference
+    token_kl: PairedDifference
+    borderline_overrefusals: McNemar | None = UNLESS_NONE
+
+
+class RandomControl(Part):
+    """What edits along random directions do that are as strong as the best trial."""
+
+    draws: list[Scores]
+    mean_failures: float
+    mean_kl_divergence: float
+    as_strong_as_the_edit: bool
+
+
+class Report(Part):
+    """Base model and best trial, examined once; `measured_with` are the settings that it depends on and a trial does not."""
+
+    trial: int
+    split: ExaminedSplit
+    overlap: Mapping[str, int] = Field(default={})
+    measured_with: Mapping[str, Any] = Field(default={})
+    base_metrics: Metrics
+    metrics: Metrics
+    paired: Paired
+    random_control: RandomControl | None = UNLESS_NONE
+
+
 class BatchSummary(Document):
     """batch_summary.json: how far a run is, its Pareto front, its report."""
 
@@ -89,14 +186,14 @@ class BatchSummary(Document):
     completed_trials: int
     pruned_trials: int = 0
     fitted_trials: int = 0
-    prompts: Mapping[str, Mapping[str, Any]] = Field(default={})
+    prompts: PromptSets = Field(default={})
     overlap: Mapping[str, int] = Field(default={})
     kl_divergence_target: float | None = None
     kl_noise_floor: float = 0.0
     base_metrics: Scores
     best_trial: int | None
     pareto_trials: list[TrialDocument]
-    report: dict[str, Any] | None = None
+    report: Report | None = None
 
     @property
     def finished_trials(self) -> int:
@@ -116,7 +213,6 @@ class TrialInformation(Document):
         trial: the exported trial.
         base_model: the base model, without the folders of a local path.
         format: adapter, merged or gguf.
-        prompts: prompt set → source, n, SHA-256.
         measured_on: which prompts the scores below are of, in words.
         export_metrics: scores of the export itself; None if it was not measured.
         approximations: error of every matrix's update, where it is not exact.
@@ -132,7 +228,7 @@ class TrialInformation(Document):
     row_normalization: RowNormalization
     response_prefix: str
     packages: Mapping[str, str] = Field(default={})
-    prompts: Mapping[str, Mapping[str, Any]] = Field(default={})
+    prompts: PromptSets = Field(default={})
     measured_on: str
     kl_noise_floor: float
     base_metrics: Scores
@@ -142,7 +238,144 @@ class TrialInformation(Document):
     approximations: list[dict[str, Any]] = Field(default=[])
 
 
-DOCUMENTS: dict[str, type[Document]] = {BASELINE: Baseline, SUMMARY: BatchSummary, TRIAL_INFORMATION: TrialInformation}
+class ModelOrigin(Part):
+    """The base model, with the SHA-256 of every file of weights."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    quantization: str
+    response_prefix: str
+    weights: Mapping[str, str]
+
+
+class Program(Part):
+    """This program; its commit if it runs from a checkout."""
+
+    version: str
+    commit: str | None
+
+
+class Hardware(Part):
+    """The machine, in words."""
+
+    system: str
+    processor: str
+    cores: int | None
+    threads: int
+    memory_gib: float
+    gpus: list[str]
+
+
+class Start(Part):
+    """By what, where and when a run was started or continued."""
+
+    at: str
+    command: list[str]
+    iconoclast: Program
+    packages: Mapping[str, str]
+    python: str
+    hardware: Hardware
+
+
+class Manifest(Document):
+    """manifest.json: what made a run, so that a stranger can make it again and see what differs."""
+
+    what: ClassVar[str] = "manifest"
+
+    seed: int
+    model: ModelOrigin
+    prompts: PromptSets
+    settings: Mapping[str, Any]
+    starts: list[Start]
+
+
+class SampledResponse(Part):
+    """A response, what it is by markers and rules, and what judges say."""
+
+    response: str
+    label: Label
+    judged: Mapping[str, Verdict] = UNLESS_EMPTY
+
+
+SampledSet = Literal["target", "benign", "borderline"]
+SETS: tuple[SampledSet, ...] = get_args(SampledSet)
+
+
+class Sample(Part):
+    """A prompt and what each model answers: a line of samples.jsonl."""
+
+    set: SampledSet
+    prompt: str
+    responses: Mapping[str, SampledResponse]
+
+
+@dataclass(frozen=True)
+class Seen(Value):
+    """How many of the prompts that a model is examined on have fitted or chosen it, or why that is not known. They flatter it."""
+
+    target: int = 0
+    benign: int = 0
+    unknown: str | None = None
+
+
+class Decision(Part):
+    """The better of two models, the criterion in which they differ first, and the p-value of that difference."""
+
+    better: str | None = None
+    decided_by: Criterion | None = None
+    p_value: float | None = None
+
+
+class Pair(Part):
+    """Two models beside each other."""
+
+    first: str
+    second: str
+    verdict: Decision
+    paired: Paired
+
+
+class ComparedModel(Part):
+    """A model that is compared; other tools say more of theirs (`caveats`, for one)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    tool: str | None
+    trial: TrialDocument | dict[str, Any] | None = UNLESS_NONE
+    format: str | None = UNLESS_NONE
+    caveats: list[str] | None = UNLESS_NONE
+    seen: Seen
+    metrics: Metrics
+    against_base: Paired
+
+
+class ComparisonDocument(Document):
+    """comparison.json: models beside their base and beside one another."""
+
+    what: ClassVar[str] = "comparison"
+
+    iconoclast_version: str = __version__
+    model: str
+    split: ExaminedSplit
+    prompts: PromptSets
+    kl_noise_floor: float
+    base_metrics: Metrics
+    subjects: list[ComparedModel]
+    ranking: list[str]
+    pairs: list[Pair]
+    samples: list[Sample] = Field(default=[])
+
+
+DOCUMENTS: dict[str, type[Document]] = {
+    BASELINE: Baseline,
+    COMPARISON: ComparisonDocument,
+    MANIFEST: Manifest,
+    SUMMARY: BatchSummary,
+    TRIAL_INFORMATION: TrialInformation,
+}
 """File → what it holds."""
 
 

@@ -1,12 +1,12 @@
 """Two measurements of what should be the same: exactly equal, within noise, or changed."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from iconoclast.scores import Count, Scores
+from pydantic.dataclasses import dataclass
 
-COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
+from iconoclast.documents import Value
+from iconoclast.runs.documents import Start
+from iconoclast.scores import COUNTS, Count, Scores
 
 NOISE = 2.0
 """Noise floors that two equal edits can be apart: the floor is a mean, about which single measurements lie on both sides."""
@@ -15,7 +15,7 @@ Grade = Literal["exact", "within noise", "changed"]
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Value):
     """How two measurements of one edit differ.
 
     Attributes:
@@ -31,17 +31,7 @@ class Drift:
     grade: Grade
     before: Scores
     after: Scores
-    differences: Sequence[str]
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "what": self.what,
-            "grade": self.grade,
-            "before": self.before.document(),
-            "after": self.after.document(),
-            "differences": list(self.differences),
-        }
+    differences: list[str]
 
 
 def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift:
@@ -68,19 +58,14 @@ def _within(count: Count, other: Count) -> bool:
     return low <= count.rate <= high
 
 
-def changed_origins(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another than it was when a run was last started: versions, commit, machine. See `manifest.this_start`."""
+def changed_origins(then: Start, now: Start) -> list[str]:
+    """List what is another than it was when a run was last started: versions, commit, machine."""
+    machines = then.hardware.document(), now.hardware.document()
     pairs = [
-        ("ICONOCLAST", then["iconoclast"]["version"], now["iconoclast"]["version"]),
-        ("commit", then["iconoclast"]["commit"], now["iconoclast"]["commit"]),
-        ("Python", then["python"], now["python"]),
-        *(
-            (name, then["packages"].get(name), now["packages"].get(name))
-            for name in {**then["packages"], **now["packages"]}
-        ),
-        *(
-            (name, then["hardware"].get(name), now["hardware"].get(name))
-            for name in ("system", "processor", "threads", "gpus")
-        ),
+        ("ICONOCLAST", then.iconoclast.version, now.iconoclast.version),
+        ("commit", then.iconoclast.commit, now.iconoclast.commit),
+        ("Python", then.python, now.python),
+        *((name, then.packages.get(name), now.packages.get(name)) for name in {**then.packages, **now.packages}),
+        *((name, *(each[name] for each in machines)) for name in ("system", "processor", "threads", "gpus")),
     ]
     return [f"{name}: {one} then, {other} now" for name, one, other in pairs if one != other]

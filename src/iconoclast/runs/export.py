@@ -187,11 +187,10 @@ def read_export(folder: Path, trial: int) -> Exported | None:
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
     """Base and live scores, if the run has measured them for this trial and on these prompts."""
-    if saved.prompts != prompts.document():
+    report = saved.report
+    if saved.prompts != prompts.document() or report is None or report.trial != saved.trial.index:
         return None
-    if saved.report is None or saved.report.get("trial") != saved.trial.index:
-        return None
-    return [Scores.from_document(saved.report["base_metrics"]), Scores.from_document(saved.report["metrics"])]
+    return [report.base_metrics, report.metrics]
 
 
 def write_edit(

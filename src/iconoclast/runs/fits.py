@@ -237,5 +237,7 @@ class Lessons:
         ids = lm.encode(prompts)
         live = LiveEdits(lm.writers(s.components), [edit], [0] * len(ids)) if edit.sites else None
         rows = Rows(affordable_rows(lm, max(map(len, ids)) + length, s.batch_size, s.max_batch_size))
-        responses = rows.adaptively(lambda n: decode(lm, ids, length, n, live, Callbacks(advance=self._progress.advance)))
+        responses = rows.adaptively(
+            lambda n: decode(lm, ids, length, n, live, Callbacks(advance=self._progress.advance))
+        )
         return list(zip(ids, responses, strict=True))

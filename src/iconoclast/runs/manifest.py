@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 import torch
 
-from iconoclast.layout import CHECKSUMS, SCHEMA_VERSION
+from iconoclast.layout import CHECKSUMS
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.privacy import command_line, portable
+from iconoclast.privacy import command_line
+from iconoclast.runs.documents import Hardware, Manifest, ModelOrigin, Program, PromptSets, Start
 from iconoclast.version import __version__
 
 PACKAGES = (
@@ -35,49 +36,30 @@ PACKAGES = (
 )
 
 
-def manifest(lm: LanguageModel, seed: int, prompts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made of. No user name, no secret, no path of the user's home.
-
-    Args:
-        lm: the base model.
-        seed: the run's seed.
-        prompts: `Prompts.document()`.
-        settings: the effective settings as plain data.
-    """
-    document: dict[str, Any] = portable(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "seed": seed,
-            "model": {
-                "name": lm.name,
-                "revision": getattr(lm.model.config, "_commit_hash", None),
-                "architecture": type(lm.model).__name__,
-                "dtype": lm.dtype,
-                "quantization": lm.quantization,
-                "response_prefix": lm.response_prefix,
-                "weights": weight_hashes(lm.path),
-            },
-            "prompts": prompts,
-            "settings": settings,
-            "starts": [],
-        }
+def manifest(lm: LanguageModel, seed: int, prompts: PromptSets, settings: Mapping[str, Any]) -> Manifest:
+    """Describe a run that was never started; `prompts` is `Prompts.document()`, `settings` the effective ones as plain data."""
+    origin = ModelOrigin(
+        name=lm.name,
+        revision=getattr(lm.model.config, "_commit_hash", None),
+        architecture=type(lm.model).__name__,
+        dtype=lm.dtype,
+        quantization=lm.quantization,
+        response_prefix=lm.response_prefix,
+        weights=weight_hashes(lm.path),
     )
-    return document
+    return Manifest(seed=seed, model=origin, prompts=prompts, settings=settings, starts=[])
 
 
-def this_start() -> dict[str, Any]:
-    """By what, where and when a run is started or continued now."""
-    start: dict[str, Any] = portable(
-        {
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command_line(sys.argv),
-            "iconoclast": {"version": __version__, "commit": source_commit()},
-            "packages": packages(),
-            "python": platform.python_version(),
-            "hardware": hardware(),
-        }
+def this_start() -> Start:
+    """Say by what, where and when a run is started or continued now. No user name, no secret."""
+    return Start(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_line(sys.argv),
+        iconoclast=Program(version=__version__, commit=source_commit()),
+        packages=packages(),
+        python=platform.python_version(),
+        hardware=hardware(),
     )
-    return start
 
 
 def packages() -> dict[str, str]:
@@ -91,17 +73,16 @@ def packages() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, Any]:
-    """The machine, in words."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
-    }
+def hardware() -> Hardware:
+    """Describe this machine."""
+    return Hardware(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    )
 
 
 def weight_hashes(path: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.directions.record import load_directions, save_directions
@@ -13,11 +12,9 @@ from iconoclast.edits.edit import Edit
 from iconoclast.errors import SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
-from iconoclast.files import write_json
 from iconoclast.models.names import resolve
-from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import Baseline, BatchSummary, Status
+from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
@@ -45,7 +42,7 @@ class Run:
     noise_floor: float
     study: Study
     judges: Sequence[Judge] = ()
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     worker: Worker | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
 
@@ -64,11 +61,7 @@ class Run:
         """What the search minimises."""
         s = self.settings
         return Objective(
-            self.base,
-            s.kl_divergence_target,
-            s.overrefusal_penalty,
-            s.harmful_marker_penalty,
-            s.compliance_gap_penalty,
+            self.base, s.kl_divergence_target, s.overrefusal_penalty, s.harmful_marker_penalty, s.compliance_gap_penalty
         )
 
     def edit(self, parameters: AnyParameters) -> Edit:
@@ -146,7 +139,7 @@ class Run:
         if best is None:
             return
         known = self.report  # of an earlier start; if a judge failed then, it stands until it has been asked again
-        if known is not None and known["trial"] == best.index and not _judge_failed(known):
+        if known is not None and known.trial == best.index and not _judge_failed(known):
             return
         self.report, samples = report(self.bench, best, self.judges, progress or Silent())
         write_samples(self.folder.samples, samples)
@@ -179,7 +172,7 @@ class Run:
             pareto_trials=[trial_document(trial) for trial in self.front()],
             report=self.report,
         )
-        write_json(self.folder.summary, portable(summary.document()))
+        summary.write(self.folder.summary)
         return summary
 
 
@@ -300,10 +293,11 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
 
 def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
     """Note what the run is made of, and that it is started or continued here and now."""
-    known = folder.read_json(folder.manifest, ("starts",)) if folder.manifest.is_file() else None
-    settings = bench.settings
-    document = known or manifest(bench.lm, settings.seed, bench.prompts.document(), settings_document(settings))
-    write_json(folder.manifest, {**document, "starts": [*document["starts"], this_start()]})
+    if folder.manifest.is_file():
+        known = Manifest.read(folder.manifest)
+    else:
+        known = manifest(bench.lm, bench.settings.seed, bench.prompts.document(), settings_document(bench.settings))
+    known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
 def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baseline:
@@ -318,21 +312,19 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baselin
     )
 
 
-def _known_report(bench: Workbench, folder: RunFolder) -> dict[str, Any] | None:
+def _known_report(bench: Workbench, folder: RunFolder) -> Report | None:
     """What an earlier start measured on the same report prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
     summary = BatchSummary.read(folder.summary)
-    known = summary.report
-    if known is None or known.get("measured_with") != measured_with(bench.settings):
+    known, prompts = summary.report, bench.prompts
+    if known is None or known.measured_with != measured_with(bench.settings) or summary.prompts != prompts.document():
         return None
-    prompts = bench.prompts
-    return known | {"overlap": prompts.overlaps(with_report=True)} if summary.prompts == prompts.document() else None
+    return known.model_copy(update={"overlap": prompts.overlaps(with_report=True)})
 
 
-def _judge_failed(report: Mapping[str, Any]) -> bool:
-    metrics = report["base_metrics"], report["metrics"]
-    return any("problem" in judged for each in metrics for judged in each.get("judges", {}).values())
+def _judge_failed(report: Report) -> bool:
+    return any(judged.problem for each in (report.base_metrics, report.metrics) for judged in each.judges.values())
 
 
 def _trial_line(number: int, outcome: Outcome) -> str:

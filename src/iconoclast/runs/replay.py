@@ -1,13 +1,18 @@
 """A recorded trial made and measured again, from the run folder alone."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
+from pydantic import computed_field
+from pydantic.dataclasses import dataclass
+
+from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.drift import Drift, changed_origins, drift
+from iconoclast.runs.documents import Manifest
+from iconoclast.runs.drift import Drift, Grade, changed_origins, drift
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import this_start, weight_hashes
 from iconoclast.runs.saved import SavedRun
@@ -15,32 +20,18 @@ from iconoclast.runs.splits import Prompts
 
 
 @dataclass(frozen=True)
-class Replay:
-    """A trial measured again.
-
-    Attributes:
-        trial: its number.
-        drifts: of the base model and of the trial.
-        changed: what is another than it was: versions, machine, weights, prompts.
-    """
+class Replay(Value):
+    """A trial measured again, and what is another than it was: versions, machine, weights, prompts."""
 
     trial: int
-    drifts: Sequence[Drift]
-    changed: Sequence[str]
+    drifts: list[Drift]
+    changed: list[str]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def grade(self) -> str:
+    def grade(self) -> Grade:
         """The worst grade."""
-        return max((each.grade for each in self.drifts), key=["exact", "within noise", "changed"].index)
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "trial": self.trial,
-            "grade": self.grade,
-            "drifts": [each.document() for each in self.drifts],
-            "changed": list(self.changed),
-        }
+        return max((each.grade for each in self.drifts), key=get_args(Grade).index)
 
 
 def replay(run: Path, which: str, progress: Progress | None = None, trust_remote_code: bool = False) -> Replay:
@@ -60,7 +51,7 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     saved = SavedRun.open(folder, which)
     saved = replace(saved, settings=saved.settings.model_copy(update={"trust_remote_code": trust_remote_code}))
     baseline = folder.read_baseline()
-    known = folder.read_json(folder.manifest, ("model", "prompts", "starts")) if folder.manifest.is_file() else None
+    known = Manifest.read(folder.manifest) if folder.manifest.is_file() else None
     with saved.opened(progress) as bench:
         bench.require_room()
         changed = (
@@ -81,14 +72,10 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     return Replay(saved.trial.index, drifts, changed)
 
 
-def _changed(known: Mapping[str, Any], prompts: Prompts, weights: Mapping[str, str]) -> list[str]:
-    changed = changed_origins(known["starts"][-1], this_start())
-    if known["model"]["weights"] != weights:
+def _changed(known: Manifest, prompts: Prompts, weights: Mapping[str, str]) -> list[str]:
+    changed = changed_origins(known.starts[-1], this_start())
+    if known.model.weights != weights:
         changed.append("the weights of the model")
-    there = prompts.document()
-    changed += [
-        f"the prompts {name}"
-        for name, each in known["prompts"].items()
-        if there.get(name, {}).get("sha256") != each["sha256"]
-    ]
-    return changed
+    now = prompts.document()
+    others = (n for n, each in known.prompts.items() if now.get(n, {}).get("sha256") != each.get("sha256"))
+    return changed + [f"the prompts {name}" for name in others]

@@ -1,7 +1,7 @@
 """The report of a run: its best trial and its base model, examined once on prompts that chose nothing."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
+from iconoclast.runs.documents import SETS, Metrics, Paired, RandomControl, Report, Sample, SampledResponse
 from iconoclast.runs.workbench import Workbench
 from iconoclast.search.pareto import Trial
 
@@ -48,55 +49,55 @@ def measured_with(settings: Settings) -> dict[str, Any]:
     return document
 
 
-def report(
-    bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Examine the base model and the best trial: what batch_summary.json says under `report`, and the responses."""
+def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress) -> tuple[Report, list[Sample]]:
+    """Examine the base model and the best trial; the report, and the responses behind it."""
     examiner = bench.examiner(judges)
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
-    document = {
-        "trial": best.index,
-        "split": bench.sample.split,
-        "overlap": bench.prompts.overlaps(with_report=True),
-        "measured_with": measured_with(bench.settings),
-        "base_metrics": base.document(),
-        "metrics": edited.document(),
-        "paired": paired(base, edited),
-    }
-    if bench.settings.random_controls:
-        document["random_control"] = _control(bench, best, (base, edited), progress).document()
-    return document, list(samples([base, edited]))
+    measured = Report(
+        trial=best.index,
+        split=bench.sample.split,
+        overlap=bench.prompts.overlaps(with_report=True),
+        measured_with=measured_with(bench.settings),
+        base_metrics=Metrics.from_document(base.document()),
+        metrics=Metrics.from_document(edited.document()),
+        paired=Paired.model_validate(paired(base, edited)),
+        random_control=_control(bench, best, (base, edited), progress),
+    )
+    return measured, samples([base, edited])
 
 
-def _control(bench: Workbench, best: Trial, examined: tuple[Examination, Examination], progress: Progress) -> Control:
-    """Measure what random directions do at the strengths of the best trial."""
+def _control(
+    bench: Workbench, best: Trial, examined: tuple[Examination, Examination], progress: Progress
+) -> RandomControl | None:
+    """Measure what random directions do at the strengths of the best trial, if the settings ask for it."""
+    if not bench.settings.random_controls:
+        return None
     assert bench.directions is not None
     first = bench.settings.seed * COPIES_OF_SEED
     random = map(bench.directions.randomized, range(first, first + bench.settings.random_controls))
     edits = [bench.edit(best.parameters, directions) for directions in random]
     base, edited = (examination.scores for examination in examined)
-    return Control.of(base, edited, bench.evaluator("report").measure(edits, progress))
+    control = Control.of(base, edited, bench.evaluator("report").measure(edits, progress))
+    return RandomControl.model_validate(control.document())
 
 
-def samples(examinations: list[Examination]) -> Iterator[dict[str, Any]]:
-    """Every prompt with the responses of all models, for JSON lines."""
-    for name in ("target", "benign", "borderline"):
-        for answers in zip(*(getattr(e, name) for e in examinations), strict=True):
-            yield {
-                "set": name,
-                "prompt": answers[0].prompt,
-                "responses": {
-                    e.name: {
-                        "response": a.response,
-                        "label": a.label,
-                        **({"judged": dict(a.judged)} if a.judged else {}),
-                    }
-                    for e, a in zip(examinations, answers, strict=True)
-                },
-            }
+def samples(examinations: Sequence[Examination]) -> list[Sample]:
+    """Pair every prompt with the responses of all models."""
+    return [
+        Sample(
+            set=name,
+            prompt=answers[0].prompt,
+            responses={
+                e.name: SampledResponse(response=a.response, label=a.label, judged=a.judged)
+                for e, a in zip(examinations, answers, strict=True)
+            },
+        )
+        for name in SETS
+        for answers in zip(*(getattr(e, name) for e in examinations), strict=True)
+    ]
 
 
-def write_samples(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_samples(file: Path, rows: Sequence[Sample]) -> None:
     """Write responses as JSON lines."""
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_whole(file, "".join(json.dumps(row.document(), ensure_ascii=False) + "\n" for row in rows).encode())

@@ -1,9 +1,8 @@
 """A run on the disk and one of its trials, without its model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from iconoclast.config.schema import Settings
 from iconoclast.directions.estimators import Directions
@@ -13,6 +12,7 @@ from iconoclast.errors import RunFolderError
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.progress import Progress
+from iconoclast.runs.documents import PromptSets, Report
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import choose_trial, search_space
@@ -43,9 +43,9 @@ class SavedRun:
     trial: Trial
     trials: Sequence[Trial]
     base: Scores
-    report: Mapping[str, Any] | None
+    report: Report | None
     response_prefix: str
-    prompts: Mapping[str, Any]
+    prompts: PromptSets
     noise_floor: float
 
     @classmethod

@@ -209,12 +209,7 @@ def _adapter(
 
 
 def _scores(
-    folder: Path,
-    kind: str,
-    base: str,
-    information: Mapping[str, Any],
-    given: Settings | None,
-    progress: Progress,
+    folder: Path, kind: str, base: str, information: Mapping[str, Any], given: Settings | None, progress: Progress
 ) -> Check:
     if information["export_metrics"] is None:
         return Check("scores", None, "The export was not measured when it was made.")

@@ -149,11 +149,7 @@ class Workbench:
         """Lengths and batch widths."""
         s = self.settings
         return MeasureOptions(
-            s.max_response_length,
-            s.max_benign_response_length,
-            s.batch_size,
-            s.max_batch_size,
-            s.weights_of_axes,
+            s.max_response_length, s.max_benign_response_length, s.batch_size, s.max_batch_size, s.weights_of_axes
         )
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
