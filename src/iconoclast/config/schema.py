@@ -299,6 +299,9 @@ class Settings(BaseSettings):
     judge_chat: JudgeChat | None = Field(
         default=None, description="A chat model that judges the report's responses beside the markers."
     )
+    judges: list[NonEmpty] = Field(
+        default=[], description="Names of judges that installed packages add (entry points in iconoclast.judges)."
+    )
     kl_divergence_target: Positive = Field(
         default=0.1,
         description="KL divergence (nats) that is small enough; below it trials compete on behaviour alone, and the best trial is taken from those below it.",
