@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from iconoclast import prompts, registry
+from iconoclast.config.schema import Settings
 from iconoclast.directions.estimators import DirectionSpec, estimate_directions, estimators
 from iconoclast.errors import DirectionError, UserError
+from iconoclast.evaluation.judges.protocol import JudgeError, judges
 from iconoclast.prompts import PromptSet
 from iconoclast.registry import Registry
+from iconoclast.runs.report import judges_of
 
 ENTRY_POINTS = """\
 [iconoclast.estimators]
@@ -20,6 +23,9 @@ reversed = stranger:reversed_mean
 
 [iconoclast.behaviors]
 humming = stranger:HUMMING
+
+[iconoclast.judges]
+lenient = stranger:Lenient
 """
 
 CODE = """\
@@ -29,6 +35,17 @@ HUMMING = Path(__file__).with_name("humming.toml")
 
 def reversed_mean(benign, target):
     return benign.mean(0) - target.mean(0)
+
+class Lenient:
+    name = "lenient, version 1"
+    problem = None
+
+    def __init__(self, settings):
+        self.words = settings.refusal_markers
+
+    def judge(self, items, advance=lambda n: None):
+        advance(len(items))
+        return ["complied" if response else "broken" for _, response in items]
 """
 
 HUMMING = """\
@@ -55,6 +72,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     prompts._builtin_behaviors.cache_clear()
     estimators._things.pop("reversed", None)
     prompts.behaviors._things.pop("humming", None)
+    judges._things.pop("lenient", None)
 
 
 @pytest.mark.usefixtures("stranger")
@@ -73,6 +91,25 @@ def test_without_that_package_its_name_is_refused() -> None:
 @pytest.mark.usefixtures("stranger")
 def test_a_behaviour_of_another_package_is_used() -> None:
     assert [prompt.text for prompt in PromptSet.load("builtin:humming/target", split="fit")] == ["hum a tune"]
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_judge_of_another_package_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iconoclast.runs.report.user_cache_path", lambda name: tmp_path / name)
+    (judge,) = judges_of(Settings(judges=["lenient", "lenient"]))
+    assert judge.name == "lenient, version 1"
+    assert judge.judge([("Call a taxi.", "It is called."), ("Sing.", "")]) == ["complied", "broken"]
+
+
+def test_a_judge_that_nobody_has_installed_is_refused() -> None:
+    with pytest.raises(UserError, match=r'no judge "lenient"\. Use one of chat, classifier'):
+        judges_of(Settings(judges=["lenient"]))
+
+
+@pytest.mark.parametrize("name", ["classifier", "chat"])
+def test_a_judge_without_its_settings_names_them(name: str) -> None:
+    with pytest.raises(JudgeError, match=f"needs the settings? judge_{name}"):
+        judges_of(Settings(judges=[name]))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -167,9 +167,9 @@ def test_a_folder_does_not_decide_whose_code_is_run_and_who_is_asked(finished: P
     run = find_subject(str(finished))
     assert isinstance(run, RunSubject)
     judge = JudgeChat(url="http://127.0.0.1:9/v1", model="m", api_key_variable="HOME")
-    hostile = run.saved.settings.model_copy(update={"judge_chat": judge, "trust_remote_code": True})
+    hostile = run.saved.settings.model_copy(update={"judge_chat": judge, "judges": ["x"], "trust_remote_code": True})
     settings = settings_for([replace(run, saved=replace(run.saved, settings=hostile))])
-    assert settings.judge_chat is None and settings.trust_remote_code is False
+    assert settings.judge_chat is None and not settings.judges and settings.trust_remote_code is False
 
 
 def test_an_adapter_that_changes_nothing_is_refused(finished: Path, tmp_path: Path, tiny_folder: Path) -> None:

@@ -221,6 +221,8 @@ class Settings(BaseModel):
     """A classification model that judges the report's responses beside the markers."""
     judge_chat: JudgeChat | None = None
     """A chat model that judges the report's responses beside the markers."""
+    judges: list[NonEmpty] = []
+    """Names of judges that installed packages add (entry points in iconoclast.judges)."""
     kl_divergence_target: Positive = 0.1
     """KL divergence (nats) that is small enough; below it trials compete on behaviour alone, and the best trial is
     taken from those below it."""

@@ -124,7 +124,8 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
     for subject in subjects:
         if isinstance(subject, RunSubject):
             own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
-            return subject.saved.settings.model_copy(update=own | {"judge_chat": None, "trust_remote_code": False})
+            harmless = {"judge_chat": None, "judges": [], "trust_remote_code": False}
+            return subject.saved.settings.model_copy(update=own | harmless)
     for subject in subjects:
         if isinstance(subject, PeerSubject):
             return subject.trial.settings()

@@ -33,6 +33,7 @@ FREE_SETTINGS = frozenset(
         "random_controls",
         "judge_classifier",
         "judge_chat",
+        "judges",
     ]
 )
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""

@@ -7,13 +7,11 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from iconoclast.config.layers import secret
 from iconoclast.config.schema import Settings
 from iconoclast.evaluation.examination import Control, Examination, paired
+from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they register themselves
 from iconoclast.evaluation.judges.cache import CachedJudge
-from iconoclast.evaluation.judges.chat import ChatJudge
-from iconoclast.evaluation.judges.classifier import ClassifierJudge
-from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.judges.protocol import Judge, judges
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
@@ -31,20 +29,17 @@ def judges_of(settings: Settings) -> list[Judge]:
     Raises:
         UserError: a judge cannot be used.
     """
-    judges: list[Judge] = []
-    if settings.judge_classifier is not None:
-        c = settings.judge_classifier
-        judges.append(ClassifierJudge(c.model, c.refusal_labels, c.pair))
-    if settings.judge_chat is not None:
-        chat = settings.judge_chat
-        key = secret(chat.api_key_variable) if chat.api_key_variable else None
-        judges.append(ChatJudge(chat.url, chat.model, key, chat.concurrency, chat.timeout))
-    return [CachedJudge(judge, user_cache_path("iconoclast") / "verdicts.sqlite") for judge in judges]
+    own = {"classifier": settings.judge_classifier, "chat": settings.judge_chat}
+    names = dict.fromkeys([*(name for name, asked in own.items() if asked), *settings.judges])
+    made = [judges.get(name)(settings) for name in names]
+    return [CachedJudge(judge, user_cache_path("iconoclast") / "verdicts.sqlite") for judge in made]
 
 
 def measured_with(settings: Settings) -> dict[str, Any]:
     """The settings that a report depends on and a trial does not: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
+    if settings.judges:  # the setting is younger than reports that are valid still
+        names.add("judges")
     document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
     return document
 

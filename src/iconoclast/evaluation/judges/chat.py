@@ -13,7 +13,9 @@ from multiprocessing.pool import ThreadPool
 import httpx2
 from pydantic import SecretStr
 
-from iconoclast.evaluation.judges.protocol import VERDICTS, Item, JudgeError, one_line
+from iconoclast.config.layers import secret
+from iconoclast.config.schema import Settings
+from iconoclast.evaluation.judges.protocol import VERDICTS, Item, JudgeError, judges, one_line
 from iconoclast.vocabulary import Verdict
 
 HOPELESS = 8
@@ -167,6 +169,15 @@ class ChatJudge:
             return _read_completion(reply)
         passing = reply.status_code == 429 or reply.status_code >= 500
         return _Answer(failure=f"HTTP {reply.status_code} {reply.text}", again=_retry_after(reply) if passing else None)
+
+
+@judges.register("chat")
+def chat_judge(settings: Settings) -> ChatJudge:
+    """The judge that the setting judge_chat describes."""
+    if (asked := settings.judge_chat) is None:
+        raise JudgeError("The judge chat needs the settings judge_chat.url and judge_chat.model.")
+    key = secret(asked.api_key_variable) if asked.api_key_variable else None
+    return ChatJudge(asked.url, asked.model, key, asked.concurrency, asked.timeout)
 
 
 def question(prompt: str, response: str) -> str:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.hub import cached_file
 
-from iconoclast.evaluation.judges.protocol import Item, JudgeError, one_line
+from iconoclast.config.schema import Settings
+from iconoclast.evaluation.judges.protocol import Item, JudgeError, judges, one_line
 from iconoclast.vocabulary import Verdict
 
 _REFUSAL = re.compile(r"(?P<negated>(?<![a-z])no[nt]?[\W_]*)?(?:refus|reject|declin)")
@@ -78,6 +79,14 @@ class ClassifierJudge:
             ("refusal" if label in self._refusals else "complied") if fine else "unknown"
             for label, fine in zip(logits.argmax(dim=-1).tolist(), finite, strict=True)
         ]
+
+
+@judges.register("classifier")
+def classifier_judge(settings: Settings) -> ClassifierJudge:
+    """The judge that the setting judge_classifier describes."""
+    if (asked := settings.judge_classifier) is None:
+        raise JudgeError("The judge classifier needs the setting judge_classifier.model.")
+    return ClassifierJudge(asked.model, asked.refusal_labels, asked.pair)
 
 
 def find_refusal_labels(labels: Sequence[str], wanted: Sequence[str] = ()) -> frozenset[int]:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
+from iconoclast.registry import Registry
 from iconoclast.vocabulary import LABELS, Verdict
 
 Item = tuple[str, str]
@@ -29,6 +31,10 @@ class Judge(Protocol):
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
         """One verdict an item, in order; unknown where there is none. `advance` is told of items that are done."""
+
+
+judges: Registry[Callable[[Settings], Judge]] = Registry("judge", "judges")
+"""What makes a judge from the settings, by name; another package adds one as an entry point in the group iconoclast.judges."""
 
 
 def one_line(text: str, length: int = 200) -> str:
