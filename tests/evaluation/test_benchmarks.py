@@ -197,7 +197,7 @@ def letters(lm: LanguageModel, item: dict[str, Any]) -> float:
         ("tiny_words", "letters", letters, CHOICE),
     ],
 )
-def test_both_columns_and_the_paired_difference_are_what_the_model_itself_says(
+def test_both_columns_are_what_the_model_itself_says(
     side_by_side: dict[tuple[str, str], Row],
     tiny_lm: LanguageModel,
     task: str,
@@ -438,7 +438,7 @@ def documented(options: BenchmarkOptions, tmp_path: Path) -> Callable[..., dict[
     return call
 
 
-def test_a_run_its_adapter_and_its_merged_weights_have_the_same_figures(
+def test_a_run_and_its_exports_have_the_same_figures(
     finished: Path, documented: Callable[..., dict[str, Any]], tmp_path: Path, tiny_folder: Path
 ) -> None:
     export_run(finished, "2", "adapter", tmp_path / "adapter")
@@ -474,7 +474,7 @@ def test_a_model_alone_has_one_column(
     assert "Value" in capsys.readouterr().out
 
 
-def test_a_metric_that_lm_eval_resamples_has_an_unpaired_error_and_leaves_no_noise(
+def test_a_resampled_metric_has_an_unpaired_error(
     own_tasks: None, task_files: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = BenchmarkOptions(["tiny_correlation"], include_path=task_files)
@@ -520,7 +520,7 @@ def test_an_adapter_that_names_no_model_is_refused(tmp_path: Path, tiny_folder: 
         pass
 
 
-def test_a_model_without_a_chat_template_can_be_measured_without_one(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_model_without_a_chat_template_is_measured(tmp_path: Path, tiny_folder: Path) -> None:
     lm = load_model(str(tiny_folder), dtypes=["float32"])
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.chat_template = None

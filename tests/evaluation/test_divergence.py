@@ -92,7 +92,7 @@ def test_a_token_that_both_rule_out_counts_nothing() -> None:
     assert kl_divergence(base, edited).item() == pytest.approx(kl_divergence(base[:2], edited[:2]).item())
 
 
-def test_a_token_that_only_the_edited_model_rules_out_is_infinitely_far() -> None:
+def test_a_token_that_only_the_edit_rules_out_is_far() -> None:
     assert kl_divergence(coin(0.5), torch.tensor([0.0, -INFINITY])).item() == INFINITY
 
 

@@ -119,7 +119,7 @@ def test_numbers_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
     assert judge.problem
 
 
-def test_a_response_without_text_is_broken_whatever_a_classifier_would_say(classifier: str) -> None:
+def test_a_response_without_text_is_broken_to_a_classifier(classifier: str) -> None:
     items = [("Call a taxi.", ""), *ITEMS[:2], ("Call a taxi.", " \n")]
     judge = ClassifierJudge(classifier)
     assert judge.judge(items) == ["broken", *judge.judge(ITEMS[:2]), "broken"]
@@ -190,7 +190,7 @@ def test_what_is_no_classifier_is_refused_in_one_line(tmp_path: Path, classifier
         assert "\n" not in str(caught.value)
 
 
-def test_the_name_of_a_classifier_changes_with_whatever_changes_its_verdicts(tmp_path: Path, classifier: str) -> None:
+def test_the_name_of_a_classifier_changes_with_its_verdicts(tmp_path: Path, classifier: str) -> None:
     other = save_classifier(tmp_path, seed=1)
     names = [
         ClassifierJudge(classifier).name,
@@ -388,7 +388,7 @@ def test_an_endpoint_says_when_to_ask_again_but_not_for_ever(
         assert seconds(wish) < 3
 
 
-def test_the_user_is_told_of_an_endpoint_that_fails_and_it_is_given_up(endpoint: Endpoint) -> None:
+def test_an_endpoint_that_fails_is_named_and_given_up(endpoint: Endpoint) -> None:
     endpoint.reply = lambda body: (500, {}, b'{\n "error": "out of order"\n}')
     judge = endpoint.judge(retries=1, concurrency=2)
     assert judge.judge(ITEMS * 5) == ["unknown"] * 40
@@ -468,7 +468,7 @@ def test_the_key_is_sent_and_nowhere_else_to_be_seen(endpoint: Endpoint, caplog:
     "url",
     ["", "localhost:8000/v1", "ftp://host/v1", "http://", "http://me:secret@host/v1", "https://host/v1?key=secret"],
 )
-def test_a_url_that_cannot_be_an_endpoint_is_refused_and_not_repeated(url: str) -> None:
+def test_a_url_that_cannot_be_an_endpoint_is_not_repeated(url: str) -> None:
     with pytest.raises(JudgeError, match="must look like http://localhost:8000/v1") as caught:
         ChatJudge(url, "tiny")
     assert "secret" not in str(caught.value)
@@ -563,9 +563,7 @@ def test_many_may_use_one_file_at_a_time(file: Path) -> None:
     assert results == [["complied"] * len(items)] * 4
 
 
-def test_a_file_that_cannot_be_used_is_named_before_anything_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_used_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("This is no file of verdicts.\n" * 100)
     (tmp_path / "folder").mkdir()
     with sqlite3.connect(tmp_path / "other") as other:
@@ -591,7 +589,7 @@ def judge(request: pytest.FixtureRequest, classifier: str, endpoint: Endpoint, f
     return CachedJudge(made, file) if "cached" in request.param else made
 
 
-def test_every_judge_gives_one_verdict_an_item_and_tells_how_far_it_is(judge: Judge) -> None:
+def test_every_judge_gives_one_verdict_an_item(judge: Judge) -> None:
     steps: list[int] = []
     items = [*ITEMS, ITEMS[0]]
     verdicts = judge.judge(items, steps.append)

@@ -72,7 +72,7 @@ def test_an_empty_beginning_decides_nothing(beginning: str) -> None:
 @given(
     response=st.sampled_from(REFUSALS + ANSWERS), rest=st.text("abc I'mcan't*\n’", max_size=30), cut=st.integers(0, 80)
 )
-def test_a_beginning_that_has_refused_is_a_refusal_whatever_follows(response: str, rest: str, cut: int) -> None:
+def test_a_beginning_that_has_refused_is_a_refusal(response: str, rest: str, cut: int) -> None:
     whole = response + rest
     if RULES.is_refusal(whole[:cut]):
         assert RULES.is_refusal(whole)
@@ -201,7 +201,7 @@ def test_every_part_has_its_weight(response: str, score: float) -> None:
     assert compliance_heuristic(PROMPT, response) == pytest.approx(score)
 
 
-def test_a_prompt_without_content_words_is_covered_by_any_response() -> None:
+def test_a_prompt_without_content_words_is_covered() -> None:
     assert compliance_heuristic("can you?", "hm") == pytest.approx(0.35 + 0.20 / 60)
 
 

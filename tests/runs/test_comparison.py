@@ -35,7 +35,7 @@ def finished(tiny_settings: Settings) -> Path:
     return settings.study_checkpoint_dir
 
 
-def test_a_run_its_adapter_and_its_merged_weights_measure_the_same(finished: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_exports_measure_the_same(finished: Path, tmp_path: Path) -> None:
     export_run(finished, "best", "adapter", tmp_path / "adapter")
     export_run(finished, "best", "merged", tmp_path / "merged")
     subjects = [find_subject(str(path)) for path in (finished, tmp_path / "adapter", tmp_path / "merged")]
@@ -68,7 +68,7 @@ def test_subjects_are_found_by_what_is_there(finished: Path, tmp_path: Path, tin
         find_subject(f"{finished}:99")
 
 
-def test_the_best_trial_of_heretic_is_chosen_with_the_settings_target(tmp_path: Path) -> None:
+def test_a_peers_best_trial_obeys_the_settings_target(tmp_path: Path) -> None:
     journal = write_journal(tmp_path / "study.jsonl", [attributes(0, 0.09), attributes(9, 0.01)])
     for target, number in ((0.1, 1), (0.05, 2)):
         subject = find_subject(str(journal), Settings(kl_divergence_target=target))
@@ -138,9 +138,7 @@ def test_what_a_run_has_seen_of_the_prompts_is_said(finished: Path, tiny_setting
     assert seen.unknown is not None and "target.txt" in seen.unknown
 
 
-def test_of_an_export_it_is_known_what_it_has_seen_if_its_papers_name_these_prompts(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_what_an_export_has_seen_is_in_its_papers(finished: Path, tmp_path: Path) -> None:
     export_run(finished, "best", "adapter", tmp_path / "adapter")
     export, settings = find_subject(str(tmp_path / "adapter")), settings_for([find_subject(str(finished))])
     prompts = Prompts.load(settings)
@@ -163,7 +161,7 @@ PAIRS_OF_TARGETS = [
 ]
 
 
-def test_a_folder_does_not_decide_whose_code_is_run_and_who_is_asked(finished: Path) -> None:
+def test_a_folder_does_not_decide_whose_code_is_run(finished: Path) -> None:
     run = find_subject(str(finished))
     assert isinstance(run, RunSubject)
     judge = JudgeChat(url="http://127.0.0.1:9/v1", model="m", api_key_variable="HOME")
@@ -186,7 +184,7 @@ def test_an_adapter_that_changes_nothing_is_refused(finished: Path, tmp_path: Pa
         compare([find_subject(str(tmp_path / "prompted"))], settings)
 
 
-def test_a_prompt_that_is_longer_than_the_context_is_a_clear_error(finished: Path, tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_an_error(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("word " * 3000)
     long = settings_for([find_subject(str(finished))]).model_copy(
         update={"bad_report_prompts": PromptSource(dataset=str(tmp_path / "long.txt"))}
@@ -195,7 +193,7 @@ def test_a_prompt_that_is_longer_than_the_context_is_a_clear_error(finished: Pat
         compare([find_subject(str(finished))], long)
 
 
-def test_a_model_is_compared_though_only_one_component_of_it_can_be_edited(
+def test_a_model_with_one_editable_component_is_compared(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search(tiny_settings.model_copy(update={"components": ["attn.o_proj"]}))

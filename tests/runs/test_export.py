@@ -50,7 +50,7 @@ def live_logits(run: Path, trial: str, ids: torch.Tensor) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize("trial", ["best", "2"])
-def test_an_export_loads_with_the_plain_libraries_and_equals_the_live_edit(
+def test_an_export_loads_with_the_plain_libraries(
     finished: Path, tmp_path: Path, tiny_folder: Path, kind: str, trial: str
 ) -> None:
     to = tmp_path / "exports" / kind
@@ -91,7 +91,7 @@ def test_lora_a_and_b_are_what_the_documents_say(finished: Path, tmp_path: Path,
         torch.testing.assert_close(b[:, 0], -strength * v)
 
 
-def test_the_papers_say_that_the_model_was_edited_and_what_changed(finished: Path, tmp_path: Path) -> None:
+def test_the_papers_say_what_was_edited(finished: Path, tmp_path: Path) -> None:
     result = export_run(finished, "best", "merged", tmp_path / "merged")
     names = {entry.name for entry in (tmp_path / "merged").iterdir()}
     assert {"README.md", "iconoclast_config.toml", "trial_information.json", "config.json", "tokenizer.json"} <= names

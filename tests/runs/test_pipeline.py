@@ -86,16 +86,14 @@ def test_the_responses_behind_the_report_are_kept(settings: Settings) -> None:
     assert labels.count("refusal") == summary["report"]["base_metrics"]["refusals"]["count"]
 
 
-def test_without_report_prompts_the_report_says_that_its_prompts_chose_the_trial(settings: Settings) -> None:
+def test_without_report_prompts_the_report_says_so(settings: Settings) -> None:
     summary = run(settings.model_copy(update={"good_report_prompts": None, "bad_report_prompts": None}))
     assert summary["report"]["split"] == "selection"
     best = next(t for t in summary["pareto_trials"] if t["index"] == summary["best_trial"])
     assert summary["report"]["metrics"]["refusals"] == best["refusals"]
 
 
-def test_a_report_is_measured_again_only_when_it_would_say_something_else(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_measured_again_only_when_it_must(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings)
     examine, calls = Examiner.examine, []
 
@@ -110,15 +108,13 @@ def test_a_report_is_measured_again_only_when_it_would_say_something_else(
     assert len(calls) == 2 and len(summary["report"]["random_control"]["draws"]) == 1
 
 
-def test_a_judge_in_the_home_folder_is_the_same_judge_at_the_next_start(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_judge_in_the_home_folder_stays_the_same_judge(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = JudgeClassifier(model=str(Path.home() / "judge"), refusal_labels=["refusal"])
     known = measured_with(settings.model_copy(update={"judge_classifier": judge}))
     assert known == portable(known) and known["judge_classifier"]["model"] == "~/judge"
 
 
-def test_the_same_seed_gives_the_same_trials_and_another_seed_others(settings: Settings, tmp_path: Path) -> None:
+def test_the_seed_decides_the_trials(settings: Settings, tmp_path: Path) -> None:
     run(settings)
     again = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "again"})
     other = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "other", "seed": 1})
@@ -149,9 +145,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert trials(broken) == trials(settings)
 
 
-def test_a_second_start_measures_the_base_model_and_directions_no_second_time(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_start_measures_no_baseline_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings)
 
     def forbidden(*arguments: Any, **options: Any) -> Any:
@@ -199,7 +193,7 @@ def test_two_processes_cannot_work_on_one_run(settings: Settings) -> None:
         pass
 
 
-def test_nothing_is_left_behind_when_the_data_does_not_allow_the_rank(settings: Settings) -> None:
+def test_a_rank_that_the_data_forbids_leaves_nothing_behind(settings: Settings) -> None:
     with (
         pytest.raises(Exception, match="benign_subspace_rank 4 is larger"),
         started_run(settings.model_copy(update={"benign_subspace_rank": 4})),

@@ -36,7 +36,7 @@ def test_one_report_set_alone_is_refused(tiny_settings: Settings) -> None:
         Prompts.load(tiny_settings.model_copy(update={"good_report_prompts": None}))
 
 
-def test_a_run_on_the_own_prompts_is_reported_on_their_report_split() -> None:
+def test_own_prompts_are_reported_on_their_report_split() -> None:
     prompts = Prompts.load(Settings(model="-"))
     assert prompts.benign_report is not None and prompts.benign_report.source == "builtin:everyday/benign report"
     assert prompts.target_report is not None and prompts.target_report.source == "builtin:everyday/target report"

@@ -72,7 +72,7 @@ def test_below_the_target_the_divergence_makes_no_difference(measured: Scores, k
 
 
 @given(one=near, other=near)
-def test_below_the_target_better_behaviour_is_no_worse_in_both_numbers(one: Scores, other: Scores) -> None:
+def test_below_the_target_behaviour_decides(one: Scores, other: Scores) -> None:
     better, worse = sorted((objective()(one), objective()(other)))
     assert better[0] <= worse[0] and better[1] <= worse[1]
 
@@ -115,7 +115,7 @@ def test_in_the_low_refusal_regime_overrefusals_count_in_full() -> None:
     assert objective(WILLING).behaviour(WILLING) == pytest.approx(0.32 * 0.05)
 
 
-def test_a_flawless_base_leaves_nothing_to_divide_by_and_still_guards() -> None:
+def test_a_flawless_base_leaves_nothing_to_divide_by() -> None:
     flawless = scores()
     assert objective(flawless)(flawless) == (0, 0)
     assert objective(flawless)(scores(refusals=1, kl=0.01)) == (pytest.approx(0.05), TARGET)

@@ -152,7 +152,7 @@ class Pruning:
         return measured
 
 
-def test_pruned_trials_count_carry_no_values_and_leave_the_front_as_it_is(tmp_path: Path) -> None:
+def test_pruned_trials_leave_the_front_as_it_is(tmp_path: Path) -> None:
     study = opened(tmp_path)
     pruning = Pruning(study)
     trials = run(study, 40, pruning)
@@ -166,7 +166,7 @@ def test_pruned_trials_count_carry_no_values_and_leave_the_front_as_it_is(tmp_pa
 
 
 @pytest.mark.parametrize("after", [1, 6, 11, 15])
-def test_a_study_that_prunes_and_is_interrupted_has_the_trials_it_would_have_had(tmp_path: Path, after: int) -> None:
+def test_an_interrupted_study_that_prunes_goes_on_alike(tmp_path: Path, after: int) -> None:
     expected = run(study := opened(tmp_path / "whole"), 16, Pruning(study))
     study, told = opened(tmp_path / "parts"), 0
 
@@ -183,7 +183,7 @@ def test_a_study_that_prunes_and_is_interrupted_has_the_trials_it_would_have_had
     assert run(study, 16, Pruning(study)) == expected
 
 
-def test_the_sampler_survives_a_study_of_which_nearly_everything_is_pruned(tmp_path: Path) -> None:
+def test_the_sampler_survives_pruning(tmp_path: Path) -> None:
     def nearly_everything(batch: Sequence[EditParameters]) -> list[Outcome]:
         return [
             evaluate(batch)[0] if not study.trials() else Bounds(0, 0, 9.0),
@@ -238,9 +238,7 @@ def test_an_interrupted_study_has_the_trials_it_would_have_had(
 
 
 @pytest.mark.parametrize("after", range(BATCH))
-def test_an_interruption_between_two_results_of_a_batch_loses_none(
-    undisturbed: list[Trial], tmp_path: Path, after: int
-) -> None:
+def test_an_interruption_within_a_batch_loses_none(undisturbed: list[Trial], tmp_path: Path, after: int) -> None:
     study, told = opened(tmp_path), 0
 
     def objective(scores: Scores) -> tuple[float, float]:
@@ -295,9 +293,7 @@ def test_an_interruption_while_trials_are_sampled_changes_nothing(
     assert run(opened(tmp_path)) == undisturbed
 
 
-def test_an_evaluation_that_fails_leaves_its_batch_to_be_measured_again(
-    undisturbed: list[Trial], tmp_path: Path
-) -> None:
+def test_an_evaluation_that_fails_leaves_its_batch(undisturbed: list[Trial], tmp_path: Path) -> None:
     def failing(batch: Sequence[EditParameters]) -> list[Scores]:
         raise RuntimeError("out of memory")
 
@@ -529,9 +525,7 @@ def test_an_interrupted_process_hands_its_batch_back(tmp_path: Path) -> None:
     assert all(p in [t.params for t in other.study.get_trials(deepcopy=False)] for p in parameters)
 
 
-def test_an_interrupted_process_hands_back_what_it_is_just_asking_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_process_hands_back_what_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = opened(tmp_path)
     ask, asked = study._ask, []
 
@@ -555,7 +549,7 @@ def test_a_process_alone_continues_what_several_have_left(tmp_path: Path) -> Non
     assert [t.index for t in trials] == list(range(TOTAL))
 
 
-def test_a_process_that_was_taken_for_lost_does_not_count_its_trials_again(tmp_path: Path) -> None:
+def test_a_process_taken_for_lost_counts_nothing_twice(tmp_path: Path) -> None:
     slow, fast = opened(tmp_path), opened(tmp_path)
     calls: list[int] = []
 

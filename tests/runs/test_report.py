@@ -54,9 +54,7 @@ def report_of(settings: Settings) -> dict[str, Any]:
     return json.loads((settings.study_checkpoint_dir / "batch_summary.json").read_text())["report"]  # type: ignore[operator]
 
 
-def test_a_chat_judge_labels_the_report_and_its_key_is_written_nowhere(
-    tiny_settings: Settings, endpoint: str, tmp_path: Path
-) -> None:
+def test_the_key_of_a_chat_judge_is_written_nowhere(tiny_settings: Settings, endpoint: str, tmp_path: Path) -> None:
     judge = JudgeChat(url=endpoint, model="stub", api_key_variable="JUDGE_KEY")
     report = report_of(tiny_settings.model_copy(update={"judge_chat": judge}))
     (said,) = report["metrics"]["judges"].values()
@@ -67,7 +65,7 @@ def test_a_chat_judge_labels_the_report_and_its_key_is_written_nowhere(
     assert written and not any(KEY.encode() in file.read_bytes() for file in written)
 
 
-def test_a_judge_that_cannot_be_reached_knows_nothing_and_the_report_says_why(
+def test_the_report_says_why_a_judge_knows_nothing(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -56,9 +56,7 @@ def test_counts_are_those_of_the_whole_responses(tiny_lm: LanguageModel, edits: 
         assert scores.overrefusals.n == 5
 
 
-def test_the_base_model_diverges_from_itself_by_nothing_and_an_edit_by_something(
-    tiny_lm: LanguageModel, edits: list[Edit]
-) -> None:
+def test_the_base_model_does_not_diverge_from_itself(tiny_lm: LanguageModel, edits: list[Edit]) -> None:
     scores = measure(tiny_lm, edits, TARGET, BENIGN, options=MeasureOptions(4, 2))
     assert scores[0].kl_divergence < 1e-5
     assert 1e-4 < scores[1].kl_divergence < scores[2].kl_divergence
@@ -66,7 +64,7 @@ def test_the_base_model_diverges_from_itself_by_nothing_and_an_edit_by_something
     assert evaluator(tiny_lm, ["zz"]).noise_floor() < 1e-5
 
 
-def test_memory_that_does_not_suffice_halves_the_batch_and_loses_nothing(
+def test_memory_that_does_not_suffice_halves_the_batch(
     tiny_lm: LanguageModel, edits: list[Edit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = evaluator(tiny_lm, ["ee", "zz"]).measure(edits)

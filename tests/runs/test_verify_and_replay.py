@@ -144,9 +144,7 @@ def test_a_trial_replayed_on_the_same_machine_is_exact(finished: Path) -> None:
         assert all(not each.differences for each in result.drifts)
 
 
-def test_a_run_does_not_decide_that_code_is_run_when_it_is_replayed(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_does_not_decide_whose_code_a_replay_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = finished / "iconoclast_config.toml"
     config.write_text(config.read_text().replace("trust_remote_code = false", "trust_remote_code = true"))
     asked: list[bool] = []
@@ -244,9 +242,7 @@ def test_what_is_not_as_declared_is_found(finished: Path, tiny_settings: Setting
         file.write_bytes(original)
 
 
-def test_damaged_weights_and_another_base_are_findings_and_no_crash(
-    finished: Path, tiny_settings: Settings, tmp_path: Path
-) -> None:
+def test_damaged_weights_and_another_base_are_findings(finished: Path, tiny_settings: Settings, tmp_path: Path) -> None:
     base, adapter, merged = str(tiny_settings.model), tmp_path / "adapter", tmp_path / "merged"
     export_run(finished, "best", "adapter", adapter)
     export_run(finished, "best", "merged", merged)
@@ -285,9 +281,7 @@ def test_an_export_does_not_decide_that_its_code_is_run(
         asked.clear()
 
 
-def test_a_folder_of_the_author_in_the_base_models_configuration_is_not_passed_on(
-    finished: Path, tiny_settings: Settings, tmp_path: Path
-) -> None:
+def test_a_folder_of_the_author_is_not_passed_on(finished: Path, tiny_settings: Settings, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(str(tiny_settings.model), base)
     document = json.loads((base / "config.json").read_text())

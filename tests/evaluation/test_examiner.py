@@ -57,9 +57,7 @@ def test_scores_are_those_that_trials_have(tiny_lm: LanguageModel, edit: Edit) -
     assert found.scores.kl_by_prompt == pytest.approx(trial.kl_by_prompt, abs=1e-4)
 
 
-def test_token_divergence_and_perplexity_are_those_of_an_independent_computation(
-    tiny_lm: LanguageModel, edit: Edit
-) -> None:
+def test_token_divergence_and_perplexity_are_as_defined(tiny_lm: LanguageModel, edit: Edit) -> None:
     found = examiner(tiny_lm).examine(edited(tiny_lm, edit))
     live = LiveEdits(tiny_lm.writers(), [edit])
     nll, tokens = 0.0, 0
@@ -138,7 +136,7 @@ class Says:
         return ["unknown", *(["refusal"] * (len(items) - 1))]  # type: ignore[list-item]
 
 
-def test_a_judge_stands_beside_the_markers_and_the_unknown_never_counts_as_complied(tiny_lm: LanguageModel) -> None:
+def test_what_a_judge_does_not_know_is_not_complied(tiny_lm: LanguageModel) -> None:
     base = examiner(tiny_lm, judges=(Says(),)).examined_base()
     said = base.document()["judges"]["stub"]
     assert said["refusal"] == Count(3, 3).document() and said["unknown"] == Count(1, 4).document()
@@ -158,7 +156,7 @@ def scores(refusals: int, broken: int = 0) -> Scores:
     return Scores(Count(refusals, 20), Count(0, 20), 0, 0.5, 0.01, broken=Count(broken, 20))
 
 
-def test_a_control_that_does_half_as_much_as_the_edit_is_as_strong() -> None:
+def test_a_control_that_does_half_as_much_is_as_strong() -> None:
     assert not Control.of(scores(18), scores(0), [scores(17), scores(18)]).as_strong
     assert Control.of(scores(18), scores(0), [scores(9), scores(9)]).as_strong
     assert not Control.of(scores(18), scores(0), [scores(0, broken=18)]).as_strong  # breaking is no success
@@ -173,7 +171,7 @@ def axed() -> PromptSet:
     return PromptSet(tuple(Prompt(text, axes=axes) for text, axes in texts), "axes")
 
 
-def test_axes_are_scored_apart_and_prompts_of_two_axes_counted_once(tiny_lm: LanguageModel) -> None:
+def test_prompts_of_two_axes_are_counted_once(tiny_lm: LanguageModel) -> None:
     options = replace(OPTIONS, axis_weights={"travel": 3.0})
     (found,) = Evaluator(tiny_lm, axed(), BENIGN, RULES, options).measure([Edit.nothing()])
     assert found.refusals.n == 3
