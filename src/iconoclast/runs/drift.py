@@ -9,7 +9,7 @@ from iconoclast.runs.documents import Start
 from iconoclast.scores import COUNTS, Count, Scores
 
 NOISE = 2.0
-"""Noise floors that two equal edits can be apart: the floor is a mean, about which single measurements lie on both sides."""
+"""Noise floors by which equal edits can differ: the floor is a mean, with single measurements on both sides of it."""
 
 Grade = Literal["exact", "within noise", "changed"]
 
@@ -59,7 +59,7 @@ def _within(count: Count, other: Count) -> bool:
 
 
 def changed_origins(then: Start, now: Start) -> list[str]:
-    """List what is another than it was when a run was last started: versions, commit, machine."""
+    """List what has changed since a run was last started: versions, commit, machine."""
     machines = then.hardware.document(), now.hardware.document()
     pairs = [
         ("ICONOCLAST", then.iconoclast.version, now.iconoclast.version),

@@ -4,9 +4,9 @@ from pathlib import Path
 
 
 def split_reference(text: str) -> tuple[str, str | None]:
-    """Split what a user wrote into a run or model and a trial, None if no trial is named.
+    """Split a user's reference into a run or model and a trial, None if no trial is named.
 
-    A path that exists is that path, whatever colons its name has: nobody should have to rename a folder.
+    An existing path is taken as a path, whatever colons are in its name: nobody should have to rename a folder.
     """
     if ":" not in text or Path(text).exists():
         return text, None

@@ -26,11 +26,7 @@ COPIES_OF_SEED = 1000
 
 
 def judges_of(settings: Settings) -> list[Judge]:
-    """The judges that the settings name; what they said before is taken from the user's cache.
-
-    Raises:
-        UserError: a judge cannot be used.
-    """
+    """Return the judges, which reuse verdicts in the user's cache; raise UserError if one cannot be used."""
     judges: list[Judge] = []
     if settings.judge_classifier is not None:
         c = settings.judge_classifier
@@ -43,14 +39,14 @@ def judges_of(settings: Settings) -> list[Judge]:
 
 
 def measured_with(settings: Settings) -> dict[str, Any]:
-    """The settings that a report depends on and a trial does not: when they change, the report is measured again."""
+    """Return the settings on which a report depends but not a trial: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
     document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
     return document
 
 
 def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress) -> tuple[Report, list[Sample]]:
-    """Examine the base model and the best trial; the report, and the responses behind it."""
+    """Examine the base model and the best trial; return the report and the responses behind it."""
     examiner = bench.examiner(judges)
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
@@ -70,7 +66,7 @@ def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Pro
 def _control(
     bench: Workbench, best: Trial, examined: tuple[Examination, Examination], progress: Progress
 ) -> RandomControl | None:
-    """Measure what random directions do at the strengths of the best trial, if the settings ask for it."""
+    """Measure random directions at the best trial's strengths, if the settings ask for it."""
     if not bench.settings.random_controls:
         return None
     assert bench.directions is not None
@@ -99,5 +95,4 @@ def samples(examinations: Sequence[Examination]) -> list[Sample]:
 
 
 def write_samples(file: Path, rows: Sequence[Sample]) -> None:
-    """Write responses as JSON lines."""
     write_whole(file, "".join(json.dumps(row.document(), ensure_ascii=False) + "\n" for row in rows).encode())
