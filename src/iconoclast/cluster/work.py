@@ -24,7 +24,7 @@ class TimeUp(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """How a process takes part: options of `runs.workers.Worker`."""
+    """Options of a process that takes part: those of `runs.workers.Worker`."""
 
     heartbeat: float = HEARTBEAT
     dead_after: float = DEAD_AFTER

@@ -16,14 +16,14 @@ Grade = Literal["exact", "within noise", "changed"]
 
 @dataclass(frozen=True)
 class Drift(Value):
-    """How two measurements of one edit differ.
+    """The difference between two measurements of one edit.
 
     Attributes:
-        what: what was measured.
+        what: the measured thing.
         grade: exact: every score is the same number. within noise: KL divergences differ by no more than two noise floors,
             and every count lies in the 95 % interval of the other. changed: anything else.
-        before: what was recorded.
-        after: what is measured now.
+        before: the recorded scores.
+        after: the scores now.
         differences: one line for every score that differs.
     """
 

@@ -21,7 +21,7 @@ from iconoclast.runs.splits import Prompts
 
 @dataclass(frozen=True)
 class Replay(Value):
-    """A trial measured again, and what is another than it was: versions, machine, weights, prompts."""
+    """A trial measured again, and its differences from the run: versions, machine, weights, prompts."""
 
     trial: int
     drifts: list[Drift]

@@ -41,13 +41,7 @@ DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, Safetensor
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        passed: whether it is as declared; None if it could not be looked at.
-        detail: what was found.
-    """
+    """One comparison of an export with its papers; `passed` is None if it could not be made."""
 
     name: str
     passed: bool | None
