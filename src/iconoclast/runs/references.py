@@ -1,4 +1,4 @@
-"""References to a trial: RUN:N, a run folder or a journal with a colon and the trial's number. Imports nothing heavy."""
+"""References to a trial: RUN:N, a run folder or a journal with a colon and a number. Imports nothing heavy."""
 
 from pathlib import Path
 

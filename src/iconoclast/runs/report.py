@@ -26,7 +26,11 @@ COPIES_OF_SEED = 1000
 
 
 def judges_of(settings: Settings) -> list[Judge]:
-    """Return the judges, which reuse verdicts in the user's cache; raise UserError if one cannot be used."""
+    """The judges that the settings name; what they said before is taken from the user's cache.
+
+    Raises:
+        UserError: a judge cannot be used.
+    """
     judges: list[Judge] = []
     if settings.judge_classifier is not None:
         c = settings.judge_classifier
