@@ -1,4 +1,4 @@
-"""From the name of a model to where it lies."""
+"""Resolution of model names to their locations."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ from iconoclast.vocabulary import DEMO
 
 
 def resolve(name: str) -> str:
-    """The folder, .gguf file or hub id behind a model name. Touches nothing.
+    """Return the folder, .gguf file or hub id behind a model name; nothing is created or downloaded.
 
     Raises:
-        ModelError: the name is a path, and there is nothing there.
+        ModelError: the name is a path, and nothing is there.
     """
     if name == DEMO:
         return str(demo_folder())
@@ -27,12 +27,12 @@ def resolve(name: str) -> str:
 
 
 def local_path(name: str) -> str:
-    """The folder, file or hub id behind a model name, the demo made if need be."""
+    """Return the folder, file or hub id behind a model name, converting the demo model first if need be."""
     return str(ensure_demo()) if name == DEMO else resolve(name)
 
 
 def stored_quantized(name: str) -> bool:
-    """Check whether the weights of a model are quantised in its files; not, if there are none."""
+    """Check whether a model's weights are quantised in its files; False if there are no files."""
     path = local_path(name)
     if path.lower().endswith(".gguf"):
         return True
