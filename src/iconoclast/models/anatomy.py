@@ -50,12 +50,10 @@ class Writer:
 
     @property
     def fused(self) -> bool:
-        """True if it holds many experts in one tensor."""
         return fused(self.module)
 
     @property
     def parameter(self) -> str:
-        """Name of its weight in the model."""
         return f"{self.site.module}.{DOWN if self.fused else 'weight'}"
 
     @property

@@ -159,8 +159,6 @@ def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Seque
 
 
 class _From(RowListener):
-    """A variant that claims to begin at a layer but changes nothing."""
-
     def __init__(self, layer: int) -> None:
         self._layer = layer
 

@@ -1,7 +1,6 @@
-"""Access to what each expert writes for each token when a model keeps its experts fused in one tensor.
+"""What each expert writes for each token when a model keeps its experts fused in one tensor.
 
-Two of the experts functions of transformers pass those outputs through an optional norm before the router's weights:
-https://huggingface.co/docs/transformers/experts_interface
+See post_expert_norm in https://huggingface.co/docs/transformers/experts_interface
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""GGUF files: read by the library, written by llama.cpp's own converter."""
+"""GGUF files: read by transformers, written by llama.cpp's own converter."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter, in the folder of a checkout or, with None, on the PATH.
+    """Return llama.cpp's converter from the folder of a checkout or, with None, from the PATH.
 
     Raises:
         ModelError: it is not there.
@@ -34,10 +34,10 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def convert(folder: Path, to: Path, converter: Path) -> None:
-    """Convert the model in `folder` to the file `to`, in the weights' own type.
+    """Convert the model in `folder` to the file `to`, keeping the type of the weights.
 
     Raises:
-        ModelError: the converter fails; with the last line that it said.
+        ModelError: the converter fails; the message quotes its last line.
     """
     command = [sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -47,7 +47,7 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
 
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
+    """Load a GGUF file as a plain, dequantised model that can be saved, with its tokenizer."""
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**location)
     model = AutoModelForCausalLM.from_pretrained(

@@ -24,8 +24,7 @@ def last_token_residuals(
 ) -> Tensor:
     """Return the residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
 
-    Hooks on the layers read it, because transformers applies the final norm to the last hidden state. Give `modules`
-    to read their outputs instead. `rows` sequences form a batch; `advance` receives the number finished.
+    Hooks on the layers (or on `modules`) read it: transformers applies the final norm to the last hidden state.
 
     Raises:
         ModelError: a module returns no hidden states.
