@@ -11,7 +11,7 @@ from iconoclast.files import write_whole
 
 
 def save_directions(directions: Directions, file: Path) -> None:
-    """Write directions of every method, and the basis that they are kept out of.
+    """Write the directions of every method and the basis they are kept out of.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -24,7 +24,7 @@ def load_directions(file: Path) -> Directions:
     """Read directions.
 
     Raises:
-        RunFolderError: there are none, or the file is damaged.
+        RunFolderError: the file is missing or damaged.
     """
     try:
         tensors = load_file(file)
