@@ -69,11 +69,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
 
 
 def secret(variable: str) -> str:
-    """Read an environment variable whose value must not be written anywhere.
-
-    Raises:
-        SettingsError: it is not set.
-    """
+    """Read an environment variable whose value must not be written anywhere; raise SettingsError if it is not set."""
     if value := os.environ.get(variable):
         return value
     raise SettingsError(f"The environment variable {variable} (api_key_variable) is not set. Put the key into it.")

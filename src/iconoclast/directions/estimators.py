@@ -40,7 +40,6 @@ def median_difference(benign: Tensor, target: Tensor) -> Tensor:
 
 @estimators.register("geometric_median")
 def geometric_median_difference(benign: Tensor, target: Tensor) -> Tensor:
-    """Return the geometric median of B minus that of G, [L, d]."""
     return geometric_median(target) - geometric_median(benign)
 
 
@@ -177,7 +176,6 @@ def estimate_directions(
         benign, target: residuals G [n, L, d] and B [m, L, d], float32.
         subspace_rank: number of principal directions of the benign residuals to avoid.
         orthogonalize: avoid the benign mean residual too.
-        variance_floor: see `variance_difference`.
 
     Raises:
         DirectionError: a method is unknown, a side has fewer than two prompts, or the data do not allow the rank.

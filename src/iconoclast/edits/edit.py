@@ -79,7 +79,6 @@ class Edit:
         return sorted(self.strengths)
 
     def scaled(self, factor: float) -> "Edit":
-        """Return the same edit with all strengths multiplied by `factor`."""
         return Edit(self.directions, {site: factor * s for site, s in self.strengths.items()}, self.row_normalization)
 
 
@@ -95,7 +94,6 @@ class OutputTransform:
     scale: Tensor
 
     def __call__(self, output: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return the edited output, for outputs [..., d]."""
         z = output if bias is None else output - bias
         z = self.scale * (z - (z @ self.inward)[..., None] * self.outward)
         return z if bias is None else z + bias
@@ -188,7 +186,6 @@ def low_rank_factors(
 
 
 def _outer(column: Tensor, rows: Tensor) -> Tensor:
-    """Return column [d] times rows [..., k]: [..., d, k]."""
     return column[:, None] * rows[..., None, :]
 
 

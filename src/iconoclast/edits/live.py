@@ -72,9 +72,7 @@ class _SiteTransforms:
 
 
 class LiveEdits(RowListener):
-    """Many edits of one model, applied to its outputs while a context lasts.
-
-    `row_edits` maps sequences to edits; unset, all carry edit 0.
+    """Many edits of one model, applied to its outputs while a context lasts; `row_edits` maps sequences to edits.
 
     Raises:
         ModelError: an edit names a site that the model does not have.
@@ -119,7 +117,6 @@ class LiveEdits(RowListener):
             self._activate(self._current[positions.cpu()])
 
     def variant(self, row: int) -> int:
-        """Return the edit that a sequence carries."""
         return 0 if self._row_edits is None else int(self._row_edits[row])
 
     def first_layer(self, row: int) -> int:

@@ -17,10 +17,7 @@ from iconoclast.vocabulary import Site
 
 @dataclass(frozen=True)
 class Approximation:
-    """The accuracy of an adapter's update of one module.
-
-    `error` is relative (Frobenius norm; the largest of all experts); at `sufficient_rank` it falls below 1 %.
-    """
+    """The accuracy of an adapter's update: `error` and `sufficient_rank` as in `LowRank`."""
 
     module: str
     rank: int

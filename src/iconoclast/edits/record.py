@@ -24,11 +24,7 @@ def save_edit(edit: Edit, file: Path) -> None:
 
 
 def load_edit(file: Path) -> Edit:
-    """Read an edit.
-
-    Raises:
-        RunFolderError: the file is missing, damaged, or not an edit.
-    """
+    """Read an edit; raise RunFolderError if the file is missing, damaged, or not an edit."""
     try:
         with safe_open(str(file), "pt") as opened:
             metadata = opened.metadata() or {}

@@ -149,13 +149,7 @@ def benchmark(
 
 @contextmanager
 def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
-    """Load a model by its name, or a base model with a PEFT adapter by the adapter's folder.
-
-    Unless `templated`, the model need not have a chat template.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
+    """Load a model, or a PEFT adapter on its base; unless `templated`, it needs no chat template."""
     base = adapter_base(name)
     lm = load_model(name if base is None else base, chat_template=None if templated else "raw")
     if base is not None:
@@ -171,11 +165,7 @@ def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[Component] =
 
 
 def load_tasks(options: BenchmarkOptions) -> Any:
-    """Return lm-eval's tasks and groups with their data.
-
-    Raises:
-        BenchmarkError: a task is unknown, unsafe, or cannot be set up.
-    """
+    """Return lm-eval's tasks with their data; raise BenchmarkError if one is unknown, unsafe, or cannot be set up."""
     from lm_eval.tasks import TaskManager
 
     folder = options.include_path

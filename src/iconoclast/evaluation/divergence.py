@@ -11,10 +11,7 @@ ROWS_AT_A_TIME = 16
 
 
 def kl_divergence(base: Tensor, edited: Tensor) -> Tensor:
-    """Return KL(base ‖ edited) in nats, [...], from log-probabilities, float32 [..., vocabulary].
-
-    Rounding never makes it negative, and tokens that the base model rules out count nothing.
-    """
+    """Return KL(base ‖ edited) in nats, [...], never negative, from log-probabilities, float32 [..., vocabulary]."""
     probability = base.exp()
     return torch.where(probability == 0, 0.0, probability * (base - edited)).sum(-1).clamp(min=0)
 
@@ -25,17 +22,14 @@ def bounded(divergences: Tensor) -> Tensor:
 
 
 class Divergences:
-    """A collector of KL(base ‖ edited) for many edits; sequence i is prompt i mod prompts of its edit.
-
-    `reference` holds the base model's log-probabilities, float32 [prompts, vocabulary].
-    """
+    """KL(base ‖ edited) of many edits; `reference` is the base model's log-probabilities [prompts, vocabulary]."""
 
     def __init__(self, reference: Tensor, edits: int) -> None:
         self._reference = reference
         self._values = reference.new_zeros(edits * len(reference))
 
     def add(self, indices: list[int], logits: Tensor) -> None:
-        """Take in logits [rows, vocabulary] of these sequences."""
+        """Take in logits [rows, vocabulary]; sequence i is prompt i mod prompts of its edit."""
         for start in range(0, len(indices), ROWS_AT_A_TIME):
             some = indices[start : start + ROWS_AT_A_TIME]
             base = self._reference[[i % len(self._reference) for i in some]]

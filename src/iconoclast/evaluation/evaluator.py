@@ -83,10 +83,7 @@ class Evaluator:
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
 
     def leave_out_lower_layers(self) -> bool:
-        """Skip the layers below the first one that an edit touches from now on, using states kept from the base model.
-
-        Returns False if memory does not suffice or the log-probabilities change on a few prompts.
-        """
+        """Reuse base states below an edit's first layer; return False if memory is short or a trial disagrees."""
         both = (self._target, self._benign)
         try:
             if can_be_left_out(self.lm, self._target.ids):
@@ -118,11 +115,7 @@ class Evaluator:
         return self._reference
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
-        """Return the scores of every edit, measured together.
-
-        Raises:
-            MeasurementError: not even one sequence fits into memory.
-        """
+        """Return the scores of every edit, measured together; raise MeasurementError if not even one sequence fits."""
         return [scores for scores in self.contest(edits, lambda bounds: False, progress) if isinstance(scores, Scores)]
 
     def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
@@ -178,10 +171,7 @@ class Evaluator:
         return divergence.result()
 
     def noise_floor(self) -> float:
-        """Return the first-token KL of the base model against itself in batches of another make-up.
-
-        The shape of a batch alone moves results this much, so candidates that differ by less are equal.
-        """
+        """Return the base model's KL from itself in differently shaped batches: smaller differences mean nothing."""
         return float(self.divergences([Edit.nothing()] * 3).mean())
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:

@@ -159,10 +159,7 @@ def _refused(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[list[bo
 
 @dataclass(frozen=True)
 class Control:
-    """The effect of edits along random directions that are as strong as the chosen edit.
-
-    `as_strong` is true if they remove at least half as many failures as that edit does, on average.
-    """
+    """The effect of random edits of the same strength; `as_strong` if they remove half as many failures on average."""
 
     scores: Sequence[Scores]
     as_strong: bool

@@ -31,10 +31,7 @@ ROWS_READ_AT_ONCE = 16
 
 
 class Examiner:
-    """An examiner of variants of one base model on one sample.
-
-    The base model's tokenizer, chat template and response prefix serve all variants.
-    """
+    """An examiner of variants of one base model, whose tokenizer, chat template and response prefix serve all."""
 
     def __init__(
         self,
@@ -71,11 +68,7 @@ class Examiner:
         return self._examined_base
 
     def examine(self, variant: Variant, progress: Progress | None = None) -> Examination:
-        """Measure everything about one variant.
-
-        Raises:
-            ModelError: its vocabulary is not that of the base model.
-        """
+        """Measure everything about one variant; raise ModelError if its vocabulary is not that of the base model."""
         progress = progress or Silent()
         prompts = len(self._target) + 2 * len(self._benign) + len(self._borderline)
         progress.start(f"Examining {variant.name}", prompts)

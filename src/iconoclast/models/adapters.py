@@ -21,11 +21,7 @@ def is_adapter(name: str) -> bool:
 
 
 def adapter_base(name: str) -> str | None:
-    """Return the model that the adapter in folder `name` belongs to; None if there is no adapter.
-
-    Raises:
-        ModelError: the adapter does not name its model.
-    """
+    """Return the base model of the adapter in a folder, if there is one; raise ModelError if it names none."""
     if not is_adapter(name):
         return None
     file = Path(name).expanduser() / CONFIG

@@ -156,11 +156,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the transformer layers of the (text) decoder, in order.
-
-    Raises:
-        ModelError: the model has no module list of the length that its configuration states.
-    """
+    """Return the (text) decoder's layers in order; raise ModelError if no module list has the configured length."""
     count = model.config.get_text_config().num_hidden_layers
     modules: Iterable[nn.Module] = model.get_decoder().modules()  # type: ignore[no-untyped-call]
     lists = [module for module in modules if isinstance(module, nn.ModuleList) and len(module) == count]

@@ -36,11 +36,7 @@ def interceptable(module: nn.Module) -> bool:
 
 @contextmanager
 def expert_outputs(module: Any, change: OutputChange) -> Iterator[None]:
-    """Apply `change` to what `interceptable` experts write, before it is weighted and summed, while the context lasts.
-
-    Raises:
-        ModelError: a forward pass bypassed the interface.
-    """
+    """Change what `interceptable` experts write before weighting; raise ModelError if a forward pass bypasses this."""
     chosen: list[Tensor] = []  # experts of every token, while a forward pass lasts
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,11 +17,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """Return llama.cpp's converter from the folder of a checkout or, with None, from the PATH.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """Return llama.cpp's converter from a checkout's folder or (with None) the PATH, or raise ModelError."""
     on_path = shutil.which(CONVERTER)
     file = llama_cpp / CONVERTER if llama_cpp is not None else Path(on_path) if on_path else None
     if file is None or not file.is_file():
@@ -34,11 +30,7 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def convert(folder: Path, to: Path, converter: Path) -> None:
-    """Convert the model in `folder` to the file `to`, keeping the type of the weights.
-
-    Raises:
-        ModelError: the converter fails; the message quotes its last line.
-    """
+    """Convert a model folder to a GGUF file of the same dtype; raise ModelError with the converter's last line."""
     command = [sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not to.is_file():

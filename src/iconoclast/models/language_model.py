@@ -60,11 +60,7 @@ class LanguageModel:
         return longest if isinstance(longest, int) and longest > 0 else None
 
     def writers(self, components: Sequence[Component] = COMPONENTS) -> dict[Site, Writer]:
-        """Return site → writer for the components.
-
-        Raises:
-            ModelError: edits are not known to be complete; see `find_writers`, `require_complete`.
-        """
+        """Return site → writer; raise ModelError unless edits of them are known to be complete (`require_complete`)."""
         key = tuple(components)
         if key not in self._writers:
             writers = find_writers(self.model, key)

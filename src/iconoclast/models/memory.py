@@ -42,11 +42,7 @@ class Rows:
         self.number = number
 
     def adaptively(self, run: Callable[[int], _Result]) -> _Result:
-        """Call `run` with the number of rows, again with half as many after each shortage.
-
-        Raises:
-            MeasurementError: not even one sequence fits into memory.
-        """
+        """Call `run` with a number of rows, halved after each shortage; raise MeasurementError if one is too many."""
         while True:
             try:
                 return run(self.number)

@@ -11,11 +11,7 @@ from iconoclast.vocabulary import DEMO
 
 
 def resolve(name: str) -> str:
-    """Return the folder, .gguf file or hub id behind a model name; nothing is created or downloaded.
-
-    Raises:
-        ModelError: the name is a path, and nothing is there.
-    """
+    """Return the folder, .gguf file or hub id behind a name, untouched; raise ModelError for a path to nothing."""
     if name == DEMO:
         return str(demo_folder())
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user

@@ -22,11 +22,7 @@ def load_skeleton(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
 ) -> LanguageModel:
-    """Build a model on the device "meta", with weights only for the norms behind writers.
-
-    Raises:
-        ModelError: the model is missing or not stored as safetensors.
-    """
+    """Build a model on "meta", with weights for norms behind writers; raise ModelError without safetensors files."""
     path = local_path(name)
     checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
     if checkpoint is None and not Path(path).exists():
