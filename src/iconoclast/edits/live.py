@@ -72,7 +72,9 @@ class _SiteTransforms:
 
 
 class LiveEdits(RowListener):
-    """Many edits of one model, applied to its outputs while a context lasts; `row_edits` maps sequences to edits.
+    """Many edits of one model, applied to its outputs while a context lasts.
+
+    `row_edits` maps sequences to edits; unset, all carry edit 0.
 
     Raises:
         ModelError: an edit names a site that the model does not have.

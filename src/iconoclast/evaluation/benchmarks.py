@@ -57,7 +57,7 @@ class BenchmarkOptions:
         include_path: a folder with more task files.
         limit: maximum number of items per task.
         num_fewshot: worked examples before each item; by default each task's own number; a task set to 0 keeps 0.
-        apply_chat_template: present the items as a user would.
+        apply_chat_template: presentation of the items as a user would put them.
         confirm_run_unsafe_code: permission for tasks that run code written by the model.
     """
 
@@ -149,7 +149,7 @@ def benchmark(
 
 @contextmanager
 def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
-    """Load a model, or a PEFT adapter on its base; unless `templated`, it needs no chat template."""
+    """Load a model, or a PEFT adapter on its base, or raise ModelError; only `templated` needs a chat template."""
     base = adapter_base(name)
     lm = load_model(name if base is None else base, chat_template=None if templated else "raw")
     if base is not None:

@@ -51,7 +51,10 @@ class Contest:
         failure: Callable[[list[int]], Label | None],
         counted: Sequence[Label],
     ) -> Decided:
-        """Return a check: a row is decided by its label (noted in `found` if `counted`) or by pruning of its edit."""
+        """Return a check for decoding that decides a row when its label is certain or its edit is pruned.
+
+        Prompts whose label is one of `counted` are added to `found`.
+        """
         for edit in edits:  # what an attempt that ran out of memory has seen is seen again
             found[edit].clear()
             self.pruned[edit] = False

@@ -24,7 +24,6 @@ _SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
 
 def defect(prompt: str, response: str) -> Defect | None:
-    """Return the defect that makes the response broken, or None."""
     if _SAYS_NOTHING.fullmatch(response):
         return "empty"
     if loop_end(response) is not None or _SAYS_ONE_SIGN.fullmatch(response):
@@ -35,8 +34,8 @@ def defect(prompt: str, response: str) -> Defect | None:
 def loop_end(text: str) -> int | None:
     """Return the position at which the text is certain to loop, whatever follows; None if it does not.
 
-    It loops where the same words come at least twice in a row, `REPEATED_WORDS` of them repeating earlier ones, or the
-    same one to four letters twenty times, five to thirty-two eight times, or a number or sign forty times.
+    It loops where the same words come at least twice in a row, `REPEATED_WORDS` of them repeating earlier ones, or
+    1 to 4 letters come twenty times, 5 to 32 letters eight times, or a number or up to four signs forty times.
     """
     text = text.lower()
     words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
@@ -46,7 +45,7 @@ def loop_end(text: str) -> int | None:
 
 
 def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:
-    """Return where enough words have repeated those `period` words before them."""
+    """Return the position where enough words have repeated those `period` words before them."""
     needed, run = max(period, REPEATED_WORDS), 0
     passed = range(needed - 1, len(words) - period, needed)  # a run of that length passes one of these places
     if all(words[i][0] != words[i + period][0] for i in passed):

@@ -83,7 +83,10 @@ class Evaluator:
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
 
     def leave_out_lower_layers(self) -> bool:
-        """Reuse base states below an edit's first layer; return False if memory is short or a trial disagrees."""
+        """Reuse the base model's states below the first layer that an edit touches from now on.
+
+        Returns False if memory is short or the log-probabilities of a few prompts change.
+        """
         both = (self._target, self._benign)
         try:
             if can_be_left_out(self.lm, self._target.ids):
@@ -171,7 +174,7 @@ class Evaluator:
         return divergence.result()
 
     def noise_floor(self) -> float:
-        """Return the base model's KL from itself in differently shaped batches: smaller differences mean nothing."""
+        """Return the base model's first-token KL from itself in other batches: smaller differences mean nothing."""
         return float(self.divergences([Edit.nothing()] * 3).mean())
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:

@@ -14,7 +14,7 @@ from iconoclast.scores import Count, Mean, Scores
 from iconoclast.vocabulary import LABELS, ExaminedSplit, Label, Verdict
 
 SETTLED = 0.02
-"""Share of responses that may turn into refusals in the second half of their length for a settled rate."""
+"""Largest share of responses that may turn into refusals in the second half of their length for a settled rate."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Examination:
     """Everything measured of one model.
 
     Attributes:
-        scores: as every trial has them.
         benign: responses to benign prompts, as short as in the search.
         by_length: tokens → target responses that are refusals after so many.
         token_kl: KL(base ‖ this model) in nats by benign prompt: the mean over the tokens of the base model's response.
@@ -159,7 +158,7 @@ def _refused(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[list[bo
 
 @dataclass(frozen=True)
 class Control:
-    """The effect of random edits of the same strength; `as_strong` if they remove half as many failures on average."""
+    """The effect of equally strong random edits; `as_strong` if they remove half as many failures on average."""
 
     scores: Sequence[Scores]
     as_strong: bool

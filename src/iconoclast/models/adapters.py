@@ -21,7 +21,7 @@ def is_adapter(name: str) -> bool:
 
 
 def adapter_base(name: str) -> str | None:
-    """Return the base model of the adapter in a folder, if there is one; raise ModelError if it names none."""
+    """Return the base model of the adapter in a folder, None without one; raise ModelError if it names none."""
     if not is_adapter(name):
         return None
     file = Path(name).expanduser() / CONFIG

@@ -18,7 +18,7 @@ TEMPLATES = {
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
-    """Set left padding, a pad token and a chat template; raise ModelError if no template can be had."""
+    """Set left padding, a pad token and a chat template; raise ModelError without a usable template."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -129,7 +129,6 @@ def _greedy(logits: Tensor) -> Tensor:
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Return the ids of the tokens that end a response."""
     ids = model.generation_config.eos_token_id if model.generation_config else None
     if ids is None:
         ids = model.config.get_text_config().eos_token_id

@@ -30,7 +30,7 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def convert(folder: Path, to: Path, converter: Path) -> None:
-    """Convert a model folder to a GGUF file of the same dtype; raise ModelError with the converter's last line."""
+    """Convert a model folder to a GGUF file of the same dtype, or raise ModelError with the converter's last line."""
     command = [sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not to.is_file():

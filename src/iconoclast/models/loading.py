@@ -37,7 +37,7 @@ from iconoclast.vocabulary import DTYPES, QUANTIZATIONS, Dtype, Quantization
 
 
 class Placement(TypedDict, total=False):
-    """Where weights go, and whose code may run, while a model is loaded.
+    """Placement of weights, and trust in a model's code, while it is loaded.
 
     Attributes:
         device_map: as accelerate takes it; auto by default.

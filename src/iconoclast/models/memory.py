@@ -42,7 +42,7 @@ class Rows:
         self.number = number
 
     def adaptively(self, run: Callable[[int], _Result]) -> _Result:
-        """Call `run` with a number of rows, halved after each shortage; raise MeasurementError if one is too many."""
+        """Call `run` with a number of rows, halved after each shortage; raise MeasurementError if one does not fit."""
         while True:
             try:
                 return run(self.number)

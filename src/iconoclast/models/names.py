@@ -11,7 +11,7 @@ from iconoclast.vocabulary import DEMO
 
 
 def resolve(name: str) -> str:
-    """Return the folder, .gguf file or hub id behind a name, untouched; raise ModelError for a path to nothing."""
+    """Find the folder, .gguf file or hub id behind a name, creating nothing; raise ModelError for a path to nothing."""
     if name == DEMO:
         return str(demo_folder())
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user

@@ -25,6 +25,9 @@ def last_token_residuals(
     """Return the residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
 
     Hooks on the layers (or on `modules`) read it: transformers applies the final norm to the last hidden state.
+
+    Raises:
+        ModelError: a module returns no hidden states.
     """
     layers = modules or decoder_layers(lm.model)
     result = torch.empty(len(sequences), len(layers), lm.hidden_size)
