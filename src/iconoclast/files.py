@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a disk can do to them."""
+"""Write files whole or not at all, and recognise failures of the disk."""
 
 import errno
 import json
@@ -12,13 +12,13 @@ from iconoclast.errors import RunFolderError
 
 
 def disk_trouble(error: Exception) -> str | None:
-    """What is wrong with a disk, if an error says that something is: full, over its quota, read-only, broken."""
+    """Name the disk's trouble behind an error: full, over its quota, read-only, broken; None if it is another."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
     if isinstance(error, OSError):
         return error.strerror if error.errno in codes else None
     return next(
         (reason for reason in map(os.strerror, codes) if reason in str(error)), None
-    )  # safetensors says it in words
+    )  # safetensors reports it only in words
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:

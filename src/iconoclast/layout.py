@@ -1,7 +1,7 @@
 """Names and schema version of everything that a run or an export leaves behind."""
 
 SCHEMA_VERSION = 1
-"""Of the JSON files (docs/runs.md); raised when an older reader would misunderstand them."""
+"""Version of the JSON files (docs/runs.md); raised when an older reader would misunderstand them."""
 
 # A run folder
 CONFIG = "iconoclast_config.toml"
@@ -20,11 +20,11 @@ LOCK = ".lock"
 ALONE = ".alone"
 
 BEFORE_A_RUN = frozenset([LOCK, ALONE, WORKERS, CLUSTER])
-"""What may be in a run folder before the run is."""
+"""Contents that a run folder may have before the run begins."""
 
 # An export
 TRIAL_INFORMATION = "trial_information.json"
-"""A folder with this file is an export: no run is looked for in it."""
+"""The mark of an export: a folder with this file is not searched for runs."""
 EDIT_FILE = "edit.safetensors"
 CARD = "README.md"
 GGUF_FILE = "model.gguf"

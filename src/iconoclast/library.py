@@ -1,4 +1,4 @@
-"""The steps of a run as functions, for notebooks and scripts. Their examples go on from one another and from this:
+"""The steps of a run as functions, for notebooks and scripts. Their examples build on one another and on this:
 
 >>> import iconoclast as ic
 >>> lm = ic.load_model("demo")
@@ -67,8 +67,6 @@ def make_edit(
     >>> edit = ic.make_edit(lm, directions, {"attn.o_proj": mountain}, ic.DirectionSpec(scope="global", index=2))
 
     Args:
-        lm: the model.
-        directions: from `estimate_directions`.
         profiles: component (attn.o_proj, mlp.down_proj) → strength by layer.
         direction: which of the directions; unset, each layer's own difference of means.
         row_normalization: none, pre or full; see `Edit`.

@@ -1,4 +1,4 @@
-"""What may be written down: no home folder, no local path in what is given away, no secret of a command line."""
+"""Removal of home folders, local paths and secrets from everything that is written down or given away."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ PATHS = frozenset(
         "command",
     ]
 )
-"""Keys whose values can be paths, or begin with one; everything else, prompts among it, is left as it is."""
+"""Keys whose values can be paths or begin with one; everything else, such as prompts, is left alone."""
 
 
 def portable(value: Any, path: bool = True) -> Any:
-    """The same data, the user's home written as ~ where a path can be."""
+    """Return the same data with ~ for the user's home where a path can be."""
     if isinstance(value, str):
         home = str(Path.home())
         return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if path and len(home) > 1 else value
@@ -34,7 +34,7 @@ def portable(value: Any, path: bool = True) -> Any:
 
 
 def public(value: Any, path: bool = True) -> Any:
-    """The same data for somebody else's eyes: of local paths the last part alone."""
+    """Return the same data for strangers: only the last part of local paths."""
     if isinstance(value, str):
         local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))
         return value.rsplit("/", 1)[-1] if path and local else value
@@ -46,7 +46,7 @@ def public(value: Any, path: bool = True) -> Any:
 
 
 def _exists(value: str) -> bool:
-    """Whether a name, or what it is before its split, is a file or folder here."""
+    """Check that a name, or its part before a split, is a file or folder here."""
     return Path(value).exists() or Path(value.split(" ", 1)[0]).exists()
 
 
@@ -54,7 +54,7 @@ SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """The command, its program by name alone, what follows a flag for a secret left out."""
+    """Return the command, with its program's bare name and without the values of secret flags."""
     shown = [Path(arguments[0]).name]
     hide = False
     for argument in arguments[1:]:

@@ -1,23 +1,23 @@
-"""Reports that long work goes on: a small protocol, so that only the command line prints."""
+"""Progress of long work: a small protocol, so that only the command line prints."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the progress of long work."""
+    """A receiver of the progress of long work."""
 
     def start(self, task: str, total: int) -> None:
-        """A task begins, of `total` steps. It replaces the task before it."""
+        """Begin a task of `total` steps, in place of the one before it."""
 
     def advance(self, steps: int = 1) -> None:
-        """`steps` more steps of the current task are done."""
+        """Count `steps` more steps of the current task as done."""
 
     def note(self, message: str) -> None:
-        """Something that the user should read now."""
+        """Pass on something that the user should read now."""
 
 
 class Silent:
-    """Reports nothing; the default in the library."""
+    """A receiver that reports nothing; the default in the library."""
 
     def start(self, task: str, total: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Prompt sets: from a hub data set, a data set on disk, a table or a text file to a fixed list of prompts."""
+"""Prompt sets: fixed lists of prompts from a hub data set, a data set on disk, a table or a text file."""
 
 import csv
 import hashlib
@@ -37,7 +37,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in a fixed order, and the name of where they came from."""
+    """Prompts in a fixed order, and the name of their source."""
 
     prompts: tuple[Prompt, ...]
     source: str
@@ -50,7 +50,7 @@ class PromptSet:
 
     @classmethod
     def of(cls, texts: Iterable[str], source: str = "texts", system: str | None = None) -> "PromptSet":
-        """Make a prompt set of plain texts. Without a text that is a PromptsError.
+        """Make a prompt set of plain texts; raise PromptsError if there are none.
 
         >>> len(ic.PromptSet.of(["Name a river.", "Name a lake."]))
         2
@@ -71,12 +71,12 @@ class PromptSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what was loaded: texts, system prompts and axes, in order."""
+        """SHA-256 of the content: texts, system prompts and axes, in order."""
         content = json.dumps([[p.system, p.text, *p.axes] for p in self.prompts], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def overlap(self, other: "PromptSet") -> int:
-        """Count the prompts of this set that stand in `other` too, letter case and white space aside."""
+        """Count the prompts of this set that are in `other` too, ignoring letter case and white space."""
         theirs = {_normalized(p.text) for p in other}
         return sum(_normalized(p.text) in theirs for p in self)
 
@@ -123,7 +123,7 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
 
 
 def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
-    """Find the prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
+    """Return the prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
     name, _, role = dataset.removeprefix(BUILTIN).partition("/")
     behaviors = _builtin_behaviors()
     if name not in behaviors or role not in ("target", "benign"):
@@ -145,7 +145,7 @@ def _builtin_behaviors() -> dict[str, dict[str, Any]]:
 
 
 def _read_file(path: Path) -> list[Row]:
-    """Read the rows of a file by the format that its name says; without one, every line is a prompt."""
+    """Read the rows of a file in the format of its suffix; without one, every line is a prompt."""
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
@@ -277,7 +277,7 @@ def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSou
 
 
 def _with_axes(prompts: Iterable[Prompt], axes: list[Any], source: PromptSource) -> tuple[Prompt, ...]:
-    """Keep every prompt once, with all axes under which it stands."""
+    """Keep every prompt once, with all its axes."""
     found: dict[str, Prompt] = {}
     for number, (prompt, axis) in enumerate(zip(prompts, axes, strict=True), 1):
         if axis is None or not str(axis).strip():

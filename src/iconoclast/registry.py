@@ -1,4 +1,4 @@
-"""Registries: what can be chosen by name, extended by a decorator here or by an entry point of another package."""
+"""Registries of things chosen by name, extended by a decorator here or by an entry point of another package."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,16 +11,14 @@ T = TypeVar("T")
 
 
 def require_known(name: object, known: Iterable[str], kind: str, error: type[UserError] = UserError) -> None:
-    """Refuse a name that is not one of the known ones, so that a slip is not taken for something else.
+    """Refuse an unknown name, so that a slip is not taken for something else.
 
     Args:
-        name: what was asked for.
-        known: what there is.
-        kind: what the things are called in the message, as in "direction scope".
+        kind: the things' name in the message, as in "direction scope".
         error: the class to raise.
 
     Raises:
-        UserError: the name is not known. The message names it, the nearest one and all that there are.
+        UserError: the name is not known. The message names it, the nearest one and all known ones.
     """
     names = list(known)
     if name not in names:
@@ -32,11 +30,11 @@ def require_known(name: object, known: Iterable[str], kind: str, error: type[Use
 class Registry(Generic[T]):
     """Things of one kind by name.
 
-    A module of this package registers with the decorator. A stranger's package needs no change here: it names its
-    thing in an entry point of the group `iconoclast.<group>`, which is loaded when it is first asked for.
+    A module of this package registers with the decorator. Another package needs no change here: it names its thing in
+    an entry point of the group `iconoclast.<group>`, which is loaded when it is first asked for.
 
     Args:
-        kind: what the things are called in messages, as in "judge".
+        kind: the things' name in messages, as in "judge".
         group: last part of the entry-point group, as in "judges".
 
     Example:
@@ -63,20 +61,15 @@ class Registry(Generic[T]):
         return keep
 
     def get(self, name: str) -> T:
-        """Give the thing of that name.
-
-        Raises:
-            UserError: nothing is registered under it; the nearest names are given.
-        """
+        """Return the thing of that name; raise UserError, with the nearest names, if there is none."""
         if name not in self._things:
             require_known(name, self, self._kind)
             self._things[name] = next(iter(entry_points(group=self._group, name=name))).load()
         return self._things[name]
 
     def __iter__(self) -> Iterator[str]:
-        """All names: those registered here, then those of entry points."""
+        """Yield all names: those registered here, then those of entry points."""
         return iter(dict.fromkeys([*self._things, *entry_points(group=self._group).names]))
 
     def __contains__(self, name: object) -> bool:
-        """Check whether a thing of that name can be had."""
         return name in set(self)

@@ -85,7 +85,6 @@ def root(version: VersionOption = False) -> None:
 
 
 def main() -> None:
-    """Run `iconoclast`: the entry point."""
     run_alone(lambda: app(prog_name="iconoclast"))
 
 

@@ -22,7 +22,7 @@ ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an e
 
 
 def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
-    """Understand RUN, RUN:N and --trial N alike; a SettingsError if they name two trials."""
+    """Return run folder and trial of RUN, RUN:N or --trial N; raise SettingsError if they name two trials."""
     source, named = split_reference(run)
     if named is not None and trial not in (None, named):
         raise SettingsError(f"{run} names trial {named}, and --trial names trial {trial}. Name one.")
@@ -31,7 +31,7 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
 
 
 def require_writable(file: Path | None) -> None:
-    """Find out before measuring, which takes long, that its result can be written; a RunFolderError if not."""
+    """Raise RunFolderError before a long measurement if its result could not be written."""
     if file is None:
         return
     folder = file.absolute().parent

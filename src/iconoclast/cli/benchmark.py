@@ -60,7 +60,7 @@ def benchmark_action(
     from iconoclast.evaluation import benchmarks
 
     benchmarks.require_lm_eval()
-    # There is nothing to keep, and lm-eval ends its own processes by this signal: to them, too, it must mean the end.
+    # There is nothing to keep, and lm-eval ends its own processes by this signal, which must end them too.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     require_writable(json_file)
     about, edited, base = _subject(subject, trial, against, options.apply_chat_template)
@@ -73,7 +73,7 @@ def benchmark_action(
 def _subject(
     name: str, trial: str | None, against: str | None, templated: bool
 ) -> "tuple[dict[str, Any], Side, Side | None]":
-    """Find what is compared: for JSON, the edited side, the base side. No model is loaded yet."""
+    """Find the sides of the comparison: for JSON, edited, base. No model is loaded yet."""
     from iconoclast.evaluation.benchmarks import loaded
     from iconoclast.models.adapters import adapter_base
     from iconoclast.models.names import resolve
@@ -101,7 +101,7 @@ def _subject(
 
 @contextmanager
 def _side(load: Callable[[], "LanguageModel"], saved: "SavedRun | None" = None) -> Iterator["LanguageModel"]:
-    """Load a run's model when it is its turn, with the trial's edit if the run is given."""
+    """Load a run's model when its turn comes, with the trial's edit if the run is given."""
     from iconoclast.evaluation.benchmarks import edited_live
 
     lm = load()

@@ -1,7 +1,4 @@
-"""Measuring models beside a base, and showing it: shared by `evaluate`, `compare` and `export-and-compare`.
-
-Imports torch: those commands import it when they are called.
-"""
+"""Models measured and shown beside a base, for three commands; imports torch, so they import it when called."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,11 +30,11 @@ ADVANTAGES = {
 }
 
 CHANCE = 0.05
-"""Probability from which on a difference is called one that can be chance."""
+"""Probability from which a difference is called possible chance."""
 
 
 def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
-    """Find what the user names, and the settings by which it is measured; a UserError if that is not known."""
+    """Find the subjects that the user names and their settings; raise UserError if either is unknown."""
     own = load_settings({}, config).settings if config else settings_for([find_subject(name) for name in names])
     return [find_subject(name, own) for name in names], own
 
@@ -45,7 +42,7 @@ def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject]
 def shown(
     subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
 ) -> ComparisonDocument:
-    """Measure all beside their base, and print the outcome."""
+    """Measure all subjects beside their base, and print the outcome."""
     with shown_progress() as progress:
         comparison = compare(subjects, settings, against, progress)
     document = comparison.document(sample_count)
@@ -103,7 +100,7 @@ def _pair_lines(pair: Pair) -> list[str]:
 
 
 def write_comparison(document: ComparisonDocument, to: Path) -> None:
-    """Write comparison.json, everything measured and samples, and summary.json, which trials they are and the verdicts."""
+    """Write comparison.json (all measurements and samples) and summary.json (trials and verdicts)."""
     document.write(to / COMPARISON)
     everything = document.document()
     summary = {
@@ -128,7 +125,7 @@ def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(to: Path) -> None:
-    """Make a free folder before measuring, which takes long; a RunFolderError if it is in use or cannot be written."""
+    """Make a free folder before a long measurement; raise RunFolderError if it is in use or cannot be written."""
     require_free(to)
     try:
         to.mkdir(parents=True, exist_ok=True)

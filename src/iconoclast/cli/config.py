@@ -35,7 +35,7 @@ def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = Fals
 
 
 def _value(settings: Any, path: Sequence[str]) -> Any:
-    """Look up a setting; one of a section that is not set is None."""
+    """Look up a setting; None in a section that is not set."""
     return reduce(lambda section, name: getattr(section, name, None), path, settings)
 
 

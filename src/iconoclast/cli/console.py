@@ -1,4 +1,4 @@
-"""The terminal: what is printed there, how work goes on, what interrupts it, and what libraries must not say there."""
+"""The terminal: output, progress, interruption, and the silence of other libraries."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ out = Console()
 err = Console(stderr=True)
 
 WIDEST = 10_000
-"""Columns that a table can take where there is no terminal."""
+"""Columns that a table may take where there is no terminal."""
 
 
 def say(*lines: str, to: Console = out) -> None:
@@ -34,20 +34,20 @@ def say(*lines: str, to: Console = out) -> None:
 
 
 def program() -> str:
-    """Return how the user can call this program: by its name, or by its path where the name is not found."""
+    """Return the program's name as the user can call it, or its path where the name is not found."""
     called = Path(sys.argv[0])
     return "iconoclast" if shutil.which("iconoclast") or called.name != "iconoclast" else os.path.relpath(called)
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; elsewhere as wide as it is, so that scripts find a row in a line."""
+    """Print a table as wide as the terminal; elsewhere at full width, so that scripts find a row in a line."""
     if not out.is_terminal:
         table.width = out.measure(table, options=out.options.update_width(WIDEST)).maximum
     out.print(table, soft_wrap=not out.is_terminal)
 
 
 def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
-    """Write the JSON file that the user asked for, if so, and say that it is there."""
+    """Write the JSON file, if the user asked for one, and say so."""
     if file is not None:
         write_json(file, document)
         say(f"Wrote {file}")
@@ -55,9 +55,9 @@ def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and a request to terminate end the work alike while this lasts: keeping what is done.
+    """Let Ctrl-C and a request to terminate end the work alike, keeping finished trials.
 
-    Also in the background of a script, where the shell has told the process to ignore an interrupt.
+    In the background of a script, too, where the shell has told the process to ignore an interrupt.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -72,7 +72,7 @@ def interruptible() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' warnings, advice and progress bars off the terminal; for before they are imported."""
+    """Silence other libraries' warnings, advice and progress bars; call it before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers goes by it as well
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -94,12 +94,11 @@ class RichProgress:
         self._unlogged = ""
 
     def keep(self, log: Path) -> None:
-        """Append every line to this file as well from now on, and those before."""
+        """Append every line to this file as well, earlier ones included."""
         self._log = log
         self._append("")
 
     def start(self, task: str, total: int) -> None:
-        """Show that a task begins."""
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(task, total=total or None)
@@ -109,7 +108,6 @@ class RichProgress:
             self.note(f"{task} ...")
 
     def advance(self, steps: int = 1) -> None:
-        """Show that steps are done."""
         if self._task is not None:
             self._bars.advance(self._task, steps)
 
@@ -125,7 +123,7 @@ class RichProgress:
         self._unlogged += line
         if self._log is not None:
             lines, self._unlogged = self._unlogged, ""
-            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is told of elsewhere
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as log:  # a full disk is reported elsewhere
                 log.write(portable(lines))
 
     def close(self) -> None:
@@ -135,7 +133,6 @@ class RichProgress:
 
 @contextmanager
 def shown_progress() -> Iterator[RichProgress]:
-    """Show progress while the context lasts."""
     progress = RichProgress()
     with progress._bars if err.is_terminal else nullcontext():
         yield progress

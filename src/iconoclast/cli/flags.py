@@ -15,7 +15,7 @@ from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
 
 GIVEN = "iconoclast.given"
-"""Key of the values in Click's `ctx.meta`, which all libraries share."""
+"""Key of our values in Click's `ctx.meta`, which all libraries share."""
 
 
 def own_flag(name: str) -> str:
@@ -30,7 +30,7 @@ def own_flag(name: str) -> str:
 class CommandWithOptions(TyperCommand):
     """A command with more options than its function has parameters; the values wait in `ctx.meta`.
 
-    The options are made when the command is called or asked for help: the others need not wait for them.
+    The options are made when the command is called or asked for help, so that the others need not wait for them.
     """
 
     option_sets: ClassVar[Sequence[Callable[[], Sequence[Any]]]] = ()
@@ -42,7 +42,7 @@ class CommandWithOptions(TyperCommand):
         return [*parameters[:own], *self._further(), *parameters[own:]]
 
     def invoke(self, ctx: Any) -> Any:
-        """Call the function without the further options; it asks for them by `given_settings` and the like."""
+        """Call the function without the further options; it reads them by `given_settings` and the like."""
         ctx.meta[GIVEN] = {option.name: ctx.params.pop(option.name) for option in self._further()}
         return super().invoke(ctx)
 
@@ -65,7 +65,6 @@ def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
 
 @cache
 def setting_options() -> Sequence[Any]:
-    """Make one option per setting."""
     fields = [(_name(spec), _annotation(spec), None) for spec in setting_specs()]
     return options_of(make_dataclass("SettingFlags", fields))
 
@@ -77,10 +76,9 @@ class SettingsCommand(CommandWithOptions):
 
 
 def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
-    """Load the settings that the flags of a SettingsCommand, the environment and the file `config` give.
+    """Load settings from a SettingsCommand's flags, the environment and `config`; raise SettingsError for bad ones.
 
-    Settings `named`, which the command takes in another way, come before flags unless they are None. One that cannot be
-    used is a SettingsError.
+    Settings `named`, which the command takes in another way, come before flags unless they are None.
     """
     values = given(ctx, setting_options())
     flags = {spec.key: values[_name(spec)] for spec in setting_specs() if values[_name(spec)] not in (None, [])}
@@ -104,7 +102,7 @@ def _annotation(spec: SettingSpec) -> Any:
 
 
 def _value_type(annotation: Any) -> Any:
-    """Choose what the option takes; the settings check the value."""
+    """Choose the option's type; the settings check the value."""
     annotation = without_none(annotation)
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]

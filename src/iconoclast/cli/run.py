@@ -47,7 +47,7 @@ def run(
 
 
 def process_start() -> float:
-    """Return when this process began: the time to the first trial counts from there, imports included."""
+    """Return this process's start, from which time to the first trial counts, imports included."""
     import psutil
 
     return psutil.Process().create_time()

@@ -68,7 +68,7 @@ def _show(run: str, as_json: bool, shared: bool = False) -> None:
 
 
 def _standing(run: Path) -> dict[str, Any]:
-    """Read the study, which knows more of a shared run than its summary does; this loads what reads it."""
+    """Read the study, which knows more of a shared run than its summary; it is slow to import."""
     from iconoclast.cluster.standing import standing
 
     document = standing(run)
@@ -77,7 +77,7 @@ def _standing(run: Path) -> dict[str, Any]:
 
 
 def _trial(folder: RunFolder, trial: str) -> dict[str, Any]:
-    """Read a trial that the summary does not hold from the study."""
+    """Read from the study a trial that the summary does not hold."""
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.trials import trial_document
 

@@ -15,19 +15,19 @@ from iconoclast.runs.folder import RunFolder
 
 
 def shares(workers: int, cores: Sequence[int]) -> list[list[int]]:
-    """The processors of each worker: as many each as there are for all, or shared if there are too few."""
+    """Divide the processors among the workers equally, or let all share them if there are too few."""
     each = max(1, len(cores) // workers)
     return [[cores[(worker * each + i) % len(cores)] for i in range(each)] for worker in range(workers)]
 
 
 def work_locally(folder: RunFolder, workers: int, progress: Progress, gpus: int = 0) -> None:
-    """Let several processes work on a prepared run until it is complete; this one waits for them.
+    """Let several processes work on a prepared run until it is complete, and wait for them.
 
     Each gets one of the machine's `gpus`, in turn, or without any, processors of its own.
 
     Raises:
         MeasurementError: all of them have failed; their logs say why.
-        KeyboardInterrupt: somebody wants it to end; the workers have handed back what they were measuring.
+        KeyboardInterrupt: on the user's request; the workers have handed back their unfinished trials.
     """
     logs = folder.cluster / "logs"
     logs.mkdir(parents=True, exist_ok=True)

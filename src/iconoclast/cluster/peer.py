@@ -16,7 +16,7 @@ from iconoclast.runs.splits import Prompts
 
 @dataclass(frozen=True)
 class PeerJob:
-    """Runs a peer's program, in an environment of its own, as a run of this program is run."""
+    """Runs a peer's program, in an environment of its own, in the way of our own runs."""
 
     run: Path
     program: Path
@@ -24,11 +24,11 @@ class PeerJob:
 
     @property
     def folder(self) -> Path:
-        """The peer's folder: beside that of the run, the peer's name behind its name."""
+        """The peer's folder: beside the run's, with the peer's name appended."""
         return self.run.with_name(f"{self.run.name}-{self.peer}")
 
     def __call__(self) -> str:
-        """Run it, or go on with what it has begun, and write its batch_summary.json."""
+        """Run the program, or continue its earlier work, and write its batch_summary.json."""
         settings = RunFolder(self.run).settings()
         prompts = Prompts.load(settings)
         work = self.program, self.folder, settings, prompts.named()

@@ -1,4 +1,4 @@
-"""Slurm as its users see it: what a job asks for, batch scripts, the queue. Without accounting, which not every cluster has."""
+"""Slurm from a user's side: job options, batch scripts, the queue. Without accounting, which not every cluster has."""
 
 import re
 import shlex
@@ -12,13 +12,13 @@ from typing import Literal
 from iconoclast.errors import SettingsError, UserError
 
 SIGNAL_DELAY = 120
-"""Seconds before a job's time is over at which it is told so."""
+"""Seconds before the end of its time at which a job is told."""
 
 TIME_UP = 75
 """Exit code of a worker whose time was nearly over (EX_TEMPFAIL): its job may be queued again."""
 
 JOB_FOLDER = "iconoclast-"
-"""What the name of a job's own folder begins with; its TMPDIR is in it."""
+"""Prefix of a job's own folder, which holds its TMPDIR."""
 
 CACHE_VARIABLES = "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_DATASETS_CACHE HF_ASSETS_CACHE HF_XET_CACHE HF_HUB_OFFLINE"
 """Variables that would lead a job with a cache of its own back to the user's."""
@@ -27,19 +27,19 @@ Caches = Literal["shared", "job"]
 
 
 class ClusterError(UserError):
-    """A cluster that cannot be used for what was asked."""
+    """A request that a cluster cannot meet."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the jobs of a submission ask for; what is not told here is as Slurm's option. Unset is left to the cluster.
+    """Options of a submission's jobs, named as Slurm's where not described here. Unset ones are left to the cluster.
 
     Attributes:
         workers: processes that work on the run; gpus and cpus are of each of them.
         time: limit in minutes.
         array_limit: workers that run at the same time.
         caches: "shared": the user's Hugging Face cache, only read; "job": each job's own, removed with it.
-        scratch: folder for the temporary files of jobs; unset, what the cluster names, else /tmp.
+        scratch: folder for the temporary files of jobs; unset, the cluster's choice, else /tmp.
         max_disk: gigabytes that the temporary files of a job may take.
         extra: further options of sbatch.
     """
@@ -62,7 +62,6 @@ class JobOptions:
 
     @property
     def signal_delay(self) -> int:
-        """Seconds before the end of its time at which a job is told."""
         return SIGNAL_DELAY if self.time * 60 > 2 * SIGNAL_DELAY else 20
 
     def srun(self) -> list[str]:
@@ -77,7 +76,7 @@ class JobOptions:
         return {name: str(value) for name, value in named.items() if value is not None} | dict(self.extra)
 
     def setup(self, source: Path) -> list[str]:
-        """Lines of a batch script before the work: the code that was staged, folders of the job's own, and their end."""
+        """Return a batch script's lines before the work: staged code, the job's own folders, and their removal."""
         scratch = shlex.quote(str(self.scratch)) if self.scratch else '"${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"'
         lines = [
             f"export PYTHONPATH={shlex.quote(str(source))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -99,11 +98,7 @@ class JobOptions:
 
 
 def minutes(text: str) -> int:
-    """A time limit as Slurm writes it (minutes, HH:MM:SS, D-HH, D-HH:MM), in minutes.
-
-    Raises:
-        SettingsError: it is none.
-    """
+    """Convert a Slurm time limit, such as 90, 1:30:00 or 1-12, to minutes; raise SettingsError if malformed."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         raise SettingsError(f'--time "{text}" is no time. Use minutes, HH:MM:SS or D-HH:MM, as Slurm does.')
     days, dash, rest = text.rpartition("-")
@@ -115,7 +110,7 @@ def minutes(text: str) -> int:
 
 
 def script(run: Path, source: Path, options: JobOptions, command: Sequence[str], name: str) -> str:
-    """A batch script in which each worker runs `command`: what `submit` would do, for clusters that take scripts only."""
+    """Return a batch script whose workers run `command` as `submit` would, for clusters that take only scripts."""
     limit = f"%{min(options.workers, options.array_limit)}" if options.array_limit else ""
     flags = {
         "job-name": name,
@@ -146,7 +141,7 @@ def script(run: Path, source: Path, options: JobOptions, command: Sequence[str],
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job, or the part of an array that still waits, as squeue shows it."""
+    """A job, or the waiting part of an array, as squeue shows it."""
 
     job: str
     state: str
@@ -156,7 +151,7 @@ class QueuedJob:
 
 
 def queue(jobs: Sequence[str]) -> list[QueuedJob]:
-    """What the queue holds of these jobs; those that have ended are not in it."""
+    """Return the queue's entries for these jobs; ended jobs have none."""
     if not jobs:
         return []
     _require("squeue")

@@ -1,4 +1,4 @@
-"""How a run stands that many processes work on, from the queue, their signs of life and the study."""
+"""Standing of a run with many processes, from the queue, their signs of life and the study."""
 
 import time
 from dataclasses import asdict
@@ -18,11 +18,7 @@ from iconoclast.search.study import Study
 
 
 def standing(run: Path) -> dict[str, Any]:
-    """State, jobs in the queue, workers, trials and the best one so far.
-
-    Raises:
-        RunFolderError: there is no run, or its study is damaged.
-    """
+    """Return state, queue, workers and trials; raise RunFolderError if the run is missing or damaged."""
     folder = RunFolder(run)
     settings = folder.settings()
     document: dict[str, Any] = {
@@ -65,7 +61,7 @@ def _study(folder: RunFolder, settings: Settings) -> Study | None:
 
 
 def standing_lines(document: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """Describe the same in words."""
     trials = document["trials"]
     finished = trials["complete"] + trials["pruned"]
     rate = document["trials_per_hour"]

@@ -1,4 +1,4 @@
-"""From settings to jobs: checked, staged into the run folder, submitted, written down."""
+"""From settings to jobs: check, stage into the run folder, submit, record."""
 
 import json
 import shutil
@@ -31,11 +31,11 @@ from iconoclast.runs.workers import workers_of
 SUBMISSION = "submission.json"
 
 REQUEUES = 1000
-"""How often a job whose time is over is queued again; a run ends when it has its trials."""
+"""Times that a job out of time is queued again; a run ends when it has its trials."""
 
 
 def prepared(settings: Settings) -> RunFolder:
-    """The run folder of these settings, checked and begun, so that any process can work on it.
+    """Check the settings and begin their run folder, so that any process can work on it.
 
     Raises:
         UserError: a setting, prompt set, judge or folder cannot be used; nothing was written then.
@@ -53,12 +53,12 @@ def prepared(settings: Settings) -> RunFolder:
 
 
 def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> str:
-    """Submit a job array for a prepared run and give its number.
+    """Submit a job array for a prepared run and return its number.
 
     Each job runs the task, which is picklable and has a method `checkpoint` if it can be queued again.
 
     Raises:
-        ClusterError: there is no Slurm here, or it does not take the jobs.
+        ClusterError: Slurm is missing or refuses the jobs.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ClusterError("There is no sbatch here. Use a machine of the cluster where jobs can be submitted.")
@@ -95,7 +95,7 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
 
 
 def write_script(folder: RunFolder, options: JobOptions, work_options: WorkOptions) -> Path:
-    """Write a batch script that the user can submit by hand."""
+    """Write a batch script for the user to submit."""
     place = stage(folder)
     (folder.cluster / "logs").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "iconoclast.cli", "cluster", "work", str(folder.path)]
@@ -110,7 +110,7 @@ def write_script(folder: RunFolder, options: JobOptions, work_options: WorkOptio
 
 
 def stage(folder: RunFolder) -> Path:
-    """Put this program's code and the settings into a new folder of the run, so that what runs later is what is here now."""
+    """Copy this program's code and the settings into a new folder of the run, safe from later changes."""
     number = 1 + len(list(folder.cluster.glob("submission-*")))
     place = folder.cluster / f"submission-{number}"
     try:
@@ -124,13 +124,13 @@ def stage(folder: RunFolder) -> Path:
 
 
 def submissions(folder: RunFolder) -> list[dict[str, Any]]:
-    """What was submitted for a run, oldest first."""
+    """Return the submissions of a run, oldest first."""
     files = sorted(folder.cluster.glob(f"submission-*/{SUBMISSION}"), key=lambda file: file.stat().st_mtime)
     return [folder.read_json(file, ("job", "workers", "submitted")) for file in files]
 
 
 def jobs_of(folder: RunFolder) -> list[str]:
-    """The job arrays that work on a run or did: those that were submitted here, and those of a script whose workers live."""
+    """Return a run's job arrays, past ones included: submitted here, or of a script with living workers."""
     known = [str(submission["job"]) for submission in submissions(folder)]
     alive = [str(worker.document["job"]) for worker in workers_of(folder) if not worker.gone]
     return list(dict.fromkeys([*known, *(job.partition("_")[0] for job in alive if "_" in job)]))
@@ -139,7 +139,7 @@ def jobs_of(folder: RunFolder) -> list[str]:
 def sweep(
     runs: Sequence[tuple[RunFolder, Callable[[], Any]]], options: JobOptions, sequential: bool, progress: Progress
 ) -> None:
-    """Submit many prepared runs with what their jobs run, a peer always as one job.
+    """Submit many prepared runs with their jobs' tasks, a peer always as one job.
 
     With `sequential` each begins when the one before has ended, however it did: one model at a time on the disk.
     """

@@ -1,4 +1,4 @@
-"""What one of many processes does: it joins a run, measures batches of trials until there are enough, and finishes it."""
+"""The work of one process among many: join a run, measure batches until there are enough trials, finish it."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ from iconoclast.runs.workers import DEAD_AFTER, HEARTBEAT, Worker
 
 
 class TimeUp(KeyboardInterrupt):
-    """The job's time is nearly over: what is being measured is handed back, and the job may be queued again."""
+    """The end of a job's time is near: its unfinished trials are handed back, and the job may be queued again."""
 
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """How a process takes part: see `runs.workers.Worker`, whose options these are."""
+    """Options of a process that takes part: those of `runs.workers.Worker`."""
 
     heartbeat: float = HEARTBEAT
     dead_after: float = DEAD_AFTER
@@ -32,12 +32,12 @@ class WorkOptions:
 
 
 def settings_of(folder: RunFolder) -> Settings:
-    """The settings of a run that is in this folder, wherever it was begun."""
+    """Return the settings of the run in this folder, wherever it was begun."""
     return folder.settings().model_copy(update={"study_checkpoint_dir": folder.path, "exit_after_optimization": True})
 
 
 def is_done(folder: RunFolder) -> bool:
-    """Whether a run has all its trials and its report."""
+    """Check that a run has all its trials and its report."""
     summary = folder.read_summary()
     if summary is None or summary.status != "complete":
         return False
@@ -45,12 +45,12 @@ def is_done(folder: RunFolder) -> bool:
 
 
 def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = None) -> None:
-    """Take part in a run until it is complete.
+    """Take part in a run until it is complete; unfinished trials are handed back on TimeUp and KeyboardInterrupt.
 
     Raises:
         UserError: the run, its model or its prompts cannot be used.
         TimeUp: the job's time is nearly over.
-        KeyboardInterrupt: somebody wants this process to end. What it was measuring is handed back in both cases.
+        KeyboardInterrupt: on the user's request.
     """
     options = options or WorkOptions()
     if is_done(folder):
@@ -81,7 +81,7 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
 
 @contextmanager
 def _written(folder: RunFolder) -> Iterator[None]:
-    """A folder that cannot be written any more is one clear line."""
+    """Turn a disk error in the folder into one clear line."""
     try:
         yield
     except OSError as error:
@@ -90,7 +90,7 @@ def _written(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def told_of_time() -> Iterator[None]:
-    """While this lasts, the signals by which a scheduler says that time is nearly over end the work as `TimeUp`."""
+    """Raise TimeUp in the work when a scheduler signals that time is nearly over."""
 
     def up(number: int, frame: FrameType | None) -> None:
         raise TimeUp

@@ -22,18 +22,17 @@ ENVIRONMENT_PREFIX = "ICONOCLAST_"
 CONFIG_VARIABLE = "ICONOCLAST_CONFIG_TEMPLATE"
 DEFAULT_CONFIG = Path("config.toml")
 DEEPEST = 3
-"""Names in the longest path that is looked at; settings have two."""
+"""Names in the longest path examined; settings have two."""
 
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """Effective settings, and for each key that is not a default, where its value came from."""
+    """Effective settings, and the origin of every value that is not a default."""
 
     settings: Settings
     origins: Mapping[str, str]
 
     def origin(self, key: str) -> str:
-        """Say where the value of the dotted `key` came from."""
         return self.origins.get(key, "default")
 
 
@@ -70,11 +69,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
 
 
 def secret(variable: str) -> str:
-    """Read an environment variable that holds what is not to be written anywhere.
-
-    Raises:
-        SettingsError: it is not set.
-    """
+    """Read an environment variable whose value must not be written anywhere; raise SettingsError if it is not set."""
     if value := os.environ.get(variable):
         return value
     raise SettingsError(f"The environment variable {variable} (api_key_variable) is not set. Put the key into it.")

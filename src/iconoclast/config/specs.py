@@ -14,8 +14,6 @@ from iconoclast.config.schema import PromptSource, Settings
 
 @dataclass(frozen=True)
 class SettingSpec:
-    """One setting as the command line and the documentation see it."""
-
     path: tuple[str, ...]
     annotation: Any
     default: Any
@@ -35,7 +33,7 @@ class SettingSpec:
 def setting_specs(
     model: type[BaseModel] = Settings, prefix: tuple[str, ...] = (), default: Any = None
 ) -> Iterator[SettingSpec]:
-    """Yield every setting, nested ones flattened, in the order of their definition."""
+    """Yield every setting, nested ones flattened, in order of definition."""
     for name, field in model.model_fields.items():
         value = getattr(default, name) if default is not None else field.get_default()
         inner = without_none(field.annotation)
@@ -47,7 +45,7 @@ def setting_specs(
 
 
 def prompt_sets() -> dict[str, tuple[PromptSource | None, str]]:
-    """Give the settings that are prompt sets: name → (default, what it is for)."""
+    """Return the settings that are prompt sets: name → (default, description)."""
     return {
         name: (field.default, _description(field))
         for name, field in Settings.model_fields.items()
@@ -65,6 +63,6 @@ def list_item(annotation: Any) -> Any | None:
 
 
 def without_none(annotation: Any) -> Any:
-    """Make `X | None` into `X`."""
+    """Return X for the annotation `X | None`."""
     kept = [part for part in get_args(annotation) if part is not type(None)]
     return kept[0] if get_origin(annotation) in (Union, types.UnionType) and len(kept) == 1 else annotation

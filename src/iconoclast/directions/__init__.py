@@ -1,1 +1,1 @@
-"""Directions: from residuals of two prompt sets to one unit vector per layer. Pure tensor code."""
+"""Directions: one unit vector per layer from the residuals of two prompt sets. Pure tensor code."""

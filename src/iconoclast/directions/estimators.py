@@ -13,39 +13,38 @@ from iconoclast.registry import Registry, require_known
 from iconoclast.vocabulary import METHODS, SCOPES, DirectionMethod, DirectionScope, known_methods
 
 SMALLEST_REMAINDER = 1e-4
-"""A direction of which less than this share is left after the filters points nowhere."""
+"""Share of a direction that must survive the filters for it to point anywhere."""
 
 SAME = 1e-3
-"""Residuals that differ by less than this share of themselves are one residual, and the rest is rounding (of bfloat16, say)."""
+"""Relative difference below which residuals are the same but for rounding (of bfloat16, say)."""
 
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 """Benign residuals [n, L, d], target residuals [m, L, d] → directions [L, d], of any length."""
 
 estimators: Registry[Estimator] = Registry("estimator", "estimators")
-"""Estimators by name; another package adds one as an entry point in the group iconoclast.estimators."""
+"""Estimators by name; other packages add theirs as entry points in the group iconoclast.estimators."""
 
 
 @estimators.register("mean")
 def mean_difference(benign: Tensor, target: Tensor) -> Tensor:
-    """mean(B) − mean(G), [L, d]. Arditi et al. 2024, arXiv:2406.11717."""
+    """Return mean(B) − mean(G), [L, d]. Arditi et al. 2024, arXiv:2406.11717."""
     return target.mean(0) - benign.mean(0)
 
 
 @estimators.register("median")
 def median_difference(benign: Tensor, target: Tensor) -> Tensor:
-    """Coordinate-wise median(B) − median(G), [L, d]; for an even count the mean of the two middle values."""
+    """Return coordinate-wise median(B) − median(G), [L, d]; for an even count the mean of the two middle values."""
     return _median(target) - _median(benign)
 
 
 @estimators.register("geometric_median")
 def geometric_median_difference(benign: Tensor, target: Tensor) -> Tensor:
-    """Geometric median of B minus that of G, [L, d]."""
     return geometric_median(target) - geometric_median(benign)
 
 
 def variance_difference(benign: Tensor, target: Tensor, floor: float = 1e-6) -> Tensor:
-    """(mean(B) − mean(G)) / sqrt(½(var(G) + var(B)) + floor), [L, d]."""
+    """Return (mean(B) − mean(G)) / sqrt(½(var(G) + var(B)) + floor), [L, d]."""
     pooled = (benign.var(0, unbiased=False) + target.var(0, unbiased=False)) / 2
     return mean_difference(benign, target) / (pooled + floor).sqrt()
 
@@ -57,7 +56,7 @@ def _median(states: Tensor) -> Tensor:
 
 
 def geometric_median(states: Tensor, iterations: int = 64) -> Tensor:
-    """The point with the least summed distance to all states [n, L, d] → [L, d], by Weiszfeld's algorithm."""
+    """Return the point with the least summed distance to all states [n, L, d] → [L, d], by Weiszfeld's algorithm."""
     mean = states.mean(0)
     states = states - mean  # a mean that happens to be one of the states must not hold the iteration
     point = torch.zeros_like(mean)
@@ -74,7 +73,7 @@ class DirectionSpec:
     Attributes:
         blend: for hybrid, the share t of variance: (1 − t)·mean + t·variance.
         scope: global (one direction for all layers, taken at `index`) or per_layer.
-        index: for the global scope, the layer it is taken at; between two layers it is interpolated.
+        index: layer of the global direction; interpolated between two layers.
     """
 
     method: DirectionMethod | str = "mean"
@@ -92,8 +91,7 @@ class Directions:
     """Unfiltered unit directions of every method, and the basis they are kept out of.
 
     Attributes:
-        raw: method → float32 [L, d], unit norm (hybrid is made of mean and variance). Zeros at a layer that does not see
-            the prompts, see `blind_layers`.
+        raw: method → float32 [L, d], unit norm or, at `blind_layers`, zeros; hybrid is made of mean and variance.
         basis: float32 [L, d, c], orthonormal columns; c may be 0.
     """
 
@@ -105,14 +103,13 @@ class Directions:
 
     @property
     def layers(self) -> int:
-        """Number of layers."""
         return self.basis.shape[0]
 
     def per_layer(self, method: str = "mean", blend: float = 0.5) -> Tensor:
-        """The filtered unit direction of every layer, [L, d]; zeros at a layer that does not see the prompts.
+        """Return the filtered unit direction of every layer, [L, d]; zeros at a layer that does not see the prompts.
 
         Raises:
-            DirectionError: nothing is left of the direction of some layer once the benign subspace is removed.
+            DirectionError: nothing is left of some layer's direction without the benign subspace.
         """
         if method == "hybrid":
             raw = normalize((1 - blend) * self.raw["mean"] + blend * self.raw["variance"], dim=-1)
@@ -130,7 +127,7 @@ class Directions:
         return normalize(filtered, dim=-1)
 
     def randomized(self, seed: int) -> "Directions":
-        """Random directions in place of every method's, kept out of the same benign basis: the control for these."""
+        """Return random directions for every method, kept out of the same benign basis, as a control."""
         generator = torch.Generator().manual_seed(seed)
         shape = next(iter(self.raw.values())).shape
         random = {
@@ -140,7 +137,7 @@ class Directions:
         return Directions(random, self.basis)
 
     def resolve(self, spec: DirectionSpec) -> Tensor:
-        """The unit direction that `spec` uses at every layer, [L, d]."""
+        """Return the unit direction that `spec` uses at every layer, [L, d]."""
         directions = self.per_layer(spec.method, spec.blend)
         if spec.scope == "per_layer":
             return directions
@@ -148,10 +145,10 @@ class Directions:
 
 
 def interpolate(directions: Tensor, index: float) -> Tensor:
-    """The unit direction at a float layer index: the two neighbours of [L, d] interpolated and renormalised → [d].
+    """Return the unit direction at a fractional layer index, [L, d] → [d]: neighbours interpolated and renormalised.
 
     Raises:
-        DirectionError: the index is outside of the layers, or the neighbours are opposite.
+        DirectionError: the index is outside the layers, or the neighbours are opposite.
     """
     last = directions.shape[0] - 1
     if not 0 <= index <= last:
@@ -173,17 +170,15 @@ def estimate_directions(
     orthogonalize: bool = True,
     variance_floor: float = 1e-6,
 ) -> Directions:
-    """Directions from benign prompts to target prompts, kept out of what benign prompts use.
+    """Estimate directions from benign to target prompts, kept out of what benign prompts use.
 
     Args:
         benign, target: residuals G [n, L, d] and B [m, L, d], float32.
-        methods: estimators to compute.
-        subspace_rank: principal directions of the benign residuals to stay out of.
-        orthogonalize: stay out of the benign mean residual.
-        variance_floor: see `variance_difference`.
+        subspace_rank: number of principal directions of the benign residuals to avoid.
+        orthogonalize: avoid the benign mean residual too.
 
     Raises:
-        DirectionError: a method is not known, fewer than two prompts on a side, or the rank is larger than the data allows.
+        DirectionError: a method is unknown, a side has fewer than two prompts, or the data do not allow the rank.
     """
     for method in methods:
         require_known(method, known_methods(), "direction method", DirectionError)
@@ -213,8 +208,8 @@ def estimate_directions(
 def blind_layers(benign: Tensor, target: Tensor) -> Tensor:
     """Mark the layers that give the same residual for every prompt: bool [L].
 
-    The first layers of models with short convolutions see the last few tokens, which are those of the chat template. There
-    is no direction of their own at such layers. If all layers are like that, none is said to be: the prompts are at fault.
+    The first layers of models with short convolutions see only the last few tokens, which belong to the chat template,
+    and have no direction. If all layers look like that, none is marked: the prompts are at fault.
     """
     states = torch.cat([benign, target])
     middle = states.mean(0)

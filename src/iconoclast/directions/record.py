@@ -11,21 +11,13 @@ from iconoclast.files import write_whole
 
 
 def save_directions(directions: Directions, file: Path) -> None:
-    """Write directions of every method, and the basis that they are kept out of.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-    """
+    """Write the directions of every method and their basis; raise RunFolderError if the file cannot be written."""
     tensors = {f"raw.{name}": tensor.contiguous() for name, tensor in directions.raw.items()}
     write_whole(file, save({**tensors, "basis": directions.basis.contiguous()}))
 
 
 def load_directions(file: Path) -> Directions:
-    """Read directions.
-
-    Raises:
-        RunFolderError: there are none, or the file is damaged.
-    """
+    """Read directions; raise RunFolderError if the file is missing or damaged."""
     try:
         tensors = load_file(file)
     except (FileNotFoundError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""What benign prompts use: an orthonormal basis per layer that every direction stays out of."""
+"""The subspace that benign prompts use: an orthonormal basis per layer that every direction stays out of."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,13 @@ from torch import Tensor
 from iconoclast.errors import DirectionError
 
 NOTHING = 1e-5
-"""What is smaller than this share of the rest is rounding."""
+"""Relative size below which a component is rounding."""
 
 
 def winsorize(states: Tensor, quantile: float) -> Tensor:
-    """Clip the magnitudes of every residual vector at its own `quantile`.
+    """Clip the magnitudes of every residual vector [n, L, d] at its own `quantile`; 1 changes nothing.
 
-    A few coordinates of a residual stream [n, L, d] can be a thousand times larger than the rest and own every statistic.
-    A quantile of 1 changes nothing.
+    A few coordinates can be a thousand times larger than the rest and dominate every statistic.
     """
     if quantile >= 1:
         return states
@@ -23,14 +22,14 @@ def winsorize(states: Tensor, quantile: float) -> Tensor:
 
 
 def benign_basis(benign: Tensor, rank: int, include_mean: bool) -> Tensor:
-    """Orthonormal basis of the benign subspace of every layer: float32 [L, d, c]; columns may be zero.
+    """Return an orthonormal basis of the benign subspace of every layer: float32 [L, d, c]; columns may be zero.
 
-    The top `rank` principal directions of the centred benign residuals, and with `include_mean` their mean as well,
-    made orthonormal together. (Removing one after the other puts back a part of the first.) The first layers of some models see
-    so few tokens that benign prompts vary in fewer directions there, down to none; then those are all.
+    It spans the top `rank` principal directions of the centred benign residuals and, with `include_mean`, their mean:
+    removing one after the other would restore part of the first. The first layers of some models see so few tokens that
+    benign prompts vary in fewer directions there; then those are all.
 
     Raises:
-        DirectionError: n prompts in d dimensions do not have `rank` principal directions to spare, or no layer has.
+        DirectionError: n prompts in d dimensions, or their residuals at every layer, have fewer than `rank` directions.
     """
     n, layers, d = benign.shape
     most = max(0, min(n - 1, d - 1 - include_mean))
@@ -60,7 +59,7 @@ def _too_large(rank: int, reason: str) -> str:
 
 
 def project_out(directions: Tensor, basis: Tensor) -> Tensor:
-    """(I − U Uᵀ) v for every layer: directions [L, d], basis U [L, d, c] → [L, d], not normalised."""
+    """Return (I − U Uᵀ) v for every layer: directions [L, d], basis U [L, d, c] → [L, d], not normalised."""
     # Twice: one pass in float32 leaves a residue that shows when almost all of the vector is removed.
     for _ in range(2):
         directions = directions - torch.einsum("ldc,lc->ld", basis, torch.einsum("ldc,ld->lc", basis, directions))

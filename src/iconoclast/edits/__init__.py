@@ -1,1 +1,1 @@
-"""Edits: one pure-data Edit, applied live, as an adapter, or merged into the weights."""
+"""Edits: pure data, applied live, as an adapter, or merged into the weights."""

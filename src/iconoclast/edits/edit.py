@@ -1,8 +1,7 @@
-"""Edit: which direction each site loses, and how much of it. Pure data and its mathematics; knows no model.
+"""The direction each site loses, and how much of it. Pure data and its mathematics, in float32; knows no model.
 
-Notation: W is a writer's weight [d, k], v the unit direction [d], λ the strength, n_i = ‖W_i‖ the row norms and
-Ŵ = diag(n)⁻¹ W. Everything is float32. A site of many experts has W [experts, d, k] and n [experts, d]; each of its matrices
-is edited along the same v as if it were alone.
+W is a writer's weight [d, k], v the unit direction [d], λ the strength, n_i = ‖W_i‖ the row norms, Ŵ = diag(n)⁻¹ W.
+A site of many experts has W [experts, d, k] and n [experts, d]; each matrix is edited along the same v as if alone.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, 
 
 
 class EditError(UserError, ValueError):
-    """An edit that was not described as it must be."""
+    """An invalid description of an edit."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Edit:
 
     @classmethod
     def nothing(cls) -> "Edit":
-        """The edit that changes nothing: the base model."""
+        """Return the edit that changes nothing: the base model."""
         return cls({}, {}, "none")
 
     @classmethod
@@ -58,12 +57,12 @@ class Edit:
         profiles: Mapping[str, Profile],
         row_normalization: RowNormalization = "pre",
     ) -> "Edit":
-        """The edit of all sites whose component has a profile that is not zero at their layer.
+        """Return the edit of all sites whose component has a non-zero profile at their layer.
 
-        `directions` are each site's unit direction, as `anatomy.site_directions` makes them for a model.
+        `directions` are the sites' unit directions, as `anatomy.site_directions` makes them.
 
         Raises:
-            UserError: a profile is of no known component, or the row normalisation is not known.
+            UserError: a component or the row normalisation is unknown.
         """
         for component in profiles:
             require_known(component, COMPONENTS, "component", EditError)
@@ -80,15 +79,14 @@ class Edit:
         return sorted(self.strengths)
 
     def scaled(self, factor: float) -> "Edit":
-        """The same edit, all strengths times `factor`."""
         return Edit(self.directions, {site: factor * s for site, s in self.strengths.items()}, self.row_normalization)
 
 
 @dataclass(frozen=True)
 class OutputTransform:
-    """An edit of one site as a function of the module's output: with z = y − bias, y' = bias + scale ⊙ (z − (z·inward) outward).
+    """An edit of a module's output: with z = y − bias, y' = bias + scale ⊙ (z − (z·inward) outward).
 
-    Each is [d], or [experts, d]; `scale` is ones unless row norms are restored.
+    Each is [d] or [experts, d]; `scale` is ones unless row norms are restored.
     """
 
     inward: Tensor
@@ -96,7 +94,6 @@ class OutputTransform:
     scale: Tensor
 
     def __call__(self, output: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The edited output, for outputs [..., d]."""
         z = output if bias is None else output - bias
         z = self.scale * (z - (z @ self.inward)[..., None] * self.outward)
         return z if bias is None else z + bias
@@ -109,9 +106,9 @@ def output_transform(
     row_norms: Tensor,
     weight: Tensor | None = None,
 ) -> OutputTransform:
-    """The transform that gives (W' x) from (W x) without touching a weight; exact for all three normalisations.
+    """Return the transform from (W x) to (W' x), exact for all three normalisations without touching a weight.
 
-    The row norms [d] or [experts, d] have the shape of the result, and none uses no more of them; only full uses the weight.
+    Row norms are [d] or [experts, d]; normalisation none uses only their shape, and only full uses the weight.
     """
     direction = direction.expand_as(row_norms)
     ones = torch.ones_like(direction)
@@ -128,7 +125,7 @@ def output_transform(
 
 
 def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization) -> Tensor:
-    """W', straight from the definition: [d, k] or [experts, d, k], as `weight` is."""
+    """Return W', straight from the definition: [d, k] or [experts, d, k], like `weight`."""
     if row_normalization == "none":
         return weight - strength * _outer(direction, direction @ weight)
     norms = weight.norm(dim=-1, keepdim=True)
@@ -145,7 +142,7 @@ class LowRank:
     """An edit of one site as W' ≈ W + B A, with A [..., r, k] and B [..., d, r].
 
     Attributes:
-        error: ‖W' − W − BA‖ / ‖W' − W‖ (Frobenius, the largest of all experts); 0 where it is exact.
+        error: ‖W' − W − BA‖ / ‖W' − W‖ (Frobenius, the largest of all experts); 0 where exact.
         sufficient_rank: the smallest rank with an error under `NEGLIGIBLE`.
     """
 
@@ -156,16 +153,16 @@ class LowRank:
 
 
 NEGLIGIBLE = 0.01
-"""Relative error of an update that is small enough for `auto` ranks."""
+"""Relative error of an update small enough for `auto` ranks."""
 
 
 def low_rank_factors(
     weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization, rank: int | None
 ) -> LowRank:
-    """The edit of a site by LoRA factors.
+    """Return the edit of a site as LoRA factors.
 
-    For none and pre r is 1 and the factors are exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. For full they are
-    the truncated singular value decomposition of W' − W, with None for the rank that suffices.
+    With none and pre, r is 1 and the factors exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. With full they are the
+    truncated singular value decomposition of W' − W, to the sufficient rank if `rank` is None.
     """
     if row_normalization == "none":
         column = (-strength * direction)[:, None].expand(*weight.shape[:-1], 1)
@@ -189,10 +186,9 @@ def low_rank_factors(
 
 
 def _outer(column: Tensor, rows: Tensor) -> Tensor:
-    """column [d] times rows [..., k]: [..., d, k]."""
     return column[:, None] * rows[..., None, :]
 
 
 def _reciprocal(values: Tensor) -> Tensor:
-    """1 / values, and 0 where a value is 0: a row of zeros stays one."""
+    """Return 1 / values, and 0 where a value is 0, so that a row of zeros stays one."""
     return torch.where(values > 0, 1 / values.clamp(min=torch.finfo(values.dtype).tiny), 0.0)

@@ -1,4 +1,4 @@
-"""Edits applied live: transforms of the writers' outputs. No weight is touched, and rows of a batch may differ."""
+"""Edits applied live to the writers' outputs: no weight is touched, and the rows of a batch may differ."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from iconoclast.models.reading import RowListener
 from iconoclast.vocabulary import Site
 
 _NEVER = 1_000_000
-"""The first layer that an edit of nothing touches."""
+"""The first changed layer of an empty edit."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _SiteTransforms:
         return _SiteTransforms(self.inward[edits], self.outward[edits], scale, self.bias)
 
     def __call__(self, output: Tensor) -> Tensor:
-        """`output` [rows, tokens, d] or [rows · tokens, d], with as many rows as there are transforms (or one)."""
+        """Transform `output` [rows, tokens, d] or [rows · tokens, d], with one transform for each row or for all."""
         shape = output.shape
         if torch.is_grad_enabled():  # nothing may be overwritten that a gradient needs
             z = output.reshape(len(self.inward), -1, shape[-1]).float()
@@ -60,7 +60,7 @@ class _SiteTransforms:
         return z.to(output.dtype).reshape(shape)
 
     def of_experts(self, output: Tensor, edits: Tensor, experts: Tensor) -> Tensor:
-        """`output` [pairs, d], where pair i carries edit `edits[i]` and is what expert `experts[i]` writes."""
+        """Transform `output` [pairs, d], where pair i is what expert `experts[i]` writes under edit `edits[i]`."""
         z = output.float() if self.bias is None else output - self.bias[experts]
         read = (z * self.inward[edits, experts]).sum(-1, keepdim=True)
         z = torch.addcmul(z, read, self.outward[edits, experts], value=-1)
@@ -74,8 +74,7 @@ class _SiteTransforms:
 class LiveEdits(RowListener):
     """Many edits of one model, applied to its outputs while a context lasts.
 
-    Decoding tells it which rows of the batch are left. `row_edits` says which edit each sequence carries; unset, all
-    carry edit 0.
+    `row_edits` maps sequences to edits; unset, all carry edit 0.
 
     Raises:
         ModelError: an edit names a site that the model does not have.
@@ -100,7 +99,7 @@ class LiveEdits(RowListener):
 
     @contextmanager
     def applied(self, rows: Tensor | None = None) -> Iterator[None]:
-        """While this lasts, row i of the batch carries the edit of sequence `rows[i]`."""
+        """Apply the edit of sequence `rows[i]` to row i of the batch while the context lasts."""
         with ExitStack() as stack:
             stack.enter_context(hooks_act())
             if self._row_edits is None or rows is None:
@@ -120,11 +119,9 @@ class LiveEdits(RowListener):
             self._activate(self._current[positions.cpu()])
 
     def variant(self, row: int) -> int:
-        """The edit that a sequence carries."""
         return 0 if self._row_edits is None else int(self._row_edits[row])
 
     def first_layer(self, row: int) -> int:
-        """The first layer that the edit of a sequence touches."""
         return self._first_layers[self.variant(row)]
 
     def _activate(self, edits: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Edit → PEFT adapter."""
+"""Edits as PEFT adapters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,7 @@ from iconoclast.vocabulary import Site
 
 @dataclass(frozen=True)
 class Approximation:
-    """How well an adapter's update of the matrix (or stack of experts) of one module meets the edit.
-
-    `error` is relative (Frobenius norm; of experts the largest), `sufficient_rank` the smallest rank with one under 1 %.
-    """
+    """The accuracy of an adapter's update: `error` and `sufficient_rank` as in `LowRank`."""
 
     module: str
     rank: int
@@ -31,16 +28,12 @@ class Approximation:
 def save_adapter(
     edit: Edit, writers: Mapping[Site, Writer], base: str, folder: Path, full_rank: int | Literal["auto"] = 3
 ) -> list[Approximation]:
-    """Write `edit` as a LoRA adapter that plain PEFT loads onto the base model.
+    """Write `edit` to an existing folder as a LoRA adapter for plain PEFT; return the accuracy where it is not exact.
 
     Args:
         base: name or path of the base model, for adapter_config.json.
-        folder: an existing folder.
-        full_rank: rank of the approximation for row normalisation full, auto for each matrix its sufficient one; the
-            other normalisations are exact at rank 1.
-
-    Returns:
-        How good the update of every site is, where it is not exact.
+        full_rank: rank of the approximation with row normalisation full, or auto for each matrix's sufficient rank;
+            the other normalisations are exact at rank 1.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -88,7 +81,7 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, ranks: Mappin
 
 
 def _target(writer: Writer, experts: bool) -> str:
-    """The name of what PEFT adapts: a module, or the parameter of one."""
+    """Return the name of what PEFT adapts: a module, or a parameter of one."""
     # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
     as_parameter = writer.fused or (experts and writer.site.component == "mlp.down_proj")
     return writer.parameter if as_parameter else writer.site.module

@@ -1,4 +1,4 @@
-"""Edit → merged weights."""
+"""Edits merged into the weights."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from iconoclast.vocabulary import Site
 
 
 def merged_weight(edit: Edit, site: Site, writer: Writer) -> Tensor:
-    """The edited weight of one site, in the shape and dtype the module stores."""
+    """Return the edited weight of one site in the stored shape and dtype."""
     weight = writer.weight()
     direction = edit.directions[site].to(weight.device)
     edited = edited_weight(weight, direction, edit.strengths[site], edit.row_normalization)
@@ -29,13 +29,13 @@ def save_merged(
     folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Write the model with `edit` in its weights; the model itself is left as it is.
+    """Write the model with `edit` in its weights to an existing folder; the model itself stays unchanged.
 
-    Args:
-        model: the model. Without a checkpoint it must not be quantised; with one it can be its skeleton on the device "meta".
-        folder: an existing folder.
-        checkpoint: the files that the model was loaded from: the edited matrices are changed in copies of them, names, types
-            and sharding stay, and no more than one matrix is in memory. Without it the library writes the loaded model.
+    With a checkpoint, its files are copied and the edited matrices patched one at a time: names, types and sharding
+    stay, and the model can be a skeleton. Without one, transformers saves the loaded model.
+
+    Raises:
+        ModelError: the weights are quantised.
     """
     if checkpoint is not None:
         edited = {site: partial(_edited, edit, site) for site in edit.sites}

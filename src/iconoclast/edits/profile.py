@@ -7,14 +7,8 @@ from dataclasses import dataclass
 class Profile:
     """λ(layer) of one component, in four parameters.
 
-    With D = |layer − max_weight_position|: zero where D > min_weight_distance, else linear in D from max_weight at the
-    position to min_weight at the distance.
-
-    Attributes:
-        max_weight: strength at the peak; 1 removes the direction completely.
-        max_weight_position: layer of the peak; may lie between two layers.
-        min_weight: strength at the edge of the edited range.
-        min_weight_distance: layers from the peak to the edge.
+    With D = |layer − max_weight_position|, λ is linear in D from max_weight at D = 0 (1 removes all of the direction)
+    to min_weight at D = min_weight_distance, and zero beyond. The position may lie between two layers.
     """
 
     max_weight: float
@@ -24,16 +18,14 @@ class Profile:
 
     @classmethod
     def triangle(cls, peak: float, position: float, span: float) -> "Profile":
-        """The mountain peak · (1 − |layer − position| / span), zero outside of it."""
+        """Return the peak · (1 − |layer − position| / span), zero outside the span."""
         return cls(peak, position, 0.0, span)
 
     @classmethod
     def constant(cls, weight: float) -> "Profile":
-        """The same strength at every layer."""
         return cls(weight, 0.0, weight, float("inf"))
 
     def strength(self, layer: int) -> float:
-        """λ at `layer`."""
         distance = abs(layer - self.max_weight_position)
         if distance > self.min_weight_distance:
             return 0.0

@@ -1,4 +1,4 @@
-"""An edit in a file: the direction and the strength of every site, so that anybody can make or check it again."""
+"""An edit in a file: the direction and strength of every site, so that anyone can reproduce or check it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from iconoclast.vocabulary import RowNormalization, Site
 
 
 def save_edit(edit: Edit, file: Path) -> None:
-    """Write an edit: one tensor [d] a site, strengths and row normalisation in the metadata."""
+    """Write an edit: one tensor [d] per site, strengths and row normalisation in the metadata."""
     sites = [
         {"layer": s.layer, "component": s.component, "module": s.module, "strength": edit.strengths[s]}
         for s in edit.sites
@@ -24,11 +24,7 @@ def save_edit(edit: Edit, file: Path) -> None:
 
 
 def load_edit(file: Path) -> Edit:
-    """Read an edit.
-
-    Raises:
-        RunFolderError: the file is missing, damaged, or no edit.
-    """
+    """Read an edit; raise RunFolderError if the file is missing, damaged, or not an edit."""
     try:
         with safe_open(str(file), "pt") as opened:
             metadata = opened.metadata() or {}

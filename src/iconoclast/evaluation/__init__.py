@@ -1,1 +1,1 @@
-"""Evaluation: what an edit does to responses and to the distribution of the next token."""
+"""Evaluation: effects of an edit on responses and on the distribution of the next token."""

@@ -1,4 +1,4 @@
-"""Benchmarks through lm-eval: an edited model beside its base. They need the extra `benchmark`."""
+"""Benchmarks of an edited model and its base through lm-eval, from the extra `benchmark`."""
 
 import difflib
 import importlib.util
@@ -38,28 +38,27 @@ BOOTSTRAPS = 1000
 TASK_FAULTS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
 
 Results = Mapping[str, Any]
-"""What lm-eval returns: results, samples, group_subtasks, higher_is_better."""
+"""Output of lm-eval: results, samples, group_subtasks, higher_is_better."""
 
 Side = AbstractContextManager[LanguageModel]
 """One of the models to compare, loaded when the context is entered."""
 
 
 class BenchmarkError(UserError):
-    """A benchmark that cannot be run as it was asked for."""
+    """A benchmark that cannot be run as requested."""
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """What is measured, and how. The names are those of lm-eval.
+    """Options of lm-eval, under its names.
 
     Attributes:
         tasks: names of tasks, groups and tags, or paths of task files.
         include_path: a folder with more task files.
-        limit: only so many items of each task.
-        num_fewshot: worked examples before each item; unset, each task's own number. A task that insists on 0 keeps 0.
-        batch_size: sequences in a batch.
-        apply_chat_template: put the items to the model as a user would.
-        confirm_run_unsafe_code: allow tasks that run code which the model has written.
+        limit: maximum number of items per task.
+        num_fewshot: worked examples before each item; by default each task's own number; a task set to 0 keeps 0.
+        apply_chat_template: presentation of the items as a user would put them.
+        confirm_run_unsafe_code: permission for tasks that run code written by the model.
     """
 
     tasks: Sequence[str]
@@ -73,7 +72,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric's value and its standard error; None where lm-eval has none."""
+    """A metric's value and standard error; None where lm-eval has none."""
 
     value: float | None
     stderr: float | None
@@ -81,11 +80,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class FigureDifference(Figure):
-    """Edited minus base.
-
-    Attributes:
-        paired: whether the error is of the differences item by item, or of two independent measurements.
-    """
+    """Edited minus base; `paired` if the error is of item-by-item differences, not of two independent measurements."""
 
     paired: bool
 
@@ -105,14 +100,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The results, and what is needed to get them again."""
+    """The results, with what is needed to reproduce them."""
 
     rows: Sequence[Row]
     options: BenchmarkOptions
     lm_eval_version: str
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         tasks: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             figures = {key: value for key, value in asdict(row).items() if key not in ("task", "metric")}
@@ -137,7 +131,7 @@ def benchmark(
 ) -> Benchmark:
     """Measure a model, or an edited model beside its base, with lm-eval.
 
-    The tasks are set up before a model is loaded, and one model is loaded at a time.
+    Tasks are set up before any model is loaded, and one model is loaded at a time.
 
     Raises:
         BenchmarkError: lm-eval is not installed, or a task is unknown, unsafe, or cannot be set up.
@@ -155,15 +149,7 @@ def benchmark(
 
 @contextmanager
 def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
-    """A model by its name, or a base model with a PEFT adapter on it by the adapter's folder.
-
-    Args:
-        name: what `load_model` takes, or the folder of an adapter.
-        templated: whether the chat template will be used; if not, the model need not have one.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
+    """Load a model, or a PEFT adapter on its base, or raise ModelError; only `templated` needs a chat template."""
     base = adapter_base(name)
     lm = load_model(name if base is None else base, chat_template=None if templated else "raw")
     if base is not None:
@@ -173,17 +159,13 @@ def loaded(name: str, templated: bool = False) -> Iterator[LanguageModel]:
 
 @contextmanager
 def edited_live(lm: LanguageModel, edit: Edit, components: Sequence[Component] = COMPONENTS) -> Iterator[LanguageModel]:
-    """The model with an edit applied live, in every row of every batch."""
+    """Apply an edit to every row of every batch while the context lasts."""
     with LiveEdits(lm.writers(components), [edit]).applied():
         yield lm
 
 
 def load_tasks(options: BenchmarkOptions) -> Any:
-    """lm-eval's tasks and groups, their data loaded.
-
-    Raises:
-        BenchmarkError: a task is unknown, unsafe, or cannot be set up.
-    """
+    """Return lm-eval's tasks with their data; raise BenchmarkError if one is unknown, unsafe, or cannot be set up."""
     from lm_eval.tasks import TaskManager
 
     folder = options.include_path
@@ -212,10 +194,10 @@ def load_tasks(options: BenchmarkOptions) -> Any:
 
 
 def rows(edited: Results, base: Results | None = None) -> list[Row]:
-    """Every metric of every task and group that lm-eval has measured, beside the same of the base model.
+    """Return every metric that lm-eval measured of every task and group, beside the base model's.
 
-    Of a metric that is the mean of its items, the difference's error is that of the mean of the items' differences. Of
-    any other it is √(se² + se²), as if the two models had been given different items: too large rather than too small.
+    Where a metric is the mean of its items, the difference's error is that of the mean of the items' differences.
+    Elsewhere it is √(se² + se²), as if the models had been given different items: too large rather than too small.
     """
     found = []
     for task, measured in edited["results"].items():
@@ -241,12 +223,12 @@ def _figure(results: Results, task: str, key: str) -> Figure:
 
 
 def _number(value: Any) -> float | None:
-    """lm-eval writes N/A where there is no standard error."""
+    """Convert a number; lm-eval writes N/A where there is no standard error."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _items(results: Results, task: str, key: str) -> dict[tuple[Any, ...], Any]:
-    """What a metric is of every single item of a task, or of all tasks below a group."""
+    """Return a metric's value for every single item of a task, or of all tasks below a group."""
     metric, _, rule = key.partition(",")
     found: dict[tuple[Any, ...], Any] = {}
     for child in results["group_subtasks"].get(task, ()):
@@ -300,7 +282,7 @@ def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pr
 
 
 def _start_like_lm_eval(tasks: Mapping[str, Any], num_fewshot: int | None) -> None:
-    """What `lm_eval.simple_evaluate` does first. That also calls git, which complains on the terminal; this does not."""
+    """Prepare tasks as `lm_eval.simple_evaluate` does, but without its call to git, which complains on the terminal."""
     for task in tasks.values():
         default = task.get_config("num_fewshot")
         if num_fewshot is not None and default != 0:

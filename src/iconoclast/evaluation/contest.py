@@ -1,4 +1,4 @@
-"""Which edits of a batch need not be measured any further: pruning by lower bounds."""
+"""Pruning by lower bounds: an edit that can no longer win need not be measured any further."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from iconoclast.scores import Bounds
 from iconoclast.vocabulary import Label
 
 Prune = Callable[[Bounds], bool]
-"""Whether an edit with such bounds need not be measured any further."""
+"""Bounds of an edit → True if it need not be measured any further."""
 
 
 class Contest:
-    """How the edits of one contest stand: what is known of each so far, and which have been pruned."""
+    """The state of a batch of edits: what is known of each so far, and which have been pruned."""
 
     def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
         self.divergences = Divergences(reference, edits)
@@ -26,11 +26,10 @@ class Contest:
         self._kl = [0.0] * edits
 
     def left(self) -> list[int]:
-        """The edits that have not been pruned."""
+        """Return the edits that have not been pruned."""
         return [edit for edit, pruned in enumerate(self.pruned) if not pruned]
 
     def bounds(self, edit: int) -> Bounds:
-        """What is known of an edit."""
         return Bounds(len(self.failed[edit]), len(self.overrefused[edit]), self._kl[edit])
 
     def look(self, edit: int) -> None:
@@ -52,9 +51,9 @@ class Contest:
         failure: Callable[[list[int]], Label | None],
         counted: Sequence[Label],
     ) -> Decided:
-        """For decoding from the start: a row is decided when its label is, or when its edit is pruned.
+        """Return a check for decoding that decides a row when its label is certain or its edit is pruned.
 
-        Prompts whose label is one of `counted` are put into `found`.
+        Prompts whose label is one of `counted` are added to `found`.
         """
         for edit in edits:  # what an attempt that ran out of memory has seen is seen again
             found[edit].clear()

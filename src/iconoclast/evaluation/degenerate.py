@@ -1,4 +1,4 @@
-"""Text that answers nothing, whatever was asked: empty, looping, in the wrong script."""
+"""Text that answers nothing, whatever the question: empty, looping, in the wrong script."""
 
 import re
 import unicodedata
@@ -9,10 +9,10 @@ from typing import Literal
 Defect = Literal["empty", "looping", "wrong script"]
 
 REPEATED_WORDS = 12
-"""Words that must repeat those before them, without a gap, before a text loops."""
+"""Consecutive words that must repeat earlier ones before a text counts as looping."""
 
 FEWEST_LETTERS = 10
-"""Letters of a script that is not the prompt's before it can be the wrong one."""
+"""Letters of a foreign script before it can be the wrong one."""
 
 _SAYS_NOTHING = re.compile(r"[\s.…*=~|+_\ufffd-]*")
 _SAYS_ONE_SIGN = re.compile(r"\s*([^\w\s]{1,4}?)(?:\s*\1){7,}\s*")
@@ -24,7 +24,6 @@ _SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
 
 def defect(prompt: str, response: str) -> Defect | None:
-    """What makes the response broken, None if nothing does."""
     if _SAYS_NOTHING.fullmatch(response):
         return "empty"
     if loop_end(response) is not None or _SAYS_ONE_SIGN.fullmatch(response):
@@ -33,11 +32,10 @@ def defect(prompt: str, response: str) -> Defect | None:
 
 
 def loop_end(text: str) -> int | None:
-    """Where it is certain that the text loops, as a position in it; None if it does not.
+    """Return the position at which the text is certain to loop, whatever follows; None if it does not.
 
-    It loops where the same words come twice or more in a row, `REPEATED_WORDS` of them repeating what was before, or the
-    same one to four letters twenty times, the same five to thirty-two eight times, or the same number or signs forty times.
-    Nothing that is added to a text takes that away.
+    It loops where the same words come at least twice in a row, `REPEATED_WORDS` of them repeating earlier ones, or
+    1 to 4 letters come twenty times, 5 to 32 letters eight times, or a number or up to four signs forty times.
     """
     text = text.lower()
     words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
@@ -47,7 +45,7 @@ def loop_end(text: str) -> int | None:
 
 
 def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:
-    """Where as many words as are needed have repeated those `period` words before them."""
+    """Return the position where enough words have repeated those `period` words before them."""
     needed, run = max(period, REPEATED_WORDS), 0
     passed = range(needed - 1, len(words) - period, needed)  # a run of that length passes one of these places
     if all(words[i][0] != words[i + period][0] for i in passed):
@@ -60,12 +58,12 @@ def _repetition_end(words: list[tuple[str, int]], period: int) -> int | None:
 
 
 def may_loop(tokens: list[int]) -> bool:
-    """Whether the last tokens are like those before them: a quick look that is worth a real one."""
+    """Check quickly whether the last tokens repeat earlier ones, so that `loop_end` is worth its cost."""
     return any(tokens[-8:] == tokens[-8 - lag : -lag] for lag in range(1, len(tokens) - 7))
 
 
 def _wrong_script(prompt: str, response: str) -> bool:
-    """Whether most letters belong to scripts that the prompt does not use. Latin is never wrong: code and names use it."""
+    """Check for mostly letters of scripts foreign to the prompt; Latin is never wrong, as code and names use it."""
     if response.isascii():
         return False
     expected = {"LATIN", *_scripts(prompt)}
@@ -75,7 +73,7 @@ def _wrong_script(prompt: str, response: str) -> bool:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """Letters of each script; characters that could not be decoded are a script of their own."""
+    """Count the letters of each script; undecodable characters are a script of their own."""
     return Counter(_script(c) for c in text if c.isalpha() or c == "\ufffd")
 
 

@@ -1,4 +1,4 @@
-"""(model, edits, prompts) → scores. Many edits are measured in the same batches."""
+"""(model, edits, prompts) → scores, with many edits measured in the same batches."""
 
 import math
 import statistics
@@ -28,13 +28,12 @@ from iconoclast.vocabulary import COMPONENTS, Component, Label
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How long responses are, and how wide batches.
+    """Lengths of responses and widths of batches.
 
     Attributes:
         response_length: tokens generated for a target prompt.
         benign_response_length: tokens generated for a benign prompt, where a refusal shows early.
-        batch_size: sequences per forward pass; 0 for as many as fit.
-        max_batch_size: limit for batch_size 0.
+        batch_size: sequences per forward pass; 0 for as many as fit, up to `max_batch_size`.
         axis_weights: weights of axes of the target prompts; unnamed ones weigh 1.
     """
 
@@ -46,14 +45,11 @@ class MeasureOptions:
 
 
 class Evaluator:
-    """Measures edits of one model on one pair of prompt sets.
+    """A measurer of edits of one model on one pair of prompt sets.
 
     Args:
-        lm: the model.
         target: prompts that show the behaviour.
         benign: prompts that must not change.
-        rules: how responses are read.
-        options: lengths and batch widths.
         components: residual writers that edits may touch.
         reference: log-probabilities [benign, vocabulary] of the base model; unset, `lm` without an edit is the base.
     """
@@ -87,10 +83,9 @@ class Evaluator:
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
 
     def leave_out_lower_layers(self) -> bool:
-        """From now on, compute no layers below the first one that an edit touches: what the base model gives is kept.
+        """Reuse the base model's states below the first layer that an edit touches from now on.
 
-        Returns whether it is possible: memory must suffice, and on a few prompts that are tried out first the
-        log-probabilities must stay what they are.
+        Returns False if memory is short or the log-probabilities of a few prompts change.
         """
         both = (self._target, self._benign)
         try:
@@ -123,19 +118,15 @@ class Evaluator:
         return self._reference
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
-        """The scores of every edit, all of them measured together.
-
-        Raises:
-            MeasurementError: not even one sequence fits into memory.
-        """
+        """Return the scores of every edit, measured together; raise MeasurementError if not even one sequence fits."""
         return [scores for scores in self.contest(edits, lambda bounds: False, progress) if isinstance(scores, Scores)]
 
     def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
-        """The scores of every edit, or its bounds where they were enough to prune it.
+        """Return the scores of every edit, or its bounds where they were enough to prune it.
 
-        Divergences, failures and overrefusals only grow while they become known. Where an edit can be pruned, the benign
-        prompts are read first for the divergence, then the target prompts are answered, which most edits that are pruned
-        do not survive; what is left answers the benign prompts. Otherwise these are read and answered in one pass.
+        Divergences, failures and overrefusals only grow as they become known, so pruning is never premature. Where it
+        is possible, the benign prompts are read for the divergence and the target prompts answered first, which most
+        pruned edits do not survive, then the benign ones answered. Otherwise the benign prompts take a single pass.
 
         Raises:
             MeasurementError: not even one sequence fits into memory.
@@ -171,7 +162,7 @@ class Evaluator:
         return scores
 
     def divergences(self, edits: Sequence[Edit]) -> Tensor:
-        """First-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
+        """Return first-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
         divergence = Divergences(self.reference, len(edits))
 
         def run(rows: int) -> None:
@@ -183,14 +174,11 @@ class Evaluator:
         return divergence.result()
 
     def noise_floor(self) -> float:
-        """First-token KL of the base model against itself when it is measured in batches of another make-up.
-
-        Two candidates that differ by less are equal: the shape of a batch alone moves the result by this much.
-        """
+        """Return the base model's first-token KL from itself in other batches: smaller differences mean nothing."""
         return float(self.divergences([Edit.nothing()] * 3).mean())
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
-        """Whole responses of every edit to `prompts`: [edits][prompts]."""
+        """Return whole responses of every edit to `prompts`: [edits][prompts]."""
         return self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
 
     def _benign_responses(
@@ -200,7 +188,7 @@ class Evaluator:
         advance: Callable[[int], None],
         first: FirstToken = lambda indices, logits: None,
     ) -> dict[int, list[str]]:
-        """Responses on the benign prompts of the edits that have not been pruned."""
+        """Return benign responses of the edits that have not been pruned, by edit."""
         left = standing.left()
         found = self._responses(
             [edits[edit] for edit in left],
@@ -238,7 +226,7 @@ class Evaluator:
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
 
     def _failure(self, tokens: list[int]) -> Label | None:
-        """What the response is whatever follows, asked every few tokens: only its end is looked at unless that is suspect."""
+        """Return the label that is certain so far; for speed, the whole is read only if its end looks suspect."""
         if may_loop(tokens) or self.rules.may_refuse(self._text(tokens[-self._window :])):
             return self.rules.failure(self._text(tokens))
         return None
@@ -265,7 +253,7 @@ def score(
     divergences: Sequence[float],
     axis_weights: Mapping[str, float] | None = None,
 ) -> Scores:
-    """The scores of one edit from its responses and the first-token KL of every benign prompt."""
+    """Return the scores of one edit from its responses and the first-token KL of every benign prompt."""
     prompts = [prompt.text for prompt in target]
     labels = list(map(rules.label, prompts, target_responses))
     benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
@@ -302,14 +290,13 @@ def _counted(labels: Sequence[Label], label: Label) -> Count:
 
 @dataclass
 class _Encoded:
-    """Prompts as token ids, and what the base model's lower layers give for them, if that is kept."""
+    """Prompts as token ids, with the base model's lower-layer states if they are kept."""
 
     ids: list[list[int]]
     lower: BaseStates | None = None
 
 
 def default_rules() -> ResponseRules:
-    """Rules with the default markers."""
     defaults = Settings()
     return ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers)
 

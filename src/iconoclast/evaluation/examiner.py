@@ -1,4 +1,4 @@
-"""Examines models on one set of prompts: whole responses, divergences over tokens, judges."""
+"""Examination of models on one set of prompts: whole responses, divergences over tokens, judges."""
 
 import math
 from collections.abc import Sequence
@@ -24,22 +24,14 @@ from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count
 
 SHORTEST_LENGTH = 16
-"""Tokens of the shortest beginning of which refusals are counted; others are twice as long each, and half the response."""
+"""Tokens of the shortest beginning in which refusals are counted; each further one is twice as long."""
 
 ROWS_READ_AT_ONCE = 16
-"""Responses whose tokens' probabilities are computed at once: each takes length × vocabulary numbers."""
+"""Responses whose token probabilities are computed at once: each takes length × vocabulary numbers."""
 
 
 class Examiner:
-    """Examines variants of one base model on one sample.
-
-    Args:
-        base: the base model. Its tokenizer, chat template and response prefix are used for all.
-        sample: the prompts.
-        rules: how responses are read.
-        options: lengths and batch widths.
-        judges: what judges responses beside the rules.
-    """
+    """An examiner of variants of one base model, whose tokenizer, chat template and response prefix serve all."""
 
     def __init__(
         self,
@@ -70,17 +62,13 @@ class Examiner:
         )
 
     def examined_base(self, progress: Progress | None = None) -> Examination:
-        """The base model's own examination; its divergences are those of its arithmetic from itself."""
+        """Examine the base model once; its divergences are numerical noise."""
         if self._examined_base is None:
             self._examined_base = self.examine(self._base, progress)
         return self._examined_base
 
     def examine(self, variant: Variant, progress: Progress | None = None) -> Examination:
-        """Everything about one variant.
-
-        Raises:
-            ModelError: its vocabulary is not that of the base model.
-        """
+        """Measure everything about one variant; raise ModelError if its vocabulary is not that of the base model."""
         progress = progress or Silent()
         prompts = len(self._target) + 2 * len(self._benign) + len(self._borderline)
         progress.start(f"Examining {variant.name}", prompts)
@@ -135,7 +123,7 @@ class Examiner:
 
     @cached_property
     def _base_responses(self) -> list[list[int]]:
-        """The base model's own responses to benign prompts, with an end-of-text token if one ended them."""
+        """The base model's responses to benign prompts, with the end-of-text token that ended them, if any."""
         with self._base.applied():
             length = self._options.benign_response_length
             responses = self._decode(self._base.lm, self._benign, length, Silent())
@@ -167,7 +155,7 @@ class Examiner:
     def _read_base_responses(
         self, variant: Variant, progress: Progress
     ) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
-        """Of every benign prompt: mean KL over the base model's response; mean log-likelihood and number of its tokens."""
+        """Return, by benign prompt, mean KL over the base model's response, and its mean log-likelihood and length."""
         responses = self._base_responses
         divergences, likelihoods = [0.0] * len(responses), [(0.0, 0)] * len(responses)
         lengths = [len(prompt) + len(ids) for prompt, ids in zip(self._benign, responses, strict=True)]

@@ -1,7 +1,4 @@
-"""What counted and measured things say: intervals, paired tests, agreement, the volume of a Pareto front.
-
-Where numbers are drawn again (bootstrap), the same seed gives the same result.
-"""
+"""Statistics of counts and measurements: bootstrap intervals (fixed seed), paired tests, agreement, hypervolume."""
 
 import math
 from collections import Counter
@@ -23,7 +20,7 @@ BOOTSTRAP_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class McNemar(Value):
-    """Whether something became more or less frequent among the same items.
+    """The change in how many of the same items have some property.
 
     Attributes:
         only_before: items that had it before and not after.
@@ -54,9 +51,9 @@ class PairedDifference(Value):
 
 
 def mean_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0) -> Mean:
-    """The mean of `values` with its 95 % percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+    """Return the mean with its 95 % percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
 
-    It needs no normal distribution, but some dozens of values: of few skewed ones it is too narrow.
+    It needs no normal distribution, but some dozens of values: with a few skewed ones it is too narrow.
 
     Raises:
         ValueError: there are no values, or one is not finite.
@@ -67,10 +64,10 @@ def mean_interval(values: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, see
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> PairedDifference:
-    """Mean of second - first over the same items, with its 95 % percentile bootstrap interval and p-value.
+    """Return the mean of second - first over the same items, with its 95 % percentile bootstrap interval and p-value.
 
-    The p-value is twice the share of resampled means on the other side of 0, the observed one counted in so that it is
-    never 0 (Davison & Hinkley 1997, section 4.2): at least 2 / (samples + 1).
+    The p-value is twice the share of resampled means on the other side of 0, with the observed one included so that it
+    is at least 2 / (samples + 1) (Davison & Hinkley 1997, section 4.2).
 
     Raises:
         ValueError: the sequences are empty or differ in length, or a value is not finite.
@@ -84,7 +81,7 @@ def paired_bootstrap(
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
-    """McNemar's exact test: the binomial test of the items that changed (McNemar 1947). Nothing changed: p is 1.
+    """Run McNemar's exact test, a binomial test of the items that changed (McNemar 1947); without changes p is 1.
 
     Raises:
         ValueError: the sequences are empty or differ in length.
@@ -98,7 +95,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Agreement of two raters beyond chance, at most 1 (Cohen 1960); None where both give one and the same label only.
+    """Return agreement beyond chance, at most 1 (Cohen 1960); None where both raters give only one and the same label.
 
     Raises:
         ValueError: the sequences are empty or differ in length.
@@ -112,9 +109,9 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
 
 
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Share of the rectangle from (0, 0) to `reference` that is as bad as one of the points, or worse, in both objectives.
+    """Return the share of the rectangle from (0, 0) to `reference` that some point matches or beats in both objectives.
 
-    Both are minimised: 1 is a point at (0, 0), 0 no point within the rectangle (Zitzler & Thiele 1998).
+    Both are minimised: 1 means a point at (0, 0), 0 no point within the rectangle (Zitzler & Thiele 1998).
 
     Raises:
         ValueError: the reference is not positive and finite.
@@ -138,7 +135,7 @@ def _require_pairs(first: Sized, second: Sized) -> None:
 
 
 def _resampled_means(values: Sequence[float], samples: int, seed: int) -> "NDArray[numpy.float64]":
-    """Means of as many values drawn with replacement, [samples]."""
+    """Return `samples` means of as many values drawn with replacement."""
     import numpy
 
     array = numpy.asarray(values, dtype=numpy.float64)
@@ -149,7 +146,6 @@ def _resampled_means(values: Sequence[float], samples: int, seed: int) -> "NDArr
 
 
 def _middle(means: "NDArray[numpy.float64]") -> tuple[float, float]:
-    """The interval with 95 % of the values in it, and as many on either side."""
     import numpy
 
     low, high = numpy.quantile(means, [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""Progress bars of libraries that leave no choice, heard by replacing methods of tqdm's class."""
+"""Progress bars that libraries draw unconditionally, intercepted by replacing methods of tqdm's class."""
 
 import io
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from iconoclast.progress import Progress
 
 @contextmanager
 def heard_bars(progress: Progress, label: str) -> Iterator[None]:
-    """Turn progress bars into steps of `progress` while this lasts, and let nothing that is printed be seen.
+    """Turn progress bars into steps of `progress` and hide all printed output while the context lasts.
 
     lm-eval makes its bars with disable=False, and some in the middle of other functions.
     """

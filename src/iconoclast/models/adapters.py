@@ -1,4 +1,4 @@
-"""PEFT adapters, whoever made them: what they belong to, and how they are put on a model."""
+"""PEFT adapters from any source: the model they belong to, and how they are loaded onto it."""
 
 import json
 import warnings
@@ -15,17 +15,13 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(name: str) -> bool:
-    """Check that there is an adapter in the folder `name`, and not a whole model."""
+    """Check that the folder `name` holds an adapter and not a whole model."""
     folder = Path(name).expanduser()
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def adapter_base(name: str) -> str | None:
-    """The model that the adapter in folder `name` belongs to; None if there is no adapter.
-
-    Raises:
-        ModelError: the adapter does not say.
-    """
+    """Return the base model of the adapter in a folder, None without one; raise ModelError if it names none."""
     if not is_adapter(name):
         return None
     file = Path(name).expanduser() / CONFIG
@@ -39,10 +35,10 @@ def adapter_base(name: str) -> str | None:
 
 
 def put_adapter(lm: LanguageModel, name: str) -> None:
-    """Put the adapter in folder `name` on a model, which is another model from then on.
+    """Load the adapter in folder `name` onto the model, which is modified in place.
 
     Raises:
-        ModelError: it is damaged, pickled, of another model, or changes the prompts and not the weights.
+        ModelError: the adapter is damaged, pickled, made for another model, or changes prompts instead of weights.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).is_file():

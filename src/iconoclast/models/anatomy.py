@@ -1,4 +1,4 @@
-"""Where a model writes to its residual stream. The only module that knows module names."""
+"""The places where a model writes to its residual stream. The only module that knows module names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,24 +50,22 @@ class Writer:
 
     @property
     def fused(self) -> bool:
-        """True if it is many experts in one tensor."""
         return fused(self.module)
 
     @property
     def parameter(self) -> str:
-        """Name of its weight in the model."""
         return f"{self.site.module}.{DOWN if self.fused else 'weight'}"
 
     @property
     def stored(self) -> Tensor:
-        """The weight as it is stored; on the device "meta" where it is offloaded, see `present`."""
+        """The weight as stored; on the device "meta" where it is offloaded, see `present`."""
         weight = getattr(self.module, DOWN if self.fused else "weight")
         assert isinstance(weight, Tensor)
         return weight
 
     @property
     def present(self) -> AbstractContextManager[None]:
-        """While this context lasts, tensors that accelerate has offloaded are there."""
+        """A context in which tensors that accelerate has offloaded are present."""
         return align_module_device(self.module)  # type: ignore[no-any-return]
 
     @property
@@ -83,7 +81,7 @@ class Writer:
         return bool(self.module.is_transposed) if self.fused else isinstance(self.module, Conv1D)
 
     def weight(self) -> Tensor:
-        """The weight as float32 [d, k], or [experts, d, k], dequantised if need be, on its own device."""
+        """Return the weight as float32 [d, k] or [experts, d, k], dequantised if need be, on its own device."""
         with self.present:
             matrix = self._dequantized()
         return matrix.mT if self.transposed else matrix
@@ -124,12 +122,12 @@ class Writer:
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is, or where it comes to when it is used."""
+        """Device of the weight, or the one it is moved to for use."""
         device = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
         return self.stored.device if device is None else torch.device(device)
 
     def residual_share(self, output: Tensor) -> Tensor:
-        """The residual stream's share of an output, [..., d], but for a factor: w ⊙ output behind an RMS norm with weight w."""
+        """Return what the residual stream gets of an output [..., d], up to a factor: w ⊙ output behind an RMS norm."""
         if self.post_norm is None:
             return output
         with align_module_device(self.post_norm):
@@ -139,7 +137,7 @@ class Writer:
         return weight.to(output.device) * output
 
     def site_direction(self, direction: Tensor) -> Tensor:
-        """The direction that the writer must lose so that the residual stream loses `direction` (both unit, [d]).
+        """Return the direction the writer must lose so that the residual stream loses `direction` (both unit, [d]).
 
         Behind an RMS norm with weight w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
         """
@@ -147,23 +145,18 @@ class Writer:
 
 
 def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[Site, Tensor]:
-    """The direction of every site, given the residual stream's unit direction at every layer [L, d]."""
+    """Return the direction of every site, given the residual stream's unit direction at every layer [L, d]."""
     return {site: writer.site_direction(directions[site.layer]) for site, writer in writers.items()}
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where inputs go."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.device
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer layers of the (text) decoder, in order.
-
-    Raises:
-        ModelError: the model has no list of as many layers as its configuration says.
-    """
+    """Return the (text) decoder's layers in order; raise ModelError if no module list has the configured length."""
     count = model.config.get_text_config().num_hidden_layers
     modules: Iterable[nn.Module] = model.get_decoder().modules()  # type: ignore[no-untyped-call]
     lists = [module for module in modules if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -175,10 +168,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dict[Site, Writer]:
-    """Every residual writer of the given components, layer by layer.
+    """Return every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a component is not known, or a layer has no writer of it that can be edited. The message names the layer.
+        ModelError: a component is unknown, or a layer (which the message names) has no editable writer of it.
     """
     for component in components:
         require_known(component, COMPONENTS, "component", ModelError)
@@ -211,7 +204,6 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
 
 
 def _writes(path: str, module: nn.Module, component: Component, hidden_size: int) -> bool:
-    """Check whether the module at `path` in a layer is a writer of the component."""
     if fused(module):
         return component == "mlp.down_proj" and FUSED_PATH.fullmatch(path) is not None
     return WRITER_PATHS[component].fullmatch(path) is not None and _output_size(module) == hidden_size
@@ -224,7 +216,7 @@ def _output_size(module: nn.Module) -> int | None:
 
 
 def _unknown_type(module: nn.Module) -> str | None:
-    """The type of a weight that is quantised in a way of which nothing is known here."""
+    """Return the type of a weight that is quantised in an unknown way, else None."""
     if fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
         return None
     dtype = module.weight.dtype

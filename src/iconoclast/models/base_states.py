@@ -1,4 +1,4 @@
-"""What the base model's layers give for a list of prompts: computed once, for every edit that begins above them."""
+"""States of the base model's layers for a list of prompts: computed once for every edit that begins above them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,26 +20,24 @@ LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""
 
 SAMPLE = 4
-"""Prompts on which it is checked that the short cut changes nothing."""
+"""Prompts on which the shortcut is checked."""
 
 TOLERANCE = 1e-3
-"""Largest total variation distance that the short cut may make; the same numbers go in, in the same shapes."""
+"""Largest total variation distance the shortcut may cause; it feeds in the same numbers in the same shapes."""
 
 
 @dataclass
 class BaseStates:
-    """Outputs, keys and values of the base model's layers for a list of prompts; its methods are told by `reading.LowerLayers`.
+    """Outputs, keys and values of the base model's layers for some prompts; see `reading.LowerLayers` for the methods.
 
     Tensors are left-padded and begin where the prompts differ.
 
     Attributes:
-        shared: tokens that all prompts start with, which are left out.
+        shared: number of tokens that all prompts start with; they are left out.
         outputs: number of layers from the first → output of the last of them, [prompts, tokens, d].
-        keys: of each layer that can be left out, [prompts, heads, tokens, size].
-        values: the same.
+        keys, values: of each layer that can be skipped, [prompts, heads, tokens, size].
         rows: prompt → row of the tensors.
-        layers: the model's layers.
-        tuple_length: of a layer's output, which begins with the states; None if it is a tensor.
+        tuple_length: length of a layer's output tuple, which begins with the states; None if it is a tensor.
     """
 
     shared: int
@@ -85,7 +83,7 @@ class BaseStates:
 
 
 def can_be_left_out(lm: LanguageModel, sequences: Sequences) -> bool:
-    """Check on a few of the sequences, nothing applied, that without lower layers the next two tokens stay as likely."""
+    """Check on a few sequences, unedited, that skipping lower layers leaves the next two tokens as likely."""
     distinct = sorted(set(map(tuple, sequences)), key=lambda sequence: (len(sequence), sequence))
     if not shareable(lm.model) or lm.layers < 2:
         return False
@@ -104,14 +102,14 @@ def can_be_left_out(lm: LanguageModel, sequences: Sequences) -> bool:
 
 
 def base_states(lm: LanguageModel, sequences: Sequences, rows: int) -> BaseStates | None:
-    """The states of `sequences`, nothing applied, after as many layers as memory allows; None if it allows none."""
+    """Return the unedited states of `sequences` after as many layers as memory allows; None if it allows none."""
     distinct = list(dict.fromkeys(map(tuple, sequences)))
     levels = _affordable_levels(lm, distinct)
     return _collected(lm, distinct, rows, levels) if levels else None
 
 
 def _affordable_levels(lm: LanguageModel, sequences: Sequences) -> list[int]:
-    """After how many layers the output is kept: after each, or after every second, third, … for want of memory."""
+    """Choose the layers whose output is kept: every one, or every second, third, … if memory is short."""
     tokens = len(sequences) * max(map(len, sequences))
     cached, state = token_bytes(lm)
     count = min(lm.layers - 1, int((free_memory(lm) * LARGEST_SHARE - cached * tokens) / (state * tokens)))
@@ -161,8 +159,6 @@ def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Seque
 
 
 class _From(RowListener):
-    """A variant that is said to begin at a layer, and changes nothing."""
-
     def __init__(self, layer: int) -> None:
         self._layer = layer
 

@@ -1,4 +1,4 @@
-"""Sequences of unlike length in one batch: order, padding, positions."""
+"""Sequences of different lengths in one batch: order, padding, positions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,14 +12,14 @@ Sequences = Sequence[Sequence[int]]
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `size`, longest first, so that a batch holds sequences of like length."""
+    """Yield indices in batches of at most `size`, longest first, so that a batch holds sequences of similar length."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def left_padded(lm: LanguageModel, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, [rows, longest]."""
+    """Return ids and attention mask, each [rows, longest]."""
     width = max(map(len, sequences))
     ids = [[lm.tokenizer.pad_token_id] * (width - len(s)) + list(s) for s in sequences]
     mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]

@@ -1,4 +1,4 @@
-"""A key-value cache that is written in place, and a prefix of it that many rows share."""
+"""A key-value cache written in place, and a prefix of it that many rows share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer of full attention with memory for `capacity` tokens from the start; the library's own copies itself every token."""
+    """A layer of full attention with memory for `capacity` tokens; transformers' own copies itself at every token."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -18,7 +18,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values [rows, heads, tokens, size]; returns all of them so far."""
+        """Append keys and values [rows, heads, tokens, size] and return all of them so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -35,7 +35,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order; a row may be taken several times."""
+        """Keep these rows, in this order, with repeats allowed."""
         keys, values = self.filled
         self.is_initialized = False
         self._buffers = None
@@ -53,14 +53,13 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def new_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """An empty cache for `model`, its layers of full attention with room for `capacity` tokens."""
+    """Return an empty cache whose layers of full attention have room for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
     cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a cache, in this order."""
     layers: Any = cache.layers
     for layer in layers:
         if hasattr(layer, "conv_states"):  # recurrent layers know no other way, and hybrid ones would do half of it
@@ -70,13 +69,13 @@ def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def shareable(model: PreTrainedModel) -> bool:
-    """Check that rows can share a prefix: every layer has full attention, which ignores padding wherever it stands."""
+    """Check that rows can share a prefix: only full attention ignores padding wherever it stands."""
     layers = new_cache(model, 1).layers
     return bool(layers) and all(isinstance(layer, PreallocatedLayer) for layer in layers)
 
 
 def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacity: int) -> DynamicCache:
-    """A new cache of which row i begins with row `rows[i]` of `prefix`."""
+    """Return a new cache whose row i begins with row `rows[i]` of `prefix`."""
     cache = new_cache(model, capacity)
     for source, layer in zip(prefix.layers, cache.layers, strict=True):
         assert isinstance(source, PreallocatedLayer) and isinstance(layer, PreallocatedLayer)
@@ -85,9 +84,9 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
 
 
 def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, capacity: int) -> DynamicCache:
-    """A new cache with the rows of all `caches`, in their order.
+    """Return a new cache with the rows of all `caches`, in order.
 
-    Each begins with `shared` tokens; what follows is moved to the right end of the longest, as left padding has it.
+    What follows their `shared` first tokens moves to the right end of the longest, to match left padding.
     """
     cache = new_cache(model, capacity)
     for layer, *parts in zip(cache.layers, *(cache.layers for cache in caches), strict=True):
@@ -97,7 +96,7 @@ def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, 
 
 
 def _stacked(tensors: Sequence[Tensor], shared: int) -> Tensor:
-    """[rows, heads, tokens, size] of several batches, one below the other; what is between is zero, and masked."""
+    """Stack [rows, heads, tokens, size] tensors of several batches; the gaps are zero, and masked."""
     rows, width = sum(len(tensor) for tensor in tensors), max(tensor.shape[2] for tensor in tensors)
     result = tensors[0].new_zeros(rows, tensors[0].shape[1], width, tensors[0].shape[3])
     start = 0
@@ -110,7 +109,7 @@ def _stacked(tensors: Sequence[Tensor], shared: int) -> Tensor:
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences start with, the last token of the shortest left out."""
+    """Return the number of tokens all sequences start with, not counting the last token of the shortest."""
     ordered = sorted(map(list, sequences))
     first, last = ordered[0], ordered[-1]  # whatever these two share, all in between share
     limit = min(map(len, ordered)) - 1

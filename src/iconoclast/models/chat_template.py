@@ -1,4 +1,4 @@
-"""What a tokenizer must have before prompts are put to its model: a chat template, a pad token, padding on the left."""
+"""Preparation of a tokenizer: a chat template, a pad token, padding on the left."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ TEMPLATES = {
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
-    """Left padding, a pad token, a chat template."""
+    """Set left padding, a pad token and a chat template; raise ModelError without a usable template."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

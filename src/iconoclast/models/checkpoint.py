@@ -1,4 +1,4 @@
-"""A model's safetensors files as they lie on the disk: copied whole, and patched one matrix at a time."""
+"""A model's safetensors files on disk: copied whole, and patched one matrix at a time."""
 
 import json
 import shutil
@@ -26,18 +26,18 @@ PAPERS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "spiece.model",
     "*processor*.json", "chat_template*", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
 )  # fmt: skip
-"""What belongs to a model beside its weights and its configuration; other files are the owner's."""
+"""Files that belong to a model beside its weights and configuration; any others are the owner's."""
 
 DTYPES = ("BF16", "F16", "F32")
-"""Types of tensors, as safetensors names them, that can be edited where they are; others are quantised."""
+"""Tensor types (safetensors names) that can be edited in place; others are quantised."""
 
 MatrixChange = Callable[[Tensor], Tensor]
-"""A float32 matrix as it is stored → what it becomes."""
+"""A float32 matrix as stored → its new value."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: the bytes from `start` to `end` of a file, its dtype as safetensors names it."""
+    """The location of a tensor: bytes `start` to `end` of a file; the dtype is safetensors' name."""
 
     file: str
     dtype: str
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The safetensors files of a model; `places` is tensor name → where it lies."""
+    """The safetensors files of a model; `places` is tensor name → location."""
 
     folder: Path
     files: Sequence[str]
@@ -56,9 +56,7 @@ class Checkpoint:
 
     @classmethod
     def find(cls, path: str) -> "Checkpoint | None":
-        """The files that a model was loaded from; None if it came from something else (GGUF, pickled weights).
-
-        `path` is a model folder or a hub id, of which what is on this machine is used.
+        """Find the local files of a model folder or hub id; None if it has other ones (GGUF, pickled weights).
 
         Raises:
             ModelError: the files are damaged, or their index names files that are elsewhere.
@@ -89,9 +87,9 @@ class Checkpoint:
         return cls(folder, files, places)
 
     def names(self, model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> dict[str, bool] | None:
-        """The tensors that a parameter of the loaded model is made of: name → whether they are stored transposed to it.
+        """Return the tensors behind a parameter of the loaded model: name → True if stored transposed.
 
-        Experts that the library has fused are many tensors here. None if one is missing, quantised, or of another shape.
+        Fused experts can be many tensors here. None if one is missing, quantised, or of another shape.
         """
         names = as_stored(model, parameter, torch.empty(*shape, device="meta"))
         for name, tensor in names.items():
@@ -101,13 +99,12 @@ class Checkpoint:
         return dict.fromkeys(names, _transposed(model, parameter, shape))
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU."""
         with safe_open(str(self.folder / self.places[name].file), "pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
     def weight(self, model: PreTrainedModel, writer: Writer) -> Tensor | None:
-        """The weight of a writer as float32 [d, k] or [experts, d, k]; None if it is not here in a form that can be read."""
+        """Return a writer's weight as float32 [d, k] or [experts, d, k]; None if it is missing or unreadable here."""
         names = self.names(model, writer.parameter, writer.stored.shape)
         if names is None:
             return None
@@ -116,9 +113,9 @@ class Checkpoint:
         return weight.mT if next(iter(names.values())) != writer.transposed else weight
 
     def write(self, to: Path, changes: Mapping[str, MatrixChange]) -> None:
-        """Write the files and their configuration into the existing folder `to`, some of their matrices changed.
+        """Write the files and configuration to the existing folder `to`, with some matrices changed.
 
-        Everything else is the same byte by byte. No more than one matrix is in memory.
+        All else stays the same byte by byte. No more than one matrix is in memory.
         """
         for file in self.files:
             shutil.copyfile(self.folder / file, to / file)
@@ -141,14 +138,12 @@ class Checkpoint:
             (to / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def copy_papers(self, to: Path, code: bool = False) -> None:
-        """Copy what belongs to the model beside its weights: tokenizer, processor, generation settings, licence, with
-        `code` also Python files.
-        """
+        """Copy tokenizer, processor, generation settings and licence; with `code` also Python files."""
         patterns = (*PAPERS, "*.py") if code else PAPERS
         self._copy(to, lambda name: any(fnmatchcase(name, pattern) for pattern in patterns))
 
     def copy_licence(self, to: Path) -> None:
-        """Copy the licence and the notices of the model, if it has any."""
+        """Copy the model's licence and notices, if it has any."""
         self._copy(to, lambda name: name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")))
 
     def _copy(self, to: Path, wanted: Callable[[str], bool]) -> None:
@@ -157,7 +152,7 @@ class Checkpoint:
                 shutil.copyfile(file, to / file.name)
 
     def licence(self) -> str | None:
-        """The licence that the model's own card names, as the hub writes it."""
+        """Return the licence that the model card names, in the hub's spelling."""
         card = self.folder / "README.md"
         if not card.is_file():
             return None
@@ -172,10 +167,9 @@ class Checkpoint:
 def matrix_changes(
     checkpoint: Checkpoint, model: PreTrainedModel, writers: Mapping[Site, Writer], edited: Mapping[Site, MatrixChange]
 ) -> dict[str, MatrixChange] | None:
-    """The changes of a checkpoint's tensors, by name, that make the model's writers what they shall be.
+    """Return the changes of the checkpoint's tensors, by name, that apply `edited` ([d, k] → [d, k]) to the writers.
 
-    `edited` is site → [d, k] matrix → its edited form; the model may be a skeleton on the device "meta". None if a tensor is
-    not there in a form that can be edited in place.
+    The model may be a skeleton on "meta". None if a tensor cannot be edited in place.
     """
     changes: dict[str, MatrixChange] = {}
     for site, change in edited.items():
@@ -189,7 +183,7 @@ def matrix_changes(
 
 
 def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> bool:
-    """Check whether the library transposes the matrices of a parameter while it loads them."""
+    """Check whether transformers transposes the matrices of a parameter while loading them."""
     if len(shape) < 2:
         return False
     # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.

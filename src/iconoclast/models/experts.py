@@ -1,8 +1,6 @@
-"""Experts that a model keeps fused in one tensor, and what each of them writes for each token.
+"""What each expert writes for each token when a model keeps its experts fused in one tensor.
 
-transformers calls them through one of its experts functions, two of which pass what the experts have written through an
-optional norm, one row for each pair of a token and an expert that it was routed to, before the router's weights:
-https://huggingface.co/docs/transformers/experts_interface
+See post_expert_norm in https://huggingface.co/docs/transformers/experts_interface
 """
 
 from collections.abc import Callable, Iterator
@@ -16,10 +14,10 @@ from iconoclast.errors import ModelError
 from iconoclast.models.transformers_internals import experts_function
 
 DOWN = "down_proj"
-"""Name of the fused tensor of the matrices that write to the residual stream."""
+"""Name of the fused tensor that holds the matrices writing to the residual stream."""
 
 SORTED, IN_ORDER = "grouped_mm", "batched_mm"
-"""The experts functions with pairs in the order of experts, and in that of tokens."""
+"""The experts functions that order (token, expert) pairs by expert and by token."""
 
 OutputChange = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(outputs [pairs, d], token of each pair, expert of each pair, number of tokens) → outputs."""
@@ -32,17 +30,13 @@ def fused(module: nn.Module) -> bool:
 
 
 def interceptable(module: nn.Module) -> bool:
-    """Check that what each expert writes can be had: the experts use the library's interface, with no norm of their own."""
+    """Check that the experts use transformers' interface with no norm of their own, so their outputs can be changed."""
     return hasattr(module, "_apply_gate") and getattr(module, "has_post_expert_norm", None) is False
 
 
 @contextmanager
 def expert_outputs(module: Any, change: OutputChange) -> Iterator[None]:
-    """While this lasts, `change` changes what `interceptable` experts write before it is weighted and summed.
-
-    Raises:
-        ModelError: a forward pass went by without the outputs being seen.
-    """
+    """Change what `interceptable` experts write before weighting; raise ModelError if a forward pass bypasses this."""
     chosen: list[Tensor] = []  # experts of every token, while a forward pass lasts
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One forward pass, as the library does it fastest."""
+"""One forward pass, as fast as transformers allows."""
 
 import functools
 import inspect
@@ -15,24 +15,24 @@ from iconoclast.models.transformers_internals import shared_keys
 
 
 def contiguous_head(model: nn.Module) -> AbstractContextManager[Any]:
-    """Give the language-model head a contiguous input, while this lasts.
+    """Give the language-model head a contiguous input while the context lasts.
 
-    With `logits_to_keep=1` it gets a slice, and PyTorch then copies the whole vocabulary matrix once per row when no
-    gradient is needed: most of the time of a prefill.
+    With `logits_to_keep=1` it gets a slice, and without gradients PyTorch then copies the whole vocabulary matrix for
+    every row: most of the time of a prefill.
     """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     return head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
 
 
 def grouped_queries(lm: LanguageModel) -> AbstractContextManager[None]:
-    """Let attention on the CPU read keys and values once for all query heads that share them, while this lasts."""
+    """Let attention on the CPU read keys and values once for all query heads that share them."""
     return shared_keys() if lm.device.type == "cpu" else nullcontext()
 
 
 def forward_pass(
     lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, capacity: int, cache: DynamicCache | None = None
 ) -> tuple[Tensor, DynamicCache]:
-    """Logits of the next token [rows, vocabulary], and the cache: the given one, or one with room for `capacity` tokens."""
+    """Return next-token logits [rows, vocabulary] and the cache, a new one for `capacity` tokens if none is given."""
     cache = new_cache(lm.model, capacity) if cache is None else cache
     options = accepted_options(lm.model, {"position_ids": positions, "logits_to_keep": 1, "use_cache": True})
     logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **options).logits
@@ -40,7 +40,7 @@ def forward_pass(
 
 
 def accepted_options(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that the model's forward pass knows."""
+    """Return the options that the model's forward pass accepts."""
     named = _parameters(type(model).forward)
     return {name: value for name, value in options.items() if name in named}
 

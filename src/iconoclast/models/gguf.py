@@ -1,4 +1,4 @@
-"""GGUF files: read by the library, written by llama.cpp's own converter."""
+"""GGUF files: read by transformers, written by llama.cpp's own converter."""
 
 import shutil
 import subprocess
@@ -17,11 +17,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter, in the folder of a checkout or, with None, on the PATH.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """Return llama.cpp's converter from a checkout's folder or (with None) the PATH, or raise ModelError."""
     on_path = shutil.which(CONVERTER)
     file = llama_cpp / CONVERTER if llama_cpp is not None else Path(on_path) if on_path else None
     if file is None or not file.is_file():
@@ -34,11 +30,7 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def convert(folder: Path, to: Path, converter: Path) -> None:
-    """Convert the model in `folder` to the file `to`, in the weights' own type.
-
-    Raises:
-        ModelError: the converter fails; with the last line that it said.
-    """
+    """Convert a model folder to a GGUF file of the same dtype, or raise ModelError with the converter's last line."""
     command = [sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not to.is_file():
@@ -47,7 +39,7 @@ def convert(folder: Path, to: Path, converter: Path) -> None:
 
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A GGUF file as a plain, dequantised model that can be saved, and its tokenizer."""
+    """Load a GGUF file as a plain, dequantised model that can be saved, with its tokenizer."""
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**location)
     model = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""Hooks that act, also on modules that somebody has compiled."""
+"""Hooks that also act on compiled modules."""
 
 import sys
 from collections.abc import Iterator
@@ -9,10 +9,7 @@ import torch
 
 @contextmanager
 def hooks_act() -> Iterator[None]:
-    """While this lasts, compiled modules run as they were written.
-
-    A compiled module has the hooks in it that were there when it was compiled; of later ones it knows nothing.
-    """
+    """Run compiled modules as written while the context lasts: compilation ignores hooks that are added later."""
     if "torch._dynamo" not in sys.modules:  # then nothing has been compiled
         yield
     else:

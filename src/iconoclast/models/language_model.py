@@ -1,4 +1,4 @@
-"""A loaded causal language model with everything needed to talk to it and to edit it."""
+"""A loaded causal language model with everything needed to prompt and edit it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +17,14 @@ from iconoclast.vocabulary import COMPONENTS, QUANTIZATIONS, Component, Quantiza
 
 @dataclass
 class LanguageModel:
-    """A loaded causal language model with everything needed to talk to it and to edit it.
+    """A loaded causal language model with everything needed to prompt and edit it.
 
     Attributes:
-        model: the transformers model, in evaluation mode, its parameters frozen.
-        tokenizer: its tokenizer, padding on the left, with a chat template.
-        name: the name it was asked for by.
+        model: the transformers model, in evaluation mode with frozen parameters.
+        tokenizer: pads on the left and has a chat template.
+        name: the name by which the user asked for it.
         path: the folder, file or hub id that was loaded.
-        dtype: the data type that was chosen, as in "bfloat16".
+        dtype: the data type chosen, such as "bfloat16".
         response_prefix: text that every response starts with; part of the prompt for all measurements.
     """
 
@@ -42,31 +42,25 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """Device that inputs go to."""
         return input_device(self.model)
 
     @property
     def layers(self) -> int:
-        """Number of transformer layers."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
-        """Width of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model can read and write at once; None if it does not say."""
+        """Tokens the model can read and write at once; None if its configuration does not say."""
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return longest if isinstance(longest, int) and longest > 0 else None
 
     def writers(self, components: Sequence[Component] = COMPONENTS) -> dict[Site, Writer]:
-        """Site → writer for the components.
-
-        Raises:
-            ModelError: the model is not one whose edits are known to be complete; see `find_writers`, `require_complete`.
-        """
+        """Return site → writer; raise ModelError unless edits of them are known to be complete (`require_complete`)."""
         key = tuple(components)
         if key not in self._writers:
             writers = find_writers(self.model, key)
@@ -76,16 +70,16 @@ class LanguageModel:
         return self._writers[key]
 
     def with_prefix(self, response_prefix: str) -> "LanguageModel":
-        """Let responses of the same model start with `response_prefix`."""
+        """Return the same model with responses that start with `response_prefix`."""
         return replace(self, response_prefix=response_prefix)
 
     def render(self, prompt: Prompt) -> str:
-        """The text that the model is given for `prompt`, up to where its response goes on."""
+        """Return the text the model receives for `prompt`, up to where its response continues."""
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         return self.render_messages([*system, {"role": "user", "content": prompt.text}])
 
     def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a whole conversation, up to where the next response goes on."""
+        """Return the text of a whole conversation, up to where the next response continues."""
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -104,10 +98,9 @@ class LanguageModel:
         return str(text) + self.response_prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of every rendered prompt."""
         return self.encode_texts([self.render(prompt) for prompt in prompts])
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered texts; the template has put the special tokens there already."""
+        """Tokenise rendered texts, to which the template has already added the special tokens."""
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids

@@ -1,4 +1,4 @@
-"""From a name to a language model that is known to work."""
+"""Loading of a language model by name, with proof that it works."""
 
 import atexit
 import importlib.util
@@ -37,12 +37,12 @@ from iconoclast.vocabulary import DTYPES, QUANTIZATIONS, Dtype, Quantization
 
 
 class Placement(TypedDict, total=False):
-    """Where weights go, and whose code may run, while a model is loaded.
+    """Placement of weights, and trust in a model's code, while it is loaded.
 
     Attributes:
-        device_map: as accelerate takes it; auto unless it is set.
-        max_memory: device ("0", "1", …, "cpu") → the most that goes there, as in "20GiB"; what is left goes to the disk.
-        trust_remote_code: run code from the model's repository.
+        device_map: as accelerate takes it; auto by default.
+        max_memory: device ("0", "1", …, "cpu") → limit such as "20GiB"; the rest goes to the disk.
+        trust_remote_code: permission to run code from the model's repository.
     """
 
     device_map: str
@@ -67,15 +67,15 @@ def load_model(
 
     Args:
         name: hub id, model folder, .gguf file, or "demo".
-        dtypes: tried in this order; the first whose forward pass gives finite numbers is kept.
-        quantization: "none", "bnb_4bit" or "bnb_8bit"; with "none" a quantised checkpoint is dequantised if that is possible.
+        dtypes: tried in order; the first whose forward pass gives finite numbers is kept.
+        quantization: "none" (dequantises a quantised checkpoint if possible), "bnb_4bit" or "bnb_8bit".
         chat_template: "plain", "raw" or a Jinja file, in place of the tokenizer's own.
         response_prefix: text that every response starts with.
-        note: told in one line why a dtype was passed over.
+        note: receives one line on each dtype passed over.
         placement: see `Placement`.
 
     Raises:
-        ModelError: nothing there, no causal language model, no chat template, no dtype works, or a word is not known.
+        ModelError: no causal language model there, no chat template, no dtype that works, or an unknown option.
     """
     path = _checked_path(name, dtypes, quantization)
     failures: dict[str, list[str]] = {}
@@ -105,7 +105,7 @@ def load_model(
 
 
 def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
-    """Path of a model, unless it is known beforehand that loading it does not work, or is not safe."""
+    """Return the path of a model, unless loading it is known to fail or to be unsafe."""
     for dtype in dtypes:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):  # a checkpoint can be float64, say
             require_known(dtype, DTYPES, "dtype", ModelError)
@@ -160,13 +160,12 @@ def _load(
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The class that loads a model: vision-language models whole, though some have one for their text tower alone as well."""
+    """Return the class that loads a model: vision-language models whole, even if their text tower has its own class."""
     vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if vision else AutoModelForCausalLM
 
 
 def _quantization_config(stored: Any) -> Any:
-    """The class of a checkpoint's own quantisation."""
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     if method in (None, "bitsandbytes"):
         raise ValueError("its files hold bitsandbytes weights. Give the full-precision model and set quantization")
@@ -176,7 +175,7 @@ def _quantization_config(stored: Any) -> Any:
 
 
 def _forward_problem(loaded: LanguageModel) -> str:
-    """The reason why a real forward pass fails; empty if it gives finite numbers."""
+    """Return why a real forward pass fails; empty if it gives finite numbers."""
     ids = torch.tensor(loaded.encode([Prompt("Hello")]), device=loaded.device)
     try:
         with torch.inference_mode():

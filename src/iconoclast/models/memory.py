@@ -1,4 +1,4 @@
-"""How much memory there is, and how many sequences go through a model at once."""
+"""Free memory, and the number of sequences that go through a model at once."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,12 +13,12 @@ _Result = TypeVar("_Result")
 
 
 def free_memory(lm: LanguageModel) -> int:
-    """Free bytes where the model lies."""
+    """Return the free bytes of the model's device."""
     return torch.cuda.mem_get_info()[0] if lm.device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def token_bytes(lm: LanguageModel) -> tuple[int, int]:
-    """Bytes that one token takes: its keys and values in all layers, and one state of the residual stream."""
+    """Return the bytes of one token's keys and values in all layers, and of one residual-stream state."""
     config = lm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -27,7 +27,7 @@ def token_bytes(lm: LanguageModel) -> tuple[int, int]:
 
 
 def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_size: int) -> int:
-    """Rows per forward pass: `batch_size` if set, else what a quarter of the free memory holds, up to the limit."""
+    """Return `batch_size` if set, else the rows that a quarter of the free memory holds, up to the limit."""
     if batch_size:
         return batch_size
     cached, state = token_bytes(lm)
@@ -36,17 +36,13 @@ def affordable_rows(lm: LanguageModel, tokens: int, batch_size: int, max_batch_s
 
 
 class Rows:
-    """How many sequences go through the model at once: halved whenever memory does not suffice, and nothing is lost."""
+    """The number of sequences per forward pass, halved whenever memory runs out."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def adaptively(self, run: Callable[[int], _Result]) -> _Result:
-        """What `run` gives when it is told the number of rows.
-
-        Raises:
-            MeasurementError: not even one sequence fits into memory.
-        """
+        """Call `run` with a number of rows, halved after each shortage; raise MeasurementError if one does not fit."""
         while True:
             try:
                 return run(self.number)

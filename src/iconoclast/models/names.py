@@ -1,4 +1,4 @@
-"""From the name of a model to where it lies."""
+"""Resolution of model names to their locations."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,7 @@ from iconoclast.vocabulary import DEMO
 
 
 def resolve(name: str) -> str:
-    """The folder, .gguf file or hub id behind a model name. Touches nothing.
-
-    Raises:
-        ModelError: the name is a path, and there is nothing there.
-    """
+    """Find the folder, .gguf file or hub id behind a name, creating nothing; raise ModelError for a path to nothing."""
     if name == DEMO:
         return str(demo_folder())
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on an unknown user
@@ -27,12 +23,12 @@ def resolve(name: str) -> str:
 
 
 def local_path(name: str) -> str:
-    """The folder, file or hub id behind a model name, the demo made if need be."""
+    """Return the folder, file or hub id behind a model name, converting the demo model first if need be."""
     return str(ensure_demo()) if name == DEMO else resolve(name)
 
 
 def stored_quantized(name: str) -> bool:
-    """Check whether the weights of a model are quantised in its files; not, if there are none."""
+    """Check whether a model's weights are quantised in its files; False if there are no files."""
     path = local_path(name)
     if path.lower().endswith(".gguf"):
         return True

@@ -1,10 +1,7 @@
-"""Forward passes as the processor wants them: weights laid out once instead of in every product, and fewer passes
-over the states between the products.
+"""Faster bfloat16 forward passes on the CPU: weights laid out once, and fewer passes over the states between products.
 
-PyTorch's oneDNN operators lay a bfloat16 weight out anew each time it is used, which takes a good part of a product
-with few rows. The operators that take a weight laid out before are those that torch.compile uses; they also do what
-follows a product while its result is written. They have no public name, so everything here is off where they are
-missing or give something else.
+PyTorch's oneDNN operators lay a weight out at each use, which costs much of a product with few rows. The operators
+behind torch.compile take it laid out, but have no public name: this is off where they are missing or disagree.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +18,13 @@ LARGEST_SHARE = 1 / 4
 """Share of the free memory that the second copy of the weights may take."""
 
 Forward = Callable[[Tensor], Tensor]
-"""States → states."""
 
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[bool]:
-    """While this lasts, the model's bfloat16 matrices on the CPU multiply from a copy that is laid out for it, and its
-    norms and gated feed-forward networks compute in fewer passes.
+    """Speed up the model's bfloat16 products, norms and gated networks on the CPU while the context lasts.
 
-    The weights must not change meanwhile. Yields whether there is such a copy.
+    The weights must not change meanwhile. Yields False where that is impossible and nothing changes.
     """
     modules = [module for module in model.modules() if isinstance(module, nn.Linear) and _suits(module)]
     size = sum(module.weight.nbytes for module in modules)
@@ -48,7 +43,7 @@ def packed(model: nn.Module) -> Iterator[bool]:
 
 @contextmanager
 def unpacked(model: nn.Module) -> Iterator[None]:
-    """While this lasts, within `packed`, modules compute as they were written, so that gradients flow through them."""
+    """Undo `packed` within it while the context lasts, so that gradients flow."""
     kinds = (_Product, _Gated, _RootMeanSquare)
     faster = {
         module: forward for module in model.modules() if isinstance(forward := module.__dict__.get("forward"), kinds)
@@ -74,14 +69,13 @@ class _Product:
         return result
 
     def times(self, states: Tensor, factor: Tensor) -> Tensor:
-        """The product, times `factor`."""
         binary = torch.ops.mkldnn._linear_pointwise.binary
         result: Tensor = binary(states, factor, self.weight, self.bias, "mul")
         return result
 
 
 class _Gated:
-    """The forward pass of down(silu(gate(x)) * up(x)): what stands between the products is done as they are written."""
+    """The forward pass of down(silu(gate(x)) * up(x)), with all but the products done as their results are written."""
 
     def __init__(self, gate: _Product, up: _Product, down: nn.Module) -> None:
         self._gate, self._up, self._down = gate, up, down
@@ -92,14 +86,14 @@ class _Gated:
 
 
 def _suits(module: nn.Linear) -> bool:
-    """Check that a module is a plain linear map in bfloat16 on the CPU, with no forward pass of its own (offloading)."""
+    """Check for a plain bfloat16 linear map on the CPU without a forward pass of its own (offloading)."""
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     return module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
 
 
 class _RootMeanSquare:
-    """The forward pass of a root-mean-square norm with half of the passes over the states, rounded once at the end."""
+    """The forward pass of an RMS norm in half as many passes over the states, rounded once at the end."""
 
     def __init__(self, weight: Tensor, epsilon: float) -> None:
         self._weight, self._epsilon = weight.detach().float(), epsilon
@@ -111,7 +105,7 @@ class _RootMeanSquare:
 
 
 def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forward | None:
-    """Another forward pass of a module that is no product, if it gives the same on states that are tried."""
+    """Return a faster forward pass for a norm or gated network, if it agrees with the module's own on sample states."""
     if "forward" in module.__dict__:
         return None
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
@@ -137,7 +131,7 @@ def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forwar
 
 
 def _works() -> bool:
-    """Check that the operators exist, and give what the public one gives."""
+    """Check that the private operators exist and agree with the public one."""
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False

@@ -1,4 +1,4 @@
-"""Proof that the writers that were found are all there are: asked of the model itself, whatever its architecture."""
+"""Proof, from the model itself, that the writers found are all there are."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -15,19 +15,17 @@ from iconoclast.models.hooks import hooks_act
 from iconoclast.vocabulary import Component, Site
 
 TOLERANCE = 1e-2
-"""Largest change of a layer's states that counts as none, relative to the states; a writer that was missed changes them more."""
+"""Largest relative change of a layer's states that counts as none; a missed writer changes them more."""
 
 
 def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> None:
-    """Prove on a short text that the layers write to the residual stream by these writers and by nothing else.
+    """Prove on a short text that the layers write to the residual stream only through these writers.
 
-    With the output of every writer replaced by zeros, a layer must leave the states as they are (but for one factor).
-    With states of zeros and the output of every writer replaced by one random vector, a layer must give that vector, or what
-    the norm makes of it that is known to be behind the writer.
+    With the writers' outputs zeroed, a layer must leave its states unchanged, up to a factor. With states of zeros and
+    every output replaced by one random vector, it must return that vector, or what the writer's known norm makes of it.
 
     Raises:
-        ModelError: a layer writes by other means, or something stands between a writer and the stream. An edit would then
-            miss a part of what it should change.
+        ModelError: a layer writes by other means, or something unknown follows a writer; an edit would miss a part.
     """
     name, layers = type(model).__name__, decoder_layers(model)
     for index, (before, after) in enumerate(_states(model, layers, writers, lambda writer: None, keep=True)):
@@ -60,9 +58,9 @@ def _states(
     output: Callable[[Writer], Tensor | None],
     keep: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """States before and after every layer [tokens, d], its writers' outputs replaced by a vector (None: zeros).
+    """Return states before and after every layer [tokens, d], with writers' outputs replaced (None: by zeros).
 
-    With `keep` unset the states before every layer are replaced by zeros.
+    Unless `keep`, the states before every layer are replaced by zeros.
     """
     before: list[Tensor] = []
     after: list[Tensor] = []
@@ -96,6 +94,6 @@ def _states(
 
 
 def _off(states: Tensor, expected: Tensor) -> float:
-    """How far states are from a multiple of what is expected: largest sine over tokens."""
+    """Return the largest sine over tokens between states and what is expected."""
     cosine = cosine_similarity(states, expected.to(states.device), dim=-1)
     return float((1 - cosine.square()).clamp(min=0).sqrt().max())

@@ -1,4 +1,4 @@
-"""Prompts read in batches: next-token log-probabilities, and the state from which decoding goes on."""
+"""Prompts read in batches: next-token log-probabilities, and the state from which decoding continues."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,43 +16,43 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.transformers_internals import uses_sdpa
 
 PART_TOKENS = 2048
-"""Tokens that are read at once: enough for matrix products at full speed, few enough to hold sequences of like length."""
+"""Tokens read at once: enough for full-speed matrix products, few enough for sequences of similar length."""
 
 SHORTEST_PREFIX = 8
-"""A shared prefix of fewer tokens is not worth a pass of its own."""
+"""Tokens below which a shared prefix is not worth a pass of its own."""
 
 
 class RowListener:
-    """Something applied to a batch (live edits) that must know which of its rows are left in it; by itself, nothing."""
+    """An observer of which rows are left in a batch (live edits, for instance); the base class does nothing."""
 
     @contextmanager
     def applied(self, rows: Tensor) -> Iterator[None]:
-        """While this lasts, row i of the batch is the listener's row `rows[i]`."""
+        """Make row i of the batch the listener's row `rows[i]` while the context lasts."""
         yield
 
     def keep(self, positions: Tensor) -> None:
-        """Let only these positions of the batch go on, in this order."""
+        """Keep only these positions of the batch, in this order."""
 
     def variant(self, row: int) -> int:
-        """Which variant of the model a row sees; rows of one variant can share work."""
+        """Return the variant of the model that a row sees; rows of one variant can share work."""
         return 0
 
     def first_layer(self, row: int) -> int:
-        """The first decoder layer of which a row sees another output than the base model gives."""
+        """Return the first decoder layer whose output differs from the base model's for a row."""
         return 0
 
 
 class LowerLayers(Protocol):
-    """Outputs of the base model's lower layers for sequences (`BaseStates`), which variants need not compute again."""
+    """Known outputs of the base model's lower layers (`BaseStates`), which variants need not compute again."""
 
     def knows(self, sequences: Sequences, shared: int) -> bool:
-        """Check that these sequences, which have `shared` tokens in common, are those it was made for."""
+        """Check that these sequences, with `shared` tokens in common, are covered."""
 
     def level(self, first_layer: int) -> int:
-        """Number of layers from the first one that are known, none of them after `first_layer`."""
+        """Return the number of known layers from the first one, none of them after `first_layer`."""
 
     def answering(self, level: int, sequences: Sequences, width: int) -> AbstractContextManager[None]:
-        """While this lasts, the first `level` layers compute nothing: they give what is known of the last `width` tokens."""
+        """Let the first `level` layers return what is known of the last `width` tokens while the context lasts."""
 
     def fill(self, cache: DynamicCache, level: int, sequences: Sequences, width: int) -> None:
         """Append the keys and values of those layers and tokens to `cache`."""
@@ -60,9 +60,7 @@ class LowerLayers(Protocol):
 
 @dataclass
 class Decoding:
-    """A batch whose prompts have been read: keys and values so far, the attention mask over all of them [rows, tokens], and
-    the position of each row's last token [rows, 1].
-    """
+    """A batch of prompts already read: cache, mask [rows, all tokens], position of each row's last token [rows, 1]."""
 
     cache: DynamicCache
     mask: Tensor
@@ -70,16 +68,15 @@ class Decoding:
 
 
 def next_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Log-probabilities of the token after each sequence, in batches of `rows`: (indices, float32 [rows, vocabulary])."""
+    """Yield log-probabilities of the token after each sequence, by batch: (indices, float32 [rows, vocabulary])."""
     for indices, logits, _ in read_prompts(lm, sequences, rows, 0, RowListener()):
         yield indices, logits.float().log_softmax(-1)
 
 
 def continuation_logits(lm: LanguageModel, prompts: Sequences, continuations: Sequences) -> Tensor:
-    """Logits of every token of given continuations (at least one a prompt), read at once (teacher forcing).
+    """Return the logits of every token of the (non-empty) continuations, read at once (teacher forcing).
 
-    Returns:
-        [rows, longest continuation, vocabulary]; those of a shorter continuation stand at the end of its row.
+    The shape is [rows, longest continuation, vocabulary]; a shorter continuation is at the end of its row.
     """
     with torch.inference_mode(), grouped_queries(lm):
         return differentiable_logits(lm, prompts, continuations)
@@ -88,13 +85,9 @@ def continuation_logits(lm: LanguageModel, prompts: Sequences, continuations: Se
 def differentiable_logits(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], shared: int = 0
 ) -> Tensor:
-    """The same, through which gradients flow to what is applied to the model.
+    """Return `continuation_logits` with gradients to whatever is applied to the model.
 
-    Args:
-        lm: the model, with whatever is applied to it.
-        prompts: token ids.
-        continuations: token ids that follow each prompt, at least one.
-        shared: tokens that all prompts start with, which are read once for all rows; the model must be `shareable`.
+    The first `shared` tokens of all prompts are read once for all rows; the model must then be `shareable`.
     """
     sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
     longest = max(map(len, continuations))
@@ -122,17 +115,14 @@ def read_prompts(
     listener: RowListener,
     lower: LowerLayers | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Decoding]]:
-    """Read all sequences, in batches by length: (indices, logits of the next token [rows, vocabulary], state).
+    """Read all sequences in batches by length: (indices, logits of the next token [rows, vocabulary], state).
 
-    What all sequences start with (system prompt, template) is read once per variant and shared. The listener is
-    applied while the caller works on a batch.
+    What all sequences start with (system prompt, template) is read once per variant.
 
     Args:
-        sequences: token ids; `listener` sees sequence i as its row i.
-        rows: sequences per batch.
-        room: tokens that the caller will append; with 0 batches are as small as is fast, and only what was computed is
-            in the state.
-        lower: layers that need not be computed below a variant's first changed one.
+        room: tokens the caller will append; with 0, batches are small and states hold no more than was read.
+        listener: stays applied while the caller works on a batch; sequence i is its row i.
+        lower: spares the layers below a variant's first changed one.
     """
     with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
         reader = _Reader(lm, sequences, rows, room, listener, lower)
@@ -144,8 +134,6 @@ def read_prompts(
 
 @dataclass
 class _Reader:
-    """Reads prompts in parts of like length and equal lower layers, and puts the parts together to batches."""
-
     lm: LanguageModel
     sequences: Sequences
     rows: int
@@ -167,14 +155,13 @@ class _Reader:
         self.prefix = self._read_prefix([variants.index(variant) for variant in distinct]) if self.shared else None
 
     def batches(self) -> Iterator[list[list[int]]]:
-        """Batches of sequences, in the parts in which they are read; where nothing follows, each part is a batch."""
+        """Yield batches split into the parts to read; with no room to decode, each part is a batch."""
         size = self.rows if self.room else len(self.sequences)
         for batch in batches_by_length([len(s) for s in self.sequences], size):
             parts = self._parts(batch)
             yield from [parts] if self.room else ([part] for part in parts)
 
     def read(self, parts: list[list[int]]) -> tuple[list[int], Tensor, Decoding]:
-        """Read a batch: (indices of its rows, logits, state)."""
         width = max(self._own(part[0]) for part in parts)
         capacity = self.shared + width + self.room
         read = [self._read_part(part, capacity if len(parts) == 1 else 0) for part in parts]
@@ -185,7 +172,7 @@ class _Reader:
         return indices, torch.cat([logits for logits, _ in read]), Decoding(cache, mask, positions[:, -1:])
 
     def _parts(self, batch: Sequence[int]) -> list[list[int]]:
-        """The batch in parts of about `PART_TOKENS`, the longest sequence of each first."""
+        """Split a batch into parts of about `PART_TOKENS` with equal lower layers, longest sequences first."""
         if self.room and not self.joinable:
             return [list(batch)]
         parts: list[list[int]] = []
@@ -199,17 +186,16 @@ class _Reader:
         return parts
 
     def _own(self, index: int) -> int:
-        """Tokens of a sequence that it does not share with all others."""
         return len(self.sequences[index]) - self.shared
 
     def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Own ids [rows, own tokens], attention mask [rows, all tokens] and positions [rows, own tokens]."""
+        """Return own ids [rows, own tokens], mask [rows, all tokens] and positions [rows, own tokens]."""
         ids, mask = left_padded(self.lm, [self.sequences[i][self.shared :] for i in indices])
         mask = torch.cat([mask.new_ones(len(indices), self.shared), mask], dim=1)
         return ids, mask, token_positions(mask)[:, self.shared :]
 
     def _read_prefix(self, variants: list[int]) -> DynamicCache:
-        """Read what all sequences start with, once for each variant; a variant is given by a row that sees it."""
+        """Read the shared prefix once per variant; a variant is given by a row that sees it."""
         lm, caches = self.lm, []
         some = max(1, min(self.rows, PART_TOKENS // self.shared))
         for start in range(0, len(variants), some):
@@ -239,7 +225,7 @@ class _Reader:
 
 
 def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
-    """Append one token [rows, 1] to every row of `state`; the logits of the next, [rows, vocabulary]."""
+    """Append one token [rows, 1] to every row and return the logits of the next, [rows, vocabulary]."""
     state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)
     state.positions = state.positions + 1
     mask = state.mask

@@ -22,15 +22,12 @@ def last_token_residuals(
     advance: Callable[[int], None] = lambda n: None,
     modules: Sequence[nn.Module] | None = None,
 ) -> Tensor:
-    """The residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
+    """Return the residual stream after every layer at the last token of each sequence: float32 [n, L, d], on the CPU.
 
-    Taken by hooks on the layers themselves: the framework's own last hidden state has been through the final norm.
-
-    `rows` sequences go through at once, `advance` is told how many are finished, and the outputs of `modules` are taken in
-    place of the layers' if they are given.
+    Hooks on the layers (or on `modules`) read it: transformers applies the final norm to the last hidden state.
 
     Raises:
-        ModelError: a module gives no hidden states.
+        ModelError: a module returns no hidden states.
     """
     layers = modules or decoder_layers(lm.model)
     result = torch.empty(len(sequences), len(layers), lm.hidden_size)

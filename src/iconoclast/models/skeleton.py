@@ -1,4 +1,4 @@
-"""A model without its weights: enough to know where an edit goes, whatever the size."""
+"""A model without its weights: enough to locate an edit, whatever the size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,7 @@ def load_skeleton(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
 ) -> LanguageModel:
-    """The architecture of a model on the device "meta"; norms behind writers have their weights.
-
-    Raises:
-        ModelError: there is nothing, or it is not stored as safetensors.
-    """
+    """Build a model on "meta", with weights for norms behind writers; raise ModelError without safetensors files."""
     path = local_path(name)
     checkpoint = None if path.lower().endswith(".gguf") else Checkpoint.find(path)
     if checkpoint is None and not Path(path).exists():
@@ -52,7 +48,6 @@ def load_skeleton(
 
 
 def _fill(model: PreTrainedModel, norm: nn.Module, name: str, checkpoint: Checkpoint) -> None:
-    """Give a norm behind a writer the weights that it has in the checkpoint."""
     for parameter, value in list(norm.named_parameters(recurse=False)):
         stored = checkpoint.names(model, f"{name}.{parameter}", value.shape)
         if not stored:

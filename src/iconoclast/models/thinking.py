@@ -1,4 +1,4 @@
-"""Where a model's response proper begins: what every response starts with, thinking blocks closed."""
+"""The point where a model's response proper begins, after a fixed start and a closed thinking block."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,11 +18,10 @@ THINKING_BLOCKS = (
 
 
 def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:
-    """Find what every response of the model starts with, so that measurements begin where responses differ.
+    """Return what every response of the model starts with, so that measurements begin where responses differ.
 
-    A thinking block that opens there is closed at once: the response proper is what is measured. The model has no response
-    prefix yet, and the prompts are a few of unlike kinds, as a phrase that only like prompts share is not a prefix. The
-    first `longest` tokens are looked at.
+    A thinking block that opens there is closed at once. Give `prompts` of different kinds, because a phrase that only
+    similar prompts share is not a prefix, and a model without a response prefix; `longest` is in tokens.
     """
     prefix = ""
     for _ in range(2):  # a second look, at what follows a thinking block

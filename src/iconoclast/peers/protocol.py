@@ -1,4 +1,4 @@
-"""What another tool's format must give, and the registry of those that are known."""
+"""The protocol of another tool's format, and the registry of known tools."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,19 +28,15 @@ class PeerTrial(Protocol):
         ...
 
     def seen(self) -> Sequence[PromptSet] | None:
-        """Load the prompt sets that fitted or chose it; None if that is not known."""
+        """Load the prompt sets that fitted or chose it; None if they are not known."""
         ...
 
     def settings(self) -> Settings:
-        """Give the settings under which its model and prompts are measured here.
-
-        Raises:
-            SettingsError: they cannot be used here.
-        """
+        """Return the settings to measure it here; raise SettingsError if they cannot be used here."""
         ...
 
     def document(self) -> dict[str, Any]:
-        """Say what the tool measured of it, with "tool" and "caveats", for JSON."""
+        """Return the tool's measurements of it, with "tool" and "caveats", for JSON."""
         ...
 
 
@@ -48,7 +44,7 @@ class Peer(Protocol):
     """Another tool."""
 
     def reads(self, file: Path) -> bool:
-        """Check whether a file may be of this tool."""
+        """Check that a file may be of this tool."""
         ...
 
     def trial(self, file: Path, which: str, kl_target: float) -> PeerTrial:
@@ -62,7 +58,7 @@ class Peer(Protocol):
     def command(
         self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
     ) -> Sequence[str]:
-        """Write into a folder what the tool needs to do there what a run does here, and give the command that does it.
+        """Write into `folder` whatever the tool needs to do a run's work there, and return the command that starts it.
 
         The program is in an environment of its own, the command is started in the folder, and the run's prompt sets go by the
         names of their settings.
@@ -75,11 +71,7 @@ class Peer(Protocol):
     def summary(
         self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
     ) -> dict[str, Any]:
-        """Say what came of the command, as far as the tool knows what batch_summary.json says.
-
-        Raises:
-            MeasurementError: it has measured nothing.
-        """
+        """Return results like batch_summary.json; raise MeasurementError if the tool has measured nothing."""
         ...
 
 

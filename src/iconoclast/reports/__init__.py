@@ -1,1 +1,1 @@
-"""Reports: what people look at."""
+"""Reports for people to read: summaries, tables, plots."""

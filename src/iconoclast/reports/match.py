@@ -1,4 +1,4 @@
-"""The runs of two tools side by side: which are of the same model and prompts, and which is better."""
+"""Match the runs of two tools that have the same model and prompts, and find which is better."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from iconoclast.vocabulary import ExaminedSplit
 
 @dataclass(frozen=True)
 class Match:
-    """A run of ours and one of a peer that edited the same model and were measured on the same prompts."""
+    """Our run and a peer's, of the same model and measured on the same prompts."""
 
     ours: Summary
     peer: Summary
@@ -30,7 +30,7 @@ class Match:
 
     @property
     def problem(self) -> str | None:
-        """Why the two cannot be compared."""
+        """Reason why the two cannot be compared, if there is one."""
         if len(self.scores) < 2:
             return "a run has no completed trial"
         ours, peer = self.scores.values()
@@ -42,7 +42,7 @@ class Match:
 
     @property
     def winner(self) -> str | None:
-        """The tool that is better in what both have counted; None if they are equal."""
+        """The better tool by the results that both have; None if they are equal."""
         ours, peer = self.scores.values()
         broken = ours.broken.n and peer.broken.n
         over = ours.overrefusals.n and peer.overrefusals.n
@@ -67,7 +67,6 @@ class Match:
         return OURS if ours < peer else self.peer.tool
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "model": self.ours.name,
             "seed": self.ours.seed,
@@ -86,7 +85,7 @@ class Tally:
     matches: Sequence[Match] = ()
     unmatched: Sequence[str] = ()
     peers: Sequence[str] = ()
-    """Tools that have run on a model that we have run on."""
+    """Tools that have run on one of our models."""
 
     @property
     def wins(self) -> Count:
@@ -107,7 +106,7 @@ class Tally:
         return Count(sum(those), len(self.matches))
 
     def lines(self) -> list[str]:
-        """The outcome in words."""
+        """Describe the outcome in words."""
         if not self.matches:
             return list(self.unmatched)
         return [
@@ -118,7 +117,6 @@ class Tally:
         ]
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "matches": [match.document() for match in self.matches],
             "iconoclast_wins": self.wins.document(),
@@ -129,7 +127,7 @@ class Tally:
 
 
 def tally(summaries: Sequence[Summary]) -> Tally:
-    """Match our runs with each peer's: one of each a model, or, where there are more, those with the same seed."""
+    """Match our runs with each peer's: one of each per model, or those with the same seed where there are more."""
     matches: list[Match] = []
     unmatched: list[str] = []
     runs: dict[tuple[str, str], list[Summary]] = {}

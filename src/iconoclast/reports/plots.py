@@ -20,10 +20,9 @@ def require_plotly() -> None:
 
 
 def separating_plane(benign: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of both prompt sets in the plane that shows best whether they part.
+    """Project one layer's residuals [n, d] and [m, d] onto the plane that best shows a separation: [n, 2], [m, 2].
 
     The first axis is the difference of the means, the second the direction of most variance at right angles to it.
-    Residuals of one layer, [n, d] and [m, d], become [n, 2] and [m, 2].
     """
     both = torch.cat([benign, target]).float()
     centred = both - both.mean(0)
@@ -37,7 +36,7 @@ def separating_plane(benign: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def residual_figure(
     benign: Tensor, target: Tensor, labels: Sequence[str], colors: Sequence[str], prompts: Sequence[Sequence[str]]
 ) -> Any:
-    """Residuals [n, L, d] and [m, L, d] of both prompt sets at every layer, a slider choosing the layer.
+    """Plot residuals [n, L, d] and [m, L, d] of both prompt sets, a slider choosing the layer.
 
     Labels, colours (as CSS names them) and texts, which are shown at the pointer, are given for both sets.
     """
@@ -71,7 +70,7 @@ def residual_figure(
 
 
 def front_figure(trials: Sequence[Trial], kl_target: float, base_refusals: float) -> Any:
-    """All trials by refusal rate and KL divergence, the Pareto front joined."""
+    """Plot all trials by refusal rate and KL divergence, the Pareto front joined."""
     import plotly.graph_objects as go
 
     front = sorted(pareto_front(trials), key=lambda t: t.scores.kl_divergence)
@@ -101,6 +100,6 @@ def front_figure(trials: Sequence[Trial], kl_target: float, base_refusals: float
 
 
 def write_page(figure: Any, file: Path) -> None:
-    """Write a figure as one HTML file with everything in it."""
+    """Write a figure as one self-contained HTML file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.write_html(str(file), include_plotlyjs=True, full_html=True)

@@ -1,4 +1,4 @@
-"""Batch summaries of many runs, read. Imports neither torch nor anything that does: a table of results must not take seconds."""
+"""Batch summaries of many runs. Imports nothing that imports torch: a table of results must not take seconds."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from iconoclast.scores import Compliance, Mean, Scores
 from iconoclast.vocabulary import ExaminedSplit
 
 OURS = "iconoclast"
-"""The `tool` of our own summaries; every other is a peer."""
+"""The `tool` in our own summaries; all others are peers."""
 
 PROMPT_SETS = {
     "report": ("bad_report_prompts", "good_report_prompts"),
@@ -37,7 +37,7 @@ class Measured(Scores):
     first_token_kl: Mean | None = Field(default=None, exclude_if=lambda mean: mean is None)
 
     def document(self) -> dict[str, Any]:
-        """Return what the table shows."""
+        """Return the part that the table shows."""
         whole = super().document()
         return {name: whole[name] for name in SHOWN if name in whole and (name != "broken" or self.broken.n)}
 
@@ -62,11 +62,11 @@ class Summary(BatchSummary):
     pareto_trials: list[Measured]  # type: ignore[assignment]
     report: Report | None = None  # type: ignore[assignment]
     folder: str = ""
-    """Name of the run's folder, which the file does not say."""
+    """Name of the run's folder, which is not in the file."""
 
     @property
     def name(self) -> str:
-        """A hub id as it is; of a path its last part, so that nothing of the author's folders is told."""
+        """A hub id, or the last part of a path, so that the author's folders stay private."""
         if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model):
             return self.model
         last = re.split(r"[/\\]", self.model.rstrip("/\\"))[-1]
@@ -74,22 +74,22 @@ class Summary(BatchSummary):
 
     @property
     def version(self) -> str | None:
-        """Of the tool."""
+        """Version of the tool."""
         return self.iconoclast_version if self.tool == OURS else (self.model_extra or {}).get(f"{self.tool}_version")
 
     @property
     def split(self) -> ExaminedSplit:
-        """The prompts that the figures are of: those of the report, if it is of the best trial."""
+        """The prompts that the figures are of: the report's, if the report is of the best trial."""
         return self.report.split if self.report and self.report.trial == self.best_trial else "selection"
 
     def seen(self, split: ExaminedSplit) -> dict[str, int]:
-        """Pairs of prompt sets through which prompts of a report split have fitted or chosen the trial, and how many."""
+        """Count the prompts of a report split that have fitted or chosen the trial, by pair of prompt sets."""
         if split != "report":
             return {}
         return {pair: n for pair, n in self.overlap.items() if pair.split(" and ")[-1] in PROMPT_SETS["report"]}
 
     def measured(self, split: ExaminedSplit) -> tuple[Measured, Measured | None]:
-        """The base model and the best trial on the prompts of a split; None if no trial is completed."""
+        """Return base model and best trial on the prompts of a split; None for the latter if no trial is completed."""
         report = self.report
         if report and report.trial == self.best_trial and report.split == split:
             return report.base_metrics, report.metrics
@@ -102,16 +102,12 @@ class Summary(BatchSummary):
         return self
 
     def fingerprints(self, split: ExaminedSplit) -> list[str | None]:
-        """SHA-256 of the prompt sets of a split, as far as they are known."""
+        """Return the SHA-256 of a split's prompt sets, as far as they are known."""
         return [self.prompts.get(name, {}).get("sha256") for name in PROMPT_SETS[split]]
 
 
 def find_summaries(path: Path) -> list[Path]:
-    """The batch summaries that a path means: the file itself, or all below a folder except in exports.
-
-    Raises:
-        RunFolderError: there is none.
-    """
+    """Find a path's batch summaries, itself or all below it outside exports; raise RunFolderError if it has none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -129,16 +125,12 @@ def find_summaries(path: Path) -> list[Path]:
 
 
 def read_summary(file: Path) -> Summary:
-    """Read one batch summary.
-
-    Raises:
-        RunFolderError: it cannot be read, is damaged, is something else, or comes from a newer version.
-    """
+    """Read one batch summary; raise RunFolderError if it is unreadable, damaged or from a newer version."""
     return Summary.read(file).model_copy(update={"folder": file.resolve().parent.name})
 
 
 def read_summaries(paths: Iterable[Path]) -> tuple[list[Summary], list[str]]:
-    """All summaries that the paths mean, each once and in the order of the table; and what was wrong with the others."""
+    """Read all summaries below the paths, each once and in table order; return them and the others' errors."""
     files: dict[Path, Path] = {}
     summaries: list[Summary] = []
     problems: list[str] = []

@@ -21,7 +21,7 @@ Cells = list[dict[str, str]]
 
 
 def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """The table and the tally, for JSON; `contest` is None if no model was edited by both tools."""
+    """Return the table and the tally, for JSON; `contest` is None if no model was edited by both tools."""
     result = tally(summaries)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -48,12 +48,11 @@ def _run_document(summary: Summary) -> dict[str, Any]:
 
 
 def run_cells(summaries: Sequence[Summary]) -> Cells:
-    """A row for every run."""
     return _without_empty([_run_row(summary) for summary in summaries])
 
 
 def match_cells(result: Tally) -> Cells:
-    """Two rows for every match."""
+    """Return two rows for every match."""
     rows = [
         {
             "Model": match.ours.name,
@@ -106,7 +105,7 @@ def _prompts(split: ExaminedSplit, summary: Summary) -> str:
 
 
 def _without_empty(rows: Cells) -> Cells:
-    """Without the columns that not every run has, if no run has them."""
+    """Drop optional columns that are empty in every run."""
     empty = {name for name in ("Broken", "Seed") if not any(row[name] for row in rows)}
     return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
@@ -116,7 +115,7 @@ def _contest_title(result: Tally) -> str:
 
 
 def summary_markdown(summaries: Sequence[Summary]) -> str:
-    """The table and the tally as a Markdown document."""
+    """Return the table and the tally as a Markdown document."""
     result = tally(summaries)
     parts = [f"## {RUNS_TITLE}", _markdown_table(run_cells(summaries))]
     if result.peers:
@@ -125,7 +124,7 @@ def summary_markdown(summaries: Sequence[Summary]) -> str:
 
 
 def summary_tables(summaries: Sequence[Summary]) -> tuple[list[Table], list[str]]:
-    """The table and the tally for the terminal, and the lines below them."""
+    """Return the table and the tally for the terminal, and the lines below them."""
     result = tally(summaries)
     tables = {RUNS_TITLE: run_cells(summaries), _contest_title(result): match_cells(result)}
     return [_terminal_table(title, rows) for title, rows in tables.items() if rows], result.lines()
@@ -139,7 +138,7 @@ def _markdown_table(rows: Cells) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, in one line and one cell."""
+    """Escape text for one cell and one line of Markdown."""
     visible = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return re.sub(r"([\\`*_\[\]<>|&~$])", r"\\\1", visible)
 

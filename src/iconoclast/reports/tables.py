@@ -12,7 +12,7 @@ from iconoclast.search.pareto import Trial
 
 
 def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Table:
-    """The Pareto front, best trial marked, the base model in the last line."""
+    """Tabulate the Pareto front, best trial marked, base model in the last line."""
     table = Table(title="Pareto front (selection prompts)", title_justify="left")
     for name in ("Trial", "Refusals", "Broken", "Overrefusals", "KL", "Compliance"):
         table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"), overflow="fold")
@@ -32,7 +32,7 @@ def _front_cells(s: Scores, kl: str) -> list[str]:
 
 
 def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Table:
-    """Scores side by side; the first column is the base model."""
+    """Tabulate scores side by side; the first column is the base model."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name, _ in columns:
@@ -45,7 +45,7 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
 
 
 def report_table(report: Report) -> Table:
-    """The report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
+    """Tabulate the report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
     about = {
         "report": "Report prompts: they chose nothing",
         "seen": "Report prompts, but some of them fitted or chose the trial (allow_overlap)",
@@ -58,7 +58,7 @@ def report_table(report: Report) -> Table:
 
 
 def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Table:
-    """Examinations side by side, the base model first."""
+    """Tabulate examinations side by side, the base model first."""
     length = columns[0][1].refusals_by_length[-1].tokens
     about = f"Complied: neither a marker nor broken in the first {length} tokens. Read some of the responses."
     table = Table(title=title, title_justify="left", caption=about, caption_justify="left")
@@ -97,7 +97,7 @@ def _judged(judged: Judged) -> str:
 
 
 def report_lines(report: Report) -> list[str]:
-    """What else a report says, a line each: tests, lengths, control, judges."""
+    """Return the rest of a report, a line each: tests, lengths, control, judges."""
     failures, edited = report.paired.failures, report.metrics
     lines = [
         f"Refused or broken, prompt by prompt: {failures.only_before} only before, {failures.only_after} only after "
@@ -123,7 +123,7 @@ def report_lines(report: Report) -> list[str]:
 
 
 def caveats(name: str, metrics: Metrics) -> list[str]:
-    """What to bear in mind about a model's figures, a line each."""
+    """Return the caveats about a model's figures, a line each."""
     growing = f"Refusals of {name} are still growing at the end of the response: set a larger max_response_length."
     said = [
         f"Judge {judge}, of {name}: {judged.unknown.count} of {judged.unknown.n} verdicts on target responses unknown. {judged.problem}"
@@ -134,7 +134,7 @@ def caveats(name: str, metrics: Metrics) -> list[str]:
 
 
 def samples_table(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
-    """Responses side by side."""
+    """Tabulate responses side by side."""
     table = Table(title="Responses", title_justify="left", show_lines=True)
     table.add_column("Prompt", ratio=1)
     for name, _ in columns:

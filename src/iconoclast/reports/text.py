@@ -12,12 +12,12 @@ from iconoclast.config.specs import SettingSpec, prompt_sets, setting_specs
 
 
 def plain(text: str) -> Text:
-    """Text from a model or a user: no markup, and no control characters that could move the cursor."""
+    """Strip markup and cursor-moving control characters from a model's or user's text."""
     return Text("".join(c if c.isprintable() or c == "\n" else "�" for c in text))
 
 
 def settings_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
-    """Settings, a line each: key, value, where it came from."""
+    """Return a line for every setting: key, value, origin."""
     return [f"{key} = {_shown(value)}  # {origin}" for key, value, origin in rows]
 
 
@@ -26,11 +26,11 @@ FIRST = (
     *("kl_divergence_target", "system_prompt", "chat_template", "quantization", "benign_subspace_rank"),
     *("components", "row_normalization"),
 )
-"""Settings that people change, which the reference shows before all others."""
+"""Commonly changed settings, which the reference shows first."""
 
 
 def settings_reference() -> str:
-    """Describe every setting as a Markdown document: those that people change, prompt sets, all others."""
+    """Describe every setting in Markdown: the commonly changed ones, prompt sets, all others."""
     plain_specs = [spec for spec in setting_specs() if spec.path[0] not in prompt_sets()]
     first = sorted((spec for spec in plain_specs if spec.key in FIRST), key=lambda spec: FIRST.index(spec.key))
     some_set = next(iter(prompt_sets()))
@@ -71,7 +71,7 @@ def _settings_table(specs: Sequence[SettingSpec]) -> str:
 
 
 def print_lines(console: Console, *lines: str) -> None:
-    """Plain lines: wrapped between words on a terminal, whole elsewhere, so that scripts can read them."""
+    """Print plain lines: wrapped between words on a terminal, whole elsewhere, so that scripts can read them."""
     for line in lines:
         console.print(plain(line), soft_wrap=not console.is_terminal, highlight=False)
 

@@ -31,17 +31,13 @@ from iconoclast.scores import decided
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured.
+    """Subjects beside their base model, on the same prompts.
 
     Attributes:
-        base_name: the base model.
-        sample: the prompts.
-        prompts: what the prompt sets are, for JSON.
+        prompts: the prompt sets, for JSON.
         noise_floor: KL in nats under which two models are equal.
-        base: the base model.
-        subjects: what was compared with it.
         examinations: of the subjects, in their order.
-        seen: which of the prompts fitted or chose each of the subjects, in their order.
+        seen: per subject, how many of the prompts fitted or chose it.
     """
 
     base_name: str
@@ -54,7 +50,7 @@ class Comparison:
     seen: Sequence[Seen]
 
     def ranking(self) -> list[Examination]:
-        """The subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
+        """Return the subjects, best first: fewer failures, then fewer overrefusals, then lower first-token KL."""
         return sorted(self.examinations, key=lambda e: e.scores.key)
 
     def _pair(self, a: Examination, b: Examination) -> Pair:
@@ -64,7 +60,7 @@ class Comparison:
         return Pair(first=a.name, second=b.name, verdict=found.model_copy(update={"p_value": p_value}), paired=tests)
 
     def document(self, sample_count: int = 0) -> ComparisonDocument:
-        """comparison.json, with so many responses to every kind of prompt."""
+        """Return comparison.json, with `sample_count` responses to every kind of prompt."""
         return ComparisonDocument(
             model=self.base_name,
             split=self.sample.split,
@@ -87,13 +83,13 @@ class Comparison:
         )
 
     def samples(self, count: int) -> list[Sample]:
-        """Responses side by side, `count` of every kind of prompt, the first ones."""
+        """Pair the responses to the first `count` prompts of every kind."""
         rows = samples([self.base, *self.examinations])
         return [row for kind in SETS for row in [r for r in rows if r.set == kind][:count]]
 
 
 def seen_by(subject: Subject, sample: ExaminedPrompts, prompts: Prompts) -> Seen:
-    """Count what a subject has seen of a sample of the prompts."""
+    """Count the sampled prompts that fitted or chose the subject."""
     try:
         sets = subject.seen(prompts)
     except PromptsError as error:
@@ -105,7 +101,7 @@ def seen_by(subject: Subject, sample: ExaminedPrompts, prompts: Prompts) -> Seen
 
 
 def verdict(first: Examination, second: Examination, noise_floor: float) -> Decision:
-    """Who is better in the order (failures, overrefusals, first-token KL), and what decided; KL closer than noise is equal."""
+    """Decide who is better by (failures, overrefusals, first-token KL), and by which; KL within noise is equal."""
     criterion = decided(first.scores.key, second.scores.key, noise_floor)
     if criterion is None:
         return Decision()
@@ -114,12 +110,12 @@ def verdict(first: Examination, second: Examination, noise_floor: float) -> Deci
 
 
 def settings_for(subjects: Sequence[Subject]) -> Settings:
-    """The settings of the first run or journal of another tool among the subjects: its base model and its prompts.
+    """Return the settings of the first run, or else of the first peer's journal, among the subjects.
 
-    A folder can be a stranger's: it has no say in whether a model's code is run, or in where responses and keys are sent.
+    The folder can be a stranger's: it has no say in whether a model's code is run or where responses and keys are sent.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: no subject is a run or a journal.
     """
     for subject in subjects:
         if isinstance(subject, RunSubject):
@@ -135,13 +131,10 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
 def compare(
     subjects: Sequence[Subject], settings: Settings, against: str | None = None, progress: Progress | None = None
 ) -> Comparison:
-    """Examine the subjects and their base model on the report prompts of the settings, or else the selection prompts.
+    """Examine the subjects and their base model on the report prompts, or on the selection prompts if there are none.
 
     Args:
-        subjects: what is compared.
-        settings: prompts, markers, lengths, judges.
-        against: the base model; unset, the one that the settings name.
-        progress: told what goes on.
+        against: the base model; unset, the one in the settings.
 
     Raises:
         UserError: a model, prompt set or judge cannot be used.

@@ -16,11 +16,9 @@ class Conversation:
     """A conversation of several turns, the edit applied live.
 
     Args:
-        lm: the model.
-        edit: its edit.
         components: residual writers that the edit may touch.
         system_prompt: opens the conversation.
-        longest: tokens per reply at most.
+        longest: most tokens in a reply.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class Conversation:
         self._messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
     def reply(self, message: str, emit: Callable[[str], None] = lambda piece: None) -> str:
-        """The model's greedy reply to `message`; `emit` gets it piece by piece while it is written."""
+        """Return the model's greedy reply; `emit` gets it piece by piece as it is written."""
         messages = [*self._messages, {"role": "user", "content": message}]
         ids = self._lm.encode_texts([self._lm.render_messages(messages)])
         inputs = torch.tensor(ids, device=self._lm.device)
@@ -58,12 +56,12 @@ class Conversation:
 
 
 class _Emitter(TextStreamer):
-    """Hands finished text to a function instead of printing it."""
+    """A streamer that hands finished text to a function instead of printing it."""
 
     def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._emit = emit
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """A piece of text is final."""
+        """Pass on a piece of text that will not change any more."""
         self._emit(text)

@@ -9,21 +9,21 @@ from iconoclast.runs.documents import Start
 from iconoclast.scores import COUNTS, Count, Scores
 
 NOISE = 2.0
-"""Noise floors that two equal edits can be apart: the floor is a mean, about which single measurements lie on both sides."""
+"""Noise floors by which equal edits can differ: the floor is a mean, with single measurements on both sides of it."""
 
 Grade = Literal["exact", "within noise", "changed"]
 
 
 @dataclass(frozen=True)
 class Drift(Value):
-    """How two measurements of one edit differ.
+    """The difference between two measurements of one edit.
 
     Attributes:
-        what: what was measured.
+        what: the measured thing.
         grade: exact: every score is the same number. within noise: KL divergences differ by no more than two noise floors,
             and every count lies in the 95 % interval of the other. changed: anything else.
-        before: what was recorded.
-        after: what is measured now.
+        before: the recorded scores.
+        after: the scores now.
         differences: one line for every score that differs.
     """
 
@@ -59,7 +59,7 @@ def _within(count: Count, other: Count) -> bool:
 
 
 def changed_origins(then: Start, now: Start) -> list[str]:
-    """List what is another than it was when a run was last started: versions, commit, machine."""
+    """List what has changed since a run was last started: versions, commit, machine."""
     machines = then.hardware.document(), now.hardware.document()
     pairs = [
         ("ICONOCLAST", then.iconoclast.version, now.iconoclast.version),

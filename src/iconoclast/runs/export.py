@@ -1,4 +1,4 @@
-"""Export of a trial as an adapter or merged weights, measured again from the files that were written."""
+"""Export a trial as an adapter or merged weights, and measure it again from the files that were written."""
 
 import shutil
 import tempfile
@@ -42,15 +42,13 @@ from iconoclast.vocabulary import ExportFormat
 
 @dataclass(frozen=True)
 class Exported:
-    """An export and what was measured of it, on the same prompts throughout.
+    """An export and its scores, all on the same prompts.
 
     Attributes:
-        folder: where it is.
         prompts: which prompts the scores are of.
-        base: the base model.
-        live: the edit applied live, as in the search.
-        exported: the export, loaded from its files; None if it was not measured.
-        approximations: what the update of every matrix is worth where row normalisation full was made low-rank.
+        live: scores of the edit applied live, as in the search.
+        exported: scores of the export loaded from its files; None if it was not measured.
+        approximations: error of every update where row normalisation full was made low-rank.
     """
 
     folder: Path
@@ -67,7 +65,7 @@ class Exported:
 
     @property
     def sufficient_rank(self) -> int:
-        """Rank with which every update would have an error under 1 %."""
+        """Rank at which every update would have an error under 1 %."""
         return max((each.sufficient_rank for each in self.approximations), default=1)
 
 
@@ -96,16 +94,14 @@ def export_trial(
     The scores are of the report prompts if the run has them, else of the selection prompts.
 
     Args:
-        saved: the trial.
         bench: the run's base model, not laid out; for anything but an adapter it must not be quantised.
         kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
-        to: a folder that does not exist yet or is empty; it appears only when the export is complete.
-        progress: told what goes on.
+        to: a new or empty folder; it appears only when the export is complete.
         llama_cpp: folder with llama.cpp's converter, for gguf; unset, it is looked for on the PATH.
 
     Raises:
         RunFolderError: `to` is in use.
-        ModelError: there is no converter, or it fails.
+        ModelError: the converter is missing or fails.
     """
     progress = progress or Silent()
     require_free(to)
@@ -131,11 +127,8 @@ def measure_export(folder: Path, kind: str, bench: Workbench, reference: Tensor,
     """Load an export from its files and measure it beside its base model.
 
     Args:
-        folder: the export.
-        kind: its format.
-        bench: the base model, not laid out. An adapter is put on it, and it serves no other purpose afterwards.
+        bench: the base model, not laid out. An adapter is put on it, after which it serves no other purpose.
         reference: first-token log-probabilities of the base model, [benign, vocabulary].
-        progress: told what goes on.
     """
     progress.start("Loading the export", 0)
     with bench.beside(_loaded(folder, kind, bench)) as exported:
@@ -143,9 +136,9 @@ def measure_export(folder: Path, kind: str, bench: Workbench, reference: Tensor,
 
 
 def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None = None) -> Exported:
-    """Write merged weights without loading the model, in the memory of a few matrices, however large it is.
+    """Write merged weights without loading the model, so that memory for a few matrices is enough.
 
-    The scores that go into the model card are those that the run has measured with the edit applied live.
+    The model card gets the scores that the run has measured with the edit applied live.
 
     Raises:
         ModelError: the base model is not stored as safetensors files in a type that can be edited in place.
@@ -172,7 +165,7 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
 
 
 def read_export(folder: Path, trial: int) -> Exported | None:
-    """What was measured of the export in `folder`, if it is one of this trial."""
+    """Return what was measured of the export in `folder`; None unless it is an export of this trial."""
     try:
         known = TrialInformation.read(folder / TRIAL_INFORMATION)
     except RunFolderError:
@@ -186,7 +179,7 @@ def read_export(folder: Path, trial: int) -> Exported | None:
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
-    """Base and live scores, if the run has measured them for this trial and on these prompts."""
+    """Return base and live scores, if the run has measured this trial on these prompts."""
     report = saved.report
     if saved.prompts != prompts.document() or report is None or report.trial != saved.trial.index:
         return None
@@ -196,11 +189,7 @@ def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
 def write_edit(
     edit: Edit, lm: LanguageModel, kind: ExportFormat, folder: Path, settings: Settings
 ) -> list[Approximation]:
-    """Write the weights of an edit into an existing folder, and what the base model has beside its weights.
-
-    Returns:
-        What the update of every matrix is worth, where it is not exact.
-    """
+    """Write an edit's weights and the base model's other files into a folder; return the errors of inexact updates."""
     writers = lm.writers(settings.components)
     checkpoint = None if lm.quantization != "none" else Checkpoint.find(lm.path)
     if kind == "adapter":
@@ -212,7 +201,7 @@ def write_edit(
 
 
 def require_free(to: Path) -> None:
-    """Raise RunFolderError unless `to` can become a folder: nothing is there, or an empty folder."""
+    """Raise RunFolderError unless `to` does not exist yet or is an empty folder."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunFolderError(f"{to} is in use. Give a folder that does not exist yet with --to.")
     above = next(parent for parent in to.absolute().parents if parent.exists())
@@ -222,7 +211,7 @@ def require_free(to: Path) -> None:
 
 @contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
-    """A folder beside `to` that becomes `to` when all went well, and vanishes otherwise."""
+    """Yield a folder beside `to` that becomes `to` on success and vanishes otherwise."""
     require_free(to)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +234,7 @@ def _appearing(to: Path) -> Iterator[Path]:
 
 
 def _convert(folder: Path, converter: Path) -> None:
-    """The merged weights in a folder become a GGUF file, which holds the tokenizer as well."""
+    """Turn the merged weights in a folder into a GGUF file, which holds the tokenizer as well."""
     merged = folder / "merged"
     merged.mkdir()
     for file in list(folder.iterdir()):
@@ -258,7 +247,7 @@ def _convert(folder: Path, converter: Path) -> None:
 
 
 def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
-    """The export as its users load it, given the base model's prompts word by word."""
+    """Load the export as its users will, but with the base model's chat template, so that it gets the same prompts."""
     lm, settings = bench.lm, bench.settings
     if kind == "adapter":
         put_adapter(lm, str(folder))
@@ -291,7 +280,7 @@ def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:
 def _write_papers(
     saved: SavedRun, lm: LanguageModel, kind: ExportFormat, folder: Path, result: Exported, edit: Edit
 ) -> None:
-    """Everything beside the weights. Local paths lose their folders: an export is made to be given away."""
+    """Write everything but the weights. Local paths lose their folders: an export is made to be given away."""
     assert saved.settings.model is not None
     save_edit(edit, folder / EDIT_FILE)
     base = str(public(saved.settings.model))

@@ -26,7 +26,7 @@ from iconoclast.runs.pinned import changed_settings
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, and the names in it."""
+    """The folder of one run, and the names of its files."""
 
     path: Path
 
@@ -37,7 +37,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """What the run is made of and made by."""
+        """Origin of the run: weights, prompts, versions, machines."""
         return self.path / layout.MANIFEST
 
     @property
@@ -67,17 +67,17 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the run has said, with times."""
+        """Everything that the run has said, with times."""
         return self.path / layout.LOG
 
     @property
     def workers(self) -> Path:
-        """Signs of life of the processes that work on the run together."""
+        """Signs of life of the run's processes."""
         return self.path / layout.WORKERS
 
     @property
     def cluster(self) -> Path:
-        """What was submitted to a cluster, and the logs of it."""
+        """Submissions to a cluster, and their logs."""
         return self.path / layout.CLUSTER
 
     @property
@@ -86,11 +86,7 @@ class RunFolder:
         return self.path / layout.SAMPLES
 
     def check(self, settings: Settings) -> None:
-        """Whether a run with these settings can begin or continue here. Touches nothing.
-
-        Raises:
-            RunFolderError: the folder holds something else, or a run with other settings.
-        """
+        """Raise RunFolderError if a run with these settings can neither begin nor continue here; touch nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file. Give a folder for the run with --out.")
         if self.config.is_file():
@@ -104,21 +100,17 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not empty and holds no run. Give another folder with --out.")
 
     def claim(self, settings: Settings) -> None:
-        """Begin a run here, or continue the one that is here; the folder is locked and has been checked.
-
-        Raises:
-            RunFolderError: the folder cannot be written.
-        """
+        """Begin or continue a run in a locked, checked folder; raise RunFolderError if it cannot be written."""
         write_whole(self.config, tomli_w.dumps(portable(settings_document(settings))).encode())
 
     @contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
-        """While this lasts, no other process works on this run, or with `shared` only such that share it as well.
+        """Keep other processes off this run; with `shared`, only those that do not share it.
 
         If no run is begun meanwhile, nothing stays behind.
 
         Raises:
-            RunFolderError: another process does.
+            RunFolderError: another process works on it.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
@@ -143,12 +135,12 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process that shares the run is in here."""
+        """Wait until none of the other processes that share the run is in here."""
         with FileLock(self.path / layout.ALONE):
             yield
 
     def in_use(self) -> bool:
-        """Whether a process works on this run. Leaves nothing behind."""
+        """Check for a process that works on this run; leave nothing behind."""
         try:
             with (self.path / layout.LOCK).open("r+") as lock:  # network file systems lock only what can be written
                 return not lock_file(lock, shared=False)
@@ -161,11 +153,7 @@ class RunFolder:
         )
 
     def settings(self) -> Settings:
-        """The settings of the run that is here.
-
-        Raises:
-            RunFolderError: there is no run, or one of a newer version.
-        """
+        """Read the run's settings; raise RunFolderError if there is no run, or one of a newer version."""
         self._require_known_schema()
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
@@ -186,11 +174,7 @@ class RunFolder:
             require_known_schema(file, self.read_json(file))
 
     def read_json(self, file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-        """One of the JSON files, with these keys in it.
-
-        Raises:
-            RunFolderError: it is missing or damaged.
-        """
+        """Read a JSON file that must have these keys; raise RunFolderError if it is missing or damaged."""
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -205,19 +189,11 @@ class RunFolder:
         return document
 
     def read_baseline(self) -> Baseline:
-        """What is known of the base model.
-
-        Raises:
-            RunFolderError: it has not been measured yet, or the file is damaged.
-        """
+        """Read the base model's baseline; raise RunFolderError if it is not measured yet, or damaged."""
         if not self.baseline.is_file():
             raise RunFolderError(f"{self.path} has no {layout.BASELINE} yet. Let the run measure the base model first.")
         return Baseline.read(self.baseline)
 
     def read_summary(self) -> BatchSummary | None:
-        """What is known of the run so far; None before its first batch.
-
-        Raises:
-            RunFolderError: the file is damaged.
-        """
+        """Read the results, None before the first batch; raise RunFolderError if the file is damaged."""
         return BatchSummary.read(self.summary) if self.summary.is_file() else None

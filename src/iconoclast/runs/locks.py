@@ -11,11 +11,7 @@ PATIENCE = 0.5
 
 
 def lock_file(file: IO[str], shared: bool) -> bool:
-    """Take the operating system's lock of a file, which lasts until it is closed; False if somebody else has it.
-
-    Raises:
-        RunFolderError: the file system has no locks.
-    """
+    """Lock a file until it is closed, False if it is taken; raise RunFolderError if the file system has no locks."""
     kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
     try:
         portalocker.lock(file, kind | portalocker.LockFlags.NON_BLOCKING)

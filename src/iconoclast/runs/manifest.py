@@ -1,4 +1,4 @@
-"""manifest.json: what made a run, so that a stranger can make it again and see what differs."""
+"""manifest.json: the origin of a run, so that a stranger can make it again and see what differs."""
 
 import hashlib
 import os
@@ -51,7 +51,7 @@ def manifest(lm: LanguageModel, seed: int, prompts: PromptSets, settings: Mappin
 
 
 def this_start() -> Start:
-    """Say by what, where and when a run is started or continued now. No user name, no secret."""
+    """Record the program, place and time of a start; no user name, no secret."""
     return Start(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(sys.argv),
@@ -63,7 +63,7 @@ def this_start() -> Start:
 
 
 def packages() -> dict[str, str]:
-    """Versions of the packages that numbers depend on, of those that are installed."""
+    """Return the versions of the installed packages that numbers depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -86,7 +86,7 @@ def hardware() -> Hardware:
 
 
 def weight_hashes(path: str) -> dict[str, str]:
-    """SHA-256 of every file with weights, by name; none if they are not safetensors or GGUF files on this machine."""
+    """Return the SHA-256 of every weight file by name; nothing unless they are local safetensors or GGUF files."""
     if path.lower().endswith(".gguf"):
         return {Path(path).name: file_hash(Path(path))}
     checkpoint = Checkpoint.find(path)
@@ -94,7 +94,7 @@ def weight_hashes(path: str) -> dict[str, str]:
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file. Files of the hub's cache are named by it, which saves reading them."""
+    """Return a file's SHA-256. Files in the hub's cache are named by it, which saves reading them."""
     blob = file.resolve().name
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
@@ -103,13 +103,13 @@ def file_hash(file: Path) -> str:
 
 
 def sums(folder: Path) -> str:
-    """A line for every file of a folder but the sums themselves, as `sha256sum` writes and checks them."""
+    """Write a line for every file but the sums themselves, as `sha256sum` writes and checks them."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != CHECKSUMS]
     return "".join(f"{file_hash(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
 def source_commit() -> str | None:
-    """Commit of the checkout that this program runs from; None if it does not."""
+    """Return the commit of the checkout that this program runs from; None if there is none."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

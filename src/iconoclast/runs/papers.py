@@ -36,20 +36,17 @@ TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_bloc
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the README.md of an export tells, in the format of the hub.
+    """Contents of an export's README.md, in the format of the hub.
 
     Attributes:
         base: the base model, without the folders of a local path.
-        licence: licence of the base model, as the hub writes it, if it is known.
+        licence: licence of the base model, as the hub writes it, if known.
         kind: adapter, merged or gguf.
-        trial: what was exported.
-        row_normalization: none, pre or full.
         sites: number of edited matrices.
         sets: all prompt sets of the run: name → source, n, sha256.
-        prompts: the prompt sets that `before` and `after` were measured on, in words.
-        before: scores of the base model.
-        after: scores of the export itself, loaded from this folder's files, or of the edit that it was written from.
-        measured: whether they are of the export itself.
+        prompts: description of the prompts that `before` and `after` were measured on.
+        after: scores of the export itself, loaded from its files, or of the edit that it was written from.
+        measured: whether `after` is of the export itself.
         approximation_error: largest relative error of a site's update in an adapter.
     """
 
@@ -67,7 +64,6 @@ class ModelCard:
     approximation_error: float
 
     def render(self) -> str:
-        """Fill in the template."""
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
         parameters = self.trial.parameters
         fitted = isinstance(parameters, FittedParameters)
@@ -139,7 +135,7 @@ def _snippet(kind: str, base: str) -> str:
 
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
-    """The before/after table: name, base, edited."""
+    """Return the rows of the before/after table: name, base, edited."""
     return [
         *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),

@@ -40,12 +40,12 @@ FREE_SETTINGS = frozenset(
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that must not change within a run, as plain data."""
+    """Return the settings that must not change within a run, as plain data."""
     document = portable(settings_document(settings))
     return {key: value for key, value in document.items() if key not in FREE_SETTINGS}
 
 
 def changed_settings(before: Settings, after: Settings) -> list[str]:
-    """Names of the pinned settings that differ."""
+    """Name the pinned settings that differ."""
     old, new = pinned_settings(before), pinned_settings(after)
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))

@@ -1,4 +1,4 @@
-"""The main job in order: prompts, residuals, directions, baseline, search, summary. Resumable at every comma."""
+"""The main job in order: prompts, residuals, directions, baseline, search, summary. It can resume after every step."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from iconoclast.search.study import Outcome, Study
 
 @dataclass
 class Run:
-    """A run that is ready for trials: everything that is computed once."""
+    """A run that is ready for trials; everything that is computed once is here."""
 
     bench: Workbench
     folder: RunFolder
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """What the run was told."""
+        """The settings that the run was begun with."""
         return self.bench.settings
 
     @property
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def objective(self) -> Objective:
-        """What the search minimises."""
+        """The objective of the search."""
         s = self.settings
         return Objective(
             self.base, s.kl_divergence_target, s.overrefusal_penalty, s.harmful_marker_penalty, s.compliance_gap_penalty
@@ -69,7 +69,7 @@ class Run:
         return self.bench.edit(parameters)
 
     def trials(self) -> list[Trial]:
-        """All completed trials; the journal is read once for as many as are finished."""
+        """Return all completed trials, reading the journal again only when more are finished."""
         finished = self.study.finished + self.study.fitted
         if self._trials[0] != finished:
             self._trials = finished, self.study.trials()
@@ -77,23 +77,19 @@ class Run:
 
     @property
     def pruned(self) -> int:
-        """How many trials were stopped because others beat them."""
+        """Number of trials that were stopped because others beat them."""
         return self.study.finished + self.study.fitted - len(self.trials())
 
     def front(self) -> list[Trial]:
-        """The Pareto front so far."""
+        """Return the Pareto front so far."""
         return pareto_front(self.trials())
 
     def best(self) -> Trial | None:
-        """The best trial so far."""
+        """Return the best trial so far."""
         return best_trial(self.front(), self.settings.kl_divergence_target)
 
     def trial(self, which: str) -> Trial:
-        """The trial of that number, or the best one.
-
-        Raises:
-            RunFolderError: there is no such completed trial.
-        """
+        """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
         return choose_trial(self.trials(), which, self.settings.kl_divergence_target, self.folder.path)
 
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
@@ -116,7 +112,7 @@ class Run:
         self.study.run(n_trials, evaluate, self.objective, told, self.worker)
 
     def fit(self, progress: Progress | None = None) -> None:
-        """Fit an edit from the strongest trial and measure it at several scales; done once for the same fit settings."""
+        """Fit an edit from the strongest trial and measure it at several scales; once for the same fit settings."""
         progress = progress or Silent()
         start = start_of_fit(self.settings, self.trials())
         if not self.settings.fit or start is None:
@@ -145,7 +141,7 @@ class Run:
         write_samples(self.folder.samples, samples)
 
     def finish(self, progress: Progress | None = None) -> None:
-        """Fit, measure the report and write the summary; of several processes that share the run, the first one does."""
+        """Fit, measure the report and write the summary; of several processes on the run, only the first does."""
         with self.folder.alone() if self.worker else nullcontext():
             self.fit(progress)
             self.report = _known_report(self.bench, self.folder)
@@ -153,7 +149,6 @@ class Run:
             self.write_summary("complete")
 
     def write_summary(self, status: Status) -> BatchSummary:
-        """Write batch_summary.json; `status` is running, complete or interrupted."""
         best = self.best()
         summary = BatchSummary(
             status=status,
@@ -177,11 +172,7 @@ class Run:
 
 
 def run_folder(settings: Settings) -> RunFolder:
-    """The run folder that the settings name.
-
-    Raises:
-        SettingsError: no model is named.
-    """
+    """Return the run folder that the settings name; raise SettingsError if no model is named."""
     if settings.model is None:
         raise SettingsError(
             "No model is named. Use `iconoclast run MODEL`, set model in the settings file, or try `iconoclast demo`."
@@ -194,13 +185,11 @@ def run_folder(settings: Settings) -> RunFolder:
 def started_run(
     settings: Settings, progress: Progress | None = None, began: float | None = None, worker: Worker | None = None
 ) -> Iterator[Run]:
-    """A run ready for trials, begun or continued in its folder, which it holds while the context lasts.
+    """Begin or continue a run, and yield it ready for trials; it holds its folder while the context lasts.
 
     Args:
-        settings: what to run.
-        progress: told what happens.
-        began: when the user asked for it, if that was earlier, in seconds since 1970; set-up time counts from there.
-        worker: this process among several that work on the run together; the first one prepares it for all.
+        began: time of the user's request in seconds since 1970; set-up time counts from there. Unset, it is now.
+        worker: this process, if several work on the run together; the first prepares it for all.
 
     Raises:
         UserError: a setting, prompt set, model or folder is not usable; nothing was written then.
@@ -229,9 +218,9 @@ def started_run(
 
 
 def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: float, claim: bool) -> Run:
-    """Do everything between a loaded model and the first trial. What an earlier start found is taken from the folder.
+    """Do everything between a loaded model and the first trial, reusing what an earlier start left in the folder.
 
-    Whoever submitted a worker has claimed the folder, perhaps with more trials than the worker knows of.
+    With workers, the submitter has claimed the folder, perhaps for more trials than this worker knows of.
     """
     settings = bench.settings
     bench.require_room()
@@ -292,7 +281,7 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
 
 
 def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
-    """Note what the run is made of, and that it is started or continued here and now."""
+    """Record the run's origin, and this start or continuation."""
     if folder.manifest.is_file():
         known = Manifest.read(folder.manifest)
     else:
@@ -301,7 +290,6 @@ def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
 
 
 def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baseline:
-    """Measure the base model."""
     base = evaluator.measure([Edit.nothing()], progress)[0]
     return Baseline(
         dtype=evaluator.lm.dtype,
@@ -313,7 +301,7 @@ def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baselin
 
 
 def _known_report(bench: Workbench, folder: RunFolder) -> Report | None:
-    """What an earlier start measured on the same report prompts, with the same judges and controls."""
+    """Read an earlier start's report on the same prompts, with the same judges and controls."""
     if not folder.summary.is_file():
         return None
     summary = BatchSummary.read(folder.summary)
@@ -341,7 +329,7 @@ def _trial_line(number: int, outcome: Outcome) -> str:
 
 @dataclass
 class _Remaining:
-    """Turns the progress of batches into the progress of all trials that are left."""
+    """Turns the progress of batches into that of all remaining trials."""
 
     progress: Progress
     trials: int

@@ -1,4 +1,4 @@
-"""A recorded trial made and measured again, from the run folder alone."""
+"""Make a recorded trial and measure it again, from the run folder alone."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ from iconoclast.runs.splits import Prompts
 
 @dataclass(frozen=True)
 class Replay(Value):
-    """A trial measured again, and what is another than it was: versions, machine, weights, prompts."""
+    """A trial measured again, and its differences from the run: versions, machine, weights, prompts."""
 
     trial: int
     drifts: list[Drift]
@@ -38,13 +38,11 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     """Apply a recorded trial again, measure it and the base model on the selection prompts, and grade the drift.
 
     Args:
-        run: the run folder.
         which: number of the trial, or best.
-        progress: told what goes on.
         trust_remote_code: whether code of the model's repository may run; the run, perhaps a stranger's, is not asked.
 
     Raises:
-        UserError: there is no run or trial, or its model or prompts are not there.
+        UserError: the run or trial does not exist, or its model or prompts are missing.
     """
     progress = progress or Silent()
     folder = RunFolder(run)

@@ -36,7 +36,7 @@ def judges_of(settings: Settings) -> list[Judge]:
 
 
 def measured_with(settings: Settings) -> dict[str, Any]:
-    """The settings that a report depends on and a trial does not: when they change, the report is measured again."""
+    """Return the settings on which a report depends but not a trial: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
     if settings.judges:  # the setting is younger than reports that are valid still
         names.add("judges")
@@ -45,7 +45,7 @@ def measured_with(settings: Settings) -> dict[str, Any]:
 
 
 def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress) -> tuple[Report, list[Sample]]:
-    """Examine the base model and the best trial; the report, and the responses behind it."""
+    """Examine the base model and the best trial; return the report and the responses behind it."""
     examiner = bench.examiner(judges)
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
@@ -65,7 +65,7 @@ def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Pro
 def _control(
     bench: Workbench, best: Trial, examined: tuple[Examination, Examination], progress: Progress
 ) -> RandomControl | None:
-    """Measure what random directions do at the strengths of the best trial, if the settings ask for it."""
+    """Measure random directions at the best trial's strengths, if the settings ask for it."""
     if not bench.settings.random_controls:
         return None
     assert bench.directions is not None
@@ -94,5 +94,4 @@ def samples(examinations: Sequence[Examination]) -> list[Sample]:
 
 
 def write_samples(file: Path, rows: Sequence[Sample]) -> None:
-    """Write responses as JSON lines."""
     write_whole(file, "".join(json.dumps(row.document(), ensure_ascii=False) + "\n" for row in rows).encode())

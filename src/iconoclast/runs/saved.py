@@ -24,17 +24,15 @@ from iconoclast.search.study import Study
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What is needed of a finished or interrupted run to use one of its trials.
+    """A finished or interrupted run, as far as it is needed to use one of its trials.
 
     Attributes:
-        settings: the run's settings.
-        directions: its directions.
         trial: the trial that was asked for.
         trials: all completed trials.
         base: scores of the base model on the evaluation prompts.
-        report: what the run measured of the base model and its best trial on the report prompts, if it did.
-        response_prefix: what the model's responses start with.
-        prompts: what the prompt sets were when the summary was written.
+        report: base model and best trial on the report prompts, if the run measured them.
+        response_prefix: start of all the model's responses.
+        prompts: the prompt sets when the summary was written.
         noise_floor: KL divergence that means nothing, in nats.
     """
 
@@ -50,11 +48,7 @@ class SavedRun:
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
-        """Read a run without loading its model.
-
-        Raises:
-            RunFolderError: there is no run, or no such trial.
-        """
+        """Read a run without loading its model; raise RunFolderError if there is no run, or no such trial."""
         if (folder.path / TRIAL_INFORMATION).is_file():
             raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
         settings = folder.settings()

@@ -1,4 +1,4 @@
-"""The prompt sets of a run: those that fit directions, those that choose trials, those that are looked at once."""
+"""The prompt sets of a run: some fit directions, some choose trials, some are examined once."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -25,7 +25,7 @@ class Prompts:
 
     @classmethod
     def load(cls, settings: Settings) -> "Prompts":
-        """Load all sets that the settings name; with the package's own prompts, its report sets unless others are named.
+        """Load all sets that the settings name; the package's prompts bring its report sets unless others are named.
 
         Raises:
             PromptsError: a set cannot be read, is too small, or shares prompts with one of another purpose.
@@ -51,7 +51,7 @@ class Prompts:
         return prompts
 
     def named(self) -> dict[str, PromptSet]:
-        """The sets under the names of their settings."""
+        """Return the sets by the names of their settings."""
         names = {
             "good_prompts": self.benign,
             "bad_prompts": self.target,
@@ -76,14 +76,14 @@ class Prompts:
         return ExaminedPrompts(self.target_report, self.benign_report, self.borderline_report, "report")
 
     def document(self) -> dict[str, Any]:
-        """What was loaded, for JSON."""
+        """Describe the sets, for JSON."""
         return {
             name: {"source": portable(s.source), "n": len(s), "sha256": s.fingerprint}
             for name, s in self.named().items()
         }
 
     def overlaps(self, with_report: bool = False) -> dict[str, int]:
-        """Pairs of sets with another purpose that share prompts, and how many; or only those with good_ or bad_report_prompts."""
+        """Count prompts shared by sets of different purposes, by pair; `with_report`: only pairs with a report set."""
         sets = self.named()
         pairs = [(a, b) for a, b in combinations(sets, 2) if a.split("_", 1)[1] != b.split("_", 1)[1]]
         shared = {

@@ -1,4 +1,4 @@
-"""How runs stand, from their files alone: no library that takes seconds to load."""
+"""Standing of runs from their files alone, without any library that takes seconds to load."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,11 +11,10 @@ from iconoclast.runs.folder import RunFolder
 
 
 def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
-    """Tell state (working, complete, interrupted, begun), trials and best trial of a run from its summary.
+    """Return state (working, complete, interrupted, begun), trials and best trial of a run, from its summary.
 
     Args:
-        folder: of the run.
-        trial: number of a trial to show as well; None in the document if the summary does not hold it.
+        trial: number of a trial to add to the document; None there if the summary does not hold it.
 
     Raises:
         RunFolderError: there is no run, or its files are damaged.
@@ -44,16 +43,12 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
 
 
 def is_shared(folder: RunFolder) -> bool:
-    """Tell whether several processes work on a run or did, on this machine or a cluster."""
+    """Check whether several processes work on a run, or did, on this machine or a cluster."""
     return folder.workers.is_dir() or folder.cluster.is_dir()
 
 
 def runs_below(folder: Path) -> Iterator[RunFolder]:
-    """Find the run folders below a folder; exports hold settings as well, and are left out.
-
-    Raises:
-        RunFolderError: there is no such folder.
-    """
+    """Find run folders below a folder, no exports among them; raise RunFolderError if the folder is missing."""
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a folder.")
     for config in sorted(folder.rglob(CONFIG)):

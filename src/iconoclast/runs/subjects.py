@@ -1,4 +1,4 @@
-"""What can be examined beside a base model: a trial of a run or of another tool, a whole model or an adapter, whoever made it."""
+"""Subjects to examine beside a base model: a trial of a run or of another tool, a whole model, an adapter."""
 
 import gc
 import json
@@ -32,19 +32,19 @@ from iconoclast.vocabulary import COMPONENTS
 
 
 class Subject(Protocol):
-    """Something to examine."""
+    """A model to examine."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
         ...
 
     def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
-        """The model while the context lasts, loaded as the settings say; `base` is its base model, which must stay as it is."""
+        """Open the model, loaded as the settings say; `base`, its base model, must stay as it is."""
         ...
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """Prompt sets that fitted or chose it; None if that is not known. They may be some of `prompts`.
+        """Return the prompt sets that fitted or chose it, perhaps some of `prompts`; None if they are not known.
 
         Raises:
             PromptsError: one of them cannot be read.
@@ -52,7 +52,7 @@ class Subject(Protocol):
         ...
 
     def document(self) -> dict[str, Any]:
-        """What is known of it without measuring, for JSON."""
+        """Describe it without measuring, for JSON."""
         ...
 
 
@@ -65,16 +65,11 @@ class RunSubject:
 
     @property
     def name(self) -> str:
-        """The run folder's name and the trial."""
         return f"{self.folder.name} trial {self.saved.trial.index}"
 
     @contextmanager
     def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
-        """The base model with the trial's edit.
-
-        Raises:
-            ModelError: the run is of another model.
-        """
+        """Apply the trial's edit to the base model; raise ModelError if the run is of another model."""
         own = self.saved.settings.model or ""
         shape = self.saved.directions.basis.shape
         if Path(own).name != Path(base.name).name or shape[:2] != (base.layers, base.hidden_size):
@@ -84,13 +79,13 @@ class RunSubject:
         yield _edited(self.name, base, self.saved.edit(base))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """The run's prompt sets but those of its report; None if they are others now than they were then."""
+        """Return the run's prompt sets except those of its report; None if they have changed since."""
         sets = _seen(self.saved.settings)
         then = [self.saved.prompts[name]["sha256"] for name in FIT_AND_SELECT if name in self.saved.prompts]
         return None if sets is None or (then and then != [each.fingerprint for each in sets]) else sets
 
     def document(self) -> dict[str, Any]:
-        """The trial and what the run measured of it, on the selection prompts."""
+        """Return the trial and its scores in the run, on the selection prompts."""
         return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
 
@@ -102,20 +97,17 @@ class PeerSubject:
 
     @property
     def name(self) -> str:
-        """The tool and the trial."""
         return self.trial.name
 
     @contextmanager
     def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
-        """Apply the trial's edit to the base model."""
         yield _edited(self.name, base, self.trial.edit(base))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """Load the prompt sets of the trial's study."""
         return self.trial.seen()
 
     def document(self) -> dict[str, Any]:
-        """Say what the tool measured of the trial."""
+        """Return the tool's own measurements of the trial."""
         return self.trial.document()
 
 
@@ -132,11 +124,7 @@ class ModelSubject:
 
     @contextmanager
     def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
-        """The model, loaded beside its base and let go in the end.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
+        """Load the model beside its base, and free it in the end; raise ModelError if it cannot be loaded."""
         adapter = is_adapter(self.source)
         quantized = adapter or not stored_quantized(self.source)
         loaded = load_model(
@@ -158,7 +146,7 @@ class ModelSubject:
             torch.cuda.empty_cache()
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """Of an export those of `prompts` that its papers name, if they name all by their content; else it is not known."""
+        """Return those of `prompts` that an export's papers name; None unless they name all of them by content."""
         try:
             papers = json.loads((Path(self.source) / TRIAL_INFORMATION).read_text(encoding="utf-8"))
             known = {name: papers["prompts"][name]["sha256"] for name in FIT_AND_SELECT}
@@ -168,7 +156,7 @@ class ModelSubject:
         return list(own.values()) if len(own) == len(FIT_AND_SELECT) else None
 
     def document(self) -> dict[str, Any]:
-        """What kind of model it is."""
+        """Return the kind of model."""
         return {
             "tool": "iconoclast" if (Path(self.source) / TRIAL_INFORMATION).is_file() else None,
             "format": "adapter" if is_adapter(self.source) else "model",
@@ -186,13 +174,12 @@ def _seen(settings: Settings) -> list[PromptSet] | None:
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
-    """The subject that a user means by a run folder, a journal, a model folder, an adapter folder or a hub id.
+    """Find the subject that a user names by a run folder, a journal, a model folder, an adapter folder or a hub id.
 
-    A run and a journal can be followed by a colon and the trial's number; without, the best trial is meant.
+    A colon and a number after a run or journal name a trial; without, the best one is meant.
 
     Args:
-        text: what the user wrote.
-        settings: say which trial of a journal is the best one.
+        settings: decide which trial of a journal is the best.
 
     Raises:
         RunFolderError: there is no such run or trial.

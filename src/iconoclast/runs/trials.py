@@ -1,4 +1,4 @@
-"""The trials of a run: what is sampled, which one is meant, what documents say of it."""
+"""The trials of a run: sampled, chosen by name, written to documents."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -12,16 +12,12 @@ from iconoclast.search.space import FittedParameters, SearchSpace
 
 
 def search_space(settings: Settings, layers: int) -> SearchSpace:
-    """The search space that the settings describe."""
+    """Return the search space that the settings describe."""
     return SearchSpace(layers, settings.components, settings.direction_methods, settings.direction_scopes)
 
 
 def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: Path) -> Trial:
-    """The trial of that number, or with "best" the best one.
-
-    Raises:
-        RunFolderError: there is no such completed trial.
-    """
+    """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
     if which == "best":
         best = best_trial(pareto_front(trials), kl_target)
         if best is None:

@@ -1,4 +1,4 @@
-"""An export to the hub: only when asked, private unless said otherwise."""
+"""Upload an export to the hub: only when asked, and privately unless told otherwise."""
 
 import json
 from collections.abc import Iterator
@@ -16,17 +16,15 @@ from iconoclast.runs.manifest import sums
 
 
 class UploadError(UserError):
-    """The hub does not take an export."""
+    """An export that the hub does not take."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an upload would send.
+    """Contents and destination of an upload.
 
     Attributes:
-        folder: the export.
         repo: name on the hub, as in "you/model".
-        private: whether others cannot see it.
         files: name → bytes.
         measured: whether the export was measured from its files.
     """
@@ -38,7 +36,7 @@ class Plan:
     measured: bool
 
     def lines(self) -> Iterator[str]:
-        """The plan in words."""
+        """Describe the plan in words."""
         yield f"{self.repo} on the hub, {'private' if self.private else 'PUBLIC'}: {len(self.files)} files"
         for name, size in self.files.items():
             yield f"  {size:>14,}  {name}"
@@ -47,11 +45,11 @@ class Plan:
 
 
 def plan(folder: Path, repo: str, private: bool = True) -> Plan:
-    """What would be sent. Touches no network.
+    """Plan an upload without touching the network.
 
     Raises:
-        RunFolderError: the folder is no export, or is not as it was when it was made.
-        UploadError: the name is none that the hub knows.
+        RunFolderError: the folder is not an export, or has changed since it was made.
+        UploadError: the hub does not allow such a name.
     """
     try:
         information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
@@ -77,7 +75,7 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
 
 
 def upload(plan: Plan) -> str:
-    """Send an export to the hub; the address of the commit. What has arrived in an earlier attempt is not sent again.
+    """Send an export to the hub and return the commit's address; an earlier attempt's files are not sent again.
 
     Raises:
         UploadError: nobody is logged in, the hub refuses, or it cannot be reached.

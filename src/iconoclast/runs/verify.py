@@ -1,4 +1,4 @@
-"""Whether an export is what its papers say: its files, its tensors against the base model's, its scores."""
+"""Check an export against its papers: its files, its tensors beside the base model's, its scores."""
 
 import json
 from collections.abc import Mapping
@@ -33,28 +33,21 @@ from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 
 CLOSE = 1e-2
-"""Largest relative error of an update that is still the declared one: what the base model's bfloat16 leaves open."""
+"""Largest relative error of an update that is still the declared one: the base model's bfloat16 leaves so much open."""
 
 DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError)
-"""What reading and comparing damaged files, or those of another model, can end in."""
+"""Exceptions from reading and comparing damaged files, or those of another model."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        passed: whether it is as declared; None if it could not be looked at.
-        detail: what was found.
-    """
+    """One comparison of an export with its papers; `passed` is None if it could not be made."""
 
     name: str
     passed: bool | None
     detail: str
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)
 
 
@@ -68,15 +61,13 @@ def verify(
     """Check an export against its papers.
 
     Args:
-        folder: the export.
         base: the base model; unset, the one that the export names.
         measure: also load the export and measure it again.
-        prompts: settings that name the prompts, and whether code of a model's repository may run (the export's own are not
-            asked); unset, the prompts are those of the export, which names files without their folders.
-        progress: told what goes on.
+        prompts: settings that name the prompts and say whether a model's code may run (the export has no say in that);
+            unset, the prompts are those of the export, which names files without their folders.
 
     Raises:
-        RunFolderError: there is no export.
+        RunFolderError: the folder is not an export.
     """
     progress = progress or Silent()
     try:
@@ -213,7 +204,7 @@ def _scores(
 ) -> Check:
     if information["export_metrics"] is None:
         return Check("scores", None, "The export was not measured when it was made.")
-    # Whoever made the export does not decide here whether its code is run.
+    # The maker of the export does not decide whether its code is run here.
     trusted = given is not None and given.trust_remote_code
     settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base, "trust_remote_code": trusted})
     if given is not None:

@@ -31,20 +31,18 @@ from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
 
 LONGEST_TOKEN = 128
-"""Bytes in the longest token of any tokenizer, about; a text with more for every token is not even read."""
+"""Rough bound on the bytes in one token of any tokenizer; a longer text is too long without being tokenised."""
 
 PREFIX_PROMPTS = 8
-"""Prompts of each set that are looked at for a common start of responses."""
+"""Prompts of each set whose responses are searched for a common start."""
 
 
 @dataclass
 class Workbench:
-    """A model and prompts, opened as one set of settings says. Every command that measures works at one.
+    """A model and prompts, opened under one set of settings. Every command that measures works at one.
 
     Attributes:
-        settings: prompts, lengths, markers, components.
-        lm: the model.
-        directions: what edits of trials are made of; None until they are estimated or read.
+        directions: the material of trials' edits; None until they are estimated or read.
     """
 
     settings: Settings
@@ -64,11 +62,9 @@ class Workbench:
         """Load a model.
 
         Args:
-            settings: how the model is loaded, and all that is measured of it.
-            model: another model than that of the settings.
-            quantization: another quantisation than that of the settings.
+            model: used in place of the settings' model.
+            quantization: used in place of the settings' quantisation.
             directions: those of a run.
-            progress: told what goes on.
 
         Raises:
             UserError: no model is named, or it cannot be loaded.
@@ -105,20 +101,20 @@ class Workbench:
             yield bench
 
     def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
-        """Take prompts that are loaded already, and let responses start with a prefix that is known."""
+        """Use prompts that are loaded already, and let responses start with a known prefix."""
         self._prompts = prompts
         if response_prefix is not None:
             self.start_responses_with(response_prefix)
 
     @contextmanager
     def laid_out(self) -> Iterator["Workbench"]:
-        """Keep a copy of the weights as the processor multiplies them best; they must not change meanwhile."""
+        """Keep a copy of the weights as the processor multiplies them fastest; they must not change meanwhile."""
         with packed(self.lm.model):
             yield self
 
     @contextmanager
     def beside(self, lm: LanguageModel) -> Iterator["Workbench"]:
-        """Measure another model in the same way, with the same prompts."""
+        """Yield a workbench that measures another model in the same way, with the same prompts."""
         with Workbench(self.settings, lm, self.directions, self.prompts).laid_out() as bench:
             yield bench
 
@@ -127,7 +123,7 @@ class Workbench:
         """The prompt sets of the settings, loaded when they are first needed.
 
         Raises:
-            UserError: one cannot be read, or sets of unlike purpose share prompts.
+            UserError: a set cannot be read, or sets of different purposes share prompts.
         """
         if self._prompts is None:
             self._prompts = Prompts.load(self.settings)
@@ -140,7 +136,7 @@ class Workbench:
 
     @property
     def rules(self) -> ResponseRules:
-        """How the settings read responses."""
+        """The settings' rules for reading responses."""
         s = self.settings
         return ResponseRules(s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers)
 
@@ -153,10 +149,9 @@ class Workbench:
         )
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
-        """Open what measures edits on a split; without report prompts, "report" means the selection prompts.
+        """Return the evaluator of edits on a split; without report prompts, "report" means the selection prompts.
 
         Args:
-            split: which prompts.
             reference: first-token log-probabilities [benign, vocabulary] of another model, which is then the base.
         """
         prompts = self.prompts.selected if split == "select" else self.sample
@@ -164,7 +159,7 @@ class Workbench:
         return Evaluator(self.lm, prompts.target, prompts.benign, self.rules, self.options, s.components, reference)
 
     def examiner(self, judges: Sequence[Judge] = ()) -> Examiner:
-        """Open what examines whole models beside this one, on the prompts that are reported on."""
+        """Return an examiner of whole models beside this one, on the prompts that are reported on."""
         return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, judges)
 
     def edit(self, parameters: AnyParameters, directions: Directions | None = None) -> Edit:
@@ -176,11 +171,11 @@ class Workbench:
         return parameters.edit(self.directions, writers, self.settings.row_normalization)
 
     def live(self, name: str, edit: Edit) -> Variant:
-        """The model with an edit applied while it is examined."""
+        """Return the model with an edit that is applied while it is examined."""
         return Variant(name, self.lm, LiveEdits(self.lm.writers(self.settings.components), [edit]).applied)
 
     def residuals(self, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-        """Residuals of the fit prompts: benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
+        """Return the fit prompts' residuals, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
         progress = progress or Silent()
         s, lm = self.settings, self.lm
         ids = lm.encode(self.prompts.benign.prompts), lm.encode(self.prompts.target.prompts)
@@ -207,7 +202,7 @@ class Workbench:
         self.lm = self.lm.with_prefix(prefix)
 
     def find_response_prefix(self, progress: Progress | None = None) -> None:
-        """Let responses start as the settings say, else as the model shows."""
+        """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
         if self.settings.response_prefix is not None:
             self.start_responses_with(self.settings.response_prefix)
@@ -220,11 +215,7 @@ class Workbench:
         self.start_responses_with(prefix)
 
     def require_room(self) -> None:
-        """Refuse prompts that are longer, with the response to them, than what the model can read.
-
-        Raises:
-            PromptsError: one is.
-        """
+        """Raise PromptsError if a prompt, with its response, is longer than the model can read."""
         lm, s = self.lm, self.settings
         if lm.context is None:
             return
@@ -239,9 +230,9 @@ class Workbench:
 
 
 def _too_long(prompt: Prompt, room: int, tokens_of: Callable[[Prompt], int]) -> int | None:
-    """Bytes of a prompt that has more than `room` tokens, None for others; the tokenizer is asked only about the doubtful."""
+    """Return the bytes of a prompt with more than `room` tokens, else None; only doubtful prompts are tokenised."""
     size = len(prompt.text.encode())
-    if size <= room // 2:  # hardly a tokenizer makes more tokens than there are bytes
+    if size <= room // 2:  # few tokenizers make more tokens than there are bytes
         return None
     tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else tokens_of(prompt)
     return size if tokens > room else None

@@ -1,4 +1,4 @@
-"""Processes that work on one run together: who they are, and whether they are still there."""
+"""Processes that work on one run together, and their signs of life."""
 
 import os
 import secrets
@@ -19,18 +19,18 @@ HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 
 DEAD_AFTER = 180.0
-"""Seconds without a sign of life after which a worker's trials are given to others; network file systems show the time
-of a change up to a minute late."""
+"""Seconds without a sign of life after which a worker's trials are given to others; network file systems can show a
+change a minute late.
+"""
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker has said of itself.
+    """The last sign of life of a worker.
 
     Attributes:
-        name: of the worker.
-        document: its file: host, pid, job, what it does, trials that it has measured.
-        age: seconds since its last sign of life.
+        document: its file: host, pid, job, activity, trials that it has measured.
+        age: seconds since then.
     """
 
     name: str
@@ -39,13 +39,13 @@ class WorkerState:
 
     @property
     def state(self) -> str:
-        """What it does; "lost" if it has been silent for too long."""
+        """Its own word for what it does; "lost" if it has been silent for too long."""
         said = str(self.document.get("state", "starting"))
         return "lost" if said not in ("ended", "interrupted", "failed") and self.age > self._patience else said
 
     @property
     def gone(self) -> bool:
-        """Whether it will not go on."""
+        """True if it will not go on."""
         return self.state in ("ended", "interrupted", "failed", "lost")
 
     @property
@@ -54,11 +54,10 @@ class WorkerState:
 
 
 def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]:
-    """All workers that a run has had.
+    """Return all workers that a run has had.
 
     Args:
-        folder: the run.
-        now: the time by the clock of the file server, in seconds since 1970; unset, that of this machine.
+        now: the file server's time in seconds since 1970; unset, that of this machine.
     """
     now = time.time() if now is None else now
     found = []
@@ -76,11 +75,10 @@ def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]
 
 @dataclass
 class Worker:
-    """One of the processes that work on a run, to the others and to itself (`Crew` of a study).
+    """One of the processes that work on a run, and its view of the others (`Crew` of a study).
 
     Attributes:
-        folder: the run.
-        name: no other worker has it.
+        name: unique among workers, past ones included.
         dead_after: seconds of silence after which the others take this one for lost.
         max_disk: bytes that its temporary folder may take; 0 for no limit.
         temporary: its temporary folder, if it has one of its own.
@@ -98,18 +96,18 @@ class Worker:
 
     @property
     def file(self) -> Path:
-        """Where it says that it is alive."""
+        """The file that holds its sign of life."""
         return self.folder.workers / f"{self.name}.json"
 
     def says(self, state: str, trials: int = 0, **more: Any) -> None:
-        """Tell the others what it does, and how many trials more it has measured."""
+        """Tell the others its state, and how many more trials it has measured."""
         with self._lock:
             self._document |= {"state": state, "trials": self._document.get("trials", 0) + trials, **more}
             write_json(self.file, self._document)
 
     @contextmanager
     def alive(self, stop: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
-        """While this lasts, the others hear of it; `stop` is called if its temporary folder grows too large."""
+        """Send signs of life while the context lasts; call `stop` if the temporary folder grows too large."""
         self.folder.workers.mkdir(parents=True, exist_ok=True)
         self._document = {
             "host": socket.gethostname(),
@@ -133,11 +131,11 @@ class Worker:
             self.says(state, ended=time.time())
 
     def size(self) -> int:
-        """How many workers there are now."""
+        """Count the workers that there are now."""
         return max(1, sum(not worker.gone for worker in self._all()))
 
     def lost(self, names: Collection[str]) -> set[str]:
-        """Which of the workers of these names will not go on; one that never gave a sign of life will not."""
+        """Return those of the named workers that will not go on, among them any that never gave a sign of life."""
         others = set(names) - {self.name}
         return others - {worker.name for worker in self._all() if not worker.gone} if others else others
 
@@ -161,7 +159,7 @@ class Worker:
 
 
 def _job() -> str:
-    """The Slurm job that this process is, as 12_3 for task 3 of array 12; empty if it is none."""
+    """Return this process's Slurm job, as 12_3 for task 3 of array 12; empty outside Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from iconoclast.scores import Scores
 
 LOW_REFUSAL_RATE = 0.15
-"""At or under this base rate of refusals there is little to remove, and scores count only where they got worse."""
+"""Base rate of refusals up to which there is little to remove, so that scores count only where they get worse."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Objective:
     compliance_penalty: float
 
     def behaviour(self, scores: Scores) -> float:
-        """The behaviour term alone."""
+        """Return the behaviour term alone."""
         refusals, disclaimers, gap = _terms(scores)
         if self.base.refusals.rate <= LOW_REFUSAL_RATE:
             before = _terms(self.base)
@@ -40,7 +40,7 @@ class Objective:
         )
 
     def __call__(self, scores: Scores) -> tuple[float, float]:
-        """(behaviour, guarded KL divergence), both to be minimised."""
+        """Return (behaviour, guarded KL divergence), both to be minimised."""
         behaviour = self.behaviour(scores)
         divergence = scores.kl_divergence
         if divergence < self.kl_target:

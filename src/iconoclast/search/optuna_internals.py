@@ -1,4 +1,4 @@
-"""What Optuna has and does not promise to keep: every name of it with an underscore is used here and nowhere else."""
+"""Parts of Optuna that it does not promise to keep: underscored names are used here and nowhere else."""
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -6,28 +6,27 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 
 def number_of(study: optuna.Study, trial_id: int) -> int:
-    """Look up the number of a trial."""
     return study._storage.get_trial_number_from_id(trial_id)
 
 
 def id_of(trial: optuna.Trial | FrozenTrial) -> int:
-    """Give the id of a trial, which is unique in its storage, as its number is in its study."""
+    """Return a trial's id, unique in its storage as its number is in its study."""
     return trial._trial_id
 
 
 def read_again(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
-    """Read a trial from the storage, for another process may have changed it."""
+    """Read a trial from the storage, as another process may have changed it."""
     return study._storage.get_trial(trial._trial_id)
 
 
 def new_trial(study: optuna.Study, attributes: dict[str, str]) -> int:
-    """Begin a trial that has these attributes from its first moment on, so that it is never without: its id."""
+    """Begin a trial with these attributes from its first moment on, and return its id."""
     template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
     return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
 def waiting_trial(study: optuna.Study) -> int | None:
-    """Take a trial that waits, which no other process can take then: its id."""
+    """Take a waiting trial, which no other process can then take, and return its id."""
     return study._pop_waiting_trial_id()
 
 
@@ -42,5 +41,5 @@ def set_attribute(study: optuna.Study, trial_id: int, name: str, value: str) -> 
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
-    """Sample a parameter from a distribution; the public methods take the numbers of one instead."""
+    """Sample a parameter from a distribution; the public methods take its numbers instead."""
     trial._suggest(name, distribution)

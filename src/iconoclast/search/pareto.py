@@ -1,4 +1,4 @@
-"""Which trials are worth a look, and in which order."""
+"""The trials worth a look, and their order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,7 @@ from iconoclast.search.space import AnyParameters
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured candidate.
-
-    Attributes:
-        index: number of the trial in its study.
-        parameters: what was tried.
-        scores: what came out, on the selection prompts.
-    """
+    """A measured candidate: its number in the study, and its scores on the selection prompts."""
 
     index: int
     parameters: AnyParameters
@@ -23,12 +17,12 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        """What it competes with."""
+        """The results by which it competes."""
         return self.scores.key
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other beats or equals in failures, overrefusals and KL divergence at once, in that order."""
+    """Return the trials that no other beats or equals in failures, overrefusals and KL at once, in that order."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (t.key, t.index)):
         if not beaten(trial.key, (kept.key for kept in front)):
@@ -37,12 +31,12 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
-    """The trial of a front that is exported and reported; None of an empty front.
+    """Return the trial of a front that is exported and reported; None for an empty front.
 
-    Of the trials within the KL target (if there are any, else of all), those that fail no more often than the best of them,
-    give or take its standard error; of these, fewest overrefusals, then lowest KL divergence. One failure more or less among
-    a few prompts is chance, and the search would pay for it with KL (the rule of one standard error: Breiman et al.,
-    Classification and Regression Trees, 1984).
+    Of the trials within the KL target (if any, else of all), it takes those whose failures exceed the best's by at most
+    its standard error; of these, fewest overrefusals, then lowest KL divergence. One failure more or less among a few
+    prompts is chance, and would be paid for in KL (the rule of one standard error: Breiman et al., Classification and
+    Regression Trees, 1984).
     """
     if not front:
         return None

@@ -1,4 +1,4 @@
-"""Many processes on one study: who measures what, and what becomes of the trials of a process that is lost."""
+"""Many processes on one study: how they divide its trials, and who takes over those of a lost process."""
 
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,29 +18,27 @@ class Crew(Protocol):
     """One of the processes that share a study."""
 
     name: str
-    """What it is called; no other process ever was."""
+    """Its name, which no other process ever had."""
 
     dead_after: float
-    """Seconds after which a trial that nobody has put a name to was left by a process that died that moment."""
+    """Seconds after which an unnamed trial counts as left by a process that died before it could put its name on it."""
 
     def size(self) -> int:
-        """How many of them there are."""
+        """Return the number of processes."""
 
     def lost(self, names: Collection[str]) -> set[str]:
-        """Which of the processes of these names will not go on."""
+        """Return those of the named processes that will not go on."""
 
     def wait(self) -> None:
-        """Let some time pass: the others still measure what is left."""
+        """Let some time pass while the others measure the rest."""
 
 
 def share(study: optuna.Study, crew: Crew, n_trials: int, together: int, batch: int) -> int:
     """Count the trials that a process should take, so that at the beginning and at the end all have some.
 
     Args:
-        study: the study.
-        crew: the processes.
         n_trials: trials in total.
-        together: how many can be measured at a time without learning from each other.
+        together: trials that can be measured at once without learning from each other.
         batch: the most that one process takes.
     """
     trials = study.get_trials(deepcopy=False)
@@ -50,7 +48,7 @@ def share(study: optuna.Study, crew: Crew, n_trials: int, together: int, batch: 
 
 
 def claims(study: optuna.Study, crew: Crew, n_trials: int, share: int) -> Iterator[tuple[int, int]]:
-    """Take up to `share` trials, one at a time as they are asked for: number and id of each."""
+    """Take up to `share` trials, one at a time as they are asked for; yield number and id of each."""
     for _ in range(share):
         trial_id = claim(study, crew)
         number = internals.number_of(study, trial_id)
@@ -64,7 +62,7 @@ def claims(study: optuna.Study, crew: Crew, n_trials: int, share: int) -> Iterat
 
 
 def claim(study: optuna.Study, crew: Crew) -> int:
-    """Put our name on a trial that was handed back, or on a new one: its id."""
+    """Put our name on a trial that was handed back, or on a new one; return its id."""
     trial_id = internals.waiting_trial(study)
     if trial_id is None:
         return internals.new_trial(study, {OWNER: crew.name})
@@ -80,7 +78,7 @@ def is_ours(study: optuna.Study, trial: optuna.Trial, crew: Crew) -> bool:
 
 
 def take_from_lost(study: optuna.Study, crew: Crew, measured: Container[int]) -> None:
-    """Hand back the trials of processes that will not go on, without those that were measured."""
+    """Hand back the unmeasured trials of processes that will not go on."""
     running = [t for t in _running(study) if t.number not in measured]
     lost = crew.lost({_owner(trial) for trial in running} - {""})
     for trial in running:
@@ -94,7 +92,7 @@ def take_from_lost(study: optuna.Study, crew: Crew, measured: Container[int]) ->
 def handed_back_if_broken_off(
     study: optuna.Study, crew: Crew, measured: Callable[[], Container[int]]
 ) -> Iterator[None]:
-    """Let the others of the crew have the trials that we have taken, if what is done here is broken off."""
+    """Give our trials to the rest of the crew if the work in this context is broken off."""
     with ExitStack() as broken_off:
         broken_off.callback(_hand_all_back, study, crew, measured)
         yield
@@ -116,7 +114,7 @@ def hand_back(study: optuna.Study, trial_id: int) -> None:
 
 
 def limit(n_trials: int, trials: Sequence[FrozenTrial]) -> int:
-    """Find the first number that is too many: those of trials that nobody will measure do not count."""
+    """Return the first number that is too high, not counting trials that nobody will measure."""
     return n_trials + sum(trial.state == TrialState.FAIL for trial in trials)
 
 
@@ -129,7 +127,7 @@ def _owner(trial: FrozenTrial) -> str:
 
 
 def _is_left(trial: FrozenTrial, lost: Collection[str], dead_after: float) -> bool:
-    """Check whether nobody measures a running trial any more."""
+    """Check that a running trial has been abandoned."""
     if owner := _owner(trial):
         return owner in lost
     started = trial.datetime_start or datetime.min

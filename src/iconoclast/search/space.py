@@ -1,4 +1,4 @@
-"""What Optuna samples, and the edit that a sample stands for."""
+"""The parameters that Optuna samples, and the edit that a sample stands for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ class EditParameters:
     profiles: Mapping[str, Profile]
 
     def __str__(self) -> str:
-        """Its direction, in words."""
+        """Describe its direction in words."""
         direction = self.direction
         return f"{direction.method}, " + (
             f"at layer {direction.index:.1f}" if direction.scope == "global" else "per layer"
@@ -42,34 +42,34 @@ class EditParameters:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "EditParameters":
-        """What `document` wrote."""
+        """Read the output of `document`."""
         profiles = {component: Profile(**profile) for component, profile in document["profiles"].items()}
         return cls(DirectionSpec(**document["direction"]), profiles)
 
     def document(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
     def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
-        """The edit of the model with these writers."""
+        """Return the edit of the model with these writers."""
         resolved = directions.resolve(self.direction)
         return Edit.build(site_directions(writers, resolved), self.profiles, row_normalization)
 
     def along(
         self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization
     ) -> Edit:
-        """The edit of the same strengths along other directions (random ones, as a control)."""
+        """Return the edit of the same strengths along other directions (random ones, as a control)."""
         return self.edit(directions, writers, row_normalization)
 
 
 @dataclass(frozen=True)
 class FittedParameters:
-    """An edit that gradients have made of another one.
+    """An edit fitted by gradients.
 
     Attributes:
-        start: what the fit began with.
+        start: parameters that the fit began with.
         trial: number of that trial.
-        scale: factor of all strengths that the fit came to.
+        scale: factor on all strengths of the fit.
         file: the fitted edit.
     """
 
@@ -79,17 +79,17 @@ class FittedParameters:
     file: Path
 
     def __str__(self) -> str:
-        """Where its directions and strengths come from, in words."""
+        """Describe the origin of its directions and strengths in words."""
         return f"fitted from trial {self.trial}, strengths times {self.scale:g}"
 
     def edit(self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization) -> Edit:
-        """The fitted edit, scaled."""
+        """Return the fitted edit, scaled."""
         return load_edit(self.file).scaled(self.scale)
 
     def along(
         self, directions: Directions, writers: Mapping[Site, Writer], row_normalization: RowNormalization
     ) -> Edit:
-        """The edit of the same strengths along other directions, each layer's own."""
+        """Return the edit of the same strengths along other directions, each layer's own."""
         fitted = self.edit(directions, writers, row_normalization)
         others = site_directions(writers, directions.resolve(DirectionSpec(self.start.direction.method)))
         return Edit({site: others[site] for site in fitted.strengths}, fitted.strengths, fitted.row_normalization)
@@ -100,13 +100,11 @@ AnyParameters = EditParameters | FittedParameters
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The ranges, for a model of `layers` layers. All parameters are sampled in every trial.
+    """The ranges of all parameters; each is sampled in every trial.
 
     Attributes:
         layers: number of transformer layers L; positions are ranges of N = L − 1.
         components: residual writers to edit.
-        methods: direction estimators to choose from.
-        scopes: direction scopes to choose from.
     """
 
     layers: int
@@ -123,7 +121,7 @@ class SearchSpace:
             require_known(scope, SCOPES, "direction scope", DirectionError)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Name → range, as Optuna takes it."""
+        """Return the range of every parameter, as Optuna takes it."""
         n = max(self.layers - 1, 1)
         space: dict[str, BaseDistribution] = {
             "direction_method": CategoricalDistribution(list(self.methods)),
@@ -141,7 +139,7 @@ class SearchSpace:
         return space
 
     def parameters(self, sample: Mapping[str, Any]) -> EditParameters:
-        """The edit parameters that a sample of `distributions` stands for."""
+        """Return the edit parameters that a sample of `distributions` stands for."""
         return EditParameters(
             DirectionSpec(
                 sample["direction_method"],

@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file, or a database or server that many machines write to."""
+"""Storage of a study: a journal file, or a database or server that many machines write to."""
 
 import json
 import os
@@ -19,23 +19,23 @@ from optuna.storages.journal import BaseJournalBackend, JournalRedisBackend
 from iconoclast.errors import RunFolderError, SettingsError
 
 SECONDS_TO_CONNECT = 30
-"""How long a storage server may take to answer for the first time."""
+"""Seconds that a storage server may take for its first answer."""
 
 CLIENTS = {"grpc": "RpcError", "redis": "RedisError", "sqlalchemy.exc": "SQLAlchemyError"}
-"""Module → what it raises when a storage does not answer."""
+"""Module → its exception when a storage does not answer."""
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
-"""What reading a journal raises that is none."""
+"""Exceptions from reading a file that is not a journal."""
 
 
 class Journal(BaseJournalBackend):
     """Optuna's journal in a file that many processes append to, and that survives torn lines.
 
-    A process that is killed while it writes, a full disk or a network file system leaves a line without its end. What
-    such a line said was never acknowledged to anybody. Whoever writes next begins a new line, and all readers leave
-    the torn one out, so all of them see the same operations in the same order.
+    A process killed while it writes, a full disk or a network file system leaves a line without its end. Its operation
+    was never acknowledged to anybody. The next writer begins a new line, and all readers leave the torn one out, so all
+    of them see the same operations in the same order.
 
-    The lock is the operating system's, which releases it when its holder dies: no lock can become stale.
+    The operating system releases the lock when its holder dies, so no lock can become stale.
 
     Attributes:
         torn: lines that were left out.
@@ -51,7 +51,7 @@ class Journal(BaseJournalBackend):
             file.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The operations from that number on; Optuna's interface."""
+        """Yield the operations from that number on; Optuna's interface."""
         if log_number_from != self._read:
             self._read = self._offset = self.torn = 0
         with self._file.open("rb") as file:
@@ -88,15 +88,11 @@ class Journal(BaseJournalBackend):
 
 
 BEGINNING = b'{"op_code":'
-"""What every line of the journal begins with."""
+"""The beginning of every line of the journal."""
 
 
 def _operation(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None if it was torn.
-
-    Raises:
-        ValueError: no journal has such a line.
-    """
+    """Parse a line; None if it was torn, a ValueError if no journal has such a line."""
     line = line.strip(b"\0\n")  # a file system that lost the content of a line leaves zeros
     begins = line.rfind(BEGINNING)  # behind a torn line, if the next writer did not begin a new one
     try:
@@ -113,16 +109,15 @@ def _operation(line: bytes) -> dict[str, Any] | None:
 
 
 def open_storage(journal: Path, url: str | None = None) -> BaseStorage:
-    """The storage at `url` if there is one, else the journal file.
+    """Open the storage at `url` if there is one, else the journal file.
 
     Args:
-        journal: file of the journal.
         url: of a database (as SQLAlchemy has it), redis://host:port, or grpc://host:port of an Optuna storage proxy.
             $NAME stands for an environment variable.
 
     Raises:
         RunFolderError: the journal is damaged or cannot be used.
-        SettingsError: the URL is none, its password would be written down, or nothing answers there.
+        SettingsError: the URL is malformed, its password would be written down, or nothing answers there.
     """
     if url is None:
         return _journal(journal)
@@ -142,11 +137,7 @@ def open_storage(journal: Path, url: str | None = None) -> BaseStorage:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """A database or server that stops answering while this lasts is one clear line.
-
-    Raises:
-        RunFolderError: it does not answer any more.
-    """
+    """Turn the silence of a database or server into a one-line RunFolderError."""
     try:
         yield
     except _silences() as error:
@@ -159,7 +150,7 @@ def answering() -> Iterator[None]:
 
 
 def _silences() -> tuple[type[Exception], ...]:
-    """The errors of the clients that are in use, and Optuna's own."""
+    """Return the errors of the clients in use, and Optuna's own."""
     used = ((sys.modules[module], name) for module, name in CLIENTS.items() if module in sys.modules)
     return StorageInternalError, *(getattr(module, name) for module, name in used)
 

@@ -31,7 +31,7 @@ PINNED = "settings"
 FITTED = "fitted"
 
 Outcome = Scores | Bounds
-"""What measuring a trial gave: its scores, or what was known when it was pruned."""
+"""Outcome of a trial: its scores, or the bounds known when it was pruned."""
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -69,9 +69,6 @@ class Study:
         """Open the study in `journal`, or begin it.
 
         Args:
-            journal: JSON-lines file.
-            space: what is sampled.
-            seed: seed of the sampler.
             startup_trials: random trials before the sampler learns.
             batch: trials measured together.
             pinned: settings under which its trials can be compared; a study made with others is refused.
@@ -103,7 +100,7 @@ class Study:
 
     @classmethod
     def read(cls, journal: Path, space: SearchSpace, storage: str | None = None) -> "Study":
-        """A study that exists, to look at.
+        """Open an existing study for reading.
 
         Raises:
             RunFolderError: there is no study.
@@ -115,11 +112,7 @@ class Study:
         return cls(study, space, 0, 1, 1, journal.parent / FITS)
 
     def trials(self) -> list[Trial]:
-        """All completed trials, by number.
-
-        Raises:
-            RunFolderError: the journal does not say what was measured.
-        """
+        """Return all completed trials, by number; raise RunFolderError if the journal does not hold their scores."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
         outcomes = self._outcomes()
         if any(trial.number not in outcomes for trial in trials):
@@ -158,22 +151,22 @@ class Study:
 
     @property
     def finished(self) -> int:
-        """How many trials are done with: completed, or pruned because others beat them."""
+        """Number of trials that are done with: completed, or pruned because others beat them."""
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
     @property
     def fitted(self) -> int:
-        """How many trials are edits that were fitted."""
+        """Number of trials that are fitted edits."""
         return len(self._fitted())
 
     def states(self) -> dict[str, int]:
-        """How many trials are complete, pruned, being measured, and handed back by a process that could not."""
+        """Count the trials that are complete, pruned, being measured, and handed back by a process that could not."""
         found = [trial.state for trial in self.study.get_trials(deepcopy=False)]
         names = ("COMPLETE", "PRUNED", "RUNNING", "WAITING")
         return {name.lower(): found.count(TrialState[name]) for name in names}
 
     def rate(self) -> float | None:
-        """Trials an hour, from when the first one was begun to when the last one was finished."""
+        """Return trials an hour, from the start of the first to the end of the last."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
         begun = [trial.datetime_start for trial in trials if trial.datetime_start]
         ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
@@ -189,22 +182,21 @@ class Study:
         told: Callable[[Mapping[int, Outcome]], None] = lambda outcomes: None,
         crew: Crew | None = None,
     ) -> None:
-        """Measure trials until the study has `n_trials` of them, those that were pruned included.
+        """Measure trials until the study has `n_trials` of them, pruned ones included.
 
-        An interruption loses the batch that is being measured and nothing else; its trials are measured again by the
-        next call. A batch that was measured is in the journal as a whole or not at all.
+        An interruption loses only the batch being measured; the next call measures its trials again. A measured batch
+        is in the journal as a whole or not at all.
 
         Args:
             n_trials: trials in total, those measured before included.
             evaluate: measures a batch.
-            objective: scores → values.
             told: called with the outcomes of every finished batch, by number of the trial.
             crew: the processes that share the study, if others work on it too.
 
         Raises:
-            RunFolderError: the journal cannot be written, or a storage elsewhere does not answer any more.
+            RunFolderError: the journal cannot be written, or a storage elsewhere no longer answers.
         """
-        self._tell(objective)  # a batch that an interruption has caught between being measured and being told
+        self._tell(objective)  # a batch may have been interrupted after it was measured and before it was told
         while True:
             with nullcontext() if crew is None else handed_back_if_broken_off(self.study, crew, self._outcomes):
                 batch = self._next_batch(n_trials) if crew is None else self._next_share(n_trials, crew)
@@ -220,12 +212,12 @@ class Study:
                 return
             else:
                 crew.wait()
-                self._tell(objective)  # what another process has measured and not told
+                self._tell(objective)  # batches that another process has measured and not told
 
     def _record(
         self, batch: Sequence[optuna.Trial], measured: Mapping[int, Outcome], crew: Crew | None
     ) -> dict[int, Outcome]:
-        """Write down what was measured, in one entry; without the trials that were taken from us meanwhile."""
+        """Record the batch in one entry, without the trials that were taken from us meanwhile."""
         ours = [trial for trial in batch if crew is None or is_ours(self.study, trial, crew)]
         while ours:
             outcomes = {trial.number: measured[trial.number] for trial in ours}
@@ -236,9 +228,9 @@ class Study:
         return {}
 
     def _outcomes(self) -> dict[int, Outcome]:
-        """Read what was measured, by number of the trial. Every batch is one entry of the journal, at its first trial.
+        """Read all outcomes, by number of the trial. Every batch is one entry of the journal, at its first trial.
 
-        A batch is read once; its entry is another object if another process has written it anew.
+        Each entry is read once; another object means that another process has written it anew.
         """
         for trial in self.study.get_trials(deepcopy=False):
             entry = trial.user_attrs.get(OUTCOMES)
@@ -248,10 +240,7 @@ class Study:
         return self._read
 
     def _tell(self, objective: Objective) -> None:
-        """Tell Optuna what was measured and not told yet.
-
-        A trial that was pruned is told so, without any value: the sampler ranks it behind all completed ones.
-        """
+        """Tell Optuna new outcomes; a pruned trial has no value, so the sampler ranks it behind all completed ones."""
         outcomes = self._outcomes()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             outcome = outcomes.get(trial.number)
@@ -262,7 +251,7 @@ class Study:
                     self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def _next_batch(self, n_trials: int) -> list[optuna.Trial]:
-        """The trials of the next batch: those an interruption left behind, and new ones up to the batch's end."""
+        """Return the next trials: those that an interruption left behind, and new ones up to the batch's end."""
         trials = self.study.get_trials(deepcopy=False)
         left = [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
         pending = left[: max(0, n_trials - self.finished)]
@@ -276,7 +265,7 @@ class Study:
         return batch
 
     def _next_share(self, n_trials: int, crew: Crew) -> list[optuna.Trial]:
-        """Take the trials that one of several processes measures next: those that a lost one has left, then new ones."""
+        """Take this process's next trials: those that a lost process has left, then new ones."""
         sharing.take_from_lost(self.study, crew, self._outcomes())
         random = self.finished < self.startup_trials
         share = sharing.share(self.study, crew, n_trials, self.startup_trials if random else n_trials, self.batch)
@@ -287,9 +276,9 @@ class Study:
         return batch
 
     def _batch_end(self, number: int) -> int:
-        """Where the batch of a trial ends.
+        """Return the end of a trial's batch.
 
-        The random trials have batches of their own, so that others learn from them, half as wide, so that the first ones
+        Random trials have batches of their own, so that later trials learn from them, half as wide, so that the first
         can prune the rest.
         """
         random = self.startup_trials
@@ -299,7 +288,7 @@ class Study:
         return random + ((number - random) // self.batch + 1) * self.batch
 
     def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
-        """A new trial, or one that an interruption left behind, perhaps with a part of its parameters."""
+        """Ask for a new trial, or one that an interruption left behind, perhaps with only some of its parameters."""
         self.study.sampler = self._sampler(str(number))
         trial = self.study.ask() if trial_id is None else optuna.Trial(self.study, trial_id)
         _ = trial.relative_params  # what the sampler has learnt, drawn here and now
@@ -330,7 +319,6 @@ def _outcome(document: dict[str, Any]) -> Outcome:
 
 
 def _load(journal: Path, storage: str | None) -> optuna.Study | None:
-    """The study, if there is one."""
     opened = open_storage(journal, storage)
     try:
         return optuna.load_study(study_name=_name(journal, storage), storage=opened)
@@ -343,7 +331,7 @@ def _load(journal: Path, storage: str | None) -> optuna.Study | None:
 
 
 def _name(journal: Path, storage: str | None) -> str:
-    """What the study is called; a storage may keep those of many runs."""
+    """Name the study; a storage may keep those of many runs."""
     return STUDY_NAME if storage is None else f"{STUDY_NAME}/{journal.absolute().parent.name}"
 
 

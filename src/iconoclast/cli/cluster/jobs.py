@@ -1,4 +1,4 @@
-"""The options of commands that make jobs, and what a job runs."""
+"""Options of commands that make jobs, and the task of a job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def _job(help: str) -> Any:
 
 @dataclass(frozen=True)
 class JobFlags:
-    """The wishes of jobs as the user writes them, an option for every field; unset, what the cluster gives."""
+    """Job options as the user writes them, one per field; unset ones are left to the cluster."""
 
     workers: Annotated[int, _job("Processes that work on a run. [1]")] = 1
     partition: Annotated[str | None, _job("Partition.")] = None
@@ -50,7 +50,7 @@ class JobFlags:
 
 
 def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkOptions":
-    """Make the options of a worker; 0 means that none was given, gigabytes become bytes."""
+    """Make a worker's options; 0 means unset, and gigabytes become bytes."""
     from iconoclast.cluster.work import WorkOptions
 
     timing = {name: value for name, value in (("heartbeat", heartbeat), ("dead_after", dead_after)) if value}
@@ -59,18 +59,17 @@ def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkO
 
 @cache
 def job_options() -> Sequence[Any]:
-    """Make the options of jobs."""
     return options_of(JobFlags)
 
 
 class JobsCommand(CommandWithOptions):
-    """A command with a flag for every setting and the options of jobs: its function reads those by `given_jobs`."""
+    """A command with a flag for every setting and the options of jobs, which `given_jobs` reads."""
 
     option_sets = (setting_options, job_options)
 
 
 def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
-    """Read what a job asks for and how its process takes part; a SettingsError if a flag cannot be used."""
+    """Read the options of jobs and workers; raise SettingsError if a flag cannot be used."""
     from iconoclast.cluster.slurm import JobOptions, minutes
 
     flags = JobFlags(**given(ctx, job_options()))
@@ -89,13 +88,13 @@ def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
 
 @dataclass(frozen=True)
 class Work:
-    """The task of a job: picklable, and asked by submitit what is to be run when the time is over."""
+    """The task of a job: picklable, and asked by submitit for its successor when the time is over."""
 
     run: Path
     options: Any
 
     def __call__(self) -> str:
-        """Take part in the run, and tell what became of it."""
+        """Take part in the run, and report the outcome."""
         quiet_libraries()
         from iconoclast.cluster.work import TimeUp, work
         from iconoclast.runs.folder import RunFolder
@@ -110,7 +109,7 @@ class Work:
         return "done"
 
     def checkpoint(self) -> Any:
-        """Ask for the same again."""
+        """Ask for the same task again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -45,7 +45,7 @@ from iconoclast.search.study import STUDY_NAME
 from iconoclast.vocabulary import COMPONENTS, Quantization, RowNormalization
 
 LONGEST_LINE = 2**20
-"""Bytes; the longest line that heretic writes, that of its settings, is a few thousand."""
+"""Bytes; heretic's longest line, its settings, has a few thousand."""
 
 WANTED = "Give the .jsonl file that heretic has written to its checkpoints folder."
 
@@ -68,22 +68,22 @@ Source = Annotated[PromptSource, BeforeValidator(_prompt_source)]
 
 
 def _moved(setting: str, plugin: str, key: str) -> Any:
-    """A setting that heretic's main branch keeps below a scorer."""
+    """Return a setting that heretic's main branch keeps below a scorer."""
     return Field(default=None, validation_alias=AliasChoices(setting, AliasPath("scorer", plugin, key)))
 
 
 class HereticSettings(BaseModel):
-    """What the settings of a heretic study say of its trials and of how they were measured.
+    """The settings of a heretic study that bear on its trials and their measurement.
 
-    What a journal does not hold is what heretic did before it had that setting, or unknown (None). Revisions of hub
-    data sets are not kept: prompts are read as they are now.
+    A value missing from a journal is heretic's behaviour before it had that setting, or unknown (None). Revisions of
+    hub data sets are not kept: prompts are read as they are now.
 
     Attributes:
         model_commit: the pinned revision of the model.
-        response_prefix: start of every response; heretic 1.2 does not say.
+        response_prefix: start of every response; unknown for heretic 1.2.
         refusal_markers: None where heretic's own were used and the journal does not repeat them.
         full_normalization_lora_rank: rank at which heretic approximated the row normalisation full.
-        winsorization_quantile: where the magnitudes of residuals were clipped; 1 is nowhere.
+        winsorization_quantile: where the magnitudes of residuals were clipped; at 1, nowhere.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -107,13 +107,13 @@ class HereticSettings(BaseModel):
 
 
 class HereticTrial(BaseModel):
-    """A completed trial of heretic; 1.2 does not say what the base model refuses and how many prompts there are.
+    """A completed trial of heretic; 1.2 leaves out the base model's refusals and the number of prompts.
 
     Attributes:
         number: as heretic shows it, from 1.
         kl_divergence: of the first response token on the benign evaluation prompts, in nats.
         direction_index: layer of the one direction for all layers, or None for each layer's own.
-        profiles: component → strength profile; the components have the names that they have here.
+        profiles: component, by its name here → strength profile.
         prompts: number of target evaluation prompts.
     """
 
@@ -136,7 +136,7 @@ class HereticTrial(BaseModel):
 
 @dataclass(frozen=True)
 class HereticStudy:
-    """A study of heretic: its journal, and its completed trials by number, of which there is at least one."""
+    """A heretic study: its journal, and its completed trials by number, at least one."""
 
     file: Path
     settings: HereticSettings
@@ -144,11 +144,7 @@ class HereticStudy:
 
     @classmethod
     def read(cls, file: Path) -> "HereticStudy":
-        """Read a journal; nothing is written, not even a lock beside it.
-
-        Raises:
-            RunFolderError: it is not a journal of heretic, is damaged, or has no completed trial.
-        """
+        """Read a journal, without even a lock; raise RunFolderError if it is foreign, damaged or without trials."""
         try:
             names, attributes, completed = _contents(file)
         except OSError as error:
@@ -171,7 +167,7 @@ class HereticStudy:
 
     @property
     def caveats(self) -> list[str]:
-        """In what a replay may differ from what heretic measured, one line each."""
+        """List possible differences between a replay and heretic's measurements."""
         s = self.settings
         known = {
             f"heretic used revision {s.model_commit} of the model": s.model_commit is not None,
@@ -182,11 +178,7 @@ class HereticStudy:
         return [caveat for caveat, applies in known.items() if applies]
 
     def trial(self, number: int) -> HereticTrial:
-        """The completed trial that heretic shows under this number.
-
-        Raises:
-            RunFolderError: there is none.
-        """
+        """Return a completed trial by the number that heretic shows; raise RunFolderError if there is no such trial."""
         trials = {trial.number: trial for trial in self.trials}
         if number not in trials:
             numbers = ", ".join(map(str, trials))
@@ -194,7 +186,7 @@ class HereticStudy:
         return trials[number]
 
     def best(self, kl_target: float) -> HereticTrial:
-        """The trial that `pareto.best_trial` would choose; heretic measures no overrefusals."""
+        """Return the trial that `pareto.best_trial` would choose; heretic measures no overrefusals."""
         within = [trial for trial in self.trials if trial.kl_divergence <= kl_target] or self.trials
         fewest = min(within, key=lambda trial: trial.refusals)
         # Without the number of prompts (heretic 1.2) the standard error is not known, and taken to be 0.
@@ -203,7 +195,7 @@ class HereticStudy:
         return min(good, key=lambda trial: (trial.kl_divergence, trial.number))
 
     def edit(self, trial: HereticTrial, lm: LanguageModel, directions: Tensor) -> Edit:
-        """The edit that a trial made of the study's base model, along the directions of `heretic_directions`, [L, d].
+        """Return a trial's edit of the study's base model, along the directions of `heretic_directions`, [L, d].
 
         It is exact. For row normalisation full heretic measures an approximation of low rank, without about a tenth of the
         update on a small model at rank 3; `save_adapter` with the study's full_normalization_lora_rank makes the same.
@@ -226,23 +218,22 @@ class HereticStudy:
         if trial.direction_index is not None:
             directions = interpolate(directions, trial.direction_index).expand_as(directions)
         writers = lm.writers([component for component in COMPONENTS if component in trial.profiles])
-        # heretic takes the residual stream's direction at every site, whatever norm follows, and leaves shared experts be.
+        # heretic edits along the residual stream's direction, whatever norm follows, and leaves shared experts alone.
         sites = {site: directions[site.layer] for site in writers if "shared_expert" not in site.module}
         return Edit.build(sites, trial.profiles, self.settings.row_normalization)
 
 
 def heretic_directions(lm: LanguageModel, study: HereticStudy, benign: PromptSet, target: PromptSet) -> Tensor:
-    """The unit direction that heretic has at every layer, float32 [L, d].
+    """Return heretic's unit direction at every layer, float32 [L, d].
 
-    The difference of mean residuals, orthogonal to the benign mean if the study says so. heretic takes what the framework
-    calls hidden states: number 0 are the embeddings, which no trial uses, number i + 1 is the residual stream after layer
-    i, and the last one has been through the final norm.
+    The difference of mean residuals, orthogonal to the benign mean if the study says so. heretic takes the framework's
+    hidden states: number 0 is the embeddings, which no trial uses, number i + 1 the residual stream after layer i, and
+    the last one has been through the final norm.
 
     Args:
         lm: the study's base model, unedited.
-        study: heretic's study.
-        benign: its good_prompts.
-        target: its bad_prompts.
+        benign: the study's good_prompts.
+        target: the study's bad_prompts.
 
     Raises:
         ModelError: the model does not show its states, or its chat template fails.
@@ -275,7 +266,7 @@ def _encoded(lm: LanguageModel, settings: HereticSettings, prompts: PromptSet) -
 
 
 def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Residuals [n, L, d] after every layer but the last, and what the decoder gives: through the final norm, whatever its name."""
+    """Return residuals [n, L, d] after every layer but the last, then the decoder's output, past the final norm."""
     modules = [*decoder_layers(lm.model)[:-1], lm.model.get_decoder()]  # type: ignore[no-untyped-call]
     rows = affordable_rows(lm, max(map(len, sequences)), 0, 512)
     try:
@@ -288,7 +279,7 @@ def _hidden_states(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Ten
 
 
 class _Operation(IntEnum):
-    """Operations in an Optuna journal that matter here."""
+    """Relevant operations in an Optuna journal."""
 
     CREATE_STUDY = 0
     STUDY_ATTRIBUTE = 2
@@ -297,7 +288,7 @@ class _Operation(IntEnum):
 
 
 class _Entry(BaseModel):
-    """One line of an Optuna journal, as far as it matters here."""
+    """One line of an Optuna journal, its relevant part."""
 
     op_code: int
     study_name: str = ""
@@ -307,7 +298,7 @@ class _Entry(BaseModel):
 
 
 def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
-    """Names of the studies in a journal, their attributes, and the attributes of every completed trial."""
+    """Return a journal's study names, their attributes, and the attributes of every completed trial."""
     names: list[str] = []
     study: dict[str, Any] = {}
     trials: defaultdict[int | None, dict[str, Any]] = defaultdict(dict)
@@ -326,7 +317,7 @@ def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any
 
 
 def _entries(file: Path) -> Iterator[_Entry]:
-    """The lines of a journal; a last line that a crash has left unfinished is none."""
+    """Yield the lines of a journal, without a last line that a crash left unfinished."""
     with file.open("rb") as stream:
         for number in itertools.count(1):
             line = stream.readline(LONGEST_LINE)
@@ -345,7 +336,7 @@ def _entries(file: Path) -> Iterator[_Entry]:
 
 
 class _Score(BaseModel):
-    """A score of a trial as heretic's main branch keeps it."""
+    """A trial's score, as heretic's main branch keeps it."""
 
     name: str
     value: float = Field(validation_alias=AliasPath("score", "value"))
@@ -362,7 +353,7 @@ def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
 
 
 def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what heretic's main branch keeps as a list of scores with names the names that heretic 1.4 has for it."""
+    """Rename the scores that heretic's main branch keeps as a list to their names in heretic 1.4."""
     if "scores" not in attributes:
         return {}
     scores = {s.name: s for s in TypeAdapter(list[_Score]).validate_python(attributes["scores"])}

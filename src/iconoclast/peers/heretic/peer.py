@@ -1,4 +1,4 @@
-"""heretic as a peer: its journals, and its program doing what a run of ours does."""
+"""heretic as a peer: its journals, and its program doing the work of one of our runs."""
 
 import subprocess
 from collections.abc import Mapping
@@ -27,7 +27,6 @@ class Heretic:
         return file.suffix == ".jsonl"
 
     def trial(self, file: Path, which: str, kl_target: float) -> HereticPeerTrial:
-        """Read a trial of a journal."""
         study = HereticStudy.read(file)
         if which == "best":
             return HereticPeerTrial(study, study.best(kl_target))
@@ -57,7 +56,7 @@ class Heretic:
     def summary(
         self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
     ) -> dict[str, Any]:
-        """Say what heretic has measured, with the front of its trials by refusals and KL divergence."""
+        """Return heretic's measurements, with the front of its trials by refusals and KL divergence."""
         journals = sorted((folder / "checkpoints").glob("*.jsonl"))
         if not journals:
             raise MeasurementError(f"heretic has measured nothing: see the log in {folder}.")
@@ -87,7 +86,7 @@ def _scores(refusals: int | None, n: int, divergence: float) -> dict[str, Any]:
 
 
 def _version(program: Path) -> str | None:
-    """Ask the environment that the program is in."""
+    """Ask the program's own environment."""
     python = program.with_name("python")
     if not python.is_file():
         return None

@@ -26,7 +26,6 @@ class HereticPeerTrial:
 
     @property
     def name(self) -> str:
-        """The tool and the trial."""
         return f"heretic trial {self.trial.number}"
 
     def edit(self, base: LanguageModel) -> Edit:
@@ -46,7 +45,7 @@ class HereticPeerTrial:
         return None if None in sources else [load_prompts(source, theirs.system_prompt) for source in sources]
 
     def settings(self) -> Settings:
-        """Give the study's model, prompts, markers and lengths as settings."""
+        """Return the study's model, prompts, markers and lengths as settings."""
         theirs = self.study.settings
         same = ("model", "quantization", "system_prompt", "response_prefix", "max_response_length", "refusal_markers")
         known = {name: value for name in (*same, *FIT_AND_SELECT) if (value := getattr(theirs, name)) is not None}
@@ -59,7 +58,7 @@ class HereticPeerTrial:
             ) from None
 
     def document(self) -> dict[str, Any]:
-        """Say what heretic measured of it, on its own evaluation prompts."""
+        """Return heretic's measurements of it, on its own evaluation prompts."""
         trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
         counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}
         n = self.trial.prompts
