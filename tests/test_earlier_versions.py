@@ -90,7 +90,7 @@ def test_a_complete_run_goes_on_with_more_trials() -> None:
     iconoclast("run", "--config", "run/iconoclast_config.toml", "--out", "run", "--n-trials", 10)
     assert_continued("run", journal, finished=8, trials=10)
     kept = [trial for trial in read("run/batch_summary.json")["pareto_trials"] if trial["index"] < 8]
-    assert all(trial in front for trial in kept)
+    assert all({k: v for k, v in trial.items() if k != "fit"} in front for trial in kept)
     assert len(read("run/manifest.json")["starts"]) == 3
 
 
