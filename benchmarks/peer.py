@@ -133,6 +133,7 @@ def iconoclast(model: Path, files: dict[str, Path], folder: Path, arguments: arg
     settings |= {
         "model": str(model),
         "n_trials": arguments.trials,
+        "fit": False,
         "max_response_length": arguments.tokens,
         "seed": seed,
     }

@@ -300,7 +300,7 @@ def ablations(lm: LanguageModel, model: Path, files: dict[str, Path], arguments:
         reports, volumes = [], []
         for seed in range(arguments.seeds):
             folder = arguments.out / f"ablation-{slug}-{seed}"
-            given = {**changes, "n_trials": arguments.ablation_trials, "study_checkpoint_dir": folder}
+            given = {**changes, "fit": False, "n_trials": arguments.ablation_trials, "study_checkpoint_dir": folder}
             settings = settings_of(model, files, arguments, seed).model_copy(update=given)
             if not (folder / "done.json").exists():
                 search(settings)

@@ -55,7 +55,7 @@ def error_of_gradient(fit: Fit) -> float:
 
     The best of three widths counts: float32 wants a wide one, and experts that are chosen anew want a narrow one.
     """
-    fit.gradient(0)
+    fit.gradient(0, 3)
     variables = (fit._strengths, fit._offsets)
     gradients = [variable.grad.clone() for variable in variables if variable.grad is not None]
     slope = sum(float(gradient.square().sum()) for gradient in gradients)
@@ -65,7 +65,7 @@ def error_of_gradient(fit: Fit) -> float:
             before = [variable.clone() for variable in variables]
             for variable, gradient in zip(variables, gradients, strict=True):
                 variable += distance * gradient
-        loss = fit.gradient(0)["loss"]
+        loss = fit.gradient(0, 3)["loss"]
         with torch.no_grad():
             for variable, was in zip(variables, before, strict=True):
                 variable.copy_(was)
@@ -89,9 +89,24 @@ def test_the_gradient_is_the_slope_in_every_family(name: str) -> None:
 
 
 def test_small_batches_give_the_same_gradient(tiny_lm: LanguageModel) -> None:
-    one, other = opened(tiny_lm, rows=1), opened(tiny_lm, rows=8)
-    assert one.gradient(3) == pytest.approx(other.gradient(3), rel=1e-4)
+    one, other = opened(tiny_lm), opened(tiny_lm)
+    assert one.gradient(3, 1) == pytest.approx(other.gradient(3, 8), rel=1e-4)
     torch.testing.assert_close(one._offsets.grad, other._offsets.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def scarce(lm: LanguageModel, prompts: Any, *rest: Any) -> Tensor:
+        asked.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        return differentiable_logits(lm, prompts, *rest)
+
+    undisturbed, fit = opened(tiny_lm, rows=2), opened(tiny_lm, rows=4)
+    monkeypatch.setattr("iconoclast.fitting.fit.differentiable_logits", scarce)
+    assert list(fit.run(2)) == list(undisturbed.run(2))
+    assert asked[0] == 4 and max(asked[1:]) == 2
 
 
 def test_the_loss_falls(tiny_lm: LanguageModel) -> None:

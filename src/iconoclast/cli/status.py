@@ -91,6 +91,8 @@ def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterato
         first, *others = standing_lines(document)
     else:
         trials = f"{document['finished']} of {document['n_trials']} trials ({document['pruned']} pruned)"
+        if document["fitted"]:
+            trials += f", {document['fitted']} fitted"
         first, others = f"{document['run']}: {document['state']}, {trials}.", []
         if document["best"] is not None:
             others.append(f"Best trial so far: {_scores(document['best'])}")

@@ -17,6 +17,7 @@ from iconoclast.fitting.objective import Kind, Objective, Tokens
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.cache import common_prefix, shareable
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.memory import Rows
 from iconoclast.models.reading import SHORTEST_PREFIX, differentiable_logits
 from iconoclast.vocabulary import Site
 
@@ -32,7 +33,7 @@ class FitOptions:
         benign: benign examples a step.
         target: target examples a step.
         loops: examples of loops a step.
-        rows: examples a forward and backward pass.
+        rows: examples a forward and backward pass, fewer if memory does not suffice for them.
         seed: which examples a step draws.
     """
 
@@ -77,6 +78,7 @@ class Fit:
         self._first = torch.stack([self.start.directions[site].float().cpu() for site in self.sites])
         self._strengths = torch.tensor([self.start.strengths[site] for site in self.sites], requires_grad=True)
         self._offsets = torch.zeros_like(self._first, requires_grad=True)
+        self._rows = Rows(self.options.rows)
         self._optimizer = torch.optim.Adam([{"params": [self._strengths]}, {"params": [self._offsets]}])
 
     def run(self, steps: int) -> Iterator[dict[str, float]]:
@@ -123,8 +125,7 @@ class Fit:
         rate = self.options.rate_at(self.step)
         for group, share in zip(self._optimizer.param_groups, (1.0, self.options.direction_rate), strict=True):
             group["lr"] = rate * share
-        self._optimizer.zero_grad()
-        losses = self.gradient(self.step)
+        losses = self._rows.adaptively(lambda rows: self.gradient(self.step, rows))
         if not all(torch.isfinite(t.grad).all() for t in (self._strengths, self._offsets) if t.grad is not None):
             raise MeasurementError("Fitting has come to numbers that are not finite. Lower fit_rate.")
         self._optimizer.step()
@@ -132,8 +133,9 @@ class Fit:
         self.curve.append(losses)
         return losses
 
-    def gradient(self, step: int) -> dict[str, float]:
-        """Add the gradient of a step's loss to the variables; gives the loss and its terms."""
+    def gradient(self, step: int, rows: int) -> dict[str, float]:
+        """Leave the gradient of a step's loss at the variables; gives the loss and its terms."""
+        self._optimizer.zero_grad()
         losses: dict[str, float] = {}
         counts_of: dict[Kind, int] = {
             "benign": self.options.benign,
@@ -145,7 +147,7 @@ class Fit:
             drawn = examples.draw(count, f"{self.options.seed}/{kind}/{step}")
             everything = tokens_of([examples.examples[i] for i in drawn])
             counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
-            for batch in examples.batches(drawn, self.options.rows) if terms else ():
+            for batch in examples.batches(drawn, rows) if terms else ():
                 with self._applied():
                     tokens = self._tokens(examples, batch)
                     loss = torch.zeros((), device=tokens.logprobs.device)

@@ -23,6 +23,7 @@ from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.packed import unpacked
 from iconoclast.progress import Progress
 from iconoclast.prompts import Prompt
+from iconoclast.runs.pinned import FIT_SETTINGS
 from iconoclast.runs.workbench import Workbench
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
@@ -58,15 +59,6 @@ WIDEST = 24
 ROUNDS = 2
 """Times that the edit as it then is answers the target prompts."""
 
-FIT_SETTINGS = {
-    "fit_steps",
-    "fit_rate",
-    "fit_examples",
-    "fit_opening_weight",
-    "fit_preference_weight",
-    "fit_continuation_weight",
-}
-
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
     """The trial to fit from: the one of an earlier fit with the same settings, else the strongest that was searched.
@@ -83,7 +75,7 @@ def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
 
 def name_of_fit(settings: Settings, start: int) -> str:
     """Name a fit by its start and by the settings that it depends on beside the run's pinned ones."""
-    about = json.dumps(settings.model_dump(mode="json", include=FIT_SETTINGS), sort_keys=True)
+    about = json.dumps(settings.model_dump(mode="json", include=set(FIT_SETTINGS)), sort_keys=True)
     return f"{start}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
 

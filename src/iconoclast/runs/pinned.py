@@ -5,18 +5,15 @@ from typing import Any
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.privacy import portable
 
-FREE_SETTINGS = frozenset(
+FIT_SETTINGS = frozenset(name for name in Settings.model_fields if name.startswith("fit_")) - {"fit_scales"}
+"""Settings that a fit depends on, beside the pinned ones."""
+
+FREE_SETTINGS = FIT_SETTINGS | frozenset(
     [
         "n_trials",
         "trials_per_batch",
         "prune_trials",
         "fit",
-        "fit_steps",
-        "fit_rate",
-        "fit_examples",
-        "fit_opening_weight",
-        "fit_preference_weight",
-        "fit_continuation_weight",
         "fit_scales",
         "exit_after_optimization",
         "batch_size",

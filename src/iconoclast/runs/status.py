@@ -36,6 +36,7 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
         "n_trials": settings.n_trials,
         "finished": 0 if summary is None else summary.finished_trials,
         "pruned": 0 if summary is None else summary.pruned_trials,
+        "fitted": 0 if summary is None else summary.fitted_trials,
         "best": None if summary is None or summary.best_trial is None else front.get(summary.best_trial),
         "written": datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),
     }
