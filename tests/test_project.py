@@ -99,3 +99,10 @@ def test_the_ground_floor_loads_no_tensors() -> None:
     rooms, libraries = " ".join(contract["source_modules"]), " ".join(contract["forbidden_modules"])
     command = [sys.executable, "-c", program, rooms, libraries]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_loading_a_model_waits_for_no_adapter_library() -> None:
+    """peft brings bitsandbytes, which takes a second and prints a line of its own."""
+    program = "import sys, iconoclast; iconoclast.load_model; print(*({'peft', 'bitsandbytes'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [] and result.stderr == ""

@@ -4,7 +4,6 @@ import json
 import warnings
 from pathlib import Path
 
-from peft import PeftModel
 from safetensors import SafetensorError
 
 from iconoclast.errors import ModelError
@@ -40,6 +39,8 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
     Raises:
         ModelError: the adapter is damaged, pickled, made for another model, or changes prompts instead of weights.
     """
+    from peft import PeftModel  # with bitsandbytes it takes a second, which loading a plain model need not wait for
+
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / WEIGHTS).is_file():
         raise ModelError(
