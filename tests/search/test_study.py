@@ -251,6 +251,7 @@ def test_an_interruption_within_a_batch_loses_none(undisturbed: list[Trial], tmp
     with pytest.raises(KeyboardInterrupt):
         study.run(TOTAL, evaluate, objective)  # type: ignore[arg-type]
     assert opened(tmp_path).trials() == undisturbed[: BATCH + after]
+    assert opened(tmp_path).states()["running"] == 0  # the whole batch was measured, told or not
     recorder = Recorder()
     assert run(opened(tmp_path), TOTAL, recorder) == undisturbed
     assert [len(batch) for batch in recorder.batches] == [BATCH]

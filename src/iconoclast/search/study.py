@@ -161,7 +161,16 @@ class Study:
 
     def states(self) -> dict[str, int]:
         """Count the trials that are complete, pruned, being measured, and handed back by a process that could not."""
-        found = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+        outcomes = self._outcomes()
+
+        def state(trial: FrozenTrial) -> TrialState:
+            measured = outcomes.get(trial.number)
+            if trial.state != TrialState.RUNNING or measured is None:
+                return trial.state
+            # An interruption came between measuring it and telling the sampler, which the next start does.
+            return TrialState.COMPLETE if isinstance(measured, Scores) else TrialState.PRUNED
+
+        found = [state(trial) for trial in self.study.get_trials(deepcopy=False)]
         names = ("COMPLETE", "PRUNED", "RUNNING", "WAITING")
         return {name.lower(): found.count(TrialState[name]) for name in names}
 
