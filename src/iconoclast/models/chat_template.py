@@ -1,11 +1,20 @@
-"""Preparation of a tokenizer: a chat template, a pad token, padding on the left."""
+"""Chat templates: preparation of a tokenizer, and what a template makes of messages, checked."""
 
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
+from iconoclast.models.transformers_internals import template_clock
 
 # Ready templates for tokenizers that bring none.
 TEMPLATES = {
@@ -15,6 +24,21 @@ TEMPLATES = {
     ),
     "raw": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
 }
+
+REMEDY = "Set chat_template to plain, raw, or a Jinja file."
+
+FAILURES = (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError)
+"""What a template can raise while it is rendered."""
+
+SYSTEM, USER, ANSWER, LATER = (
+    "Speak as a lighthouse keeper.",
+    "Which way lies the harbour?",
+    "Zuerst nach Norden.",
+    "Und dann?",
+)
+"""Messages with which a template is tried."""
+
+Messages = Sequence[Mapping[str, str]]
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, name: str) -> None:
@@ -26,9 +50,149 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         tokenizer.chat_template = TEMPLATES.get(chat_template) or _read(chat_template)
     if not tokenizer.chat_template:
         raise ModelError(
-            f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. "
-            "Set chat_template to plain, raw, or a Jinja file."
+            f"The tokenizer of {name} has no chat template, so prompts cannot be put to it as a user would. {REMEDY}"
         )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenise rendered texts. A chat template writes the special tokens itself; a ready one (plain, raw) leaves
+    those before a text to the tokenizer."""
+    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if tokenizer.chat_template not in TEMPLATES.values():
+        return rows
+    plain, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    opening = whole[:start]
+    return [row if row[:start] == opening else [*opening, *row] for row in rows]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How messages are given so that the template writes them all.
+
+    Attributes:
+        parts: content is a list of parts, {"type": "text", "text": …}.
+        system: the system prompt has its role, its role with parts, or it opens the user's turn.
+    """
+
+    parts: bool = False
+    system: str = "role"
+
+    def of(self, messages: Messages) -> list[dict[str, Any]]:
+        """Lay out the messages."""
+        if self.system == "user" and len(messages) > 1 and messages[0]["role"] == "system":
+            first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+            messages = [first, *messages[2:]]
+        return [self._message(message) for message in messages]
+
+    def _message(self, message: Mapping[str, str]) -> dict[str, Any]:
+        parts = self.system == "parts" if message["role"] == "system" else self.parts
+        return {**message, "content": [{"type": "text", "text": message["content"]}]} if parts else dict(message)
+
+
+LAYOUTS = [Layout(parts, system) for parts, system in product((False, True), ("role", "parts", "user"))]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a template writes around an answer.
+
+    Attributes:
+        opening: after the user's text, up to where a response continues.
+        after: between an answer and the next user's text; empty if the template cannot say.
+        thinking: what opens and what closes a thinking block before an answer, if the template knows one.
+    """
+
+    opening: str
+    after: str
+    thinking: tuple[str, str] | None
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    Args:
+        name: of the model, for messages.
+        now: the time that the template is told; None for the present.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, now: datetime | None = None) -> None:
+        self._tokenizer, self._name, self._now = tokenizer, name, now
+        self._layouts: dict[bool, Layout] = {}
+
+    def render(self, messages: Messages, generation: bool = True) -> str:
+        """Return the text of a conversation; raise ModelError unless every text of user and system is in it."""
+        layout = self.layout(messages[0]["role"] == "system")
+        try:
+            text = self._apply(layout.of(messages), generation)
+        except FAILURES as error:
+            raise self._error(f"fails on a message ({error})") from None
+        for message in messages:
+            if message["role"] != "assistant" and not _within(message["content"], text):
+                raise self._error(f"leaves out or changes a text of the {message['role']}: {message['content'][:60]!r}")
+        return text
+
+    def layout(self, with_system: bool) -> Layout:
+        """Find the first layout with which the template writes user and system texts; raise ModelError if there is none."""
+        if with_system not in self._layouts:
+            self._layouts[with_system] = self._find_layout(with_system)
+        return self._layouts[with_system]
+
+    @cached_property
+    def turn(self) -> Turn:
+        """What stands around an answer."""
+        user = {"role": "user", "content": USER}
+        answer = {"role": "assistant", "content": ANSWER}
+        opening = self.render([user]).rpartition(USER)[2]
+        whole = self._tried([user, answer, {"role": "user", "content": LATER}], False)
+        after = whole.partition(ANSWER)[2].partition(LATER)[0] if ANSWER in whole else ""
+        thought = self._tried([user, {**answer, "reasoning_content": SYSTEM}], False)
+        if SYSTEM not in thought or ANSWER not in thought.partition(SYSTEM)[2]:
+            return Turn(opening, after, None)
+        before, _, rest = thought.rpartition(USER)[2].partition(SYSTEM)
+        shared = os.path.commonprefix([before, opening])
+        return Turn(opening, after, (before[len(shared) :] or before, rest.partition(ANSWER)[0]))
+
+    def _tried(self, messages: Messages, generation: bool) -> str:
+        try:
+            return self._apply(self.layout(False).of(messages), generation)
+        except FAILURES:
+            return ""
+
+    def _find_layout(self, with_system: bool) -> Layout:
+        messages = [{"role": "user", "content": USER}]
+        if with_system:
+            messages = [{"role": "system", "content": SYSTEM}, *messages]
+        problem = ""
+        for layout in LAYOUTS if with_system else [Layout(), Layout(parts=True)]:
+            try:
+                text = self._apply(layout.of(messages), True)
+            except FAILURES as error:
+                problem = problem or f"fails on a plain user message ({error})"
+                continue
+            if all(_within(m["content"], text) for m in messages) and "'type': 'text'" not in text:
+                return layout
+            problem = problem or ("leaves out the user's text" if text.strip() else "renders nothing")
+        raise self._error(problem)
+
+    def _apply(self, messages: list[dict[str, Any]], generation: bool) -> str:
+        with template_clock(self._now) if self._now else nullcontext():
+            text = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=generation, tokenize=False, enable_thinking=False
+            )
+        return str(text)
+
+    def _error(self, problem: str) -> ModelError:
+        return ModelError(f"The chat template of {self._name} {problem}. {REMEDY}")
+
+
+def _words(text: str) -> str:
+    # Templates trim texts, and take switches such as /no_think out of them.
+    return " ".join(word for word in text.casefold().split() if not word.startswith("/"))
+
+
+def _within(text: str, rendered: str) -> bool:
+    return _words(text) in _words(rendered)
 
 
 def _read(chat_template: str) -> str:

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import chat_template_utils
 
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
 
@@ -58,3 +60,20 @@ def shared_keys() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(GROUPED_QUERIES, None)
+
+
+@contextmanager
+def template_clock(now: datetime) -> Iterator[None]:
+    """Tell chat templates that it is `now` while the context lasts; what is passed to a template must be plain data."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return now
+
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = Clock  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before  # type: ignore[misc]
