@@ -99,11 +99,13 @@ class Turn:
 
     Attributes:
         opening: after the user's text, up to where a response continues.
+        header: between the user's text and an answer.
         after: between an answer and the next user's text; empty if the template cannot say.
         thinking: what opens and what closes a thinking block before an answer, if the template knows one.
     """
 
     opening: str
+    header: str
     after: str
     thinking: tuple[str, str] | None
 
@@ -145,13 +147,15 @@ class ChatTemplate:
         answer = {"role": "assistant", "content": ANSWER}
         opening = self.render([user]).rpartition(USER)[2]
         whole = self._tried([user, answer, {"role": "user", "content": LATER}], False)
-        after = whole.partition(ANSWER)[2].partition(LATER)[0] if ANSWER in whole else ""
+        header, found, rest = whole.partition(ANSWER)
+        # A template that leaves out answers says nothing of them: then its opening is taken for the header.
+        header, after = (header.rpartition(USER)[2], rest.partition(LATER)[0]) if found else (opening, "")
         thought = self._tried([user, {**answer, "reasoning_content": SYSTEM}], False)
         if SYSTEM not in thought or ANSWER not in thought.partition(SYSTEM)[2]:
-            return Turn(opening, after, None)
+            return Turn(opening, header, after, None)
         before, _, rest = thought.rpartition(USER)[2].partition(SYSTEM)
         shared = os.path.commonprefix([before, opening])
-        return Turn(opening, after, (before[len(shared) :] or before, rest.partition(ANSWER)[0]))
+        return Turn(opening, header, after, (before[len(shared) :] or before, rest.partition(ANSWER)[0]))
 
     def _tried(self, messages: Messages, generation: bool) -> str:
         try:
