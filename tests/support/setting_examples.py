@@ -14,6 +14,7 @@ PATTERNS = {
     "max_memory": "cpu={}GiB",
     "full_normalization_lora_rank": "auto",
     "direction_methods": "median",
+    "template_date": "2026-11-28T09:30:00",
 }
 
 

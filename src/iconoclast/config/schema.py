@@ -1,6 +1,7 @@
 """Every setting: typed, described, strict."""
 
 import tomllib
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,14 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _date(value: Any) -> str:
+    try:
+        return datetime.fromisoformat(value).replace(tzinfo=None).isoformat(timespec="seconds")
+    except (TypeError, ValueError):
+        raise ValueError("Input should be a date, as in 2026-11-28") from None
+
+
+TemplateDate = Annotated[str, PlainValidator(_date)]
 Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -147,6 +156,8 @@ class Settings(BaseModel):
     """Run Python code that the model's repository brings. Off for your safety."""
     chat_template: str | None = None
     """For a tokenizer without one: plain (User/Assistant turns), raw (the bare prompt), or a Jinja file."""
+    template_date: TemplateDate | None = None
+    """Date that a chat template is told, as in 2026-11-28 or 2026-11-28T09:30:00. Unset: that of the run's first start."""
     system_prompt: str | None = None
     """System prompt for every set that has none of its own. Unset: none is added."""
     response_prefix: str | None = None

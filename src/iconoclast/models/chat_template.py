@@ -1,5 +1,7 @@
 """Chat templates: preparation of a tokenizer, and what a template makes of messages, checked."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -64,6 +66,14 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     opening = whole[:start]
     return [row if row[:start] == opening else [*opening, *row] for row in rows]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of what a tokenizer does, apart from padding and truncation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.loads(backend.to_str()) if backend else dict(tokenizer.get_vocab())
+    told = {**content, "padding": None, "truncation": None, "special": tokenizer.special_tokens_map}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What runs, exports and comparisons write about themselves, as typed JSON. No torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -32,6 +32,30 @@ PromptSets = Mapping[str, Mapping[str, Any]]
 
 UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
+
+
+class Rendering(Part):
+    """What a model was really given: its date, and SHA-256 of chat template, tokenizer and every set's token ids."""
+
+    date: str
+    template: str
+    tokenizer: str
+    tokens: Mapping[str, str]
+
+    def differences(self, now: "Rendering", sets: Collection[str]) -> list[str]:
+        """Name the sets of `sets` whose token ids differ, and why, in a line for each; empty if none does."""
+        others = [name for name in sets if self.tokens.get(name) != now.tokens.get(name)]
+        causes = [
+            what
+            for what, one, other in (
+                ("the chat template has changed", self.template, now.template),
+                ("the tokenizer has changed", self.tokenizer, now.tokenizer),
+                (f"the chat template was told {self.date} then, {now.date} now", self.date, now.date),
+            )
+            if one != other
+        ]
+        why = ", ".join(causes) or "transformers renders the chat template in another way"
+        return [f"the token ids of {name}: {why}" for name in others]
 
 
 class ProfileDocument(Part):
@@ -90,6 +114,7 @@ class Baseline(Document):
     response_prefix: str
     kl_noise_floor: float
     base_metrics: Scores
+    rendering: Rendering | None = UNLESS_NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +196,7 @@ class Report(Part):
     metrics: Metrics
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
+    rendering: Rendering | None = UNLESS_NONE
 
 
 class BatchSummary(Document):
@@ -288,6 +314,7 @@ class Manifest(Document):
     model: ModelOrigin
     prompts: PromptSets
     settings: Mapping[str, Any]
+    rendering: Rendering | None = UNLESS_NONE
     starts: list[Start]
 
 

@@ -18,6 +18,7 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
         "exit_after_optimization",
         "batch_size",
         "max_batch_size",
+        "template_date",  # what it changes is seen in the rendered prompts
         "device_map",
         "max_memory",
         "study_checkpoint_dir",

@@ -6,15 +6,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from iconoclast.config.schema import Settings, settings_document
+from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
 from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import SettingsError
+from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Report, Status
+from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import manifest, this_start
@@ -206,6 +206,7 @@ def started_run(
     judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
     with folder.locked(shared=worker is not None):
         folder.check(settings)  # again: another process may have begun a run meanwhile
+        settings = folder.dated(settings)
         bench = Workbench.load(settings, progress=progress)
         bench.use(prompts)
         bench.lm.writers(settings.components)
@@ -229,6 +230,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         bench.find_response_prefix(progress)
     else:
         bench.start_responses_with(known.response_prefix)
+    rendering = bench.rendering()
     begun = known is not None and folder.directions.is_file()
     bench.directions = load_directions(folder.directions) if begun else bench.estimate_directions(progress)
     if claim:
@@ -243,11 +245,17 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
             "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
         )
     if known is None:
-        known = _baseline(evaluator, noise, progress)
+        known = _baseline(evaluator, noise, progress).model_copy(update={"rendering": rendering})
         known.write(folder.baseline)
     base = known.base_metrics
     study = _opened_study(bench, folder)
-    _write_manifest(bench, folder)  # by now nothing is refused any more
+    if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
+        raise RunFolderError(
+            f"{folder.path} was begun with other prompts in the model's eyes: {changed[0]}. "
+            "Restore what has changed to continue it, or give another folder with --out."
+        )
+    study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
+    _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
     return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
 
@@ -280,12 +288,13 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
         )
 
 
-def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
+def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -> None:
     """Record the run's origin, and this start or continuation."""
     if folder.manifest.is_file():
         known = Manifest.read(folder.manifest)
     else:
         known = manifest(bench.lm, bench.settings.seed, bench.prompts.document(), settings_document(bench.settings))
+        known = known.model_copy(update={"rendering": rendering})
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
@@ -307,6 +316,8 @@ def _known_report(bench: Workbench, folder: RunFolder) -> Report | None:
     summary = BatchSummary.read(folder.summary)
     known, prompts = summary.report, bench.prompts
     if known is None or known.measured_with != measured_with(bench.settings) or summary.prompts != prompts.document():
+        return None
+    if known.rendering and known.rendering.differences(bench.rendering(), known.rendering.tokens):
         return None
     return known.model_copy(update={"overlap": prompts.overlaps(with_report=True)})
 

@@ -57,6 +57,7 @@ def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Pro
         base_metrics=Metrics.from_document(base.document()),
         metrics=Metrics.from_document(edited.document()),
         paired=Paired.model_validate(paired(base, edited)),
+        rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
     )
     return measured, samples([base, edited])
