@@ -164,7 +164,7 @@ class ChatTemplate:
         if SYSTEM not in thought or ANSWER not in thought.partition(SYSTEM)[2]:
             return Turn(opening, header, after, None)
         before, _, rest = thought.rpartition(USER)[2].partition(SYSTEM)
-        shared = os.path.commonprefix([before, opening])
+        shared = os.path.commonprefix([before, opening])  # noqa: RUF071 - letters are meant
         return Turn(opening, header, after, (before[len(shared) :] or before, rest.partition(ANSWER)[0]))
 
     def _tried(self, messages: Messages, generation: bool) -> str:

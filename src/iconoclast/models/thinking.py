@@ -93,7 +93,9 @@ def _responses(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest:
     ids = lm.encode(prompts)
     responses = decode(lm, ids, 1, rows)  # most models need one token to show that there is no prefix
     first = {tuple(tokens) for tokens in responses}
-    return responses if longest == 1 or len(first) > 1 and not _tags(lm, responses) else decode(lm, ids, longest, rows)
+    return (
+        responses if longest == 1 or (len(first) > 1 and not _tags(lm, responses)) else decode(lm, ids, longest, rows)
+    )
 
 
 def _tags(lm: LanguageModel, responses: Sequence[list[int]]) -> bool:

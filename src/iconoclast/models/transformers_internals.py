@@ -71,9 +71,9 @@ def template_clock(now: datetime) -> Iterator[None]:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return now
 
-    before = chat_template_utils.datetime
-    chat_template_utils.datetime = Clock  # type: ignore[misc]
+    before = chat_template_utils.datetime  # type: ignore[attr-defined]
+    chat_template_utils.datetime = Clock  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        chat_template_utils.datetime = before  # type: ignore[misc]
+        chat_template_utils.datetime = before  # type: ignore[attr-defined]
