@@ -33,6 +33,20 @@ def uses_sdpa(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let attention be plain products on the CPU, where scaled dot product attention takes far longer for gradients."""
+    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)] if model.device.type == "cpu" else []
+    changed = {id(c): c for c in configs if c._attn_implementation == "sdpa"}.values()
+    for config in changed:
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for config in changed:
+            config._attn_implementation_internal = "sdpa"
+
+
+@contextmanager
 def experts_function(config: Any, preferred: tuple[str, ...]) -> Iterator[str]:
     """Make fused experts use the first preferred function, unless theirs is one already, and yield its name."""
     before = config._experts_implementation
