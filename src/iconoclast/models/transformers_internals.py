@@ -35,7 +35,9 @@ def uses_sdpa(model: PreTrainedModel) -> bool:
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let attention be plain products on the CPU, where scaled dot product attention takes far longer for gradients."""
-    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)] if model.device.type == "cpu" else []
+    configs = (
+        [m.config for m in model.modules() if isinstance(m, PreTrainedModel)] if model.device.type == "cpu" else []
+    )
     changed = {id(c): c for c in configs if c._attn_implementation == "sdpa"}.values()
     for config in changed:
         config._attn_implementation_internal = "eager"
