@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import find_writers
 from iconoclast.models.probe import require_complete
-from iconoclast.vocabulary import COMPONENTS
+from iconoclast.vocabulary import COMPONENTS, Component
 from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_config
 
@@ -32,9 +32,11 @@ def test_every_layer_has_one_writer_per_component(family: str) -> None:
 
 def test_a_norm_behind_a_writer_scales_its_direction() -> None:
     model = FAMILIES["gemma2"].model()
-    writer = next(iter(find_writers(model, ["mlp.down_proj"]).values()))
+    writers = find_writers(model, ["mlp.down_proj"])
+    writer = next(iter(writers.values()))
     with torch.no_grad():
-        next(writer.post_norm.parameters()).copy_(torch.linspace(-0.5, 2, 32))  # type: ignore[union-attr]
+        model.get_parameter("model.layers.0.post_feedforward_layernorm.weight").copy_(torch.linspace(-0.5, 2, 32))
+    require_complete(model, writers)
     v = torch.nn.functional.normalize(torch.randn(32), dim=0)
     expected = torch.nn.functional.normalize((1 + torch.linspace(-0.5, 2, 32)) * v, dim=0)
     torch.testing.assert_close(writer.site_direction(v), expected, atol=1e-4, rtol=1e-4)
@@ -91,14 +93,41 @@ def test_a_missed_writer_is_found_by_what_the_layer_does() -> None:
         require_complete(model, find_writers(model, COMPONENTS))
 
 
-def test_a_norm_behind_a_writer_that_is_not_known_is_found_too() -> None:
+def test_a_norm_behind_a_writer_is_found_whatever_it_is_called() -> None:
     model = FAMILIES["llama"].model()
     norm = torch.nn.RMSNorm(32)
     torch.nn.init.normal_(norm.weight)
     attention = model.model.layers[1].self_attn
     attention.register_forward_hook(lambda module, args, output: (norm(output[0]), *output[1:]))
-    with pytest.raises(ModelError, match=r"stands between model.layers.1.self_attn.o_proj"):
+    writers = find_writers(model, ["attn.o_proj"])
+    require_complete(model, writers)
+    scales = [writer.scale for writer in writers.values()]
+    assert scales[0] is None and scales[2] is None and scales[1] is not None
+    torch.testing.assert_close(scales[1], norm.weight / norm.weight.abs().max())
+
+
+@pytest.mark.parametrize("components", [["attn.o_proj"], COMPONENTS])
+def test_what_mixes_a_writers_output_is_refused(components: list[Component]) -> None:
+    model = FAMILIES["llama"].model()
+    mixing = torch.nn.Linear(32, 32)
+    model.model.layers[1].self_attn.register_forward_hook(lambda m, args, out: (mixing(out[0]), *out[1:]))
+    with pytest.raises(ModelError, match=r"stands between model.layers.1.self_attn.o_proj|Layer 1 .* by more than"):
+        require_complete(model, find_writers(model, components))
+
+
+def test_a_gate_that_depends_on_the_states_is_refused() -> None:
+    model = FAMILIES["llama"].model()
+    model.model.layers[1].mlp.register_forward_hook(lambda m, args, out: out * (3 * args[0]).sigmoid())
+    with pytest.raises(ModelError, match=r"stands between model.layers.1.mlp.down_proj"):
         require_complete(model, find_writers(model, COMPONENTS))
+
+
+@pytest.mark.parametrize("components", [["mlp.down_proj"], COMPONENTS])
+def test_rows_of_zeros_are_no_reason_to_refuse(components: list[Component]) -> None:
+    model = FAMILIES["llama"].model()
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight")[:8] = 0
+    require_complete(model, find_writers(model, components))
 
 
 def test_a_component_that_nobody_knows_is_refused() -> None:

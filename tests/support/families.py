@@ -154,6 +154,7 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": Family("SeedOssConfig", HEADS, "Seed-OSS"),
     "arcee": Family("ArceeConfig", HEADS, "AFM 4.5B"),
     "apertus": Family("ApertusConfig", SMALL, "Apertus"),
+    "hyperclovax": Family("HyperCLOVAXConfig", SMALL, "HyperCLOVA X SEED"),
     "gpt2": Family("GPT2Config", {**TOKENS, "n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4}, "GPT-2"),
     "gpt_neo": Family(
         "GPTNeoConfig",
@@ -194,6 +195,9 @@ FAMILIES: dict[str, Family] = {
     # Mixture of experts.
     "mixtral": Family("MixtralConfig", LOCAL_EXPERTS, "Mixtral 8x7B, 8x22B", "experts"),
     "phimoe": Family("PhimoeConfig", LOCAL_EXPERTS, "Phi 3.5 MoE", "experts"),
+    "afmoe": Family(
+        "AfmoeConfig", {**EXPERTS, "num_dense_layers": 1, "sliding_window": 8}, "Trinity (AFMoE)", "experts"
+    ),
     "qwen2_moe": Family(
         "Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Qwen 1.5 MoE, Qwen 2 57B-A14B", "experts"
     ),
@@ -277,6 +281,7 @@ FAMILIES: dict[str, Family] = {
         "LFM2",
         "hybrid",
     ),
+    "lfm3": Family("Lfm3Config", {**SMALL, "layer_types": ["conv", "full_attention", "conv"]}, "LFM3", "hybrid"),
     "falcon_h1": Family(
         "FalconH1Config",
         {**SMALL, **MAMBA, "mamba_d_ssm": 64, "ssm_out_multiplier": 0.7},

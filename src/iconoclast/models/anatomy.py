@@ -32,21 +32,19 @@ WRITER_PATHS = {
 }
 FUSED_PATH = re.compile(rf"({FEED_FORWARDS})\.experts")
 
-# The norms between the writers (in the order of COMPONENTS) and the residual stream, by the layer's attribute that exists
-# only in such layers.
-POST_NORMS = {
-    "post_feedforward_layernorm": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "post_mlp_layernorm": ("post_self_attn_layernorm", "post_mlp_layernorm"),
-}
 
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Writer:
-    """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor."""
+    """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor.
+
+    Attributes:
+        scale: what a norm or scale behind the module multiplies its output by, up to a factor, float32 [d]; None if nothing
+            does. The proof of sites sets it (`probe.require_complete`).
+    """
 
     site: Site
     module: nn.Module
-    post_norm: nn.Module | None = None
+    scale: Tensor | None = None
 
     @property
     def fused(self) -> bool:
@@ -126,22 +124,12 @@ class Writer:
         device = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
         return self.stored.device if device is None else torch.device(device)
 
-    def residual_share(self, output: Tensor) -> Tensor:
-        """Return what the residual stream gets of an output [..., d], up to a factor: w ⊙ output behind an RMS norm."""
-        if self.post_norm is None:
-            return output
-        with align_module_device(self.post_norm):
-            parameter = next(self.post_norm.parameters())
-            ones = torch.ones(1, output.shape[-1], dtype=parameter.dtype, device=parameter.device)
-            weight: Tensor = self.post_norm(ones)[0].detach().float()
-        return weight.to(output.device) * output
-
     def site_direction(self, direction: Tensor) -> Tensor:
         """Return the direction the writer must lose so that the residual stream loses `direction` (both unit, [d]).
 
-        Behind an RMS norm with weight w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
+        Behind a scale w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
         """
-        return direction if self.post_norm is None else normalize(self.residual_share(direction), dim=-1)
+        return direction if self.scale is None else normalize(self.scale.to(direction) * direction, dim=-1)
 
 
 def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[Site, Tensor]:
@@ -199,7 +187,7 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
                         f"which does not show what each of them writes. Leave {component} out of components."
                     )
                 site = Site(index, component, names[module])
-                writers[site] = Writer(site, module, _post_norm(layer, component))
+                writers[site] = Writer(site, module)
     return writers
 
 
@@ -221,11 +209,3 @@ def _unknown_type(module: nn.Module) -> str | None:
         return None
     dtype = module.weight.dtype
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) else str(dtype)
-
-
-def _post_norm(layer: nn.Module, component: Component) -> nn.Module | None:
-    for mark, norms in POST_NORMS.items():
-        norm = getattr(layer, norms[COMPONENTS.index(component)], None)
-        if hasattr(layer, mark) and isinstance(norm, nn.Module):
-            return norm
-    return None
