@@ -12,7 +12,9 @@ from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_config
 
 
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.kind == "dense"])
+@pytest.mark.parametrize(
+    "family", [name for name, family in FAMILIES.items() if family.kind == "dense" and name != "gemma4_per_layer"]
+)
 def test_every_layer_has_one_writer_per_component(family: str) -> None:
     model = FAMILIES[family].model()
     writers = find_writers(model, COMPONENTS)

@@ -17,20 +17,28 @@ from transformers.pytorch_utils import Conv1D
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
 from iconoclast.registry import require_known
-from iconoclast.vocabulary import COMPONENTS, Component, Site
+from iconoclast.vocabulary import COMPONENTS, KNOWN_COMPONENTS, PART_OF, Component, Site
 
-# Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
+# Paths of the residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
 # place of attention in hybrid models (linear attention, short convolutions, state-space mixers) writes in its stead.
-MIXERS = "(self_)?(attn|attention)|linear_attn|conv|mamba|temporal_block"
-FEED_FORWARDS = "mlp|mlp_block|feed_forward|ffn|block_sparse_moe|moe"
-WRITER_PATHS = {
-    "attn.o_proj": re.compile(rf"({MIXERS})\.(attention\.)?(o_proj|out_proj|dense|c_proj|wo|linear_out)"),
+LINEAR = "linear_attn|conv|mamba|temporal_block|mlstm_layer"
+FEED_FORWARDS = r"mlp|mlps\.\d+|mlp_block|feed_forward|ffn|block_sparse_moe|moe|mixer"
+WRITER_PATHS: dict[Component, re.Pattern[str]] = {
+    "attn.o_proj": re.compile(
+        rf"((self_)?(attn|attention)(\.\d+)?|{LINEAR}|mixer)\.(attention\.)?(o_proj|o_b_proj|out_proj|dense|c_proj|wo|linear_out)"
+    ),
     "mlp.down_proj": re.compile(
         rf"((({FEED_FORWARDS})\.)?((experts\.\d+|shared_experts?|shared_mlp)\.)?)?"
-        r"(down_proj|dense_4h_to_h|fc2|fc_out|c_proj|w2|output_linear)"
+        r"(down_proj|dense_4h_to_h|fc2|fc_out|c_proj|w2|output_linear|proj_down)|per_layer_projection"
     ),
 }
-FUSED_PATH = re.compile(rf"({FEED_FORWARDS})\.experts")
+FUSED_PATH = re.compile(rf"(({FEED_FORWARDS})\.)?experts")
+FINER_PATHS: dict[Component, re.Pattern[str]] = {
+    "attn.linear": re.compile(rf"({LINEAR})\..*|mixer\.out_proj"),
+    "mlp.experts": re.compile(r"(.*\.)?experts(\.\d+\..*)?"),
+    "mlp.shared": re.compile(r".*\bshared_(experts?|mlp)\..*"),
+    "per_layer.proj": re.compile("per_layer_projection"),
+}
 
 
 @dataclass(eq=False)
@@ -159,36 +167,69 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     """Return every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a component is unknown, or a layer (which the message names) has no editable writer of it.
+        ModelError: a component is unknown, or the model or a layer (which the message names) has no editable writer of it.
     """
     for component in components:
-        require_known(component, COMPONENTS, "component", ModelError)
-    names = {module: name for name, module in model.named_modules()}
-    hidden_size, kind = model.config.get_text_config().hidden_size, type(model).__name__
+        require_known(component, KNOWN_COMPONENTS, "component", ModelError)
+    kind = type(model).__name__
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
-        for component in components:
-            found = [m for path, m in layer.named_modules() if _writes(path, m, component, hidden_size)]
-            if not found:
-                leaves = [(name, m) for name, m in layer.named_modules() if name and not list(m.children())]
-                tree = ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)
-                raise ModelError(
-                    f"Layer {index} of {kind} has no {component} that writes to the residual stream. Its modules: {tree}."
-                )
-            for module in found:
-                if (stored := _unknown_type(module)) is not None:
-                    raise ModelError(
-                        f"{names[module]} of {kind} holds its weights as {stored}, which cannot be edited. "
-                        "Use the model in another format."
-                    )
-                if fused(module) and not interceptable(module):
-                    raise ModelError(
-                        f"Layer {index} of {kind} keeps its experts fused in {names[module]} ({type(module).__name__}), "
-                        f"which does not show what each of them writes. Leave {component} out of components."
-                    )
-                site = Site(index, component, names[module])
+        found = _writers(model, layer)
+        _require_each(f"Layer {index} of {kind}", layer, found, components)
+        for path, (name, whole) in found.items():
+            component = _component(path, whole, components)
+            if component is not None:
+                module = layer.get_submodule(path)
+                _require_editable(f"Layer {index} of {kind}", name, module, component)
+                site = Site(index, component, name)
                 writers[site] = Writer(site, module)
+    missing = [c for c in components if all(site.component != c for site in writers)]
+    if missing and (len(missing) == len(components) or any(component in PART_OF for component in missing)):
+        raise ModelError(f"{kind} has no {missing[0]}. Leave it out of components.")
     return writers
+
+
+def _writers(model: PreTrainedModel, layer: nn.Module) -> dict[str, tuple[str, Component]]:
+    """Return the writers of a layer: path in it → (name in the model, component)."""
+    names = {module: name for name, module in model.named_modules()}
+    width = model.config.get_text_config().hidden_size
+    return {
+        path: (names[module], component)
+        for component in COMPONENTS
+        for path, module in layer.named_modules()
+        if _writes(path, module, component, width)
+    }
+
+
+def _component(path: str, whole: Component, components: Sequence[Component]) -> Component | None:
+    """Return the finest of the components that a writer belongs to."""
+    finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
+    return next(finer, whole if whole in components else None)
+
+
+def _require_each(
+    place: str, layer: nn.Module, found: Mapping[str, tuple[str, Component]], components: Sequence[Component]
+) -> None:
+    """Raise ModelError if a layer lacks a component, unless every part of it with matrices is known to write another."""
+    missing = {*components} & {*COMPONENTS} - {component for _, component in found.values()}
+    parts = {name for name, part in layer.named_children() if any(p.squeeze().ndim > 1 for p in part.parameters())}
+    if missing and (not found or parts - {path.split(".")[0] for path in found}):
+        leaves = [(name, m) for name, m in layer.named_modules() if name and not list(m.children())]
+        tree = ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)
+        first = next(component for component in components if component in missing)
+        raise ModelError(f"{place} has no {first} that writes to the residual stream. Its modules: {tree}.")
+
+
+def _require_editable(place: str, name: str, module: nn.Module, component: Component) -> None:
+    if (stored := _unknown_type(module)) is not None:
+        raise ModelError(
+            f"{name} of {place.split()[-1]} holds its weights as {stored}, which cannot be edited. Use the model in another format."
+        )
+    if fused(module) and not interceptable(module):
+        raise ModelError(
+            f"{place} keeps its experts fused in {name} ({type(module).__name__}), "
+            f"which does not show what each of them writes. Leave {component} out of components."
+        )
 
 
 def _writes(path: str, module: nn.Module, component: Component, hidden_size: int) -> bool:

@@ -14,16 +14,13 @@ from transformers import PreTrainedModel
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, input_device
 from iconoclast.models.hooks import hooks_act
-from iconoclast.vocabulary import Site
+from iconoclast.vocabulary import COMPONENTS, Site
 
 TOLERANCE = 1e-2
 """Largest relative change of a layer's states that counts as none; a missed writer changes them more."""
 
 QUIET = 2.0**-8
 """Size of random states, small beside what a writer adds to them, so that rounding hides nothing of it."""
-
-WHOLE = {"attn.o_proj", "mlp.down_proj"}
-"""Components that stand for all of a layer: nothing else may write to the residual stream then."""
 
 States = tuple[Tensor, Tensor]
 """States before and after a layer, each [tokens, d]."""
@@ -41,7 +38,7 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
     """
     layers = list(decoder_layers(model))
     probe = _Probe(model, writers, layers)
-    whole = {site.component for site in writers} >= WHOLE
+    whole = {site.component for site in writers} >= set(COMPONENTS)
     silent = [] if whole else [part for layer in layers for part in _others(layer, writers).values()]
     width = model.config.get_text_config().hidden_size
     random = torch.Generator().manual_seed(0)
@@ -90,6 +87,11 @@ class _Probe:
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             own: Tensor = args[0] if args else kwargs["hidden_states"]
+            if own.ndim != 3:
+                raise ModelError(
+                    f"{type(self.model).__name__} keeps several residual streams side by side ({type(module).__name__} gets states "
+                    f"{[*own.shape]}), and an edit is of one. This architecture cannot be edited."
+                )
             before[module] = given = states.to(own).expand_as(own).clone()
             return ((given.clone(), *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given.clone()})
 
