@@ -80,7 +80,7 @@ LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
 }
-INDEXED: dict[str, Any] = {**ROUTED, **LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
+INDEXED: dict[str, Any] = {**ROUTED, **LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}
 GEMMA4: dict[str, Any] = {
     **HEADS,
     "layer_types": ["sliding_attention", "full_attention", "full_attention"],
@@ -425,8 +425,9 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": Family(
         "NemotronHConfig",
         {**HEADS, **MIXERS, "layers_block_type": ["linear_attention", "mlp", "full_attention"]},
-        "Nemotron H, Nemotron Nano 2",
+        "Nemotron H, Nemotron Nano 2 (no adapter: PEFT refuses its mixers)",
         "hybrid",
+        False,
     ),
     "nemotron_h_moe": Family(
         "NemotronHConfig",
@@ -439,8 +440,9 @@ FAMILIES: dict[str, Family] = {
             "moe_intermediate_size": 24,
             "moe_shared_expert_intermediate_size": 24,
         },
-        "Nemotron 3 Nano",
+        "Nemotron 3 Nano (no adapter: PEFT refuses its mixers)",
         "hybrid",
+        False,
     ),
     "kimi_linear": Family(
         "KimiLinearConfig",
@@ -769,7 +771,11 @@ def document() -> str:
         )
     refused = [f"| {name} | {family.known_as} | {refusal(family)} |" for name, family in REFUSED.items()]
     return TEXT.format(
-        transformers=transformers.__version__, peft=peft.__version__, rows="\n".join(rows), refused="\n".join(refused)
+        transformers=transformers.__version__,
+        peft=peft.__version__,
+        rows="\n".join(rows),
+        count=len(FAMILIES),
+        refused="\n".join(refused),
     )
 
 
@@ -778,9 +784,10 @@ TEXT = """# Architectures
 Made by `python -m tests.support.families > docs/architectures.md`; the same checks are a test of every family.
 
 A site is a linear map that writes to the residual stream. They are found by where they stand in a layer, and then proved on
-the loaded model, whatever it is called: with the outputs of all sites replaced by zeros every layer must leave the residual
-stream as it is, and a vector that a site writes must come out as it is, or as the known norm behind it makes it. A model that
-fails either is refused, and the message names the layer. So a family that is not in the table works too if it passes.
+the loaded model, whatever it is called and whichever components are asked for: on random states, with the outputs of all sites
+replaced by zeros, every layer must leave the residual stream as it is. What stands behind a site is found by probing: norms and
+scales are used, anything else is refused. A message names the layer. So a family that is not in the table works too if it
+passes.
 
 Of every family a tiny randomly initialised model of three layers is built from the library's own configuration class
 (transformers {transformers}, peft {peft}), saved, and loaded. Sites: those of attention (or of what stands in its place: linear
@@ -792,6 +799,8 @@ changes.
 | family | models | kind | sites | difference |
 |---|---|---|---|---|
 {rows}
+
+{count} configurations.
 
 ## Refused
 
