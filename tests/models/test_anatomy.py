@@ -135,3 +135,33 @@ def test_rows_of_zeros_are_no_reason_to_refuse(components: list[Component]) -> N
 def test_a_component_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ModelError, match=r'no component "mlp"\.'):
         find_writers(FAMILIES["llama"].model(), ["mlp"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("family", "finer", "whole", "sites"),
+    [
+        ("qwen3_next", "attn.linear", "attn.o_proj", 2),
+        ("deepseek_v3", "mlp.experts", "mlp.down_proj", 2),
+        ("deepseek_v3", "mlp.shared", "mlp.down_proj", 2),
+        ("gemma4_per_layer", "per_layer.proj", "mlp.down_proj", 3),
+        ("nemotron_h", "attn.linear", "attn.o_proj", 1),
+    ],
+)
+def test_a_finer_component_takes_its_sites_from_the_one_it_is_part_of(
+    family: str, finer: Component, whole: Component, sites: int
+) -> None:
+    model = FAMILIES[family].model()
+    coarse, split = find_writers(model, COMPONENTS), find_writers(model, [*COMPONENTS, finer])
+    assert {site.module for site in coarse} == {site.module for site in split}
+    own = [site.module for site in split if site.component == finer]
+    assert len(own) == sites
+    assert all(site.component == whole for site in coarse if site.module in own)
+    require_complete(model, split)
+    alone = find_writers(model, [finer])
+    assert [site.module for site in alone] == own
+    require_complete(model, alone)
+
+
+def test_a_finer_component_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"has no mlp\.experts"):
+        find_writers(FAMILIES["llama"].model(), [*COMPONENTS, "mlp.experts"])

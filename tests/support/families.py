@@ -138,7 +138,7 @@ class Family:
             noise = torch.randn(parameter.shape, generator=random)
             parameter.copy_(0.15 * noise if parameter.ndim > 1 else parameter + 0.3 * noise)
         if self.options.get("pad_token_id"):  # as torch leaves it; 0 is a token like others here
-            model.get_input_embeddings().weight[self.options["pad_token_id"]] = 0
+            model.get_parameter("model.embed_tokens.weight")[self.options["pad_token_id"]] = 0
         return model
 
 
@@ -354,10 +354,8 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family("MinistralConfig", HEADS, "Ministral 8B"),
     "nanochat": Family("NanoChatConfig", SMALL, "nanochat"),
     "persimmon": Family("PersimmonConfig", ALL_HEADS, "Persimmon"),
-    "phi4_multimodal": Family("Phi4MultimodalConfig", SMALL, "Phi 4 multimodal"),
     "vaultgemma": Family("VaultGemmaConfig", {**HEADS, "query_pre_attn_scalar": 8, "sliding_window": 8}, "VaultGemma"),
     "youtu": Family("YoutuConfig", {**SMALL, **LATENT}, "Youtu-LLM"),
-    "beam": Family("BeamConfig", SMALL, "Beam"),
     "bitnet": Family("BitNetConfig", SMALL, "BitNet"),
     "codegen": Family(
         "CodeGenConfig", {**TOKENS, "n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "rotary_dim": 4}, "CodeGen"
@@ -403,7 +401,7 @@ FAMILIES: dict[str, Family] = {
         "HunYuanMoEV1Config", {**HEADS, "num_experts": 4, "moe_topk": 2}, "Hunyuan A13B", "experts"
     ),
     "hy_v3": Family("HYV3Config", EXPERTS, "Hunyuan 3", "experts"),
-    "laguna": Family("LagunaConfig", EXPERTS, "Laguna", "experts"),
+    "laguna": Family("LagunaConfig", EXPERTS, "Laguna (no adapter: PEFT leaves out its dense layer)", "experts", False),
     "granitemoe_swa": Family("GraniteMoeSWAConfig", LOCAL_EXPERTS, "Granite MoE with sliding windows", "experts"),
     "cohere2_moe": Family("Cohere2MoeConfig", EXPERTS, "Command with experts", "experts"),
     "flex_olmo": Family("FlexOlmoConfig", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}, "FlexOlmo", "experts"),
@@ -452,32 +450,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "bailing_hybrid": Family(
         "BailingHybridConfig",
-        {**EXPERTS, **LATENT, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
-        "Ring and Ling 2.5 (Bailing)",
-        "hybrid",
-    ),
-    "mamba": Family("MambaConfig", {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3}, "Mamba", "hybrid"),
-    "mamba2": Family(
-        "Mamba2Config",
         {
-            **TOKENS,
-            "hidden_size": 32,
-            "num_hidden_layers": 3,
-            "num_heads": 4,
-            "head_dim": 16,
-            "state_size": 8,
-            "n_groups": 1,
+            **EXPERTS,
+            **LATENT,
+            "n_group": 1,
+            "topk_group": 1,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
-        "Mamba 2, Codestral Mamba",
-        "hybrid",
-    ),
-    "falcon_mamba": Family(
-        "FalconMambaConfig", {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3}, "Falcon Mamba", "hybrid"
-    ),
-    "xlstm": Family(
-        "xLSTMConfig",
-        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 4, "embedding_dim": 32},
-        "xLSTM 7B",
+        "Ring and Ling 2.5 (Bailing)",
         "hybrid",
     ),
     # One architecture in other shapes.
@@ -485,7 +465,14 @@ FAMILIES: dict[str, Family] = {
     "llama_biased": Family("LlamaConfig", {**SMALL, "attention_bias": True, "mlp_bias": True}, "biases", "variant"),
     "llama_odd": Family(
         "LlamaConfig",
-        {**SMALL, "hidden_size": 36, "intermediate_size": 49, "vocab_size": 263, "num_key_value_heads": 1},
+        {
+            **SMALL,
+            "hidden_size": 36,
+            "head_dim": 10,
+            "intermediate_size": 49,
+            "vocab_size": 263,
+            "num_key_value_heads": 1,
+        },
         "odd sizes",
         "variant",
     ),
@@ -569,6 +556,29 @@ REFUSED: dict[str, Family] = {
             "sliding_window": 8,
         },
         "Gemma 3n",
+    ),
+    "mamba": Family(
+        "MambaConfig",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3},
+        "Mamba",
+    ),
+    "mamba2": Family(
+        "Mamba2Config",
+        {
+            **TOKENS,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_heads": 4,
+            "head_dim": 16,
+            "state_size": 8,
+            "n_groups": 1,
+        },
+        "Mamba 2, Codestral Mamba",
+    ),
+    "falcon_mamba": Family(
+        "FalconMambaConfig",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3},
+        "Falcon Mamba",
     ),
     "deepseek_v4": Family("DeepseekV4Config", SMALL, "DeepSeek V4"),
     "hy_v4": Family("HYV4Config", EXPERTS, "Hunyuan 4"),

@@ -174,14 +174,13 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     kind = type(model).__name__
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
-        found = _writers(model, layer)
+        found = writers_of_layer(model, layer)
         _require_each(f"Layer {index} of {kind}", layer, found, components)
         for path, (name, whole) in found.items():
-            component = _component(path, whole, components)
-            if component is not None:
+            if (own := _component(path, whole, components)) is not None:
                 module = layer.get_submodule(path)
-                _require_editable(f"Layer {index} of {kind}", name, module, component)
-                site = Site(index, component, name)
+                _require_editable(f"Layer {index} of {kind}", name, module, own)
+                site = Site(index, own, name)
                 writers[site] = Writer(site, module)
     missing = [c for c in components if all(site.component != c for site in writers)]
     if missing and (len(missing) == len(components) or any(component in PART_OF for component in missing)):
@@ -189,8 +188,8 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     return writers
 
 
-def _writers(model: PreTrainedModel, layer: nn.Module) -> dict[str, tuple[str, Component]]:
-    """Return the writers of a layer: path in it → (name in the model, component)."""
+def writers_of_layer(model: PreTrainedModel, layer: nn.Module) -> dict[str, tuple[str, Component]]:
+    """Return all writers of a layer, whether they can be edited or not: path in it → (name in the model, component)."""
     names = {module: name for name, module in model.named_modules()}
     width = model.config.get_text_config().hidden_size
     return {

@@ -1,5 +1,6 @@
 """Proof, from the model itself, that the writers found are all there are, and what stands behind each of them."""
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from iconoclast.errors import ModelError
-from iconoclast.models.anatomy import Writer, decoder_layers, input_device
+from iconoclast.models.anatomy import Writer, decoder_layers, input_device, writers_of_layer
 from iconoclast.models.hooks import hooks_act
 from iconoclast.vocabulary import COMPONENTS, Site
 
@@ -30,16 +31,21 @@ def require_complete(model: PreTrainedModel, writers: Mapping[Site, Writer]) -> 
     """Prove that the layers write to the residual stream only through these writers, and find the writers' scales.
 
     The states before every layer are random. With the writers' outputs zeroed, a layer must leave them unchanged, up to a
-    factor. What a random output adds to them must be that output, times the scale behind the writer. If the writers are of
-    one component, the parts of a layer without one are silenced meanwhile: the component is proved by itself.
+    factor. What a random output adds to them must be that output, times the scale behind the writer. If they are of some
+    components only, the other writers and parts are silenced meanwhile: each component is proved by itself.
 
     Raises:
         ModelError: a layer writes by other means, or something unknown follows a writer; an edit would miss a part.
     """
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{type(model).__name__} keeps its past in a cache of its own, so what it writes cannot be measured. "
+            "This architecture cannot be edited."
+        )
     layers = list(decoder_layers(model))
     probe = _Probe(model, writers, layers)
     whole = {site.component for site in writers} >= set(COMPONENTS)
-    silent = [] if whole else [part for layer in layers for part in _others(layer, writers).values()]
+    silent = [] if whole else [part for layer in layers for part in _not_asked_for(model, layer, writers)]
     width = model.config.get_text_config().hidden_size
     random = torch.Generator().manual_seed(0)
     states, noise = QUIET * torch.randn(5, width, generator=random), torch.randn(width, generator=random)
@@ -143,6 +149,13 @@ def _others(layer: nn.Module, writers: Mapping[Site, Writer]) -> dict[str, nn.Mo
         for name, part in layer.named_children()
         if known.isdisjoint(part.modules()) and any(p.squeeze().ndim > 1 for p in part.parameters())
     }
+
+
+def _not_asked_for(model: PreTrainedModel, layer: nn.Module, writers: Mapping[Site, Writer]) -> list[nn.Module]:
+    """Return the other writers of a layer, and the parts of it that hold none of these."""
+    known = {writer.module for writer in writers.values()}
+    others = (layer.get_submodule(path) for path in writers_of_layer(model, layer))
+    return [*_others(layer, writers).values(), *(module for module in others if module not in known)]
 
 
 def _missed(model: PreTrainedModel, probe: _Probe, states: Tensor, index: int) -> str:

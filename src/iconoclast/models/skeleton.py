@@ -64,11 +64,12 @@ def _hollow(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     """Return a copy that can run in no memory: every matrix is zero, and norms and scales are those of the checkpoint."""
     hollow: PreTrainedModel = copy.deepcopy(model).train(False)
     inside = {module for layer in decoder_layers(hollow) for module in layer.modules()}
-    module: Any
-    for path, module in list(hollow.named_modules()):
+    parts: list[tuple[str, Any]] = list(hollow.named_modules())
+    for path, module in parts:
         silent = isinstance(module, nn.Linear | Conv1D | nn.Embedding) or fused(module)
         if isinstance(module, nn.Linear | Conv1D):
-            module.forward = partial(_zeros, module.out_features if isinstance(module, nn.Linear) else module.nf)
+            size = module.out_features if isinstance(module, nn.Linear) else module.nf
+            setattr(module, "forward", partial(_zeros, size))  # noqa: B010 - mypy knows it as a method
         elif fused(module):
             module.forward = lambda states, *args, **kwargs: torch.zeros_like(states)
         for kind in (module._parameters, module._buffers):
