@@ -406,8 +406,8 @@ FAMILIES: dict[str, Family] = {
     "cohere2_moe": Family("Cohere2MoeConfig", EXPERTS, "Command with experts", "experts"),
     "flex_olmo": Family("FlexOlmoConfig", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}, "FlexOlmo", "experts"),
     "mellum": Family("MellumConfig", EXPERTS, "Mellum 2", "experts"),
-    "flint": Family("FlintConfig", SMALL, "Flint", "experts"),
-    "kolibri1": Family("Kolibri1Config", SMALL, "Kolibri", "experts"),
+    "flint": Family("FlintConfig", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Flint", "experts"),
+    "kolibri1": Family("Kolibri1Config", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Kolibri", "experts"),
     "aria_text": Family(
         "AriaTextConfig",
         {**SMALL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
@@ -444,7 +444,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "kimi_linear": Family(
         "KimiLinearConfig",
-        {**SMALL, **LATENT, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+        {
+            **LOCAL_EXPERTS,
+            **LATENT,
+            "moe_intermediate_size": 24,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
         "Kimi Linear 48B-A3B",
         "hybrid",
     ),
