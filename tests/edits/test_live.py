@@ -30,6 +30,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.probe import require_complete
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 from tests.support.tiny import tiny_config
 
@@ -419,6 +420,7 @@ def written_along(model: PreTrainedModel, writers: Writers, edit: Edit, directio
 def test_at_full_strength_no_layer_writes_along_the_direction(family: str) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
+    require_complete(model, writers)
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     edit = Edit.build(
         site_directions(writers, direction.expand(3, -1)), dict.fromkeys(COMPONENTS, Profile.constant(1.0)), "none"
@@ -431,7 +433,8 @@ def test_at_full_strength_no_layer_writes_along_the_direction(family: str) -> No
 def test_behind_a_norm_the_streams_own_direction_would_miss(family: str) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
-    assert all(writer.post_norm is not None for writer in writers.values())
+    require_complete(model, writers)
+    assert all(writer.scale is not None for writer in writers.values())
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     naive = Edit(dict.fromkeys(writers, direction), dict.fromkeys(writers, 1.0), "none")
     assert written_along(model, writers, naive, direction).min() > 0.05

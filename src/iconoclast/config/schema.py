@@ -199,7 +199,8 @@ class Settings(BaseModel):
 
     # Edit
     components: list[Component] = Field(default=["attn.o_proj", "mlp.down_proj"], min_length=1)
-    """Which residual writers are edited."""
+    """Which residual writers are edited. Finer ones, as attn.linear, mlp.experts, mlp.shared and per_layer.proj, get a strength
+    of their own; unnamed, they belong to one of these two."""
     row_normalization: RowNormalization = "pre"
     """none: plain projection. pre: the projection acts on normalised rows. full: row norms are kept as well."""
     full_normalization_lora_rank: Rank = 3

@@ -83,5 +83,5 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, ranks: Mappin
 def _target(writer: Writer, experts: bool) -> str:
     """Return the name of what PEFT adapts: a module, or a parameter of one."""
     # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
-    as_parameter = writer.fused or (experts and writer.site.component == "mlp.down_proj")
+    as_parameter = writer.fused or (experts and not writer.site.component.startswith("attn."))
     return writer.parameter if as_parameter else writer.site.module

@@ -28,7 +28,6 @@ from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
-from iconoclast.vocabulary import COMPONENTS
 
 
 class Subject(Protocol):
@@ -164,7 +163,7 @@ class ModelSubject:
 
 
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
-    writers = base.writers([name for name in COMPONENTS if any(site.component == name for site in edit.sites)])
+    writers = base.writers(sorted({site.component for site in edit.sites}))
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 
