@@ -18,7 +18,7 @@ from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
 from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
-from iconoclast.models.adapters import adapter_base
+from iconoclast.models.adapters import adapter_base, other_base
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import local_path
@@ -196,6 +196,9 @@ def _adapter(
     detail = (
         f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
     )
+    if (declared := other_base(str(folder), skeleton.name)) is not None:
+        said = f"the adapter names {declared} as its base model, not {skeleton.name}"
+        detail, wrong = f"{detail}; {said}", wrong and [*wrong[:7], said]
     return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
 
 
