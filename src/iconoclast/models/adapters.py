@@ -110,4 +110,3 @@ def _unfit(adapted: "PeftModel", folder: Path) -> list[str]:
 def _plain(name: str) -> str:
     """Return the name that a parameter of an adapter has in its file."""
     return name.replace(".default", "")
-
