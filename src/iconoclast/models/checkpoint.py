@@ -138,7 +138,7 @@ class Checkpoint:
 
         Fused experts can be many tensors here. None if one is missing, quantised, or of another shape.
         """
-        names = as_stored(model, parameter, torch.empty(*shape, device="meta"))
+        names = as_stored(model, {parameter: torch.empty(*shape, device="meta")})
         for name, tensor in names.items():
             place = self.places.get(name)
             if place is None or place.dtype not in DTYPES or place.shape != tuple(tensor.shape):
@@ -243,7 +243,7 @@ def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) ->
     # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.
     *_, rows, columns = shape
     marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
-    stored = as_stored(model, parameter, marker if len(shape) == 2 else marker[None])
+    stored = as_stored(model, {parameter: marker if len(shape) == 2 else marker[None]})
     first = next(iter(stored.values()))
     return rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
 
