@@ -63,7 +63,7 @@ def _scale_of(name: str, known: set[str]) -> bool:
     """Check whether a tensor is the scale or the packed form of another one."""
     stem, _, last = name.rpartition(".")
     if "scale" in last and (
-        f"{stem}.weight" in known or last.rpartition("_scale")[0] and f"{stem}.{last.partition('_scale')[0]}" in known
+        f"{stem}.weight" in known or (last.rpartition("_scale")[0] and f"{stem}.{last.partition('_scale')[0]}" in known)
     ):
         return True
     return last.endswith(("_blocks", "_scales")) and name.rpartition("_")[0] in known
