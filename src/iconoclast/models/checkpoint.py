@@ -184,9 +184,8 @@ class Checkpoint:
                         target.write(edited.view(torch.uint8).numpy().data)
                     if target.tell() != place.end:
                         raise ModelError(f"{name} in {file} has another size after the edit. Nothing was exported.")
-        for name in (CONFIG_NAME, self.index):
-            if name is not None:
-                shutil.copyfile(self.folder / name, to / name)
+        for file in (CONFIG_NAME, *([self.index] if self.index else [])):
+            shutil.copyfile(self.folder / file, to / file)
         config = json.loads((to / CONFIG_NAME).read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:  # older programs put a folder of their author's there
             (to / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -216,7 +216,6 @@ class TrialInformation(Document):
         measured_on: which prompts the scores below are of, in words.
         export_metrics: scores of the export itself; None if it was not measured.
         quantization: of the weights that base and live scores are of.
-        dtype: data type in which it was measured.
         approximations: error of every matrix's update, where it is not exact.
         remarks: what the files have otherwise than the base model, beside the edit.
     """
@@ -239,8 +238,7 @@ class TrialInformation(Document):
     export_metrics: Scores | None
     approximation_error: float = 0.0
     approximations: list[dict[str, Any]] = Field(default=[])
-    dtype: str = "bfloat16"
-    remarks: list[str] = Field(default=[])
+    remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
 
 
 class ModelOrigin(Part):

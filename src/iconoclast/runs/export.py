@@ -191,7 +191,7 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         known.export_metrics,
         approximations,
         known.remarks,
-        beyond_noise(known.live_metrics, known.export_metrics, known.kl_noise_floor, known.dtype),
+        beyond_noise(known.live_metrics, known.export_metrics, known.kl_noise_floor, "bfloat16"),
     )
 
 
@@ -327,7 +327,6 @@ def _write_papers(
         base_model=base,
         format=kind,
         quantization=result.quantization,
-        dtype=lm.dtype,
         row_normalization=saved.settings.row_normalization,
         response_prefix=lm.response_prefix,
         packages=packages(),
