@@ -165,6 +165,7 @@ def test_what_transformers_does_not_load_is_kept_or_named(tmp_path: Path) -> Non
     copy = Checkpoint.find(str(out))
     assert copy is not None and set(unread(checkpoint, lm.model)) - copy.places.keys() == set(lost)
     torch.testing.assert_close(copy.tensor("mtp.proj.weight"), tensors["mtp.proj.weight"].float().bfloat16())
+    checkpoint.copy_papers(out)
     assert load_model(str(out)).dtype == "float32"
 
 

@@ -52,7 +52,7 @@ def beyond_noise(live: Scores, exported: Scores, noise_floor: float, dtype: str)
         for name in COUNTS
         if not (_within(one := getattr(live, name), other := getattr(exported, name)) and _within(other, one))
     ]
-    roots = (math.sqrt(max(0.0, scores.kl_divergence)) for scores in (live, exported))
+    roots = (math.sqrt(max(scores.kl_divergence, 0.0)) for scores in (live, exported))
     if not abs(next(roots) - next(roots)) <= allowed:  # not a number is far
         found.append(f"first-token KL {live.kl_divergence:.4f} live, {exported.kl_divergence:.4f} exported")
     return "; ".join(found)
