@@ -303,7 +303,9 @@ def test_a_card_of_full_weights_shows_no_figures_of_a_quantised_run(finished: Pa
     assert export_unmeasured(finished, "best", tmp_path / "merged").quantization == "bnb_4bit"
     card = (tmp_path / "merged" / "README.md").read_text()
     assert (
-        "measured the edit on bnb_4bit weights" in card and "| Refusals |" not in card and "refused" not in card[:1500]
+        "measured the edit on bnb_4bit weights" in card
+        and "| Refusals |" not in card
+        and "the base model refused" not in card
     )
 
 
