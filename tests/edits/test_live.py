@@ -206,7 +206,10 @@ def test_an_adapter_of_automatic_rank_is_near_enough(tiny_lm: LanguageModel, tmp
     edit = random_edit(writers, "full")
     approximations = save_adapter(edit, writers, "base", tmp_path, "auto")
     assert all(each.error < 0.01 and each.rank == each.sufficient_rank for each in approximations)
-    assert len({each.rank for each in approximations}) > 1  # and PEFT is told the rank of each
+    config = LoraConfig.from_pretrained(str(tmp_path))
+    assert len({each.rank for each in approximations}) > 1
+    assert config.r == config.lora_alpha == max(each.rank for each in approximations)
+    assert not config.rank_pattern and not config.alpha_pattern  # llama.cpp and vLLM read neither
     live = live_logits(model, writers, edit, ids)
     adapter = adapter_logits(model, writers, edit, ids, tmp_path, "auto")
     assert (adapter - live).norm() < 0.02 * (live - logits(model, ids)).norm()

@@ -151,6 +151,10 @@ class LowRank:
     error: float
     sufficient_rank: int
 
+    @property
+    def rank(self) -> int:
+        return self.a.shape[-2]
+
 
 NEGLIGIBLE = 0.01
 """Relative error of an update small enough for `auto` ranks."""

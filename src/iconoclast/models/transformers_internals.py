@@ -12,9 +12,9 @@ from transformers.core_model_loading import revert_weight_conversion
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
-def as_stored(model: PreTrainedModel, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Split a parameter into the checkpoint tensors it is made of; transformers fuses experts while loading."""
-    stored: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
+def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split parameters into the checkpoint tensors they are made of; transformers fuses experts while loading."""
+    stored: dict[str, Tensor] = revert_weight_conversion(model, parameters)
     return stored
 
 
