@@ -183,7 +183,9 @@ def _check_csv(part: Any, where: str, column: str | None) -> None:
     for file in sorted(Path(where).rglob("*.csv")):
         read_rows(file, column)
     if "__index_level_0__" in part.column_names:
-        raise PromptsError(f"The data set {where} has a csv file with more fields in a row than in its header. Quote them.")
+        raise PromptsError(
+            f"The data set {where} has a csv file with more fields in a row than in its header. Quote them."
+        )
     require_header(part.column_names, f"A csv file of the data set {where}", column)
 
 

@@ -78,7 +78,9 @@ def _delimited_rows(text: str, path: Path, column: str | None) -> list[Row]:
         except ValueError as error:
             problems.append(f"The prompt file {path} {error}")
     if len(tables) != 1:
-        raise PromptsError(problems[0] if problems else f"The prompt file {path} can be divided by {dividing}. Use one.")
+        raise PromptsError(
+            problems[0] if problems else f"The prompt file {path} can be divided by {dividing}. Use one."
+        )
     header, rows = tables[0]
     if header:
         require_header(header, f"The prompt file {path}", column)

@@ -124,7 +124,7 @@ class Benchmark:
 def require_lm_eval() -> None:
     """Raise BenchmarkError if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise BenchmarkError("Benchmarks need lm-eval: pip install 'iconoclast[benchmark]'")
+        raise BenchmarkError("Benchmarks need lm-eval: pip install 'iconoclast-edit[benchmark]'")
 
 
 def benchmark(
