@@ -53,7 +53,7 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
 def auto_dtype() -> torch.dtype:
     """Return bfloat16 where the processor or GPU computes in it: a GGUF file states no dtype, and float32 takes twice as much."""
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available()
+    cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     on_cpu = cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
 
