@@ -83,7 +83,7 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
         from submitit.core.utils import FailedJobError, FailedSubmissionError
     except ImportError:
         raise ClusterError(
-            "Submitting needs submitit: pip install 'iconoclast[cluster]'. Or use `cluster script`."
+            "Submitting needs submitit: pip install 'iconoclast-edit[cluster]'. Or use `cluster script`."
         ) from None
     place = stage(folder)
     executor = SlurmExecutor(place / "jobs", max_num_timeout=REQUEUES)

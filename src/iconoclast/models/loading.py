@@ -98,6 +98,8 @@ def load_model(
             loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
             problem, told = _forward_problem(loaded), "is passed over"
             if not problem:
+                if dtype == "auto" and path.lower().endswith(".gguf"):
+                    note(f"A GGUF file states no dtype; its weights are held in {kept}.")
                 return loaded
         failures.setdefault(problem, []).append(dtype)
         note(f"dtype {dtype} {told}: {problem}")
@@ -115,7 +117,7 @@ def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
     if is_adapter(path):
         raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
     if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
+        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast-edit[quantized]'")
     if quantization != "none" and path.lower().endswith(".gguf"):
         raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
     if (Path(path) / CONFIG).is_file():
