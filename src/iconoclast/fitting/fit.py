@@ -19,6 +19,7 @@ from iconoclast.models.cache import common_prefix, shareable
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows
 from iconoclast.models.reading import SHORTEST_PREFIX, differentiable_logits
+from iconoclast.models.transformers_internals import eager_attention
 from iconoclast.vocabulary import Site
 
 
@@ -174,7 +175,7 @@ class Fit:
             dict(zip(self.sites, self._strengths, strict=True)),
             self.start.row_normalization,
         )
-        with torch.enable_grad(), LiveEdits(self.writers, [edit]).applied():
+        with torch.enable_grad(), eager_attention(self.lm.model), LiveEdits(self.writers, [edit]).applied():
             yield
 
     def _tokens(self, examples: Examples, batch: list[int]) -> Tokens:
