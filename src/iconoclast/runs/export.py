@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -294,7 +294,7 @@ def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
         chat_template="raw",
     )
     loaded.tokenizer.chat_template = lm.tokenizer.chat_template
-    return loaded.with_prefix(lm.response_prefix)
+    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date)
 
 
 def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:

@@ -19,7 +19,7 @@ from iconoclast.documents import REMEDY, require_known_schema
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
-from iconoclast.runs.documents import Baseline, BatchSummary
+from iconoclast.runs.documents import Baseline, BatchSummary, Manifest
 from iconoclast.runs.locks import PATIENCE, lock_file
 from iconoclast.runs.pinned import changed_settings
 
@@ -105,7 +105,7 @@ class RunFolder:
             return settings
         known = self.settings().template_date if self.config.is_file() else None
         if known is None and self.manifest.is_file():  # of an earlier version
-            known = next((start.get("at") for start in self.read_json(self.manifest).get("starts", [])), None)
+            known = next((start.at for start in Manifest.read(self.manifest).starts), None)
         moment = datetime.fromisoformat(known) if known else datetime.now()
         local = moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
         return settings.model_copy(update={"template_date": local.isoformat(timespec="seconds")})
