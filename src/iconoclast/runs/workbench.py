@@ -241,7 +241,7 @@ class Workbench:
         self.start_responses_with(prefix)
 
     def _say_layout(self, progress: Progress) -> None:
-        """Say where the system prompt goes, and which special tokens are missing, if that is not what one expects."""
+        """Say where the system prompt goes and how content is given, if that is not what one expects."""
         with_system = any(prompt.system for each in self.prompts.named().values() for prompt in each)
         layout = self.lm.chat.layout(with_system)
         if with_system and layout.system == "user":
