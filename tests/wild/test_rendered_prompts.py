@@ -122,7 +122,9 @@ def test_a_text_that_a_template_cuts_is_an_error_though_others_are_whole(tiny_lm
 
 def test_what_templates_trim_and_switches_they_take_are_no_loss(tiny_lm: LanguageModel) -> None:
     lm = under(tiny_lm, TEMPLATE.replace("message['content']", "message['content'] | replace('/no_think', '') | trim"))
-    assert lm.render(Prompt(" Set\nan  alarm. ", "/no_think Be brief.")).startswith("<|system|>Be brief.<|end|><|user|>Set\n")
+    assert lm.render(Prompt(" Set\nan  alarm. ", "/no_think Be brief.")).startswith(
+        "<|system|>Be brief.<|end|><|user|>Set\n"
+    )
 
 
 # Beginning of text

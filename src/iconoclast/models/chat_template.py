@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ SYSTEM, USER, ANSWER, LATER = (
     "Und dann?",
 )
 """Messages with which a template is tried."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which templates look for the thoughts of an answer."""
+
+TAG = re.compile(r"[<\[◁⟨〈【«]\|?[^\s<>\[\]|/'\"{}()]{1,40}\|?[>\]▷⟩〉】»]")
+"""A tag that opens something."""
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -108,16 +115,20 @@ class Turn:
     """What a template writes around an answer.
 
     Attributes:
+        lead: before the user's text.
         opening: after the user's text, up to where a response continues.
         header: between the user's text and an answer.
         after: between an answer and the next user's text; empty if the template cannot say.
         thinking: what opens and what closes a thinking block before an answer, if the template knows one.
+        opened: whether every response begins in that block.
     """
 
+    lead: str
     opening: str
     header: str
     after: str
     thinking: tuple[str, str] | None
+    opened: bool
 
 
 class ChatTemplate:
@@ -155,17 +166,13 @@ class ChatTemplate:
         """What stands around an answer."""
         user = {"role": "user", "content": USER}
         answer = {"role": "assistant", "content": ANSWER}
-        opening = self.render([user]).rpartition(USER)[2]
+        lead, _, opening = self.render([user]).rpartition(USER)
         whole = self._tried([user, answer, {"role": "user", "content": LATER}], False)
         header, found, rest = whole.partition(ANSWER)
         # A template that leaves out answers says nothing of them: then its opening is taken for the header.
         header, after = (header.rpartition(USER)[2], rest.partition(LATER)[0]) if found else (opening, "")
-        thought = self._tried([user, {**answer, "reasoning_content": SYSTEM}], False)
-        if SYSTEM not in thought or ANSWER not in thought.partition(SYSTEM)[2]:
-            return Turn(opening, header, after, None)
-        before, _, rest = thought.rpartition(USER)[2].partition(SYSTEM)
-        shared = os.path.commonprefix([before, opening])  # noqa: RUF071 - letters are meant
-        return Turn(opening, header, after, (before[len(shared) :] or before, rest.partition(ANSWER)[0]))
+        thought = self._tried([user, {**answer, **dict.fromkeys(REASONING, SYSTEM)}], False)
+        return Turn(lead, opening, header, after, *_thinking(thought.rpartition(USER)[2], opening, header))
 
     def _tried(self, messages: Messages, generation: bool) -> str:
         try:
@@ -198,6 +205,22 @@ class ChatTemplate:
 
     def _error(self, problem: str) -> ModelError:
         return ModelError(f"The chat template of {self._name} {problem}. {REMEDY}")
+
+
+def _thinking(thought: str, opening: str, header: str) -> tuple[tuple[str, str] | None, bool]:
+    """Return what stands around SYSTEM, the thoughts before an answer, and whether `opening` begins them."""
+    before, _, rest = thought.partition(SYSTEM)
+    closing, found, _ = rest.partition(ANSWER)
+    closer = closing.strip()
+    if not found or not closer:
+        return None, False
+    inside = opening.removeprefix(before) if opening.startswith(before) else closer
+    opened = closer not in inside and not (inside.strip() and closer.startswith(inside.strip())) and opening != header
+    if before.strip() == header.strip():  # no mark begins the thoughts, at most words of theirs
+        return (inside if opened else "", closing), opened
+    starts = [len(os.path.commonprefix([before, opening]))]  # noqa: RUF071 - letters are meant
+    starts += [tag.start() for tag in TAG.finditer(before)][-1:]
+    return (before[min(starts) :], closing), opened
 
 
 def _words(text: str) -> str:

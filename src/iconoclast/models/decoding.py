@@ -132,6 +132,8 @@ def end_tokens(lm: LanguageModel) -> list[int]:
     config, generation = lm.model.config.get_text_config(), lm.model.generation_config
     named = [generation.eos_token_id if generation else None, config.eos_token_id, lm.tokenizer.eos_token_id]
     ids = [token for each in named for token in (each if isinstance(each, list | tuple) else [each])]
-    after = lm.tokenizer.encode(lm.chat.turn.after.strip(), add_special_tokens=False)[:1]
-    ids += [token for token in after if token in lm.tokenizer.added_tokens_decoder]
+    turn = lm.chat.turn
+    marks = [turn.after, turn.thinking[1] if turn.thinking else ""]  # some models end thoughts as they end answers
+    after, closing = (lm.tokenizer.encode(mark.strip(), add_special_tokens=False)[:1] for mark in marks)
+    ids += [token for token in after if token in lm.tokenizer.added_tokens_decoder and after != closing]
     return list(dict.fromkeys(int(token) for token in ids if token is not None and token < config.vocab_size))

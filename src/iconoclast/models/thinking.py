@@ -4,11 +4,11 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
+from iconoclast.models.chat_template import TAG
 from iconoclast.models.decoding import decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import Prompt
 
-TAG = re.compile(r"[<\[◁⟨〈【«]\|?[^\s<>\[\]|/'\"{}()]{1,40}\|?[>\]▷⟩〉】»]")
 WRITTEN = re.compile(r"[<\[][^\s<>\[\]|/]+[>\]]")
 """A tag whose partner is written with a slash, whether or not the vocabulary has it."""
 
@@ -29,7 +29,7 @@ def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int
     prefix, closed = (block[1], True) if block else ("", False)
     for _ in range(LOOKS):
         responses = _responses(lm.with_prefix(prefix), prompts, rows, longest)
-        common = _common_start(lm, responses)
+        common = _common_start(lm.with_prefix(prefix), prompts[0], responses)
         block = None if closed else _opened(lm, responses, common)
         if block is not None:
             closed, filled = True, prefix + "".join(block)
@@ -45,9 +45,11 @@ def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int
 def open_block(lm: LanguageModel) -> tuple[str, str] | None:
     """Return the tags of a block in which the template lets every response begin; None if it opens none."""
     turn = lm.chat.turn
-    if turn.thinking and turn.opening.endswith(turn.thinking[0]):
+    if turn.opened:
         return turn.thinking
     for tag in reversed(TAG.findall(turn.opening)):
+        if tag in turn.lead and tag in turn.header:  # the mark of a turn
+            continue
         for partner in _partners(lm, tag, tag not in turn.header):
             inside = turn.opening.rpartition(tag)[2]
             if partner not in inside and partner not in turn.after and partner != lm.tokenizer.eos_token:
@@ -61,7 +63,7 @@ def _opened(lm: LanguageModel, responses: Sequence[list[int]], common: str) -> t
     texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=False)).lstrip() for ids in responses]
     common = common.lstrip()
     for text in dict.fromkeys([common, *texts]):
-        if thinking and text.startswith(thinking[0].strip()):
+        if thinking and thinking[0].strip() and text.startswith(thinking[0].strip()):
             return thinking
         tag = TAG.match(text)
         if tag and (partner := next(_partners(lm, tag[0], text == common), None)):
@@ -103,7 +105,9 @@ def _tags(lm: LanguageModel, responses: Sequence[list[int]]) -> bool:
     return any(text[:1] in "<[◁⟨〈【«" for text in texts if text)
 
 
-def _common_start(lm: LanguageModel, responses: Sequence[list[int]]) -> str:
+def _common_start(lm: LanguageModel, prompt: Prompt, responses: Sequence[list[int]]) -> str:
     columns = zip(*responses, strict=False)
     common = [tokens[0] for tokens in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
-    return str(lm.tokenizer.decode(common, skip_special_tokens=False)) if common else ""
+    before = lm.encode([prompt])[0]  # at the start of a text, some tokenizers drop a space
+    texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=False)) for ids in (before, before + common)]
+    return texts[1].removeprefix(texts[0]).rstrip("\ufffd")  # half a character
