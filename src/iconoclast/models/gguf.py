@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def auto_dtype() -> torch.dtype:
     """Return bfloat16 where the processor or GPU computes in it: a GGUF file states no dtype, and float32 takes twice as much."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    processor = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 does not say
+    asked = getattr(torch.cpu, "get_capabilities", None)  # older versions do not say
+    processor: Mapping[str, Any] = asked() if asked else {}
     return torch.bfloat16 if any(processor.get(name) for name in BFLOAT16) else torch.float32
 
 
