@@ -87,11 +87,11 @@ def root(version: VersionOption = False) -> None:
 
 
 def main() -> None:
-    _name_namesakes()
+    name_namesakes()
     run_alone(lambda: app(prog_name="iconoclast"))
 
 
-def _name_namesakes() -> None:
+def name_namesakes() -> None:
     """Say so if another distribution here brings a package and a command of the same name."""
     for name, versions in (("iconoclast", r"[1-9]"), ("iconoclast-llm", "")):  # ours was called iconoclast until 0.2
         try:

@@ -145,6 +145,8 @@ def submissions(folder: RunFolder) -> list[Submission]:
     for file in folder.cluster.glob(f"submission-*/{SUBMISSION}"):
         try:
             found.append(Submission.model_validate_json(file.read_bytes()))
+        except OSError as error:
+            raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
         except ValidationError as error:
             raise RunFolderError(f"{file} is damaged: {first_problem(error)}. Delete it.") from None
     return sorted(found, key=lambda submission: submission.submitted)

@@ -104,7 +104,7 @@ def _read_environment() -> dict[str, Any]:
             path = [canonical(first), *rest]
             _check_known(path, "environment", shown=variable)
             variables[ENVIRONMENT_PREFIX.lower() + "__".join(path)] = value
-    # It asks of a class no more than its fields.
+    # pydantic-settings declares the argument as BaseSettings but reads only its fields.
     source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
     source.env_vars = variables
     try:

@@ -261,7 +261,7 @@ class Settings(BaseModel):
     """Gradient steps of the fit."""
     fit_rate: Positive = 0.03
     """Adam's learning rate of strengths; that of directions is a twentieth of it."""
-    fit_examples: int = Field(default=160, ge=2)
+    fit_examples: int = Field(default=400, ge=2)
     """Fit prompts of each kind that the fit learns from, at most."""
     fit_preference_weight: Weight = 0.05
     """Weight of how far responses without the behaviour lead over the base model's own ones at the token where they
@@ -270,6 +270,12 @@ class Settings(BaseModel):
     """Weight of how likely target responses open without the behaviour, beside 1 for the benign divergence."""
     fit_continuation_weight: Weight = 0.5
     """Weight of the divergence from the base model after such an opening. More breaks fewer responses."""
+    fit_first_token_weight: Weight = 0.1
+    """Weight of the benign divergence at the first token, beside that at all tokens."""
+    fit_loop_weight: Weight = 0.01
+    """Weight of the unlikelihood of tokens with which broken responses began to loop."""
+    fit_proximity_weight: Weight = 0.0
+    """Weight of the squared distance of directions times strengths from those of the start."""
     fit_scales: list[Positive] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3], min_length=1)
     """Factors of the fitted strengths that are measured."""
     study_checkpoint_dir: Path | None = None

@@ -79,5 +79,5 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) ->
 
 def _as_parameter(writer: Writer, experts: bool) -> bool:
     """Check whether PEFT adapts a parameter of the module rather than the module."""
-    # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
+    # In a model with fused experts PEFT takes every module called down_proj for an expert of an older checkpoint.
     return writer.fused or (experts and not writer.site.component.startswith("attn."))

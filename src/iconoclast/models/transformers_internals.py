@@ -36,11 +36,9 @@ def uses_sdpa(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let attention be plain products on the CPU, where scaled dot product attention takes far longer for gradients."""
-    configs = (
-        [m.config for m in model.modules() if isinstance(m, PreTrainedModel)] if model.device.type == "cpu" else []
-    )
-    changed = {id(c): c for c in configs if c._attn_implementation == "sdpa"}.values()
+    """Let attention be plain products instead of PyTorch's scaled dot product, for what is computed meanwhile."""
+    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
+    changed = {id(config): config for config in configs if config._attn_implementation == "sdpa"}.values()
     for config in changed:
         config._attn_implementation_internal = "eager"
     try:

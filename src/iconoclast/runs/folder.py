@@ -1,6 +1,5 @@
 """The run folder: what a run leaves behind, every file whole or not at all."""
 
-import json
 import time
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from iconoclast import layout
 from iconoclast.config.schema import Settings, settings_document
-from iconoclast.documents import REMEDY, require_known_schema
+from iconoclast.documents import read_known
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
@@ -165,7 +164,9 @@ class RunFolder:
 
     def settings(self) -> Settings:
         """Read the run's settings; raise RunFolderError if there is no run, or one of a newer version."""
-        self._require_known_schema()
+        for file in (self.manifest, self.summary):
+            if file.is_file():
+                read_known(file)
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
@@ -177,15 +178,6 @@ class RunFolder:
             raise RunFolderError(f"{self.config} is damaged or from another version: see {keys}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunFolderError(f"{self.config} is damaged: {error}.") from None
-
-    def _require_known_schema(self) -> None:
-        for file in (self.manifest, self.summary):
-            if not file.is_file():
-                continue
-            try:
-                require_known_schema(file, json.loads(file.read_bytes()))
-            except (ValueError, RecursionError) as error:
-                raise RunFolderError(f"{file} is damaged: {error}. {REMEDY}") from None
 
     def read_baseline(self) -> Baseline:
         """Read the base model's baseline; raise RunFolderError if it is not measured yet, or damaged."""

@@ -41,13 +41,13 @@ class SignOfLife(Part):
         started: seconds since 1970; so is `ended`.
     """
 
-    host: str = "?"
-    pid: int = 0
+    host: str
+    pid: int
+    started: float
     job: str = ""
     dead_after: float = DEAD_AFTER
     state: Activity = "starting"
     trials: int = 0
-    started: float = 0.0
     ended: float | None = None
 
 
@@ -85,7 +85,7 @@ def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]
             try:
                 sign = SignOfLife.model_validate_json(file.read_bytes())
             except (OSError, ValueError):  # it is just being replaced, as a network file system shows it
-                sign = SignOfLife(started=now)
+                sign = SignOfLife(host="?", pid=0, started=now)
             found.append(WorkerState(file.stem, sign, age))
     return found
 
@@ -107,9 +107,13 @@ class Worker:
     dead_after: float = DEAD_AFTER
     max_disk: int = 0
     temporary: Path | None = None
-    _sign: SignOfLife = field(default_factory=SignOfLife)
     _done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._sign = SignOfLife(
+            host=socket.gethostname(), pid=os.getpid(), started=time.time(), job=_job(), dead_after=self.dead_after
+        )
 
     @property
     def file(self) -> Path:
@@ -128,9 +132,6 @@ class Worker:
     def alive(self, stop: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
         """Send signs of life while the context lasts; call `stop` if the temporary folder grows too large."""
         self.folder.workers.mkdir(parents=True, exist_ok=True)
-        self._sign = SignOfLife(
-            host=socket.gethostname(), pid=os.getpid(), job=_job(), dead_after=self.dead_after, started=time.time()
-        )
         self.says("starting")
         thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         thread.start()
