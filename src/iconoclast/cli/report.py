@@ -19,7 +19,8 @@ PAGE = "report.html"
 
 def report(
     source: Annotated[
-        str, Argument(metavar="RUN|EXPORT|COMPARISON", help="Run folder (RUN:N means its trial N), export, or comparison.")
+        str,
+        Argument(metavar="RUN|EXPORT|COMPARISON", help="Run folder (RUN:N means its trial N), export, or comparison."),
     ],
     to: Annotated[
         Path | None, Option(help="File for the page. Unset: report.html in the folder; of an export, beside it.")

@@ -23,7 +23,7 @@ def separation(benign: Tensor, target: Tensor) -> Tensor:
 
 def _distance(direction: Tensor, benign: Tensor, target: Tensor) -> Tensor:
     along = [(side * normalize(direction, dim=-1)).sum(-1) for side in (benign, target)]
-    spread = (sum(side.var(0, unbiased=False) for side in along) / 2).sqrt()
+    spread = torch.stack([side.var(0, unbiased=False) for side in along]).mean(0).sqrt()
     apart = (along[1].mean(0) - along[0].mean(0)) / spread.clamp(min=SMALLEST_SPREAD)
     return torch.where(spread > SMALLEST_SPREAD, apart, 0.0)
 

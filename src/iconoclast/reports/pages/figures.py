@@ -55,7 +55,9 @@ def share(count: Count) -> dict[str, Any]:
 def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> dict[str, Any]:
     """A measured edit or model as a point: its value and interval on every scale that it has."""
     values = {
-        name: [rounded(each.rate), *map(rounded, each.interval)] for name, _ in SHARES if (each := getattr(scores, name)).n
+        name: [rounded(each.rate), *map(rounded, each.interval)]
+        for name, _ in SHARES
+        if (each := getattr(scores, name)).n
     }
     values["kl_divergence"] = [rounded(scores.kl_divergence)]
     if isinstance(scores, Metrics):

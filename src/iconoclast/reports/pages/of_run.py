@@ -23,9 +23,7 @@ from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters, FittedParameters
 
-ON_SELECTION = (
-    "Measured on the selection prompts, which chose among the trials and so flatter the one that was chosen."
-)
+ON_SELECTION = "Measured on the selection prompts, which chose among the trials and so flatter the one that was chosen."
 ON_REPORT = "Measured once, on report prompts that chose nothing."
 ON_SEEN = "Measured once, on report prompts, but some of them fitted or chose the trial (allow_overlap)."
 
@@ -74,6 +72,23 @@ class RunPage:
             figures=self.figures(),
         )
 
+    def plots(self) -> dict[str, Page]:
+        """Return pages of some figures alone, by file name."""
+        name, found = shown_name(self.saved.settings.model), self.figures()
+        parts = {
+            "residuals.html": ("Residuals", ("layers", "residuals")),
+            "trials.html": ("Trials", ("front", "strengths")),
+        }
+        return {
+            file: Page(
+                kind="run",
+                title=f"{title} of a run on {name}",
+                trials=self._trials() if "front" in names else (),
+                figures={figure: found.get(figure) for figure in names},
+            )
+            for file, (title, names) in parts.items()
+        }
+
     @cached_property
     def report(self) -> Report | None:
         """The run's report, if it is of this trial."""
@@ -119,9 +134,8 @@ class RunPage:
         outcome = (
             f"Trial {chosen.index} ({chosen.parameters}) {self._why_chosen()}. Of {base.failures.n} target prompts the base "
             f"model refused {base.refusals.count} and answered {base.broken.count} with broken text; under the edit, "
-            f"{edited.refusals.count} are refused and {edited.broken.count} broken. Of {base.overrefusals.n} benign prompts, "
-            f"{edited.overrefusals.count} are refused ({base.overrefusals.count} before), and the first token's "
-            f"KL divergence from the base model is {edited.kl_divergence:.4f} nats (noise floor {saved.noise_floor:.2g})."
+            f"{edited.refusals.count} are refused and {edited.broken.count} broken. It refuses {edited.overrefusals} benign "
+            f"prompts (the base model {base.overrefusals.count}), and the first token's KL divergence from the base model is {edited.kl_divergence:.4f} nats (noise floor {saved.noise_floor:.2g})."
         )
         return [work, outcome]
 
@@ -170,7 +184,8 @@ class RunPage:
         points += [figures.pruned_point(trial, *sizes) for trial in saved.pruned]
         for name, other in self.beside.items():
             points += [
-                {**figures.trial_point(trial, "other"), "name": f"{name}, trial {trial.index}"} for trial in other.trials
+                {**figures.trial_point(trial, "other"), "name": f"{name}, trial {trial.index}"}
+                for trial in other.trials
             ]
         return {
             "points": points,
@@ -198,7 +213,9 @@ class RunPage:
         return {"trials": trials, "fits": of, "shown": f"trial {self.saved.trial.index}", "layers": layers}
 
     def _fits(self) -> list[dict[str, Any]]:
-        found = {t.parameters.file: t.parameters for t in self.saved.trials if isinstance(t.parameters, FittedParameters)}
+        found = {
+            t.parameters.file: t.parameters for t in self.saved.trials if isinstance(t.parameters, FittedParameters)
+        }
         curves = [(p, _curve(file.with_suffix(".json"))) for file, p in found.items()]
         return [{"title": f"Fitted from trial {p.trial}", "curve": curve} for p, curve in curves if curve]
 
@@ -229,7 +246,10 @@ class RunPage:
         machine = start.hardware
         groups["Made by"] = [
             ("Program", [program, f"commit {start.iconoclast.commit[:12]}" if start.iconoclast.commit else "", ""]),
-            ("Begun", [made.starts[0].at, f"{len(made.starts)} start{'s' * (len(made.starts) > 1)}", f"seed {made.seed}"]),
+            (
+                "Begun",
+                [made.starts[0].at, f"{len(made.starts)} start{'s' * (len(made.starts) > 1)}", f"seed {made.seed}"],
+            ),
             ("Machine", [machine.system, ", ".join(machine.gpus) or machine.processor, f"Python {start.python}"]),
             *((name, [version, "", ""]) for name, version in start.packages.items()),
         ]

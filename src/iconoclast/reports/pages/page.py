@@ -54,7 +54,7 @@ class Page:
 
     kind: str
     title: str
-    about: Sequence[str]
+    about: Sequence[str] = ()
     tiles: Sequence[Tile] = ()
     measured_on: str = ""
     models: Sequence[str] = ()

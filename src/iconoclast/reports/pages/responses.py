@@ -87,7 +87,7 @@ def _exchange(row: Sample) -> Exchange:
 
 
 def differences(text: str, other: str) -> list[Part]:
-    """Cut a text into pieces that another has, too, and pieces that it has not.
+    """Cut a text into pieces that another has, too, and pieces that it has not; whole and unmarked if it shares nothing.
 
     Words that happen to be in both, such as "the", are no likeness: a few in a row are.
     """
@@ -103,4 +103,4 @@ def differences(text: str, other: str) -> list[Part]:
         if size:
             parts.append(("".join(words[start : start + size]), False))
         done = start + size
-    return parts
+    return parts if any(not differs for _, differs in parts) else [(text, False)] * bool(text)

@@ -58,7 +58,7 @@ function shares(drawing, rows) {
         Plot.ruleY(own, { y: "model", x1: "low", x2: "high", stroke: "model", strokeWidth: 2 }),
         Plot.dot(own, { x: "rate", y: "model", fill: "model", r: 4.5, stroke: "var(--paper)" }),
         Plot.text(own, { y: "model", x: 1, dx: 8, textAnchor: "start", text: (d) => `${d.count}/${d.n}`, fontVariant: "tabular-nums", fill: "model" }),
-        Plot.tip(own, Plot.pointerY({ x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
+        Plot.tip(own, Plot.pointerY({ lineHeight: 1.3, x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
         ...(narrow ? [] : [Plot.text([measure], { frameAnchor: "left", dx: -205, textAnchor: "start", fontSize: 13 })]),
       ],
     });
@@ -123,7 +123,7 @@ function front(drawing, { points, scales, target, noise }, controls) {
       })),
       Plot.dot(lead, { x: at(x), y: at(y), r: 9, stroke: "var(--edited)", strokeWidth: 1.5 }),
       Plot.text(lead, { x: at(x), y: at(y), text: "name", dx: 13, dy: -9, textAnchor: "start", fontWeight: 600, fill: "var(--edited)", stroke: "var(--paper)", strokeWidth: 4 }),
-      Plot.tip(shown, Plot.pointer({ x: at(x), y: at(y), title, lineWidth: 26, maxRadius: 24 })),
+      Plot.tip(shown, Plot.pointer({ lineHeight: 1.3, x: at(x), y: at(y), title, lineWidth: 26, maxRadius: 24 })),
     ];
     const colors = { type: "identity" };
     const plot = Plot.plot(common(width, `${there[y]} against ${there[x]}`, {
@@ -151,7 +151,7 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
   const rows = (name) => Object.entries(of(name)).flatMap(([component, values]) => values.map((strength, layer) => ({ component, layer, strength })));
   const draw = () => {
     const own = rows(current), start = trials[current]?.start, before = start ? rows(start) : [];
-    const components = unique(own.map((row) => row.component)), colors = ["var(--edited)", "var(--second)", "var(--third)"];
+    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"];
     const color = { domain: components, range: colors };
     const plot = Plot.plot(common(frame(drawing), `Strengths of ${current} by layer`, {
       height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
@@ -161,7 +161,7 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
         Plot.line(before, { x: "layer", y: "strength", stroke: "component", strokeOpacity: 0.6, strokeDasharray: "4,3" }),
         Plot.line(own, { x: "layer", y: "strength", stroke: "component", strokeWidth: 1.8 }),
         Plot.dot(own, { x: "layer", y: "strength", fill: "component", r: 2.6 }),
-        Plot.tip(own, Plot.pointer({ x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
+        Plot.tip(own, Plot.pointer({ lineHeight: 1.3, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
       ] }));
     const about = `Strengths of ${current}${start ? `; dashed: ${start}, which it was fitted from` : ""}.`;
     drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, "circle", colors[i], true])), plot);
@@ -192,7 +192,7 @@ function small(width, title, rows, { x, y, label, color = "var(--edited)", heigh
   return Plot.plot(common(width, title, {
     height, marginLeft: 44, marginTop: 10, marginBottom: 30, marginRight: 12, x: { label }, y: { label: null, grid: true, ticks: 4, nice: true, domain },
     marks: [Plot.lineY(rows, { x, y, stroke: color, strokeWidth: 1.6 }),
-      Plot.tip(rows, Plot.pointerX({ x, y, title: (d) => `${label} ${d[x]}: ${shape(d[y])}` }))] }));
+      Plot.tip(rows, Plot.pointerX({ lineHeight: 1.3, x, y, title: (d) => `${label} ${d[x]}: ${shape(d[y])}` }))] }));
 }
 
 function fits(drawing, found) {
@@ -238,7 +238,7 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
       x: { domain: [-size, size], label: "difference of the means", grid: true }, y: { domain: [-size, size], label: "most variance at right angles to it", grid: true },
       marks: [
         Plot.dot(rows, { x: "x", y: "y", fill: (d) => color(d.kind), symbol: (d) => (d.kind === "target" ? "diamond" : "circle"), r: 3.6, fillOpacity: 0.75 }),
-        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: 24 }))]),
+        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: 24 }))]),
       ], symbol: { type: "identity" } }));
     drawing.replaceChildren(legend(Object.keys(sets).map((kind) => [sets[kind].label, kind === "target" ? "diamond" : "circle", color(kind), true])), plot);
   };
@@ -274,7 +274,7 @@ function lengths(drawing, rows) {
       Plot.areaY(rows, { x: "tokens", y1: "low", y2: "high", fill: "model", fillOpacity: 0.14 }),
       Plot.lineY(rows, { x: "tokens", y: "rate", stroke: "model", strokeWidth: 1.8 }),
       Plot.dot(rows, { x: "tokens", y: "rate", fill: "model", r: 3 }),
-      Plot.tip(rows, Plot.pointer({ x: "tokens", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} after ${d.tokens} tokens\n${percent(d.low)} to ${percent(d.high)}` })),
+      Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "tokens", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} after ${d.tokens} tokens\n${percent(d.low)} to ${percent(d.high)}` })),
     ] }));
   drawing.replaceChildren(modelLegend(rows), plot);
 }
@@ -286,7 +286,7 @@ function control(drawing, rows) {
     marks: [
       Plot.ruleX(rows, { x: "kl", y1: "low", y2: "high", stroke: "model", strokeWidth: 1.6 }),
       Plot.dot(rows, { x: "kl", y: "rate", fill: "model", r: 4.5, stroke: "var(--paper)" }),
-      Plot.tip(rows, Plot.pointer({ x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
+      Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
     ] }));
   drawing.replaceChildren(legend(color.domain.map((name, i) => [name, "circle", color.range[i], true])), plot);
 }
