@@ -101,3 +101,7 @@ def test_differences_are_what_the_other_text_lacks() -> None:
     assert differences("the cat", "a dog") == [("the cat", False)]
     assert "".join(text for text, _ in differences(base, edited)) == base
     assert differences("", base) == []
+
+
+def test_responses_that_share_little_are_not_marked() -> None:
+    assert differences("the last week of " + "one " * 30, "the last week of " + "two " * 30)[0][1] is False

@@ -9,6 +9,9 @@ from iconoclast.reports.pages.responses import exchanges
 from iconoclast.reports.tables import caveats, examination_rows
 from iconoclast.runs.documents import ComparedModel, ComparisonDocument, Metrics
 
+CHANCE = 0.05
+"""Probability from which a difference is not told from chance."""
+
 
 def comparison_page(file: Path) -> Page:
     """Return the page of a comparison.json; raise RunFolderError if it is missing or damaged."""
@@ -60,8 +63,10 @@ def _verdict(pair: tuple[str, str, str | None, str | None, float | None]) -> str
     if better is None or decided_by is None:
         return f"{first} and {second} are equal by these measures."
     by = {"failures": "fewer failures", "overrefusals": "fewer overrefusals"}.get(decided_by, "a lower KL divergence")
-    chance = "" if p_value is None else f" (p = {p_value:.2g})"
-    return f"{better} is better than {second if better == first else first}, by {by}{chance}."
+    other = second if better == first else first
+    if p_value is not None and p_value >= CHANCE:
+        return f"{better} ranks before {other} by {by}, but chance alone often does as much (p = {p_value:.2g})."
+    return f"{better} is better than {other}, by {by}{'' if p_value is None else f' (p = {p_value:.2g})'}."
 
 
 def _tile(subject: ComparedModel) -> str:
@@ -82,7 +87,9 @@ def _notes(told: ComparisonDocument, columns: list[tuple[str, Metrics]]) -> list
         elif s.seen.target or s.seen.benign:
             seen = f"{s.seen.target} of the target prompts and {s.seen.benign} of the benign ones"
             notes.append(f"{s.name} was fitted or chosen on {seen}: its figures flatter.")
-    return [*notes, f"KL differences below the noise floor of {told.kl_noise_floor:.2g} mean nothing."]
+    if told.kl_noise_floor:
+        notes.append(f"KL differences below the noise floor of {told.kl_noise_floor:.2g} mean nothing.")
+    return notes
 
 
 def _origin(subject: ComparedModel) -> tuple[str, list[str]]:

@@ -13,6 +13,8 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.papers import MEASURED, NOT_MEASURED, score_rows
 from iconoclast.scores import Scores
 
+FORMATS = {"adapter": "an adapter", "merged": "a merged model", "gguf": "a GGUF file"}
+
 
 def export_page(folder: Path) -> Page:
     """Return the page of an export; raise RunFolderError if its papers are missing or damaged."""
@@ -23,8 +25,8 @@ def export_page(folder: Path) -> Page:
     after = columns[-1][1]
     rows = [score_rows(told.base_metrics, scores) for _, scores in columns]
     about = (
-        f"{len(edit.sites)} matrices of {name} that write to the residual stream were edited, and the edit was written as "
-        f"{'GGUF' if told.format == 'gguf' else told.format}. {MEASURED if told.export_metrics else NOT_MEASURED}"
+        f"{len(edit.sites)} matrices of {name} that write to the residual stream were edited, and the edit was exported "
+        f"as {FORMATS[told.format]}. {MEASURED if told.export_metrics else NOT_MEASURED}"
     )
     outcome = (
         f"Of {after.failures.n} target prompts the base model refused {told.base_metrics.refusals.count} and answered "

@@ -18,6 +18,9 @@ LONGEST = 450_000
 SHORTEST_MATCH = 3
 """Words in a row that two responses must share for them to count as the same."""
 
+LEAST_SHARED = 0.25
+"""Share of the words of two responses that must be in both for the others to be marked."""
+
 _WORDS = re.compile(r"\s+|\S+\s*")
 
 Part = tuple[str, bool]
@@ -87,7 +90,7 @@ def _exchange(row: Sample) -> Exchange:
 
 
 def differences(text: str, other: str) -> list[Part]:
-    """Cut a text into pieces that another has, too, and pieces that it has not; whole and unmarked if it shares nothing.
+    """Cut a text into pieces that another has, too, and pieces that it has not; whole and unmarked if it shares little.
 
     Words that happen to be in both, such as "the", are no likeness: a few in a row are.
     """
@@ -95,12 +98,15 @@ def differences(text: str, other: str) -> list[Part]:
     matcher = SequenceMatcher(None, [word.strip() for word in words], [word.strip() for word in others], autojunk=False)
     parts: list[Part] = []
     done = 0
-    for start, _, size in matcher.get_matching_blocks():
-        if size and size < SHORTEST_MATCH and size < len(words):
-            continue
+    blocks = [
+        (start, size) for start, _, size in matcher.get_matching_blocks() if size >= min(SHORTEST_MATCH, len(words))
+    ]
+    if 2 * sum(size for _, size in blocks) < LEAST_SHARED * (len(words) + len(others)):
+        return [(text, False)] * bool(text)
+    for start, size in [*blocks, (len(words), 0)]:
         if start > done:
             parts.append(("".join(words[done:start]), True))
         if size:
             parts.append(("".join(words[start : start + size]), False))
         done = start + size
-    return parts if any(not differs for _, differs in parts) else [(text, False)] * bool(text)
+    return parts

@@ -4,7 +4,8 @@ const data = JSON.parse(document.getElementById("figures").textContent);
 const percent = (x) => `${Math.round(x * 100)} %`;
 const COLORS = ["var(--base)", "var(--edited)", "var(--second)", "var(--third)", "var(--fourth)"];
 const unique = (items) => [...new Set(items)];
-const frame = (node) => Math.min(node.clientWidth || 640, 940);
+let widest = 940;
+const frame = (node) => Math.min(node.clientWidth || 640, widest);
 const common = (width, label, more) => ({ width, ariaLabel: label, style: { background: "none" }, ...more });
 
 function element(name, properties = {}, ...children) {
@@ -43,30 +44,24 @@ const modelLegend = (rows) => {
   return legend(domain.map((model, i) => [model, "circle", range[i], true]));
 };
 
-// Shares with intervals: one line for a measure, one dot for a model.
+// Shares with intervals: one row for a measure, one line and dot in it for a model.
 function shares(drawing, rows) {
-  const width = frame(drawing), narrow = width < 560;
+  const width = frame(drawing), narrow = width < 560, between = 13, head = narrow ? 15 : 0;
   const color = modelColors(rows), models = color.domain, measures = unique(rows.map((row) => row.measure));
-  const step = Math.max(30, 13 * models.length + 12);
-  const plots = measures.map((measure) => {
-    const own = rows.filter((row) => row.measure === measure);
-    const options = common(width, measure, {
-      height: step, marginLeft: narrow ? 8 : 210, marginRight: 62, marginTop: 2, marginBottom: 2, color,
-      x: { domain: [0, 1], axis: null }, y: { domain: models, axis: null, padding: 0.3 },
-      marks: [
-        Plot.ruleX([0, 0.25, 0.5, 0.75, 1], { stroke: "var(--rule)" }),
-        Plot.ruleY(own, { y: "model", x1: "low", x2: "high", stroke: "model", strokeWidth: 2 }),
-        Plot.dot(own, { x: "rate", y: "model", fill: "model", r: 4.5, stroke: "var(--paper)" }),
-        Plot.text(own, { y: "model", x: 1, dx: 8, textAnchor: "start", text: (d) => `${d.count}/${d.n}`, fontVariant: "tabular-nums", fill: "model" }),
-        Plot.tip(own, Plot.pointerY({ lineHeight: 1.3, x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
-        ...(narrow ? [] : [Plot.text([measure], { frameAnchor: "left", dx: -205, textAnchor: "start", fontSize: 13 })]),
-      ],
-    });
-    return narrow ? element("div", {}, element("p", { textContent: measure }), Plot.plot(options)) : Plot.plot(options);
-  });
-  const axis = Plot.plot({ width, height: 24, marginTop: 0, marginLeft: narrow ? 8 : 210, marginRight: 62, style: { background: "none" },
-    x: { domain: [0, 1], tickFormat: percent, ticks: narrow ? 3 : 5, label: null }, marks: [Plot.axisX({ ticks: narrow ? 3 : 5, tickSize: 3, label: null, tickFormat: percent })] });
-  drawing.replaceChildren(modelLegend(rows), ...plots, axis);
+  const ticks = narrow ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
+  const plot = Plot.plot(common(width, "Shares with intervals", {
+    height: measures.length * (between * models.length + 14 + head) + 24, marginLeft: narrow ? 14 : 210, marginRight: 62, marginTop: 0, marginBottom: 24, color,
+    x: { domain: [0, 1] }, y: { type: "point", domain: models, axis: null, padding: 1, insetTop: head }, fy: { domain: measures, axis: null, padding: 0 },
+    marks: [
+      Plot.ruleX(ticks, { stroke: "var(--rule)" }),
+      Plot.axisX(ticks, { tickSize: 3, label: null, tickFormat: percent }),
+      Plot.text(measures, { fy: (d) => d, text: (d) => d, frameAnchor: narrow ? "top-left" : "left", dx: narrow ? -12 : -205, dy: narrow ? 3 : 0, fontSize: 13, stroke: "var(--paper)", strokeWidth: 4, fill: "var(--ink)" }),
+      Plot.ruleY(rows, { fy: "measure", y: "model", x1: "low", x2: "high", stroke: "model", strokeWidth: 2 }),
+      Plot.dot(rows, { fy: "measure", x: "rate", y: "model", fill: "model", r: 4.5, stroke: "var(--paper)" }),
+      Plot.text(rows, { fy: "measure", y: "model", frameAnchor: "right", dx: 8, textAnchor: "start", text: (d) => `${d.count}/${d.n}`, fontVariant: "tabular-nums", fill: "model" }),
+      Plot.tip(rows, Plot.pointer({ fy: "measure", lineHeight: 1.3, x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
+    ] }));
+  drawing.replaceChildren(modelLegend(rows), plot);
 }
 
 const KINDS = {
@@ -75,7 +70,7 @@ const KINDS = {
   pruned: ["pruned, there or worse", "times", "var(--soft)"],
   other: ["another run", "triangle", "var(--second)"],
   base: ["base model", "square", "var(--ink)"],
-  model: ["edited model", "circle", "var(--edited)"],
+  model: ["edited model", "circle"],
 };
 
 function frontier(points, x, y) {
@@ -91,6 +86,7 @@ function front(drawing, { points, scales, target, noise }, controls) {
   const there = Object.fromEntries(Object.entries(scales).filter(([name]) => points.filter((p) => p.values[name]).length > 1));
   let x = there.token_kl ? "token_kl" : "kl_divergence", y = "failures", log = true;
   const divergence = (name) => name.includes("kl");
+  const color = (p) => (p.kind === "model" ? COLORS[points.indexOf(p) % COLORS.length] : KINDS[p.kind][2]);
   const title = (p) => [p.name + (p.chosen ? ", shown in this report" : "") + (p.kind === "pruned" ? ", pruned: there or worse" : ""),
     ...Object.entries(there).filter(([name]) => p.values[name]).map(([name, text]) => {
       const [value, low, high] = p.values[name];
@@ -106,31 +102,31 @@ function front(drawing, { points, scales, target, noise }, controls) {
     const shown = points.filter((p) => p.values[x] && p.values[y] && !(p.kind === "base" && logs(x)));
     const base = points.find((p) => p.kind === "base");
     const whole = shown.filter((p) => !["pruned", "base", "other"].includes(p.kind));
-    const lead = whole.filter((p) => p.chosen || p.kind === "model");
+    const lead = whole.filter((p) => p.chosen || p.kind === "model"), chosen = whole.filter((p) => p.chosen);
     const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole, x, y);
     const width = frame(drawing);
-    const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(divergence(name) ? { ...(logs(name) ? { tickFormat: "~g" } : {}) } : { tickFormat: percent }), nice: true });
+    const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : divergence(name) ? {} : { tickFormat: percent }), nice: !logs(name) });
     const marks = [
       ...(x === "kl_divergence" && target ? [Plot.ruleX([target], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
         Plot.text([target], { x: (d) => d, frameAnchor: "top", text: () => "KL target", dx: -5, textAnchor: "end", fill: "var(--soft)" })] : []),
       ...(base && base.values[y] && !divergence(y) ? [Plot.ruleY([base.values[y][0]], { stroke: "var(--ink)", strokeDasharray: "2,4" }),
-        Plot.text([base.values[y][0]], { y: (d) => d, frameAnchor: "right", text: () => "base model", dy: -8, textAnchor: "end", fill: "var(--soft)" })] : []),
+        Plot.text([base.values[y][0]], { y: (d) => d, frameAnchor: "left", text: () => "base model", dx: 4, dy: -8, fill: "var(--soft)" })] : []),
       Plot.line(line, { x: at(x), y: at(y), curve: "step-after", stroke: "var(--edited)", strokeOpacity: 0.55 }),
-      Plot.ruleX(lead, { x: at(x), y1: end(y, 1), y2: end(y, 2), stroke: "var(--edited)", strokeWidth: 1.5 }),
-      Plot.ruleY(lead, { y: at(y), x1: end(x, 1), x2: end(x, 2), stroke: "var(--edited)", strokeWidth: 1.5 }),
-      ...Object.entries(KINDS).map(([kind, [, symbol, color]]) => Plot.dot(shown.filter((p) => p.kind === kind), {
-        x: at(x), y: at(y), symbol, stroke: color, r: 4.5, strokeWidth: 1.5, className: "point", fill: (p) => (p.front || p.chosen || p.kind === "model" || p.kind === "base" ? color : "var(--paper)"),
+      Plot.ruleX(lead, { x: at(x), y1: end(y, 1), y2: end(y, 2), stroke: color, strokeWidth: 1.5 }),
+      Plot.ruleY(lead, { y: at(y), x1: end(x, 1), x2: end(x, 2), stroke: color, strokeWidth: 1.5 }),
+      ...Object.entries(KINDS).map(([kind, [, symbol]]) => Plot.dot(shown.filter((p) => p.kind === kind), {
+        x: at(x), y: at(y), symbol, stroke: color, r: 4.5, strokeWidth: 1.5, className: "point", fill: (p) => (p.front || p.chosen || p.kind === "model" || p.kind === "base" ? color(p) : "var(--paper)"),
       })),
-      Plot.dot(lead, { x: at(x), y: at(y), r: 9, stroke: "var(--edited)", strokeWidth: 1.5 }),
-      Plot.text(lead, { x: at(x), y: at(y), text: "name", dx: 13, dy: -9, textAnchor: "start", fontWeight: 600, fill: "var(--edited)", stroke: "var(--paper)", strokeWidth: 4 }),
-      Plot.tip(shown, Plot.pointer({ lineHeight: 1.3, x: at(x), y: at(y), title, lineWidth: 26, maxRadius: 24 })),
+      Plot.dot(chosen, { x: at(x), y: at(y), r: 9, stroke: "var(--edited)", strokeWidth: 1.5 }),
+      Plot.text(chosen, { x: at(x), y: (p) => Math.max(at(y)(p), end(y, 2)(p)), text: "name", dy: -15, fontWeight: 600, fill: "var(--edited)", stroke: "var(--paper)", strokeWidth: 4 }),
+      Plot.tip(shown, Plot.pointer({ lineHeight: 1.3, x: at(x), y: at(y), title, lineWidth: width < 560 ? 20 : 26, maxRadius: 24 })),
     ];
-    const colors = { type: "identity" };
     const plot = Plot.plot(common(width, `${there[y]} against ${there[x]}`, {
-      height: Math.max(300, Math.min(430, width * 0.6)), marginLeft: 52, marginBottom: 42, marginRight: width < 560 ? 24 : 60, marginTop: 30, color: colors, x: scale(x), y: scale(y), marks }));
+      height: Math.max(300, Math.min(430, width * 0.6)), inset: 12, marginLeft: 52, marginBottom: 42, marginRight: width < 560 ? 24 : 60, marginTop: 30, color: { type: "identity" }, x: scale(x), y: scale(y), marks }));
     plot.addEventListener("click", () => plot.value && document.dispatchEvent(new CustomEvent("trial", { detail: plot.value.name })));
     const kinds = unique(points.map((p) => p.kind)).filter((kind) => kind !== "base" || !logs(x));
-    drawing.replaceChildren(legend(kinds.map((kind) => [KINDS[kind][0], KINDS[kind][1], KINDS[kind][2], kind === "base" || kind === "model"])), plot);
+    const entries = kinds.flatMap((kind) => (kind === "model" ? lead.map((p) => [p.name, "circle", color(p), true]) : [[...KINDS[kind], kind === "base"]]));
+    drawing.replaceChildren(legend(entries), plot);
   };
   if (!controls.children.length) {
     check.addEventListener("change", () => { log = check.checked; draw(); });
@@ -222,7 +218,7 @@ function layers(drawing, found) {
 function residuals(drawing, { sets, kinds, texts, points }, controls) {
   const last = points[0].length - 1, fallback = { benign: "var(--second)", target: "var(--edited)" };
   const color = (kind) => sets[kind].color || fallback[kind];
-  const size = Math.max(2.5, ...points.flat(2).map(Math.abs));
+  const range = (axis) => { const all = points.flat().map((place) => place[axis]); return [Math.min(...all), Math.max(...all)]; };
   let place = Math.round(last / 2), timer = null;
   const slider = element("input", { type: "range", min: 0, max: last, step: 1, value: place });
   slider.setAttribute("aria-label", "Layer");
@@ -235,10 +231,10 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
     said.textContent = `layer ${Math.round(place)} of ${last}`;
     const plot = Plot.plot(common(width, `Residuals at layer ${Math.round(place)}`, {
       height: Math.min(460, width * 0.75), marginLeft: 46, marginBottom: 42, marginTop: 26, color: { type: "identity" },
-      x: { domain: [-size, size], label: "difference of the means", grid: true }, y: { domain: [-size, size], label: "most variance at right angles to it", grid: true },
+      inset: 8, x: { domain: range(0), label: "difference of the means", grid: true }, y: { domain: range(1), label: "most variance at right angles to it", grid: true },
       marks: [
         Plot.dot(rows, { x: "x", y: "y", fill: (d) => color(d.kind), symbol: (d) => (d.kind === "target" ? "diamond" : "circle"), r: 3.6, fillOpacity: 0.75 }),
-        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: 24 }))]),
+        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: width < 560 ? 14 : 24 }))]),
       ], symbol: { type: "identity" } }));
     drawing.replaceChildren(legend(Object.keys(sets).map((kind) => [sets[kind].label, kind === "target" ? "diamond" : "circle", color(kind), true])), plot);
   };
@@ -328,6 +324,8 @@ for (const figure of document.querySelectorAll("[data-figure]")) {
   redraw.push(again);
 }
 responses();
+for (const [event, most] of [["beforeprint", 680], ["afterprint", 940]])
+  addEventListener(event, () => { widest = most; redraw.forEach((draw) => draw()); });
 let width = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth === width) return;
