@@ -4,9 +4,16 @@ const data = JSON.parse(document.getElementById("figures").textContent);
 const percent = (x) => `${Math.round(x * 100)} %`;
 const COLORS = ["var(--base)", "var(--edited)", "var(--second)", "var(--third)", "var(--fourth)"];
 const unique = (items) => [...new Set(items)];
+const TIP = { lineHeight: 1.3, fontSize: 12 };
 let widest = 940;
 const frame = (node) => Math.min(node.clientWidth || 640, widest);
-const common = (width, label, more) => ({ width, ariaLabel: label, style: { background: "none" }, ...more });
+
+function plotted(width, label, options) {
+  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none" }, ...options });
+  made.setAttribute("role", "img"); // one picture with one label, not a hundred parts
+  for (const part of made.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label");
+  return made;
+}
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -49,7 +56,7 @@ function shares(drawing, rows) {
   const width = frame(drawing), narrow = width < 560, between = 13, head = narrow ? 15 : 0;
   const color = modelColors(rows), models = color.domain, measures = unique(rows.map((row) => row.measure));
   const ticks = narrow ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
-  const plot = Plot.plot(common(width, "Shares with intervals", {
+  const plot = plotted(width, "Shares with intervals", {
     height: measures.length * (between * models.length + 14 + head) + 24, marginLeft: narrow ? 14 : 210, marginRight: 62, marginTop: 0, marginBottom: 24, color,
     x: { domain: [0, 1] }, y: { type: "point", domain: models, axis: null, padding: 1, insetTop: head }, fy: { domain: measures, axis: null, padding: 0 },
     marks: [
@@ -59,8 +66,8 @@ function shares(drawing, rows) {
       Plot.ruleY(rows, { fy: "measure", y: "model", x1: "low", x2: "high", stroke: "model", strokeWidth: 2 }),
       Plot.dot(rows, { fy: "measure", x: "rate", y: "model", fill: "model", r: 4.5, stroke: "var(--paper)" }),
       Plot.text(rows, { fy: "measure", y: "model", frameAnchor: "right", dx: 8, textAnchor: "start", text: (d) => `${d.count}/${d.n}`, fontVariant: "tabular-nums", fill: "model" }),
-      Plot.tip(rows, Plot.pointer({ fy: "measure", lineHeight: 1.3, x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
-    ] }));
+      Plot.tip(rows, Plot.pointer({ ...TIP, fy: "measure", x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
+    ] });
   drawing.replaceChildren(modelLegend(rows), plot);
 }
 
@@ -119,10 +126,10 @@ function front(drawing, { points, scales, target, noise }, controls) {
       })),
       Plot.dot(chosen, { x: at(x), y: at(y), r: 9, stroke: "var(--edited)", strokeWidth: 1.5 }),
       Plot.text(chosen, { x: at(x), y: (p) => Math.max(at(y)(p), end(y, 2)(p)), text: "name", dy: -15, fontWeight: 600, fill: "var(--edited)", stroke: "var(--paper)", strokeWidth: 4 }),
-      Plot.tip(shown, Plot.pointer({ lineHeight: 1.3, x: at(x), y: at(y), title, lineWidth: width < 560 ? 20 : 26, maxRadius: 24 })),
+      Plot.tip(shown, Plot.pointer({ ...TIP, x: at(x), y: at(y), title, lineWidth: width < 560 ? 20 : 26, maxRadius: 24 })),
     ];
-    const plot = Plot.plot(common(width, `${there[y]} against ${there[x]}`, {
-      height: Math.max(300, Math.min(430, width * 0.6)), inset: 12, marginLeft: 52, marginBottom: 42, marginRight: width < 560 ? 24 : 60, marginTop: 30, color: { type: "identity" }, x: scale(x), y: scale(y), marks }));
+    const plot = plotted(width, `${there[y]} against ${there[x]}`, {
+      height: Math.max(300, Math.min(430, width * 0.6)), inset: 12, marginLeft: 52, marginBottom: 42, marginRight: width < 560 ? 24 : 60, marginTop: 30, color: { type: "identity" }, x: scale(x), y: scale(y), marks });
     plot.addEventListener("click", () => plot.value && document.dispatchEvent(new CustomEvent("trial", { detail: plot.value.name })));
     const kinds = unique(points.map((p) => p.kind)).filter((kind) => kind !== "base" || !logs(x));
     const entries = kinds.flatMap((kind) => (kind === "model" ? lead.map((p) => [p.name, "circle", color(p), true]) : [[...KINDS[kind], kind === "base"]]));
@@ -149,7 +156,7 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
     const own = rows(current), start = trials[current]?.start, before = start ? rows(start) : [];
     const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"];
     const color = { domain: components, range: colors };
-    const plot = Plot.plot(common(frame(drawing), `Strengths of ${current} by layer`, {
+    const plot = plotted(frame(drawing), `Strengths of ${current} by layer`, {
       height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
       marks: [
         Plot.ruleY([0]), Plot.ruleY([1], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
@@ -157,8 +164,8 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
         Plot.line(before, { x: "layer", y: "strength", stroke: "component", strokeOpacity: 0.6, strokeDasharray: "4,3" }),
         Plot.line(own, { x: "layer", y: "strength", stroke: "component", strokeWidth: 1.8 }),
         Plot.dot(own, { x: "layer", y: "strength", fill: "component", r: 2.6 }),
-        Plot.tip(own, Plot.pointer({ lineHeight: 1.3, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
-      ] }));
+        Plot.tip(own, Plot.pointer({ ...TIP, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
+      ] });
     const about = `Strengths of ${current}${start ? `; dashed: ${start}, which it was fitted from` : ""}.`;
     drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, "circle", colors[i], true])), plot);
     for (const row of document.querySelectorAll(".trials tbody tr")) row.classList.toggle("shown", `trial ${row.cells[0].textContent}` === current);
@@ -185,10 +192,10 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
 
 function small(width, title, rows, { x, y, label, color = "var(--edited)", height = 130, domain }) {
   const shape = (value) => (Math.abs(value) >= 0.01 ? value.toFixed(3) : value.toPrecision(2));
-  return Plot.plot(common(width, title, {
+  return plotted(width, title, {
     height, marginLeft: 44, marginTop: 10, marginBottom: 30, marginRight: 12, x: { label }, y: { label: null, grid: true, ticks: 4, nice: true, domain },
     marks: [Plot.lineY(rows, { x, y, stroke: color, strokeWidth: 1.6 }),
-      Plot.tip(rows, Plot.pointerX({ lineHeight: 1.3, x, y, title: (d) => `${label} ${d[x]}: ${shape(d[y])}` }))] }));
+      Plot.tip(rows, Plot.pointerX({ ...TIP, x, y, title: (d) => `${label} ${d[x]}: ${shape(d[y])}` }))] });
 }
 
 function fits(drawing, found) {
@@ -229,13 +236,13 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
     const rows = points.map((point, i) => ({ kind: kinds[i], text: texts[i], x: point[low][0] * (1 - part) + point[high][0] * part, y: point[low][1] * (1 - part) + point[high][1] * part }));
     const width = frame(drawing);
     said.textContent = `layer ${Math.round(place)} of ${last}`;
-    const plot = Plot.plot(common(width, `Residuals at layer ${Math.round(place)}`, {
+    const plot = plotted(width, `Residuals at layer ${Math.round(place)}`, {
       height: Math.min(460, width * 0.75), marginLeft: 46, marginBottom: 42, marginTop: 26, color: { type: "identity" },
       inset: 8, x: { domain: range(0), label: "difference of the means", grid: true }, y: { domain: range(1), label: "most variance at right angles to it", grid: true },
       marks: [
         Plot.dot(rows, { x: "x", y: "y", fill: (d) => color(d.kind), symbol: (d) => (d.kind === "target" ? "diamond" : "circle"), r: 3.6, fillOpacity: 0.75 }),
-        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: width < 560 ? 14 : 24 }))]),
-      ], symbol: { type: "identity" } }));
+        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ ...TIP, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: width < 560 ? 14 : 24 }))]),
+      ], symbol: { type: "identity" } });
     drawing.replaceChildren(legend(Object.keys(sets).map((kind) => [sets[kind].label, kind === "target" ? "diamond" : "circle", color(kind), true])), plot);
   };
   if (!controls.children.length) {
@@ -264,26 +271,26 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
 
 function lengths(drawing, rows) {
   const color = modelColors(rows);
-  const plot = Plot.plot(common(frame(drawing), "Refusals by length of the response", {
+  const plot = plotted(frame(drawing), "Refusals by length of the response", {
     height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "tokens of the response" }, y: { domain: [0, 1], tickFormat: percent, label: "refused", grid: true },
     marks: [
       Plot.areaY(rows, { x: "tokens", y1: "low", y2: "high", fill: "model", fillOpacity: 0.14 }),
       Plot.lineY(rows, { x: "tokens", y: "rate", stroke: "model", strokeWidth: 1.8 }),
       Plot.dot(rows, { x: "tokens", y: "rate", fill: "model", r: 3 }),
-      Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "tokens", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} after ${d.tokens} tokens\n${percent(d.low)} to ${percent(d.high)}` })),
-    ] }));
+      Plot.tip(rows, Plot.pointer({ ...TIP, x: "tokens", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} after ${d.tokens} tokens\n${percent(d.low)} to ${percent(d.high)}` })),
+    ] });
   drawing.replaceChildren(modelLegend(rows), plot);
 }
 
 function control(drawing, rows) {
   const color = { domain: ["base model", "the edit", "random directions"], range: ["var(--base)", "var(--edited)", "var(--second)"] };
-  const plot = Plot.plot(common(frame(drawing), "Failures against KL of the edit and of random directions", {
+  const plot = plotted(frame(drawing), "Failures against KL of the edit and of random directions", {
     height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "first-token KL, nats", nice: true, ticks: 4 }, y: { domain: [0, 1], tickFormat: percent, label: "refused or broken", grid: true },
     marks: [
       Plot.ruleX(rows, { x: "kl", y1: "low", y2: "high", stroke: "model", strokeWidth: 1.6 }),
       Plot.dot(rows, { x: "kl", y: "rate", fill: "model", r: 4.5, stroke: "var(--paper)" }),
-      Plot.tip(rows, Plot.pointer({ lineHeight: 1.3, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
-    ] }));
+      Plot.tip(rows, Plot.pointer({ ...TIP, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
+    ] });
   drawing.replaceChildren(legend(color.domain.map((name, i) => [name, "circle", color.range[i], true])), plot);
 }
 
