@@ -73,6 +73,7 @@ def test_the_run_folder_holds_one_journal_and_no_leftovers(settings: Settings) -
         "baseline.json",
         "manifest.json",
         "directions.safetensors",
+        "geometry.json",
         "batch_summary.json",
         "samples.jsonl",
     }

@@ -22,6 +22,7 @@ from iconoclast.cli.export import export
 from iconoclast.cli.flags import SettingsCommand, own_flag
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
+from iconoclast.cli.report import report
 from iconoclast.cli.run import run
 from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
@@ -59,7 +60,7 @@ app.add_typer(config_app, name="config", context_settings=CONTEXT)
 app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
-    demo, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
+    demo, report, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
     replay, verify, upload,
 )  # fmt: skip
 for command in ORDINARY:

@@ -1,4 +1,4 @@
-"""`plot`: the residuals of the fitting prompts, and the trials of a run."""
+"""`plot`: the residuals of the fit prompts, and the trials of a run."""
 
 from iconoclast.cli.arguments import RunArgument, run_and_trial
 from iconoclast.cli.console import say, shown_progress
@@ -6,23 +6,20 @@ from iconoclast.runs.folder import RunFolder
 
 
 def plot(run: RunArgument) -> None:
-    """Draw the residuals of both prompt sets and all trials, as web pages in RUN/plots."""
+    """Draw the residuals of both prompt sets and all trials, as web pages in RUN/plots.
+
+    The residuals are measured again and stay with the run, so that `iconoclast report` shows them too.
+    """
     folder, trial = run_and_trial(run)
-    from iconoclast.reports.plots import front_figure, require_plotly, residual_figure, write_page
+    from iconoclast.reports.pages.of_run import RunPage
+    from iconoclast.runs.geometry import geometry
     from iconoclast.runs.saved import SavedRun
 
-    require_plotly()
-    saved = SavedRun.open(RunFolder(folder), trial)
-    settings = saved.settings
-    with shown_progress() as progress, saved.opened(progress) as bench:
-        residuals = bench.residuals(progress)
-        texts = [prompt.text for prompt in bench.prompts.benign], [prompt.text for prompt in bench.prompts.target]
-    benign, target = settings.good_prompts, settings.bad_prompts
-    labels = benign.residual_plot_label or "Benign prompts", target.residual_plot_label or "Target prompts"
-    colors = benign.residual_plot_color or "royalblue", target.residual_plot_color or "darkorange"
-    trials = front_figure(saved.trials, settings.kl_divergence_target, saved.base.refusals.rate)
-    figures = {"residuals.html": residual_figure(*residuals, labels, colors, texts), "trials.html": trials}
-    for name, figure in figures.items():
+    run_folder = RunFolder(folder)
+    with shown_progress() as progress, SavedRun.open(run_folder, trial).opened(progress) as bench:
+        geometry(bench, *bench.residuals(progress)).write(run_folder.geometry)
+    (folder / "plots").mkdir(exist_ok=True)
+    for name, page in RunPage.open(folder, trial).plots().items():
         file = folder / "plots" / name
-        write_page(figure, file)
+        page.write(file)
         say(f"Wrote {file}")

@@ -65,12 +65,12 @@ def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Ta
     table.add_column("")
     for name, _ in columns:
         table.add_column(plain(name), justify="right", overflow="fold")
-    for row, cells in _examination_rows([metrics for _, metrics in columns]):
+    for row, cells in examination_rows([metrics for _, metrics in columns]):
         table.add_row(row, *cells)
     return table
 
 
-def _examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str]]]:
+def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str]]]:
     base = columns[0]
     for title, name in (*COUNTED, ("Borderline overrefusals", "borderline_overrefusals")):
         if getattr(base, name) is not None:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
-from iconoclast.layout import BASELINE, COMPARISON, MANIFEST, SUMMARY, TRIAL_INFORMATION
+from iconoclast.layout import BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
 from iconoclast.vocabulary import (
@@ -197,6 +197,32 @@ class Report(Part):
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
     rendering: Rendering | None = UNLESS_NONE
+
+
+class ShownPrompt(Part):
+    """A fit prompt, the end of a long one cut off."""
+
+    set: Literal["target", "benign"]
+    text: str
+
+
+class Geometry(Document):
+    """geometry.json: how the residuals of the fit prompts lie, layer by layer; see `directions.geometry`.
+
+    Attributes:
+        separation: distance of the two sets along the difference of their means, in standard deviations, cross-fitted.
+        benign_variance_kept_out: share of the benign variance that lies in the benign subspace.
+        points: of every shown prompt, its place at every layer; the axes are the difference of the means and the most
+            variance at right angles to it.
+        prompts: the shown prompts.
+    """
+
+    what: ClassVar[str] = "geometry"
+
+    separation: list[float]
+    benign_variance_kept_out: list[float]
+    points: list[list[list[float]]]
+    prompts: list[ShownPrompt]
 
 
 class BatchSummary(Document):
@@ -402,6 +428,7 @@ class ComparisonDocument(Document):
 DOCUMENTS: dict[str, type[Document]] = {
     BASELINE: Baseline,
     COMPARISON: ComparisonDocument,
+    GEOMETRY: Geometry,
     MANIFEST: Manifest,
     SUMMARY: BatchSummary,
     TRIAL_INFORMATION: TrialInformation,

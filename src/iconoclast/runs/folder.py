@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / layout.DIRECTIONS
 
     @property
+    def geometry(self) -> Path:
+        """How the residuals of the fit prompts lie; runs of 0.1 have none."""
+        return self.path / layout.GEOMETRY
+
+    @property
     def fits(self) -> Path:
         """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
         return self.path / layout.FITS

@@ -17,6 +17,7 @@ from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.geometry import geometry
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
@@ -232,10 +233,12 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         bench.start_responses_with(known.response_prefix)
     rendering = bench.rendering()
     begun = known is not None and folder.directions.is_file()
-    bench.directions = load_directions(folder.directions) if begun else bench.estimate_directions(progress)
+    residuals = None if begun else bench.residuals(progress)
+    bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
     if claim:
         folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
-    if not begun:
+    if residuals:
+        geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
     evaluator = bench.evaluator("select")
     noise = known.kl_noise_floor if known else evaluator.noise_floor()

@@ -19,7 +19,7 @@ from iconoclast.runs.trials import choose_trial, search_space
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
-from iconoclast.search.study import Study
+from iconoclast.search.study import Pruned, Study
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SavedRun:
     Attributes:
         trial: the trial that was asked for.
         trials: all completed trials.
+        pruned: all trials that were stopped.
         base: scores of the base model on the evaluation prompts.
         report: base model and best trial on the report prompts, if the run measured them.
         response_prefix: start of all the model's responses.
@@ -40,6 +41,7 @@ class SavedRun:
     directions: Directions
     trial: Trial
     trials: Sequence[Trial]
+    pruned: Sequence[Pruned]
     base: Scores
     report: Report | None
     response_prefix: str
@@ -64,6 +66,7 @@ class SavedRun:
             load_directions(folder.directions),
             trial,
             trials,
+            study.pruned(),
             baseline.base_metrics,
             None if summary is None else summary.report,
             baseline.response_prefix,

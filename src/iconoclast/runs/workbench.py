@@ -194,11 +194,12 @@ class Workbench:
         )
         return benign, target
 
-    def estimate_directions(self, progress: Progress | None = None) -> Directions:
-        """Estimate the directions that the settings describe, from the fit prompts."""
+    def estimate_directions(self, benign: Tensor, target: Tensor) -> Directions:
+        """Estimate the directions that the settings describe from residuals, as `residuals` returns them."""
         s = self.settings
         return estimate_directions(
-            *self.residuals(progress),
+            benign,
+            target,
             methods=s.direction_methods,
             subspace_rank=s.benign_subspace_rank,
             orthogonalize=s.orthogonalize_direction,

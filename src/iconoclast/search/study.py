@@ -33,6 +33,16 @@ FITTED = "fitted"
 Outcome = Scores | Bounds
 """Outcome of a trial: its scores, or the bounds known when it was pruned."""
 
+
+@dataclass(frozen=True)
+class Pruned:
+    """A trial that was stopped, and what was known of it by then."""
+
+    index: int
+    parameters: EditParameters
+    bounds: Bounds
+
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -138,6 +148,15 @@ class Study:
             parameters = FittedParameters(start, entry["trial"], entry["scale"], self.fits / entry["file"])
             found[trial.number] = Trial(trial.number, parameters, Scores.from_document(entry["scores"]))
         return [found[number] for number in sorted(found)]
+
+    def pruned(self) -> list[Pruned]:
+        """Return all pruned trials, by number."""
+        outcomes = self._outcomes()
+        return [
+            Pruned(trial.number, self.space.parameters(trial.params), bounds)
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+            if isinstance(bounds := outcomes.get(trial.number), Bounds)
+        ]
 
     def add_fitted(self, parameters: FittedParameters, scores: Scores) -> None:
         """Add an edit that was fitted and measured; the sampler learns nothing from it, and it takes no trial's place."""

@@ -1,0 +1,67 @@
+"""`report`: one web page about a run, an export or a comparison."""
+
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from iconoclast import layout
+from iconoclast.cli.arguments import require_writable, run_and_trial
+from iconoclast.cli.console import err, say
+from iconoclast.errors import RunFolderError, SettingsError
+
+if TYPE_CHECKING:
+    from iconoclast.reports.pages.page import Page
+
+PAGE = "report.html"
+
+
+def report(
+    source: Annotated[
+        str,
+        Argument(metavar="RUN|EXPORT|COMPARISON", help="Run folder (RUN:N means its trial N), export, or comparison."),
+    ],
+    to: Annotated[
+        Path | None, Option(help="File for the page. Unset: report.html in the folder; of an export, beside it.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None, Option(help="Another run whose trials are drawn beside this run's; may be repeated.")
+    ] = None,
+    open_: Annotated[bool, Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Write one self-contained web page: what was done, what changed, all trials, the edit, the responses.
+
+    It needs no network and can be given away: local paths have lost their folders. It holds the responses of the report.
+    """
+    require_writable(to)
+    with err.status("Reading"):
+        page, default = _page(source, beside or [])
+    file = to or default
+    page.write(file)
+    say(f"Wrote {file}")
+    if open_:
+        webbrowser.open(file.resolve().as_uri())
+
+
+def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
+    """Return the page of whatever was named, and the file that it goes to unless another is given."""
+    folder, trial = run_and_trial(source)
+    comparison = folder if folder.name == layout.COMPARISON else folder / layout.COMPARISON
+    is_run = (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file()
+    if beside and not is_run:
+        raise SettingsError("Other runs can be drawn beside a run only. Leave out --beside.")
+    if is_run:
+        from iconoclast.reports.pages.of_run import RunPage
+
+        return RunPage.open(folder, trial, beside).page(), folder / PAGE
+    if comparison.is_file():
+        from iconoclast.reports.pages.of_comparison import comparison_page
+
+        return comparison_page(comparison), comparison.with_name(PAGE)
+    if (folder / layout.TRIAL_INFORMATION).is_file():
+        from iconoclast.reports.pages.of_export import export_page
+
+        whole = folder.resolve()  # a file inside would not be in its checksums
+        return export_page(folder), whole.with_name(f"{whole.name}-{PAGE}")
+    raise RunFolderError(f"{source} is no run, export or comparison. Give the folder of one.")

@@ -1,0 +1,341 @@
+"use strict";
+// Draws the figures of a report from the data in #figures, and filters its responses.
+const data = JSON.parse(document.getElementById("figures").textContent);
+const percent = (x) => `${Math.round(x * 100)} %`;
+const COLORS = ["var(--base)", "var(--edited)", "var(--second)", "var(--third)", "var(--fourth)"];
+const unique = (items) => [...new Set(items)];
+const TIP = { lineHeight: 1.3, fontSize: 12 };
+let widest = 940;
+const frame = (node) => Math.min(node.clientWidth || 640, widest);
+
+function plotted(width, label, options) {
+  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none" }, ...options });
+  made.setAttribute("role", "img"); // one picture with one label, not a hundred parts
+  for (const part of made.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label");
+  return made;
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function choice(title, options, value, changed) {
+  const made = element("select", {}, ...Object.entries(options).map(([key, text]) => new Option(text, key)));
+  made.value = value;
+  made.addEventListener("change", () => changed(made.value));
+  return element("label", {}, title, made);
+}
+
+function legend(entries) {
+  const list = element("ul", { className: "legend" });
+  for (const [name, symbol, color, filled] of entries) {
+    const item = element("li", {}, name);
+    const shape = Plot.plot({ width: 14, height: 14, margin: 0, axis: null, x: { domain: [-1, 1] }, y: { domain: [-1, 1] },
+      marks: [Plot.dot([[0, 0]], { symbol, r: 4.5, stroke: color, strokeWidth: 1.6, fill: filled ? color : "none" })] });
+    shape.setAttribute("aria-hidden", "true");
+    item.prepend(shape);
+    list.append(item);
+  }
+  return list;
+}
+
+const modelColors = (rows) => {
+  const models = unique(rows.map((row) => row.model));
+  return { domain: models, range: models.map((_, i) => COLORS[i % COLORS.length]) };
+};
+
+const modelLegend = (rows) => {
+  const { domain, range } = modelColors(rows);
+  return legend(domain.map((model, i) => [model, "circle", range[i], true]));
+};
+
+// Shares with intervals: one row for a measure, one line and dot in it for a model.
+function shares(drawing, rows) {
+  const width = frame(drawing), narrow = width < 560, between = 13, head = narrow ? 15 : 0;
+  const color = modelColors(rows), models = color.domain, measures = unique(rows.map((row) => row.measure));
+  const ticks = narrow ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
+  const plot = plotted(width, "Shares with intervals", {
+    height: measures.length * (between * models.length + 14 + head) + 24, marginLeft: narrow ? 14 : 210, marginRight: 62, marginTop: 0, marginBottom: 24, color,
+    x: { domain: [0, 1] }, y: { type: "point", domain: models, axis: null, padding: 1, insetTop: head }, fy: { domain: measures, axis: null, padding: 0 },
+    marks: [
+      Plot.ruleX(ticks, { stroke: "var(--rule)" }),
+      Plot.axisX(ticks, { tickSize: 3, label: null, tickFormat: percent }),
+      Plot.text(measures, { fy: (d) => d, text: (d) => d, frameAnchor: narrow ? "top-left" : "left", dx: narrow ? -12 : -205, dy: narrow ? 3 : 0, fontSize: 13, stroke: "var(--paper)", strokeWidth: 4, fill: "var(--ink)" }),
+      Plot.ruleY(rows, { fy: "measure", y: "model", x1: "low", x2: "high", stroke: "model", strokeWidth: 2 }),
+      Plot.dot(rows, { fy: "measure", x: "rate", y: "model", fill: "model", r: 4.5, stroke: "var(--paper)" }),
+      Plot.text(rows, { fy: "measure", y: "model", frameAnchor: "right", dx: 8, textAnchor: "start", text: (d) => `${d.count}/${d.n}`, fontVariant: "tabular-nums", fill: "model" }),
+      Plot.tip(rows, Plot.pointer({ ...TIP, fy: "measure", x: "rate", y: "model", title: (d) => `${d.model}\n${d.count}/${d.n}: ${percent(d.rate)}\n95 % interval ${percent(d.low)} to ${percent(d.high)}` })),
+    ] });
+  drawing.replaceChildren(modelLegend(rows), plot);
+}
+
+const KINDS = {
+  searched: ["searched", "circle", "var(--base)"],
+  fitted: ["fitted", "diamond", "var(--edited)"],
+  pruned: ["pruned, there or worse", "times", "var(--soft)"],
+  other: ["another run", "triangle", "var(--second)"],
+  base: ["base model", "square", "var(--ink)"],
+  model: ["edited model", "circle"],
+};
+
+function frontier(points, x, y) {
+  const line = [];
+  for (const point of [...points].sort((a, b) => a.values[x][0] - b.values[x][0] || a.values[y][0] - b.values[y][0]))
+    if (!line.length || point.values[y][0] < line.at(-1).values[y][0]) line.push(point);
+  return line;
+}
+
+const better = (scale) => (scale === "complied" ? -1 : 1);
+
+function front(drawing, { points, scales, target, noise }, controls) {
+  const there = Object.fromEntries(Object.entries(scales).filter(([name]) => points.filter((p) => p.values[name]).length > 1));
+  let x = there.token_kl ? "token_kl" : "kl_divergence", y = "failures", log = true;
+  const divergence = (name) => name.includes("kl");
+  const color = (p) => (p.kind === "model" ? COLORS[points.indexOf(p) % COLORS.length] : KINDS[p.kind][2]);
+  const title = (p) => [p.name + (p.chosen ? ", shown in this report" : "") + (p.kind === "pruned" ? ", pruned: there or worse" : ""),
+    ...Object.entries(there).filter(([name]) => p.values[name]).map(([name, text]) => {
+      const [value, low, high] = p.values[name];
+      const shown = divergence(name) ? value.toPrecision(3) : percent(value);
+      const range = low === undefined ? "" : divergence(name) ? ` (${low.toPrecision(3)} to ${high.toPrecision(3)})` : ` (${percent(low)} to ${percent(high)})`;
+      return `${text.replace(", nats", "")}: ${shown}${range}`;
+    }), p.text].filter(Boolean).join("\n");
+  const check = element("input", { type: "checkbox", checked: log });
+  const draw = () => {
+    const floor = Math.max(noise || 1e-5, 1e-6) / 3, logs = (name) => log && divergence(name);
+    const at = (name) => (p) => (logs(name) ? Math.max(p.values[name][0], floor) : p.values[name][0]);
+    const end = (name, i) => (p) => (p.values[name][i] === undefined ? at(name)(p) : logs(name) ? Math.max(p.values[name][i], floor) : p.values[name][i]);
+    const shown = points.filter((p) => p.values[x] && p.values[y] && !(p.kind === "base" && logs(x)));
+    const base = points.find((p) => p.kind === "base");
+    const whole = shown.filter((p) => !["pruned", "base", "other"].includes(p.kind));
+    const lead = whole.filter((p) => p.chosen || p.kind === "model"), chosen = whole.filter((p) => p.chosen);
+    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole, x, y);
+    const width = frame(drawing);
+    const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : divergence(name) ? {} : { tickFormat: percent }), nice: !logs(name) });
+    const marks = [
+      ...(x === "kl_divergence" && target ? [Plot.ruleX([target], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
+        Plot.text([target], { x: (d) => d, frameAnchor: "top", text: () => "KL target", dx: -5, textAnchor: "end", fill: "var(--soft)" })] : []),
+      ...(base && base.values[y] && !divergence(y) ? [Plot.ruleY([base.values[y][0]], { stroke: "var(--ink)", strokeDasharray: "2,4" }),
+        Plot.text([base.values[y][0]], { y: (d) => d, frameAnchor: "left", text: () => "base model", dx: 4, dy: -8, fill: "var(--soft)" })] : []),
+      Plot.line(line, { x: at(x), y: at(y), curve: "step-after", stroke: "var(--edited)", strokeOpacity: 0.55 }),
+      Plot.ruleX(lead, { x: at(x), y1: end(y, 1), y2: end(y, 2), stroke: color, strokeWidth: 1.5 }),
+      Plot.ruleY(lead, { y: at(y), x1: end(x, 1), x2: end(x, 2), stroke: color, strokeWidth: 1.5 }),
+      ...Object.entries(KINDS).map(([kind, [, symbol]]) => Plot.dot(shown.filter((p) => p.kind === kind), {
+        x: at(x), y: at(y), symbol, stroke: color, r: 4.5, strokeWidth: 1.5, className: "point", fill: (p) => (p.front || p.chosen || p.kind === "model" || p.kind === "base" ? color(p) : "var(--paper)"),
+      })),
+      Plot.dot(chosen, { x: at(x), y: at(y), r: 9, stroke: "var(--edited)", strokeWidth: 1.5 }),
+      Plot.text(chosen, { x: at(x), y: (p) => Math.max(at(y)(p), end(y, 2)(p)), text: "name", dy: -15, fontWeight: 600, fill: "var(--edited)", stroke: "var(--paper)", strokeWidth: 4 }),
+      Plot.tip(shown, Plot.pointer({ ...TIP, x: at(x), y: at(y), title, lineWidth: width < 560 ? 20 : 26, maxRadius: 24 })),
+    ];
+    const plot = plotted(width, `${there[y]} against ${there[x]}`, {
+      height: Math.max(300, Math.min(430, width * 0.6)), inset: 12, marginLeft: 52, marginBottom: 42, marginRight: width < 560 ? 24 : 60, marginTop: 30, color: { type: "identity" }, x: scale(x), y: scale(y), marks });
+    plot.addEventListener("click", () => plot.value && document.dispatchEvent(new CustomEvent("trial", { detail: plot.value.name })));
+    const kinds = unique(points.map((p) => p.kind)).filter((kind) => kind !== "base" || !logs(x));
+    const entries = kinds.flatMap((kind) => (kind === "model" ? lead.map((p) => [p.name, "circle", color(p), true]) : [[...KINDS[kind], kind === "base"]]));
+    drawing.replaceChildren(legend(entries), plot);
+  };
+  if (!controls.children.length) {
+    check.addEventListener("change", () => { log = check.checked; draw(); });
+    controls.append(choice("Up", there, y, (value) => { y = value; draw(); }), choice("Across", there, x, (value) => { x = value; draw(); }));
+    controls.append(element("label", { className: "check" }, check, "divergences on a logarithmic scale"));
+  }
+  draw();
+  return draw;
+}
+
+function strengths(drawing, { trials, fits, shown, layers }, controls) {
+  let current = shown;
+  const of = (name) => {
+    const trial = trials[name];
+    if (!trial || trial.of) return trial?.of ?? {};
+    return Object.fromEntries(Object.entries(fits[trial.fit]).map(([part, values]) => [part, values.map((value) => value * trial.scale)]));
+  };
+  const rows = (name) => Object.entries(of(name)).flatMap(([component, values]) => values.map((strength, layer) => ({ component, layer, strength })));
+  const draw = () => {
+    const own = rows(current), start = trials[current]?.start, before = start ? rows(start) : [];
+    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"];
+    const color = { domain: components, range: colors };
+    const plot = plotted(frame(drawing), `Strengths of ${current} by layer`, {
+      height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
+      marks: [
+        Plot.ruleY([0]), Plot.ruleY([1], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
+        Plot.text([1], { y: (d) => d, frameAnchor: "right", text: () => "removed", dy: -7, textAnchor: "end", fill: "var(--soft)" }),
+        Plot.line(before, { x: "layer", y: "strength", stroke: "component", strokeOpacity: 0.6, strokeDasharray: "4,3" }),
+        Plot.line(own, { x: "layer", y: "strength", stroke: "component", strokeWidth: 1.8 }),
+        Plot.dot(own, { x: "layer", y: "strength", fill: "component", r: 2.6 }),
+        Plot.tip(own, Plot.pointer({ ...TIP, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
+      ] });
+    const about = `Strengths of ${current}${start ? `; dashed: ${start}, which it was fitted from` : ""}.`;
+    drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, "circle", colors[i], true])), plot);
+    for (const row of document.querySelectorAll(".trials tbody tr")) row.classList.toggle("shown", `trial ${row.cells[0].textContent}` === current);
+  };
+  if (controls && !controls.children.length) {
+    const names = Object.keys(trials).sort((a, b) => a.slice(6) - b.slice(6));
+    const select = choice("Trial", Object.fromEntries(names.map((name) => [name, name])), current, (value) => { current = value; draw(); });
+    controls.append(select);
+    document.addEventListener("trial", ({ detail }) => {
+      if (!trials[detail]) return;
+      current = select.querySelector("select").value = detail;
+      draw();
+    });
+    for (const row of document.querySelectorAll(".trials tbody tr")) {
+      const choose = () => document.dispatchEvent(new CustomEvent("trial", { detail: `trial ${row.cells[0].textContent}` }));
+      row.tabIndex = 0;
+      row.addEventListener("click", choose);
+      row.addEventListener("keydown", (event) => event.key === "Enter" && choose());
+    }
+  }
+  draw();
+  return draw;
+}
+
+function small(width, title, rows, { x, y, label, color = "var(--edited)", height = 130, domain }) {
+  const shape = (value) => (Math.abs(value) >= 0.01 ? value.toFixed(3) : value.toPrecision(2));
+  return plotted(width, title, {
+    height, marginLeft: 44, marginTop: 10, marginBottom: 30, marginRight: 12, x: { label }, y: { label: null, grid: true, ticks: 4, nice: true, domain },
+    marks: [Plot.lineY(rows, { x, y, stroke: color, strokeWidth: 1.6 }),
+      Plot.tip(rows, Plot.pointerX({ ...TIP, x, y, title: (d) => `${label} ${d[x]}: ${shape(d[y])}` }))] });
+}
+
+function fits(drawing, found) {
+  drawing.replaceChildren(...found.map(({ title, curve }) => {
+    const names = unique(curve.flatMap(Object.keys)), box = element("div", { className: "plots" });
+    drawing.append(element("p", { textContent: title }), box);
+    for (const name of names) {
+      const rows = curve.map((step, i) => ({ step: i + 1, value: step[name] })).filter((row) => row.value !== undefined);
+      const about = `${name}: ${rows[0].value.toPrecision(3)} → ${rows.at(-1).value.toPrecision(3)}`;
+      box.append(element("div", {}, element("p", { textContent: about })));
+      const width = Math.min(box.lastChild.clientWidth || 260, 420);
+      box.lastChild.append(small(width, `${title}: ${name}`, rows, { x: "step", y: "value", label: "step", color: name === "loss" ? "var(--ink)" : "var(--edited)" }));
+    }
+    return element("div", {}, element("p", { textContent: title }), box);
+  }));
+}
+
+function layers(drawing, found) {
+  const box = element("div", { className: "plots wide" }), width = frame(drawing);
+  for (const { title, values } of Object.values(found)) {
+    const rows = values.map((value, layer) => ({ layer, value })).filter((row) => row.value !== null);
+    box.append(element("div", {}, element("p", { textContent: title }), small(width, title, rows, { x: "layer", y: "value", label: "layer", color: "var(--second)" })));
+  }
+  drawing.replaceChildren(box);
+}
+
+function residuals(drawing, { sets, kinds, texts, points }, controls) {
+  const last = points[0].length - 1, fallback = { benign: "var(--second)", target: "var(--edited)" };
+  const color = (kind) => sets[kind].color || fallback[kind];
+  const range = (axis) => { const all = points.flat().map((place) => place[axis]); return [Math.min(...all), Math.max(...all)]; };
+  let place = Math.round(last / 2), timer = null;
+  const slider = element("input", { type: "range", min: 0, max: last, step: 1, value: place });
+  slider.setAttribute("aria-label", "Layer");
+  const said = element("output", {}), play = element("button", { type: "button", textContent: "Play" });
+  const stop = () => { cancelAnimationFrame(timer); timer = null; play.textContent = "Play"; };
+  const draw = () => {
+    const low = Math.floor(place), high = Math.min(low + 1, last), part = place - low;
+    const rows = points.map((point, i) => ({ kind: kinds[i], text: texts[i], x: point[low][0] * (1 - part) + point[high][0] * part, y: point[low][1] * (1 - part) + point[high][1] * part }));
+    const width = frame(drawing);
+    said.textContent = `layer ${Math.round(place)} of ${last}`;
+    const plot = plotted(width, `Residuals at layer ${Math.round(place)}`, {
+      height: Math.min(460, width * 0.75), marginLeft: 46, marginBottom: 42, marginTop: 26, color: { type: "identity" },
+      inset: 8, x: { domain: range(0), label: "difference of the means", grid: true }, y: { domain: range(1), label: "most variance at right angles to it", grid: true },
+      marks: [
+        Plot.dot(rows, { x: "x", y: "y", fill: (d) => color(d.kind), symbol: (d) => (d.kind === "target" ? "diamond" : "circle"), r: 3.6, fillOpacity: 0.75 }),
+        ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ ...TIP, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: width < 560 ? 14 : 24 }))]),
+      ], symbol: { type: "identity" } });
+    drawing.replaceChildren(legend(Object.keys(sets).map((kind) => [sets[kind].label, kind === "target" ? "diamond" : "circle", color(kind), true])), plot);
+  };
+  if (!controls.children.length) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    slider.addEventListener("input", () => { stop(); place = +slider.value; draw(); });
+    play.addEventListener("click", () => {
+      if (timer) { stop(); place = Math.round(place); draw(); return; }
+      if (place >= last) place = 0;
+      play.textContent = "Stop";
+      let before = performance.now();
+      const tick = (now) => {
+        const passed = Math.min(now - before, 100) / 450;
+        if (!still || passed * 450 >= 100) { place = Math.min(last, place + passed); before = now; }
+        slider.value = Math.round(place);
+        timer = requestAnimationFrame(tick);
+        if (place >= last) stop();
+        draw();
+      };
+      timer = requestAnimationFrame(tick);
+    });
+    controls.append(play, element("label", {}, "Layer", slider), said);
+  }
+  draw();
+  return draw;
+}
+
+function lengths(drawing, rows) {
+  const color = modelColors(rows);
+  const plot = plotted(frame(drawing), "Refusals by length of the response", {
+    height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "tokens of the response" }, y: { domain: [0, 1], tickFormat: percent, label: "refused", grid: true },
+    marks: [
+      Plot.areaY(rows, { x: "tokens", y1: "low", y2: "high", fill: "model", fillOpacity: 0.14 }),
+      Plot.lineY(rows, { x: "tokens", y: "rate", stroke: "model", strokeWidth: 1.8 }),
+      Plot.dot(rows, { x: "tokens", y: "rate", fill: "model", r: 3 }),
+      Plot.tip(rows, Plot.pointer({ ...TIP, x: "tokens", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} after ${d.tokens} tokens\n${percent(d.low)} to ${percent(d.high)}` })),
+    ] });
+  drawing.replaceChildren(modelLegend(rows), plot);
+}
+
+function control(drawing, rows) {
+  const color = { domain: ["base model", "the edit", "random directions"], range: ["var(--base)", "var(--edited)", "var(--second)"] };
+  const plot = plotted(frame(drawing), "Failures against KL of the edit and of random directions", {
+    height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "first-token KL, nats", nice: true, ticks: 4 }, y: { domain: [0, 1], tickFormat: percent, label: "refused or broken", grid: true },
+    marks: [
+      Plot.ruleX(rows, { x: "kl", y1: "low", y2: "high", stroke: "model", strokeWidth: 1.6 }),
+      Plot.dot(rows, { x: "kl", y: "rate", fill: "model", r: 4.5, stroke: "var(--paper)" }),
+      Plot.tip(rows, Plot.pointer({ ...TIP, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
+    ] });
+  drawing.replaceChildren(legend(color.domain.map((name, i) => [name, "circle", color.range[i], true])), plot);
+}
+
+function responses() {
+  const form = document.getElementById("filters");
+  if (!form) return;
+  const STEP = 12, articles = [...document.querySelectorAll("#exchanges article")], more = document.getElementById("more");
+  let most = STEP;
+  const texts = articles.map((article) => article.textContent.toLowerCase());
+  const fill = (select, values) => unique(values).forEach((value) => select.append(new Option(value.replace("_", " "), value)));
+  fill(form.elements.set, articles.map((article) => article.dataset.set));
+  const labels = [...form.querySelectorAll("[data-model]")];
+  labels.forEach((select, i) => fill(select, articles.map((article) => article.dataset.labels.split(" ")[i])));
+  const show = () => {
+    const wanted = form.elements.text.value.trim().toLowerCase(), set = form.elements.set.value, changed = form.elements.changed.checked;
+    let found = 0;
+    articles.forEach((article, i) => {
+      const own = article.dataset.labels.split(" ");
+      const fits = (!set || article.dataset.set === set) && (!changed || "changed" in article.dataset) && texts[i].includes(wanted) &&
+        labels.every((select, k) => !select.value || select.value === own[k]);
+      found += fits;
+      article.hidden = !fits || found > most;
+    });
+    form.querySelector("output").textContent = `${Math.min(found, most)} of ${found} shown`;
+    more.parentElement.hidden = found <= most;
+  };
+  form.addEventListener("input", () => { most = STEP; show(); });
+  form.addEventListener("submit", (event) => event.preventDefault());
+  more.addEventListener("click", () => { most += 4 * STEP; show(); });
+  show();
+}
+
+const FIGURES = { counts: shares, axes: shares, front, strengths, fits, layers, residuals, lengths, control };
+const redraw = [];
+for (const figure of document.querySelectorAll("[data-figure]")) {
+  const name = figure.dataset.figure, drawing = figure.querySelector("[data-drawing]"), controls = figure.querySelector("[data-controls]");
+  const again = FIGURES[name](drawing, data[name], controls) ?? (() => FIGURES[name](drawing, data[name], controls));
+  redraw.push(again);
+}
+responses();
+for (const [event, most] of [["beforeprint", 680], ["afterprint", 940]])
+  addEventListener(event, () => { widest = most; redraw.forEach((draw) => draw()); });
+let width = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth === width) return;
+  width = innerWidth;
+  redraw.forEach((draw) => draw());
+});

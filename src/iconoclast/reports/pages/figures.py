@@ -1,0 +1,183 @@
+"""Data of the figures, as page.js draws them: plain lists, numbers rounded to what can be seen."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from iconoclast.directions.estimators import Directions
+from iconoclast.directions.geometry import share_within, turn
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import DirectionError
+from iconoclast.runs.documents import Geometry, Metrics, RandomControl
+from iconoclast.scores import Count, Scores
+from iconoclast.search.pareto import Trial
+from iconoclast.search.space import EditParameters
+from iconoclast.search.study import Pruned
+
+Rates = Sequence[tuple[str, str]]
+
+SHARES: Rates = (
+    ("failures", "Failures (refused or broken)"),
+    ("refusals", "Refusals"),
+    ("soft_refusals", "Soft refusals"),
+    ("broken", "Broken responses"),
+    ("complied", "Complied"),
+    ("overrefusals", "Overrefusals"),
+    ("benign_broken", "Broken benign responses"),
+)
+"""Shares of `Scores` that can be shown: attribute, title."""
+
+SCALES: Rates = (
+    *SHARES,
+    ("kl_divergence", "First-token KL divergence, nats"),
+    ("token_kl", "KL divergence over tokens, nats"),
+)
+"""What an axis can show: name, title."""
+
+
+def counts(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
+    """Every share of every model, with its interval; shares that no model has are left out."""
+    return [
+        {"measure": title, "model": model, **share(getattr(scores, name))}
+        for name, title in SHARES
+        if any(getattr(scores, name).n for _, scores in columns)
+        for model, scores in columns
+    ]
+
+
+def share(count: Count) -> dict[str, Any]:
+    """A share with its interval."""
+    low, high = count.interval
+    return {"count": count.count, "n": count.n, "rate": rounded(count.rate), "low": rounded(low), "high": rounded(high)}
+
+
+def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> dict[str, Any]:
+    """A measured edit or model as a point: its value and interval on every scale that it has."""
+    values = {
+        name: [rounded(each.rate), *map(rounded, each.interval)]
+        for name, _ in SHARES
+        if (each := getattr(scores, name)).n
+    }
+    values["kl_divergence"] = [rounded(scores.kl_divergence)]
+    if isinstance(scores, Metrics):
+        values["kl_divergence"] = [rounded(scores.first_token_kl.value), *map(rounded, scores.first_token_kl.interval)]
+        values["token_kl"] = [rounded(scores.token_kl.value), *map(rounded, scores.token_kl.interval)]
+    return {"name": name, "kind": kind, "text": text, "values": values, **more}
+
+
+def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> dict[str, Any]:
+    """A completed trial as a point."""
+    kind = kind or ("searched" if isinstance(trial.parameters, EditParameters) else "fitted")
+    return point(f"trial {trial.index}", kind, trial.scores, parameters_text(trial.parameters), **more)
+
+
+def pruned_point(trial: Pruned, target: int, benign: int) -> dict[str, Any]:
+    """A pruned trial as a point at what was known of it; both sets have so many prompts."""
+    b = trial.bounds
+    values = {
+        "failures": [rounded(b.failures / target)],
+        "overrefusals": [rounded(b.overrefusals / benign if benign else 0)],
+        "kl_divergence": [rounded(b.kl_divergence)],
+    }
+    text = parameters_text(trial.parameters)
+    return {"name": f"trial {trial.index}", "kind": "pruned", "text": text, "values": values}
+
+
+def parameters_text(parameters: Any) -> str:
+    """Describe a trial's direction and, if it was searched, its strengths."""
+    lines = [str(parameters)]
+    if isinstance(parameters, EditParameters):
+        lines += [
+            f"{name}: peak {p.max_weight:.2f} at layer {p.max_weight_position:.1f}, "
+            f"{p.min_weight:.2f} at a distance of {p.min_weight_distance:.1f}"
+            for name, p in parameters.profiles.items()
+        ]
+    return "\n".join(lines)
+
+
+def profiles(parameters: EditParameters, layers: int) -> dict[str, list[float]]:
+    """Strength of every layer, by component."""
+    return {name: [rounded(p.strength(layer)) for layer in range(layers)] for name, p in parameters.profiles.items()}
+
+
+def strengths(edit: Edit, layers: int) -> dict[str, list[float]]:
+    """Strength of every layer, by component; 0 where nothing is edited, the mean where a layer has several sites."""
+    found: dict[str, list[list[float]]] = {}
+    for site, strength in edit.strengths.items():
+        found.setdefault(site.component, [[] for _ in range(layers)])[site.layer].append(strength)
+    return {name: [rounded(sum(at) / len(at)) if at else 0.0 for at in by_layer] for name, by_layer in found.items()}
+
+
+def layers_of(directions: Directions, method: str, blend: float, known: Geometry | None) -> dict[str, Any]:
+    """What is known of every layer: name → title and values, one a layer."""
+    kept_out = "Share of the direction that lies in the benign subspace and is kept out"
+    shown: dict[str, Any] = {}
+    if known is not None:
+        shown["separation"] = {
+            "title": "Separation of the two sets, in standard deviations (cross-fitted)",
+            "values": known.separation,
+        }
+        shown["variance"] = {
+            "title": "Share of the benign variance in the benign subspace",
+            "values": known.benign_variance_kept_out,
+        }
+    raw = directions.raw.get(method, directions.raw.get("mean"))
+    if raw is not None:
+        shown["kept_out"] = {"title": kept_out, "values": _all(share_within(raw, directions.basis))}
+    try:
+        cosines = _all(turn(directions.per_layer(method, blend)))
+    except DirectionError:
+        return shown
+    return {"turn": {"title": "Cosine with the direction of the layer below", "values": [None, *cosines]}, **shown}
+
+
+def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The points of all layers; `sets` are label and colour of both sets."""
+    return {
+        "sets": {name: {"label": label, "color": color} for name, (label, color) in sets.items()},
+        "kinds": [prompt.set for prompt in known.prompts],
+        "texts": [prompt.text for prompt in known.prompts],
+        "points": [[[round(x, 2) for x in place] for place in point] for point in known.points],
+    }
+
+
+def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[dict[str, Any]]:
+    """Refusals by length of the response."""
+    return [
+        {"model": model, "tokens": part.tokens, **share(part)}
+        for model, metrics in columns
+        for part in metrics.refusals_by_length
+    ]
+
+
+def control(base: Scores, edited: Scores, random: RandomControl) -> list[dict[str, Any]]:
+    """Base model, edit and random directions of the same strength."""
+    draws = [("random directions", scores) for scores in random.draws]
+    return [
+        {"model": name, **share(scores.failures), "kl": rounded(scores.kl_divergence)}
+        for name, scores in [("base model", base), ("the edit", edited), *draws]
+    ]
+
+
+def axes(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
+    """Failures of every axis of the target prompts, by model."""
+    return [
+        {
+            "measure": axis,
+            "model": model,
+            **share(Count(scores.axes[axis].refusals.count + scores.axes[axis].broken.count, part.refusals.n)),
+        }
+        for axis, part in columns[0][1].axes.items()
+        for model, scores in columns
+        if axis in scores.axes
+    ]
+
+
+def _all(values: Tensor) -> list[float]:
+    return [rounded(value) for value in values.tolist()]
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: more than a pixel shows."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,107 @@
+"""The report page: whole in one file, nothing from outside, markup as text, small for a large run."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from iconoclast.layout import COMPARISON
+from iconoclast.reports.pages.of_export import export_page
+from iconoclast.reports.pages.of_run import RunPage
+from iconoclast.reports.pages.page import Page
+from iconoclast.reports.pages.responses import differences, exchanges
+from iconoclast.runs.documents import Sample
+from tests.support.entry_point import iconoclast
+
+MADE = Path(__file__).parents[1] / "fixtures" / "version-0.1.0"
+MARKUP = "</script><script>alert('said')</script><b>bold & bald</b>"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MADE / "run", tmp_path / "run"))
+
+
+def sample(prompt: str, base: str, edited: str) -> Sample:
+    responses = {
+        "base model": {"response": base, "label": "refusal"},
+        "trial 1": {"response": edited, "label": "complied"},
+    }
+    return Sample.model_validate({"set": "target", "prompt": prompt, "responses": responses})
+
+
+def assert_asks_for_nothing(html: str) -> None:
+    assert not re.findall(r"<(?:script|img|iframe|link)[^>]*(?:src|href)", html)
+    assert "default-src 'none'" in unescape(html) and html.count("<script") == 3
+
+
+def test_a_run_becomes_one_page(run: Path) -> None:
+    done = iconoclast("report", run)
+    assert done.code == 0, done.err
+    html = (run / "report.html").read_text()
+    assert_asks_for_nothing(html)
+    for section in ("summary", "scores", "front", "edit", "layers", "responses", "origin"):
+        assert f'id="{section}"' in html
+    assert len(html) < 500_000
+
+
+def test_an_export_is_left_as_it_is(tmp_path: Path) -> None:
+    export = Path(shutil.copytree(MADE / "adapter", tmp_path / "adapter"))
+    before = {file.name for file in export.iterdir()}
+    assert iconoclast("report", export).code == 0
+    assert {file.name for file in export.iterdir()} == before
+    assert_asks_for_nothing((tmp_path / "adapter-report.html").read_text())
+    assert export_page(export).figures["strengths"]["trials"]
+
+
+def test_what_cannot_be_reported_on_is_said(tmp_path: Path) -> None:
+    done = iconoclast("report", tmp_path)
+    assert done.code == 2 and "is no run, export or comparison" in done.err
+    (tmp_path / COMPARISON).write_text("{}")
+    assert iconoclast("report", tmp_path).code != 0
+
+
+def test_markup_in_a_response_is_text() -> None:
+    said, _ = exchanges([sample(MARKUP, MARKUP, MARKUP)])
+    html = Page(kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP]}}).html()
+    assert html.count("<script") == 3 and "<b>" not in html
+    assert "&lt;b&gt;bold &amp; bald" in html
+    data = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
+    assert data is not None and json.loads(data[1])["residuals"]["texts"] == [MARKUP]
+
+
+def test_every_trial_is_drawn_once_and_the_chosen_one_marked(run: Path) -> None:
+    page = RunPage.open(run)
+    points = page.figures()["front"]["points"]
+    names = [point["name"] for point in points]
+    expected = len(page.saved.trials) + len(page.saved.pruned) + 1
+    assert len(names) == len(set(names)) == expected
+    assert [p["name"] for p in points if p.get("chosen")] == [f"trial {page.saved.trial.index}"]
+    chosen = next(p for p in points if p.get("chosen"))
+    assert chosen["values"]["failures"][0] == pytest.approx(page.saved.trial.scores.failures.rate, abs=1e-3)
+
+
+def test_a_page_of_two_hundred_trials_is_small(run: Path) -> None:
+    opened = RunPage.open(run)
+    trials = [replace(opened.saved.trial, index=i) for i in range(200)]
+    long = "many words in a row " * 40
+    said, unsaid = exchanges([sample(f"prompt {i}", long, long + "and more") for i in range(1000)])
+    page = replace(opened, saved=replace(opened.saved, trials=trials, trial=trials[0])).page()
+    assert len(replace(page, exchanges=said, unsaid=unsaid).html().encode()) < 1_500_000
+    assert len(said) + unsaid == 1000 and unsaid
+
+
+def test_differences_are_what_the_other_text_lacks() -> None:
+    base, edited = "I will set the alarm for you now", "I will set the alarm for seven"
+    assert differences(edited, base) == [("I will set the alarm for ", False), ("seven", True)]
+    assert differences("the cat", "a dog") == [("the cat", False)]
+    assert "".join(text for text, _ in differences(base, edited)) == base
+    assert differences("", base) == []
+
+
+def test_responses_that_share_little_are_not_marked() -> None:
+    assert differences("the last week of " + "one " * 30, "the last week of " + "two " * 30)[0][1] is False
