@@ -50,6 +50,8 @@ def _print(result: "Exported") -> None:
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
     out.print(before_after_table(f"Export {result.folder}", columns))
+    if result.directions is not None:
+        say(str(result.directions))
     if result.exported is None:
         say(result.prompts, "The export itself was not measured.")
         return

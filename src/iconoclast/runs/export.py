@@ -28,8 +28,9 @@ from iconoclast.models.loading import load_model
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.documents import DirectionOrigin, TrialInformation
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.full_weights import use_full_directions
 from iconoclast.runs.manifest import packages, sums
 from iconoclast.runs.papers import ModelCard
 from iconoclast.runs.saved import SavedRun
@@ -49,6 +50,7 @@ class Exported:
         live: scores of the edit applied live, as in the search.
         exported: scores of the export loaded from its files; None if it was not measured.
         approximations: error of every update where row normalisation full was made low-rank.
+        directions: which ones the export of a quantised run uses.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Exported:
     live: Scores
     exported: Scores | None
     approximations: Sequence[Approximation]
+    directions: DirectionOrigin | None = None
 
     @property
     def approximation_error(self) -> float:
@@ -105,6 +108,7 @@ def export_trial(
     """
     progress = progress or Silent()
     require_free(to)
+    directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     evaluator = bench.evaluator("report")
     with bench.laid_out():
@@ -118,7 +122,7 @@ def export_trial(
             progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
         exported = measure_export(folder, kind, bench, reference, progress)
-        result = Exported(to, _described(bench.prompts, bench.sample), base, live, exported, approximations)
+        result = Exported(to, _described(bench.prompts, bench.sample), base, live, exported, approximations, directions)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -155,11 +159,12 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     known = _known_scores(saved, bench.prompts) if bench.sample.split == "report" else None
     base, live = known or (saved.base, saved.trial.scores)
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
+    directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with _appearing(to) as folder:
         write_edit(edit, lm, "merged", folder, saved.settings)
         lm.tokenizer.save_pretrained(folder)
-        result = Exported(to, described, base, live, None, [])
+        result = Exported(to, described, base, live, None, [], directions)
         _write_papers(saved, lm, "merged", folder, result, edit)
     return result
 
@@ -174,7 +179,13 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         return None
     approximations = [Approximation(**each) for each in known.approximations]
     return Exported(
-        folder, known.measured_on, known.base_metrics, known.live_metrics, known.export_metrics, approximations
+        folder,
+        known.measured_on,
+        known.base_metrics,
+        known.live_metrics,
+        known.export_metrics,
+        approximations,
+        known.directions,
     )
 
 
@@ -294,6 +305,7 @@ def _write_papers(
         base_model=base,
         format=kind,
         quantization=lm.quantization,
+        directions=result.directions,
         row_normalization=saved.settings.row_normalization,
         response_prefix=lm.response_prefix,
         packages=packages(),
@@ -313,6 +325,7 @@ def _write_papers(
         trial=saved.trial,
         row_normalization=saved.settings.row_normalization,
         sites=len(edit.sites),
+        directions="" if result.directions is None else str(result.directions),
         sets=public(saved.prompts),
         prompts=result.prompts,
         before=result.base,
