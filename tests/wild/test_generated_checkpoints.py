@@ -44,7 +44,7 @@ LONGER = "GENERATED_CHECKPOINTS"
 
 SECONDS = float(os.environ.get(LONGER, 15))
 
-KINDS = {
+KINDS: dict[str, dict[str, list[Any]]] = {
     "llama": {"attention_bias": [False, True], "mlp_bias": [False, True]},
     "mistral": {},
     "qwen2": {},
@@ -200,7 +200,7 @@ def check(drawn: Drawn, folder: Path) -> None:
         live = logits(lm, ids)
     scale = float(live.abs().max())
     for kind in ("adapter", "merged"):
-        other = logits(exported(lm, edit, kind, folder / kind, settings), ids)  # type: ignore[arg-type]
+        other = logits(exported(lm, edit, kind, folder / kind, settings), ids)
         # An adapter of a full edit stands for it up to 1 % of every update.
         allowed = TOLERANCE[drawn.dtype] + (2e-2 if kind == "adapter" and drawn.normalization == "full" else 0)
         assert float((other - live).abs().max()) <= allowed * scale, kind
