@@ -28,7 +28,9 @@ def use_full_directions(saved: SavedRun, bench: Workbench, progress: Progress) -
     if found_in == "none":
         return None
     if bench.lm.quantization != "none":
-        return DirectionOrigin(found_in=found_in, kept="the export is of the quantised weights, for use with them")
+        return DirectionOrigin(
+            found_in=found_in, kept="the export is of the quantised weights, as are its figures; use it with them"
+        )
     if isinstance(saved.trial.parameters, FittedParameters):
         return DirectionOrigin(found_in=found_in, kept="fitted directions are fixed, and were not fitted again")
     try:
