@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import chat_template_utils
 
@@ -18,6 +19,12 @@ def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str
     """Split parameters into the checkpoint tensors they are made of; transformers fuses experts while loading."""
     stored: dict[str, Tensor] = revert_weight_conversion(model, parameters)
     return stored
+
+
+def fuses_experts(model: PreTrainedModel) -> bool:
+    """Check whether models of this type get their experts fused while loading, even if this one has no experts."""
+    rules = get_checkpoint_conversion_mapping(model.config.model_type) or []
+    return any(target.endswith("experts.down_proj") for rule in rules for target in rule.target_patterns)
 
 
 def forget_conversions(model: PreTrainedModel) -> None:

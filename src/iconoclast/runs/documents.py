@@ -258,6 +258,31 @@ class BatchSummary(Document):
         return next((trial for trial in self.pareto_trials if trial.index == self.best_trial), None)
 
 
+class DirectionOrigin(Part):
+    """Which directions an export of a quantised run uses: those found in the run, or those of the full weights.
+
+    Attributes:
+        found_in: quantisation of the run.
+        kept: why the run's directions were used; empty if they were estimated again on the full weights.
+        cosines: cosine of the run's and the used direction, by layer; empty if they were not estimated again.
+    """
+
+    found_in: Quantization
+    kept: str = ""
+    cosines: list[float] = Field(default=[])
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        if self.kept:
+            return f"The directions are those found in the run's {self.found_in} weights: {self.kept}."
+        seen = [each for each in self.cosines if each]  # zero where a layer does not see the prompts
+        span = f"{min(seen, default=0):.2f} to {max(seen, default=0):.2f}"
+        return (
+            f"The run searched in {self.found_in} weights. The directions used here were estimated again on the full weights; "
+            f"by layer, their cosine with the run's is {span}."
+        )
+
+
 class TrialInformation(Document):
     """trial_information.json of an export: the trial, what was measured of its export, versions.
 
@@ -265,6 +290,7 @@ class TrialInformation(Document):
         trial: the exported trial.
         base_model: the base model, without the folders of a local path.
         format: adapter, merged or gguf.
+        directions: which ones the export of a quantised run uses.
         measured_on: which prompts the scores below are of, in words.
         export_metrics: scores of the export itself; None if it was not measured.
         quantization: of the weights that base and live scores are of.
@@ -279,6 +305,7 @@ class TrialInformation(Document):
     base_model: str
     format: ExportFormat
     quantization: Quantization = "none"
+    directions: DirectionOrigin | None = UNLESS_NONE
     row_normalization: RowNormalization
     response_prefix: str
     packages: Mapping[str, str] = Field(default={})

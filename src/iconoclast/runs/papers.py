@@ -43,6 +43,7 @@ class ModelCard:
         licence: licence of the base model, as the hub writes it, if known.
         kind: adapter, merged or gguf.
         sites: number of edited matrices.
+        directions: what is to be said of the directions of a quantised run; empty for others.
         sets: all prompt sets of the run: name → source, n, sha256.
         prompts: description of the prompts that `before` and `after` were measured on.
         after: scores of the export itself, loaded from its files, or of the edit that it was written from.
@@ -60,6 +61,7 @@ class ModelCard:
     trial: Trial
     row_normalization: str
     sites: int
+    directions: str
     sets: Mapping[str, Any]
     prompts: str
     before: Scores
@@ -89,6 +91,7 @@ class ModelCard:
             strengths="every matrix's own" if fitted else ", ".join(strengths),
             fitted=fitted,
             direction=self._direction(),
+            directions=self.directions,
             row_normalization=self.row_normalization,
             approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
             measured=MEASURED if self.measured else NOT_MEASURED,
