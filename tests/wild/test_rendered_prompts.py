@@ -77,7 +77,7 @@ def test_a_run_with_such_a_system_prompt_has_other_directions_and_says_so(
     for system in (None, "Be brief."):
         bench = Workbench(tiny_settings.model_copy(update={"system_prompt": system}), lm)
         bench.find_response_prefix(notes)
-        found.append(bench.estimate_directions().raw["mean"])
+        found.append(bench.estimate_directions(*bench.residuals()).raw["mean"])
     assert not found[0].equal(found[1])
     assert sum("opens the user's turn" in line for line in notes.said) == 1
 
