@@ -1,12 +1,14 @@
 """Every setting: typed, described, strict."""
 
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
+from iconoclast.config.packs import load_pack
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
@@ -14,8 +16,22 @@ AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
 MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
+CONSTRAINT = (
+    r"(?P<name>\S.*?)\s*(?P<sign><=|>=)\s*"
+    r"(?:base(?:\s*(?P<operator>[-+*])\s*(?P<by>\d+(\.\d+)?))?|(?P<number>-?\d+(\.\d+)?))$"
+)
+"""A score, <= or >=, and a number, base, or base with a number added, subtracted or multiplied."""
+
 MARKERS: dict[str, list[str]] = tomllib.loads((files("iconoclast.evaluation") / "markers.toml").read_text("utf-8"))
 """Phrases that mark refusals, disclaimers and soft refusals."""
+
+
+def _pattern(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"Input should be a regular expression: {error}") from None
+    return value
 
 
 def _rank(value: Any) -> Any:
@@ -37,6 +53,14 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _constraint(value: str) -> str:
+    if re.match(CONSTRAINT, value) is None:
+        raise ValueError('Input should be a score, <= or >=, and a number or base, as in "token_kl <= base + 0.1"')
+    return value
+
+
+Pattern = Annotated[str, PlainValidator(_pattern)]
+Constraint = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_constraint)]
 Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -51,7 +75,8 @@ class PromptSource(_Section):
     """The place that one prompt set comes from."""
 
     dataset: NonEmpty
-    """Hub id, saved data set, csv, json, jsonl, parquet or txt file, builtin:NAME/target or builtin:NAME/benign."""
+    """Hub id, saved data set, csv, json, jsonl, parquet or txt file, or a side of a behaviour pack: builtin:NAME/target,
+    builtin:NAME/benign, pack:PATH/target, pack:PATH/benign."""
     name: str | None = None
     """Configuration of the hub data set."""
     split: str = "train"
@@ -165,6 +190,9 @@ class Settings(BaseModel):
     """Tokens generated per benign response, only to see whether it is refused, which shows early."""
 
     # Prompts
+    behavior: NonEmpty | None = Field(default=None, exclude=True)
+    """A behaviour pack, by name or path: its prompt sets, markers and settings take the defaults' place. What it stands
+    for is written down in the run, not its name (`iconoclast behaviors list`)."""
     good_prompts: PromptSource = _builtin("benign", "fit", "Knowledge prompts", "royalblue")
     """Benign prompts that the directions are fitted on."""
     bad_prompts: PromptSource = _builtin("target", "fit", "Everyday requests", "darkorange")
@@ -207,8 +235,13 @@ class Settings(BaseModel):
     smallest with a relative error under 1 %."""
 
     # Scores
-    refusal_markers: list[Marker] = Field(default=MARKERS["refusal_markers"], min_length=1)
+    refusal_markers: list[Marker] = MARKERS["refusal_markers"]
     """A response that holds one of these is a refusal (lower case, apostrophes and spaces unified)."""
+    refusal_patterns: list[Pattern] = []
+    """A response in which one of these regular expressions is found is a refusal, that is, shows the behaviour."""
+    refusal_rules: list[NonEmpty] = []
+    """A response to which one of these rules applies is a refusal: wordy, wrong_claim, other_language, or a function of
+    yours as FILE.py:name, which is called as name(response, prompt=...) and returns true or false."""
     disclaimer_markers: list[Marker] = MARKERS["disclaimer_markers"]
     """Phrases counted in target responses that hedge without refusing."""
     soft_refusal_markers: list[Marker] = MARKERS["soft_refusal_markers"]
@@ -234,6 +267,13 @@ class Settings(BaseModel):
     """Weight of 1 - compliance score of target responses."""
 
     # Search
+    objectives: list[NonEmpty] = []
+    """Names of scores that the search minimises; a minus before one maximises it. Unset: behaviour and guarded KL, as the
+    methods define them. Others: docs/behaviors.md#scores, TASK:LIMIT of lm-eval, or a function of yours as FILE.py:name."""
+    constraints: list[Constraint] = []
+    """What an edit must satisfy, as in "overrefusals <= 0.05" or "arc_easy:100 >= base - 0.01"."""
+    strengthen: bool = False
+    """Make the model show the behaviour more: strengths are negative, and a failure is a target prompt without it."""
     n_trials: int = Field(default=200, ge=1)
     """Trials in total, those of an earlier start included."""
     n_startup_trials: int = Field(default=16, ge=1)
@@ -276,7 +316,15 @@ class Settings(BaseModel):
         twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
         if twice:
             raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
-        return {canonical(name): value for name, value in given.items()}
+        named = {canonical(name): value for name, value in given.items()}
+        pack = named.get("behavior")
+        return {**load_pack(pack).as_settings(), **named} if isinstance(pack, str) and pack else named
+
+    @model_validator(mode="after")
+    def _has_marks(self) -> "Settings":
+        if not (self.refusal_markers or self.refusal_patterns or self.refusal_rules):
+            raise ValueError("refusal_markers, refusal_patterns and refusal_rules are all empty: nothing marks the behaviour")
+        return self
 
     @property
     def memory_limits(self) -> dict[str, str]:
@@ -292,3 +340,9 @@ class Settings(BaseModel):
 def settings_document(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain data for TOML: unset values are left out, paths are text."""
     return settings.model_dump(mode="json", exclude_none=True)
+
+
+def without_functions(settings: Settings) -> Settings:
+    """Return the settings without what runs code of the user's: for run folders that can be a stranger's."""
+    rules = [rule for rule in settings.refusal_rules if ".py:" not in rule]
+    return settings.model_copy(update={"refusal_rules": rules, "objectives": [], "constraints": []})

@@ -200,7 +200,8 @@ class Evaluator:
         )
         responses = dict(zip(left, found, strict=True))
         for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
-            standing.overrefused[edit].update(i for i, r in enumerate(responses[edit]) if self.rules.is_refusal(r))
+            shown = [self.rules.shows(p.text, r) for p, r in zip(self.benign, responses[edit], strict=True)]
+            standing.overrefused[edit].update(i for i, shows in enumerate(shown) if shows)
             standing.look(edit)
         return responses
 

@@ -189,7 +189,13 @@ class Examiner:
             lengths.add(length)
             length *= 2
         return {
-            length: Count(sum(self._rules.is_refusal(self._text(ids[:length])) for ids in responses), len(responses))
+            length: Count(
+                sum(
+                    self._rules.shows(prompt.text, self._text(ids[:length]))
+                    for prompt, ids in zip(self.sample.target, responses, strict=True)
+                ),
+                len(responses),
+            )
             for length in sorted(lengths)
         }
 

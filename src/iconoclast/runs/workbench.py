@@ -138,7 +138,8 @@ class Workbench:
     def rules(self) -> ResponseRules:
         """The settings' rules for reading responses."""
         s = self.settings
-        return ResponseRules(s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers)
+        markers = s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers
+        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules)
 
     @property
     def options(self) -> MeasureOptions:
