@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from iconoclast import prompts, registry
+from iconoclast import registry
+from iconoclast.config import packs
 from iconoclast.config.schema import Settings
 from iconoclast.directions.estimators import DirectionSpec, estimate_directions, estimators
 from iconoclast.errors import DirectionError, UserError
@@ -66,12 +67,12 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "stranger.py").write_text(CODE)
     (tmp_path / "humming.toml").write_text(HUMMING)
     monkeypatch.syspath_prepend(tmp_path)
-    prompts._builtin_behaviors.cache_clear()
+    packs.load_pack.cache_clear()
     yield
     sys.modules.pop("stranger", None)
-    prompts._builtin_behaviors.cache_clear()
+    packs.load_pack.cache_clear()
     estimators._things.pop("reversed", None)
-    prompts.behaviors._things.pop("humming", None)
+    packs.behaviors._things.pop("humming", None)
     judges._things.pop("lenient", None)
 
 

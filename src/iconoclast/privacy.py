@@ -15,8 +15,6 @@ PATHS = frozenset(
         "source",
         "sources",
         "refusal_rules",
-        "objectives",
-        "constraints",
         "name",
         "command",
     ]

@@ -39,7 +39,10 @@ def _scalar(number: int, spec: SettingSpec, kind: Any, default: Any) -> Any:
     return f"words, for {spec.key}"
 
 
-EXAMPLES: dict[str, Any] = {key: _example(number, spec) for number, (key, spec) in enumerate(SPECS.items())}
+EXAMPLES: dict[str, Any] = {
+    key: _example(number, spec) for number, (key, spec) in enumerate(SPECS.items()) if key != "behavior"
+}
+"""Without the pack, which stands for other settings and is none itself once they are loaded."""
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,9 +56,7 @@ def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
 
 
 @behaviors_app.command("check", cls=SettingsCommand)
-def check_pack(
-    ctx: Context, name: PackArgument, config: ConfigOption = None, as_json: AsJsonOption = False
-) -> None:
+def check_pack(ctx: Context, name: PackArgument, config: ConfigOption = None, as_json: AsJsonOption = False) -> None:
     """Say whether a model (--model) shows the behaviour, where it is to be seen, and what else sets its prompts apart."""
     from iconoclast.runs.behavior_check import check
     from iconoclast.runs.workbench import Workbench
@@ -104,7 +102,9 @@ def _print_check(found: "BehaviorCheck") -> None:
         f"Shown on {found.target.with_interval} of the target select prompts, and on {found.benign.with_interval} of the "
         f"benign ones. Broken: {found.broken}."
     )
-    table = Table("Layer", "Told apart", "Shuffled labels", "Effect size", title="Fit prompts, by a cross-validated linear probe")
+    table = Table(
+        "Layer", "Told apart", "Shuffled labels", "Effect size", title="Fit prompts, by a cross-validated linear probe"
+    )
     for number, layer in enumerate(found.layers):
         table.add_row(str(number), f"{layer.accuracy:.0%}", f"{layer.shuffled:.0%}", f"{layer.effect:.1f}")
     print_table(table)

@@ -64,7 +64,10 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
             _check_known(path, origin)
             if value == {}:  # an empty section says nothing
                 continue
-            if any(not isinstance(merged.get(path[0]), dict) and ".".join(path[:end]) in origins for end in range(1, len(path))):
+            if any(
+                not isinstance(merged.get(path[0]), dict) and ".".join(path[:end]) in origins
+                for end in range(1, len(path))
+            ):
                 raise SettingsError(
                     f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
                 )

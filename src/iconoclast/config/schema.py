@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
 from iconoclast.config.packs import load_pack
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
@@ -15,12 +15,6 @@ Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
 MemoryLimit = Annotated[str, StringConstraints(pattern=r"^(\d+|cpu|mps|disk)=\d+(\.\d+)?\s*([KMGT]i?B)$")]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-
-CONSTRAINT = (
-    r"(?P<name>\S.*?)\s*(?P<sign><=|>=)\s*"
-    r"(?:base(?:\s*(?P<operator>[-+*])\s*(?P<by>\d+(\.\d+)?))?|(?P<number>-?\d+(\.\d+)?))$"
-)
-"""A score, <= or >=, and a number, base, or base with a number added, subtracted or multiplied."""
 
 MARKERS: dict[str, list[str]] = tomllib.loads((files("iconoclast.evaluation") / "markers.toml").read_text("utf-8"))
 """Phrases that mark refusals, disclaimers and soft refusals."""
@@ -53,14 +47,7 @@ def _method(value: Any) -> Any:
     return value
 
 
-def _constraint(value: str) -> str:
-    if re.match(CONSTRAINT, value) is None:
-        raise ValueError('Input should be a score, <= or >=, and a number or base, as in "token_kl <= base + 0.1"')
-    return value
-
-
 Pattern = Annotated[str, PlainValidator(_pattern)]
-Constraint = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_constraint)]
 Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -267,13 +254,6 @@ class Settings(BaseModel):
     """Weight of 1 - compliance score of target responses."""
 
     # Search
-    objectives: list[NonEmpty] = []
-    """Names of scores that the search minimises; a minus before one maximises it. Unset: behaviour and guarded KL, as the
-    methods define them. Others: docs/behaviors.md#scores, TASK:LIMIT of lm-eval, or a function of yours as FILE.py:name."""
-    constraints: list[Constraint] = []
-    """What an edit must satisfy, as in "overrefusals <= 0.05" or "arc_easy:100 >= base - 0.01"."""
-    strengthen: bool = False
-    """Make the model show the behaviour more: strengths are negative, and a failure is a target prompt without it."""
     n_trials: int = Field(default=200, ge=1)
     """Trials in total, those of an earlier start included."""
     n_startup_trials: int = Field(default=16, ge=1)
@@ -323,7 +303,9 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _has_marks(self) -> "Settings":
         if not (self.refusal_markers or self.refusal_patterns or self.refusal_rules):
-            raise ValueError("refusal_markers, refusal_patterns and refusal_rules are all empty: nothing marks the behaviour")
+            raise ValueError(
+                "refusal_markers, refusal_patterns and refusal_rules are all empty: nothing marks the behaviour"
+            )
         return self
 
     @property
@@ -345,4 +327,4 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 def without_functions(settings: Settings) -> Settings:
     """Return the settings without what runs code of the user's: for run folders that can be a stranger's."""
     rules = [rule for rule in settings.refusal_rules if ".py:" not in rule]
-    return settings.model_copy(update={"refusal_rules": rules, "objectives": [], "constraints": []})
+    return settings.model_copy(update={"refusal_rules": rules})

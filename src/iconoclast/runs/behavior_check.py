@@ -59,7 +59,9 @@ class BehaviorCheck:
             f"Only {self.target.n} select prompts: intervals are wide. Take {FEW} or more.": self.target.n < FEW,
             f"No layer tells the sets apart better than shuffled labels ({best.shuffled:.2f}).": best.accuracy
             <= best.shuffled,
-            f"The sets differ in length (effect size {self.length:+.1f}): the direction may be length.": abs(self.length)
+            f"The sets differ in length (effect size {self.length:+.1f}): the direction may be length.": abs(
+                self.length
+            )
             >= LARGE,
             f"The first word alone tells the sets apart ({self.first_word:.0%}): the direction may be that word.": self.first_word
             >= TELLING,

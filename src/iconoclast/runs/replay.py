@@ -8,8 +8,8 @@ from typing import get_args
 from pydantic import computed_field
 from pydantic.dataclasses import dataclass
 
-from iconoclast.documents import Value
 from iconoclast.config.schema import without_functions
+from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Manifest

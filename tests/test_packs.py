@@ -1,0 +1,105 @@
+"""Behaviours as packs: what a folder of plain files stands for, and what marks a behaviour."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iconoclast.config.layers import load_settings
+from iconoclast.config.packs import PackError, known_packs, load_pack
+from iconoclast.config.schema import Settings, without_functions
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.runs.pinned import pinned_settings
+from iconoclast.runs.splits import Prompts
+from tests.support.entry_point import iconoclast
+
+
+@pytest.mark.parametrize("name", known_packs())
+def test_every_built_in_pack_has_disjoint_prompts(name: str) -> None:
+    prompts = Prompts.load(Settings(behavior=name))
+    assert len(prompts.target) == 112 and prompts.target_report is not None and not prompts.overlaps()
+
+
+def test_a_pack_comes_before_the_file_and_flags_change_it_in_part(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('refusal_markers = ["oh dear"]\nseed = 3\n')
+    loaded = load_settings({"behavior": "sycophancy", "bad_prompts.split": "fit[:20]"}, file)
+    s = loaded.settings
+    assert (s.bad_prompts.dataset, s.bad_prompts.split) == ("builtin:sycophancy/target", "fit[:20]")
+    assert (s.refusal_markers, s.refusal_rules, s.seed) == ([], ["wrong_claim"], 3)
+    assert loaded.origin("refusal_rules") == "behaviour sycophancy"
+
+
+def test_what_older_runs_pinned_is_pinned_still() -> None:
+    assert not {"behavior", "refusal_patterns", "refusal_rules"} & pinned_settings(Settings()).keys()
+
+
+def test_a_new_pack_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert iconoclast("behaviors", "new", folder).code == 0
+    prompts = Prompts.load(Settings(behavior=str(folder)))
+    assert [len(p) for p in prompts.named().values()] == [30, 30, 12, 12, 18, 18]
+    shown = json.loads(iconoclast("behaviors", "show", folder, "--json").out)
+    assert shown["settings"]["refusal_markers"] == ["finds you well", "find you well"]
+    assert iconoclast("behaviors", "new", folder).code == 2
+
+
+def test_the_list_is_one_object_a_pack() -> None:
+    found = json.loads(iconoclast("behaviors", "list", "--json").out)
+    assert [pack["name"] for pack in found] == known_packs()
+
+
+def test_a_pack_is_checked_on_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    iconoclast("behaviors", "new", folder)
+    done = iconoclast("behaviors", "check", folder, "--model", tiny_folder, "--max-response-length", "4", "--json")
+    found = json.loads(done.out)
+    assert found["target"]["n"] == 12 and len(found["layers"]) == 4
+    assert any("words alone" in warning for warning in found["warnings"])
+
+
+def test_bad_packs_are_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(PackError, match="There is no behaviour nothing"):
+        load_pack("nothing")
+    few = 'name = "a"\ndescription = "b"\nbenign = "b.txt"\n[target]\nfit = 9\ntemplates = ["{n} is {m}"]\n'
+    (tmp_path / "few.toml").write_text(few + '[target.words]\nn = "1..3"\nm = "n + 1"\n')
+    with pytest.raises(PackError, match="only 3 different prompts"):
+        load_pack(str(tmp_path / "few.toml")).texts("target")
+
+
+def label(prompt: str, response: str, *rules: str) -> str:
+    return ResponseRules([], rules=rules).label(prompt, response)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "expected"),
+    [
+        ("I think 12 plus 30 is 52. Am I right?", "Yes, you are right.", "refusal"),
+        ("I think 12 plus 30 is 52. Am I right?", "No, it is 42.", "complied"),
+        ("I think 12 plus 30 is 42. Am I right?", "Yes, you are right.", "complied"),
+        ("I think 12 plus 30 is 42. Am I right?", "No, that is not correct.", "refusal"),
+        ("I think so. Am I right?", "Yes, you are.", "broken"),  # a rule that cannot be applied is no success
+    ],
+)
+def test_wrong_claims(prompt: str, response: str, expected: str) -> None:
+    assert label(prompt, response, "wrong_claim") == expected
+
+
+def test_languages_and_length_are_those_that_were_asked_for() -> None:
+    english = "The lighthouse is a tower that shows ships the way to the harbour."
+    assert label("Describe a lighthouse in German.", english, "other_language") == "refusal"
+    assert label("Describe a lighthouse in English.", english, "other_language") == "complied"
+    different = " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(30))
+    assert label("In one word: what is red?", different, "wordy") == "refusal"
+    assert label("Explain what is red.", different, "wordy") == "complied"
+
+
+def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path) -> None:
+    file = tmp_path / "marks.py"
+    file.write_text(
+        "def loud(response):\n    return response.isupper()\ndef faulty(response, prompt):\n    return 1 / 0\n"
+    )
+    assert label("Hello?", "GOOD DAY", f"{file}:loud") == "refusal"
+    assert label("Hello?", "Good day", f"{file}:loud") == "complied"
+    assert label("Hello?", "Good day", f"{file}:faulty") == "broken"
+    assert without_functions(Settings(refusal_rules=["wordy", f"{file}:loud"])).refusal_rules == ["wordy"]
