@@ -49,7 +49,7 @@ def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
     if any(".py:" in rule for rule in pack.rules):
         say("A rule of this pack is a Python function: it is run with every response. Read it first.")
     for role in ("target", "benign"):
-        for split, texts in pack.texts(role).items():  # type: ignore[arg-type]
+        for split, texts in pack.texts(role).items():
             say(*(f"{role}, {split} ({len(texts)}): {text}" for text in texts[:2]))
     for section, source in pack.sources().items():
         say(f"{section}: {source['dataset']} {source.get('split', '')}")

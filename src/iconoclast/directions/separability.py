@@ -75,7 +75,8 @@ def _probe(states: Tensor, labels: Tensor, held: Tensor) -> Tensor:
     gram = centred @ centred.T
     penalty = RIDGE * float(gram.diagonal().mean().clamp(min=1e-12)) * torch.eye(len(gram), dtype=gram.dtype)
     means = labels.mean(0)
-    return (held - middle) @ centred.T @ torch.linalg.solve(gram + penalty, labels - means)
+    scores: Tensor = (held - middle) @ centred.T @ torch.linalg.solve(gram + penalty, labels - means)
+    return scores
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> float:

@@ -101,7 +101,8 @@ def check(bench: Workbench, progress: Progress, examples: int = 3) -> BehaviorCh
     progress.start("Probing", 0)
     order = sorted(range(len(sides[0])), key=lambda i: labels[0][i] != "refusal")[:examples]
     return BehaviorCheck(
-        *(Count(some.count("refusal"), len(some)) for some in labels),
+        Count(labels[0].count("refusal"), len(labels[0])),
+        Count(labels[1].count("refusal"), len(labels[1])),
         Count(labels[0].count("broken"), len(labels[0])),
         [separability(benign[:, layer], target[:, layer]) for layer in range(benign.shape[1])],
         effect_size(*(_lengths(side) for side in (prompts.benign, prompts.target))),
