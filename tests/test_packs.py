@@ -8,7 +8,9 @@ import pytest
 from iconoclast.config.layers import load_settings
 from iconoclast.config.packs import PackError, known_packs, load_pack
 from iconoclast.config.schema import Settings, without_functions
+from iconoclast.errors import PromptsError
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.splits import Prompts
 from tests.support.entry_point import iconoclast
@@ -58,13 +60,73 @@ def test_a_pack_is_checked_on_a_model(tiny_folder: Path, tmp_path: Path) -> None
     assert any("words alone" in warning for warning in found["warnings"])
 
 
-def test_bad_packs_are_refused_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="There is no behaviour nothing"):
+SIDES = 'target = "t.txt"\nbenign = "t.txt"\n'
+
+
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [
+        ('target = "t.txt"\n', "benign: Field required"),
+        ('benign = "t.txt"\n[target]\nfit = ["one"]\n', "target: give prompts to fit and to select"),
+        (
+            'benign = "t.txt"\n[target]\nfile = "t.txt"\nfit = ["one"]\n',
+            "target: a file holds the prompts of all splits",
+        ),
+        ('benign = "t.txt"\n[target]\nfit = -3\nselect = 2\n', "target: a number of prompts is 1 or more"),
+        ('benign = "t.txt"\n[target]\nfit = 5\nselect = 2\n', "needs templates"),
+        (f'{SIDES}settings = {{ behavior = "hedging" }}\n', "cannot name another pack"),
+        (f"{SIDES}settings = {{ max_respnse_length = 3 }}\n", "Unknown setting max_respnse_length (behaviour "),
+        (f"{SIDES}patterns = ['(']\n", "should be a regular expression"),
+        (f"{SIDES}rules = ['wordyy']\n", "Did you mean wordy?"),
+        (f"{SIDES}rules = ['marks.py:shows']\n", "there is no file marks.py"),
+        (f"{SIDES}markers = []\n", "nothing marks the behaviour"),
+        ("target = ", "is not valid TOML"),
+    ],
+)
+def test_bad_packs_are_refused_in_a_line(tiny_folder: Path, tmp_path: Path, pack: str, message: str) -> None:
+    (tmp_path / "bad.toml").write_text(f'name = "a"\ndescription = "b"\n{pack}')
+    (tmp_path / "t.txt").write_text("".join(f"number {n}\n" for n in range(30)))
+    done = iconoclast("behaviors", "check", tmp_path / "bad.toml", "--model", tiny_folder)
+    assert done.code == 2 and message in " ".join(done.err.split()) and "Traceback" not in done.err
+
+
+def test_a_pack_that_is_not_there_is_answered_with_the_known() -> None:
+    with pytest.raises(PackError, match="There is no behaviour nothing: everyday, hedging"):
         load_pack("nothing")
-    few = 'name = "a"\ndescription = "b"\nbenign = "b.txt"\n[target]\nfit = 9\ntemplates = ["{n} is {m}"]\n'
-    (tmp_path / "few.toml").write_text(few + '[target.words]\nn = "1..3"\nm = "n + 1"\n')
-    with pytest.raises(PackError, match="only 3 different prompts"):
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ('n = "1..3"\nm = "n + 1"\n', "only 3 different prompts"),
+        ('n = "3..1"\nm = "n + 1"\n', "the range 3..1 is empty"),
+        ('n = "1..3"\n', "cannot be filled: KeyError"),
+    ],
+)
+def test_templates_that_do_not_do_are_refused(tmp_path: Path, words: str, message: str) -> None:
+    side = f'[target]\nfit = 9\nselect = 9\ntemplates = ["{{n}} is {{m}}"]\n[target.words]\n{words}'
+    (tmp_path / "few.toml").write_text(f'name = "a"\ndescription = "b"\nbenign = "b.txt"\n{side}')
+    with pytest.raises(PackError, match=message):
         load_pack(str(tmp_path / "few.toml")).texts("target")
+
+
+@pytest.mark.parametrize("dataset", ["pack:hedging", "pack:hedging/neutral", "pack:/target"])
+def test_an_unknown_side_of_a_pack_says_how_sides_are_written(dataset: str) -> None:
+    with pytest.raises(PromptsError, match=r"names no side of a pack\. Write pack:PATH/target or pack:PATH/benign"):
+        PromptSet.load(dataset, split="fit")
+
+
+def test_settings_of_a_pack_go_by_either_name_and_are_not_changed_by_flags(tmp_path: Path) -> None:
+    pack = tmp_path / "pack.toml"
+    extra = '[settings.target_report_prompts]\ndataset = "r.txt"\n[settings.judge_classifier]\nmodel = "a"\n'
+    side = 'fit = ["one"]\nselect = ["two"]\n'
+    pack.write_text(f'name = "a"\ndescription = "b"\n{extra}[target]\n{side}[benign]\n{side}')
+    flags = {"behavior": str(pack), "judge_classifier.model": "b"}
+    for _ in range(2):
+        settings = load_settings(flags).settings
+        assert settings.bad_report_prompts is not None and settings.bad_report_prompts.dataset == "r.txt"
+        flags.pop("judge_classifier.model", None)
+    assert settings.judge_classifier is not None and settings.judge_classifier.model == "a"
 
 
 def label(prompt: str, response: str, *rules: str) -> str:

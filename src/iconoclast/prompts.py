@@ -117,9 +117,11 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
 
 def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
     """Return the prompts of a side of a pack, `builtin:NAME/target` or `pack:PATH/benign`, by split."""
-    name, _, role = dataset.partition(":")[2].rpartition("/")
-    builtin = dataset.startswith(BUILTIN)
-    if role not in ("target", "benign") or (builtin and name not in known_packs()):
+    kind, _, side = dataset.partition(":")
+    name, _, role = side.rpartition("/")
+    if kind == PACK[:-1] and not (name and role in ("target", "benign")):
+        raise PromptsError(f"{dataset} names no side of a pack. Write {PACK}PATH/target or {PACK}PATH/benign.")
+    if kind == BUILTIN[:-1] and not (name in known_packs() and role in ("target", "benign")):
         known = ", ".join(f"{BUILTIN}{n}/{r}" for n in known_packs() for r in ("target", "benign"))
         raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
     return load_pack(name).texts(role)  # type: ignore[arg-type]

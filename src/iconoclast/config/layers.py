@@ -56,7 +56,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     layers = ((_read_toml(file), f"file {file}"), (_read_environment(), "environment"), (flagged, "flag"))
     for values, origin in layers:
         if isinstance(pack := values.get("behavior"), str) and pack:  # it comes before earlier layers, as if typed here
-            for key, value in load_pack(pack).as_settings().items():
+            for name, value in load_pack(pack).as_settings().items():
+                _check_known([key := canonical(name)], f"behaviour {pack}")
                 merged[key] = value
                 origins[key] = f"behaviour {pack}"
         for (first, *rest), value in _leaves(values):

@@ -3,14 +3,16 @@
 import ast
 import operator
 import random
+import re
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iconoclast.errors import SettingsError
 from iconoclast.registry import Registry
@@ -26,6 +28,9 @@ SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%
 """How one file of prompts is divided."""
 
 SETTING_OF = {"fit": "_prompts", "select": "_evaluation_prompts", "report": "_report_prompts"}
+_TYPE = re.compile(r"\[|^Prompts$|^str$|^int$")
+"""Parts of a problem's place that name no key of the file."""
+
 _OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
@@ -57,6 +62,17 @@ class Prompts(_Part):
     templates: list[str] = []
     words: dict[str, list[str | int] | str] = {}
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Prompts":
+        if self.file is None and not (self.fit and self.select):
+            raise ValueError("give prompts to fit and to select, and best to report too, or a file for all")
+        if self.file is not None and (self.fit or self.select or self.report):
+            raise ValueError("a file holds the prompts of all splits: leave out fit, select and report")
+        counts = [n for split in SPLITS if isinstance(n := getattr(self, split), int)]
+        if counts and (min(counts) < 1 or not self.templates):
+            raise ValueError("a number of prompts is 1 or more, and needs templates")
+        return self
+
 
 class Pack(_Part):
     """What a behaviour is, which prompts show it, and what marks it.
@@ -87,6 +103,13 @@ class Pack(_Part):
     benign: Prompts | str
     place: Path = Field(exclude=True)
     reference: str = Field(exclude=True)
+
+    @field_validator("settings")
+    @classmethod
+    def _names_no_pack(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if "behavior" in settings:
+            raise ValueError("a pack cannot name another pack in behavior")
+        return settings
 
     def side(self, role: Role) -> Prompts:
         """Return the prompts of a role; a bare text is a file's name."""
@@ -124,13 +147,13 @@ class Pack(_Part):
 
     def as_settings(self) -> dict[str, Any]:
         """Return all settings that the pack stands for, as plain data."""
-        given: dict[str, Any] = {**self.settings, **self.sources()}
+        given: dict[str, Any] = {**deepcopy(self.settings), **self.sources()}
         if self.markers is not None or self.patterns or self.rules:
             given["refusal_markers"] = self.markers or []
         given["refusal_patterns"] = self.patterns
         given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
         if self.classifier is not None:
-            given["judge_classifier"] = self.classifier
+            given["judge_classifier"] = dict(self.classifier)
         return given
 
     def document(self) -> dict[str, Any]:
@@ -179,8 +202,9 @@ def _read(file: Path, reference: str) -> Pack:
         return Pack(**{**content, "place": file, "reference": reference})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("Prompts", "str"))
-        raise PackError(f"The pack {file} is not right: {where}: {problem['msg']}.") from None
+        where = ".".join(str(part) for part in problem["loc"] if not _TYPE.search(str(part)))
+        said = problem["msg"].removeprefix("Value error, ")
+        raise PackError(f"The pack {file} is not right: {where}: {said}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PackError(f"The pack {file} is not valid TOML: {error}.") from None
     except OSError as error:
@@ -189,8 +213,6 @@ def _read(file: Path, reference: str) -> Pack:
 
 def _made(side: Prompts, count: int, seed: str) -> list[str]:
     """Make so many different prompts of the templates, the same ones every time."""
-    if count and not side.templates:
-        raise PackError(f"{seed}: a number of prompts needs templates.")
     draw = random.Random(seed).random  # the one method whose sequence Python promises to keep
     found: dict[str, None] = {}
     for _ in range(200 * count):
@@ -211,11 +233,13 @@ def _filled(template: str, words: Mapping[str, list[str | int] | str], draws: Ma
                 values[name] = choice[int(draws[name] * len(choice))]
             elif ".." in choice:
                 first, last = (int(end) for end in choice.split(".."))
+                if first > last:
+                    raise ValueError(f"the range {choice} is empty")
                 values[name] = first + int(draws[name] * (last - first + 1))
             else:
                 values[name] = _sum(ast.parse(choice, mode="eval").body, values)
         return template.format(**values)
-    except (KeyError, ValueError, IndexError, SyntaxError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError, SyntaxError, TypeError) as error:
         raise PackError(f"{where}: the template {template!r} cannot be filled: {error!r}.") from None
 
 

@@ -135,6 +135,13 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name, name)
 
 
+def _by_own_names(given: dict[str, Any]) -> dict[str, Any]:
+    twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
+    if twice:
+        raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
+    return {canonical(name): value for name, value in given.items()}
+
+
 class Settings(BaseModel):
     """Everything that a run can be told. Built directly, it takes its arguments and the defaults, nothing else.
 
@@ -294,12 +301,9 @@ class Settings(BaseModel):
     def _take_synonyms(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
-        if twice:
-            raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
-        named = {canonical(name): value for name, value in given.items()}
+        named = _by_own_names(given)
         pack = named.get("behavior")
-        return {**load_pack(pack).as_settings(), **named} if isinstance(pack, str) and pack else named
+        return {**_by_own_names(load_pack(pack).as_settings()), **named} if isinstance(pack, str) and pack else named
 
     @model_validator(mode="after")
     def _has_marks(self) -> "Settings":

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Literal
 
 from iconoclast.evaluation.degenerate import defect, loop_end
-from iconoclast.evaluation.rules import apply_rule
+from iconoclast.evaluation.rules import apply_rule, find, rules
 from iconoclast.vocabulary import Label
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'", "*": None})
@@ -45,6 +45,10 @@ class ResponseRules:
     soft_refusal_markers: Sequence[str] = ()
     patterns: Sequence[str] = ()
     rules: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:  # one that is not there must not come out after the first responses
+            find(rule, rules)
 
     def label(self, prompt: str, response: str) -> Label:
         """Return the first that holds: refusal or loop (see `failure`), broken, refusal by a rule, soft refusal, complied.

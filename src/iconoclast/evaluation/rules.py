@@ -1,6 +1,5 @@
 """Rules that say whether a response shows a behaviour, by name or as a user's function FILE.py:name."""
 
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -86,10 +85,9 @@ def other_language(response: str, prompt: str) -> bool:
 
 def apply_rule(name: str, prompt: str, response: str) -> bool | None:
     """Ask a rule of a response; None if it fails or gives anything but true or false."""
+    rule = find(name, rules)
     try:
-        found = called(find(name, rules), response, prompt=prompt)
-    except SettingsError:
-        raise
+        found = called(rule, response, prompt=prompt)
     except Exception:  # noqa: BLE001 - code of a user may fail in any way
         return None
     return found if isinstance(found, bool) else None
@@ -126,12 +124,6 @@ def function_of(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise SettingsError(f"{name}: {path} has no function {attribute}.")
     return function  # type: ignore[no-any-return]
-
-
-def content_of(name: str) -> str | None:
-    """Return the SHA-256 of the file of FILE.py:name; None for any other name."""
-    path = Path(name.rpartition(":")[0]).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in name and path.is_file() else None
 
 
 def _module(path: Path) -> ModuleType:
