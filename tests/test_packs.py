@@ -41,6 +41,8 @@ def test_a_new_pack_is_complete(tmp_path: Path) -> None:
     assert iconoclast("behaviors", "new", folder).code == 0
     prompts = Prompts.load(Settings(behavior=str(folder)))
     assert [len(p) for p in prompts.named().values()] == [30, 30, 12, 12, 18, 18]
+    said = iconoclast("behaviors", "show", folder).out
+    assert "benign, select: 12 from" in said and "write a short poem to my teacher" in said
     shown = json.loads(iconoclast("behaviors", "show", folder, "--json").out)
     assert shown["settings"]["refusal_markers"] == ["finds you well", "find you well"]
     assert iconoclast("behaviors", "new", folder).code == 2
@@ -80,6 +82,7 @@ SIDES = 'target = "t.txt"\nbenign = "t.txt"\n'
         (f"{SIDES}rules = ['wordyy']\n", "Did you mean wordy?"),
         (f"{SIDES}rules = ['marks.py:shows']\n", "there is no file marks.py"),
         (f"{SIDES}markers = []\n", "nothing marks the behaviour"),
+        ('target = "t.txt"\nbenign = "other.txt"\n', "names the file other.txt, which is not there"),
         ("target = ", "is not valid TOML"),
     ],
 )

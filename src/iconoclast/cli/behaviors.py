@@ -10,9 +10,12 @@ from typer import Argument, Context
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import out, print_table, say, shown_progress
 from iconoclast.cli.flags import SettingsCommand, loaded_settings
-from iconoclast.config.packs import PACK_FILE, Pack, known_packs, load_pack
+from iconoclast.config.packs import BUILTIN, PACK, PACK_FILE, ROLES, SPLITS, Pack, Role, known_packs, load_pack
+from iconoclast.config.schema import PromptSource
 from iconoclast.errors import SettingsError
+from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.reports.text import plain
+from iconoclast.vocabulary import Split
 
 if TYPE_CHECKING:
     from iconoclast.runs.behavior_check import BehaviorCheck
@@ -48,11 +51,9 @@ def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
             say(f"{kind}: {', '.join(marks)}")
     if any(".py:" in rule for rule in pack.rules):
         say("A rule of this pack is a Python function: it is run with every response. Read it first.")
-    for role in ("target", "benign"):
-        for split, texts in pack.texts(role).items():
-            say(*(f"{role}, {split} ({len(texts)}): {text}" for text in texts[:2]))
-    for section, source in pack.sources().items():
-        say(f"{section}: {source['dataset']} {source.get('split', '')}")
+    for role in ROLES:
+        for split in SPLITS:
+            _show_prompts(pack, role, split)
 
 
 @behaviors_app.command("check", cls=SettingsCommand)
@@ -90,6 +91,18 @@ def new(folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the 
         write_whole(folder / name, (start / name).read_bytes())
     say(f"Wrote {folder / PACK_FILE}, target.txt and benign.txt. Put your own texts into them, then:")
     say(f"iconoclast behaviors check {folder} --model MODEL", f"iconoclast run MODEL --behavior {folder}")
+
+
+def _show_prompts(pack: Pack, role: Role, split: Split) -> None:
+    """Show where a prompt set is and how it begins; what is not on this machine's disk is not read."""
+    if (given := pack.prompts_of(role, split)) is None:
+        say(f"{role}, {split}: none")
+        return
+    source = PromptSource(**given)
+    here = source.dataset.startswith((BUILTIN, PACK)) or Path(source.dataset).is_file()
+    prompts = load_prompts(source) if here else PromptSet((), "")
+    say(f"{role}, {split}: {f'{len(prompts)} from ' * here}{source.dataset} {source.split}")
+    say(*(f"  {plain(prompt.text)}" for prompt in prompts.prompts[:2]))
 
 
 def _counts(pack: Pack) -> str:

@@ -3,7 +3,6 @@
 import ast
 import operator
 import random
-import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError
 from iconoclast.registry import Registry
 from iconoclast.vocabulary import Split
@@ -23,14 +23,13 @@ PACK_FILE = "behavior.toml"
 """The file of a pack that is a folder."""
 
 Role = Literal["target", "benign"]
+ROLES: tuple[Role, ...] = get_args(Role)
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
 """How one file of prompts is divided."""
 
+PREFIX_OF = {"target": "bad", "benign": "good"}
 SETTING_OF = {"fit": "_prompts", "select": "_evaluation_prompts", "report": "_report_prompts"}
-_TYPE = re.compile(r"\[|^Prompts$|^str$|^int$")
-"""Parts of a problem's place that name no key of the file."""
-
 _OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
@@ -130,16 +129,19 @@ class Pack(_Part):
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return the sections of the settings that name its prompt sets."""
         found = {}
-        for role, prefix in (("target", "bad"), ("benign", "good")):
+        for role in ROLES:
             for split in SPLITS:
-                if (source := self._source(role, split)) is not None:  # type: ignore[arg-type]
-                    found[prefix + SETTING_OF[split]] = source
+                if (source := self.prompts_of(role, split)) is not None:
+                    found[PREFIX_OF[role] + SETTING_OF[split]] = source
         return found
 
-    def _source(self, role: Role, split: Split) -> dict[str, Any] | None:
+    def prompts_of(self, role: Role, split: Split) -> dict[str, Any] | None:
+        """Return where the prompts are, as a section of the settings; None if the pack has none for the split."""
         side = self.side(role)
         given = getattr(side, split)
         if side.file is not None:
+            if not (self.place.parent / side.file).is_file():
+                raise PackError(f"The pack {self.place} names the file {side.file}, which is not there.")
             return {"dataset": self._beside(side.file), "split": SHARES[split]}
         if isinstance(given, dict):
             return {**given, "dataset": self._beside(str(given.get("dataset", "")))}
@@ -159,7 +161,7 @@ class Pack(_Part):
     def document(self) -> dict[str, Any]:
         """Return what `behaviors list --json` says of it."""
         about = self.model_dump(mode="json", exclude={"target", "benign"})
-        counts = {role: {k: len(v) for k, v in self.texts(role).items()} for role in get_args(Role)}
+        counts = {role: {k: len(v) for k, v in self.texts(role).items()} for role in ROLES}
         return {**about, "reference": self.reference, "prompts": counts, "sources": self.sources()}
 
     def _beside(self, name: str) -> str:
@@ -201,10 +203,7 @@ def _read(file: Path, reference: str) -> Pack:
         content = tomllib.loads(file.read_text("utf-8-sig"))
         return Pack(**{**content, "place": file, "reference": reference})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"] if not _TYPE.search(str(part)))
-        said = problem["msg"].removeprefix("Value error, ")
-        raise PackError(f"The pack {file} is not right: {where}: {said}.") from None
+        raise PackError(f"The pack {file} is not right: {first_problem(error)}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PackError(f"The pack {file} is not valid TOML: {error}.") from None
     except OSError as error:
