@@ -15,6 +15,7 @@ PATHS = frozenset(
         "source",
         "sources",
         "refusal_rules",
+        "constraints",
         "name",
         "command",
     ]

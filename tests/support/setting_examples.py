@@ -11,6 +11,7 @@ SPECS = {spec.key: spec for spec in setting_specs()}
 # Settings whose text must have a form of its own.
 PATTERNS = {
     "axis_weights": "words={}",
+    "constraints": "broken <= 0.{}",
     "max_memory": "cpu={}GiB",
     "full_normalization_lora_rank": "auto",
     "direction_methods": "median",

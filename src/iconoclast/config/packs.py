@@ -154,6 +154,8 @@ class Pack(_Part):
             given["refusal_markers"] = self.markers or []
         given["refusal_patterns"] = self.patterns
         given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
+        if "constraints" in given:
+            given["constraints"] = [self._beside(str(text)) for text in given["constraints"]]
         if self.classifier is not None:
             given["judge_classifier"] = dict(self.classifier)
         return given

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
 from iconoclast.config.packs import load_pack
+from iconoclast.constraints import Constraint
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
@@ -47,6 +48,12 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _constraint(value: Any) -> Any:
+    Constraint.parse(str(value))
+    return value
+
+
+ConstraintText = Annotated[str, PlainValidator(_constraint)]
 Pattern = Annotated[str, PlainValidator(_pattern)]
 Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
@@ -268,6 +275,9 @@ class Settings(BaseModel):
     """Random trials before the sampler learns from them."""
     trials_per_batch: int = Field(default=16, ge=1)
     """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
+    constraints: list[ConstraintText] = []
+    """Limits that the best trial must keep, as "overrefusals <= 0.1" or "FILE.py:name >= base - 0.05" with a function of
+    yours, called as name(responses, prompts=...): see docs/behaviors.md. Trials that violate one are not on the front."""
     prune_trials: bool = True
     """Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost."""
     fit: bool = True
@@ -332,4 +342,5 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 def without_functions(settings: Settings) -> Settings:
     """Return the settings without what runs code of the user's: for run folders that can be a stranger's."""
     rules = [rule for rule in settings.refusal_rules if ".py:" not in rule]
-    return settings.model_copy(update={"refusal_rules": rules})
+    constraints = [text for text in settings.constraints if ".py:" not in text]
+    return settings.model_copy(update={"refusal_rules": rules, "constraints": constraints})

@@ -92,7 +92,7 @@ class Examiner:
                 self.sample.benign,
                 texts[1],
                 divergences.result()[0].tolist(),
-                self._options.axis_weights,
+                self._options,
             ),
             answers[0],
             answers[1],

@@ -1,11 +1,13 @@
-"""Rules that say whether a response shows a behaviour, by name or as a user's function FILE.py:name."""
+"""Rules that say whether a response shows a behaviour, and scores of all responses: by name, or a user's FILE.py:name."""
 
+import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,12 @@ Rule = Callable[..., Any]
 
 rules: Registry[Rule] = Registry("rule", "rules")
 """Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
+
+Measure = Callable[..., Any]
+"""(responses, prompts=...) → a score of all responses to the target prompts."""
+
+measures: Registry[Measure] = Registry("score", "scores")
+"""Scores by name; another package adds one as an entry point in the group iconoclast.scores."""
 
 SHORT = 25
 """Words that suffice where a short answer is asked for."""
@@ -93,6 +101,19 @@ def apply_rule(name: str, prompt: str, response: str) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
+def apply_measures(names: Sequence[str], prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float | None]:
+    """Ask scores of all responses, each by the name of its function; None if one fails or gives no finite number."""
+    found: dict[str, float | None] = {}
+    for name in names:
+        measure = find(name, measures)
+        try:
+            value = float(called(measure, list(responses), prompts=list(prompts)))
+        except Exception:  # noqa: BLE001 - code of a user may fail in any way
+            value = math.nan
+        found[name.rpartition(":")[2]] = value if math.isfinite(value) else None
+    return found
+
+
 def find(name: str, known: Registry[Callable[..., Any]]) -> Callable[..., Any]:
     """Return a function by its name in a registry, or FILE.py:name; raise UserError if there is none."""
     return function_of(name) if ".py:" in name else known.get(name)
@@ -124,6 +145,12 @@ def function_of(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise SettingsError(f"{name}: {path} has no function {attribute}.")
     return function  # type: ignore[no-any-return]
+
+
+def content_of(name: str) -> str | None:
+    """Return the SHA-256 of the file of FILE.py:name; None for any other name."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in name and path.is_file() else None
 
 
 def _module(path: Path) -> ModuleType:

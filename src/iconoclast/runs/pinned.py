@@ -36,7 +36,7 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 
 
-YOUNGER = frozenset(["refusal_patterns", "refusal_rules"])
+YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints"])
 """Settings that older runs do not have; unset, they mean what those runs did."""
 
 
