@@ -49,8 +49,9 @@ def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
     for kind, marks in (("Phrases", pack.markers), ("Patterns", pack.patterns), ("Rules", pack.rules)):
         if marks:
             say(f"{kind}: {', '.join(marks)}")
-    if any(".py:" in rule for rule in pack.rules):
-        say("A rule of this pack is a Python function: it is run with every response. Read it first.")
+    say(*(f"Setting {plain(name)}: {plain(str(value))}" for name, value in pack.settings.items()))
+    if any(".py:" in text for text in (*pack.rules, *pack.settings.get("constraints", []))):
+        say("This pack has Python functions, which are run with the responses. Read them first.")
     for role in ROLES:
         for split in SPLITS:
             _show_prompts(pack, role, split)
