@@ -42,7 +42,11 @@ def test_a_new_pack_is_complete(tmp_path: Path) -> None:
     prompts = Prompts.load(Settings(behavior=str(folder)))
     assert [len(p) for p in prompts.named().values()] == [30, 30, 12, 12, 18, 18]
     said = iconoclast("behaviors", "show", folder).out
-    assert "Setting max_response_length: 48" in said and "benign, select: 12 from" in said and "write a short poem to my teacher" in said
+    assert (
+        "Setting max_response_length: 48" in said
+        and "benign, select: 12 from" in said
+        and "write a short poem to my teacher" in said
+    )
     shown = json.loads(iconoclast("behaviors", "show", folder, "--json").out)
     assert shown["settings"]["refusal_markers"] == ["finds you well", "find you well"]
     assert iconoclast("behaviors", "new", folder).code == 2
