@@ -185,7 +185,7 @@ def test_the_directions_of_a_4_bit_run_are_estimated_again_on_the_full_weights(
     full = settings.model_copy(update={"quantization": "none"})
     with workbench.Workbench.open(full) as bench:
         bench.start_responses_with(run.evaluator.lm.response_prefix)
-        bench.directions = bench.estimate_directions()
+        bench.directions = bench.estimate_directions(*bench.residuals())
         right = bench.edit(run.trials()[0].parameters)
     measured = export_run(tmp_path / "4bit", "0", "merged", tmp_path / "merged")
     bare = export_unmeasured(tmp_path / "4bit", "0", tmp_path / "bare")  # the weights are streamed from the disk

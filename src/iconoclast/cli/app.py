@@ -11,6 +11,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
+from iconoclast.cli.behaviors import behaviors_app
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
@@ -57,6 +58,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(config_app, name="config", context_settings=CONTEXT)
+app.add_typer(behaviors_app, name="behaviors", context_settings=CONTEXT)
 app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (

@@ -92,7 +92,7 @@ class Examiner:
                 self.sample.benign,
                 texts[1],
                 divergences.result()[0].tolist(),
-                self._options.axis_weights,
+                self._options,
             ),
             answers[0],
             answers[1],
@@ -191,7 +191,13 @@ class Examiner:
             lengths.add(length)
             length *= 2
         return {
-            length: Count(sum(self._rules.is_refusal(self._text(ids[:length])) for ids in responses), len(responses))
+            length: Count(
+                sum(
+                    self._rules.shows(prompt.text, self._text(ids[:length]))
+                    for prompt, ids in zip(self.sample.target, responses, strict=True)
+                ),
+                len(responses),
+            )
             for length in sorted(lengths)
         }
 

@@ -46,14 +46,14 @@ def use_full_directions(saved: SavedRun, bench: Workbench, progress: Progress) -
 def _of_full_weights(bench: Workbench, progress: Progress) -> Directions:
     if bench.lm.device.type != "meta":
         with bench.laid_out():
-            return bench.estimate_directions(progress)
+            return bench.estimate_directions(*bench.residuals(progress))
     model = bench.lm.model
     present = _bytes(model.get_input_embeddings()) + LAYERS_PRESENT * max(map(_bytes, decoder_layers(model)))
     limits = {"max_memory": [f"cpu={present // 1024 + 1}KiB"]}
     streamed = Workbench.load(bench.settings.model_copy(update=limits), quantization="none", progress=progress)
     try:
         streamed.use(bench.prompts, bench.lm.response_prefix)
-        return streamed.estimate_directions(progress)
+        return streamed.estimate_directions(*streamed.residuals(progress))
     finally:
         del streamed
         gc.collect()

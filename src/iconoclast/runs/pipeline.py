@@ -3,15 +3,17 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
+from iconoclast.constraints import own_scores, violated
 from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.rules import content_of
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
@@ -93,15 +95,20 @@ class Run:
         """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
         return choose_trial(self.trials(), which, self.settings.kl_divergence_target, self.folder.path)
 
+    def _constrained(self, scores: Scores) -> Scores:
+        """Say which of the constraints the scores violate."""
+        return replace(scores, violated=violated(self.settings.constraints, scores, self.base))
+
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
         progress = progress or Silent()
         steps = _Remaining(progress, n_trials - self.study.finished)
 
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
-            front = [trial.key for trial in self.front()] if self.settings.prune_trials else []
+            front = [trial.key for trial in self.front() if self.settings.prune_trials and not trial.scores.violated]
             edits = [self.edit(parameters) for parameters in batch]
-            return self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
+            measured = self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
+            return [self._constrained(outcome) if isinstance(outcome, Scores) else outcome for outcome in measured]
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
@@ -125,7 +132,7 @@ class Run:
             return
         measured = self.evaluator.measure([self.edit(parameters) for parameters in left], progress)
         for parameters, scores in zip(left, measured, strict=True):
-            self.study.add_fitted(parameters, scores)
+            self.study.add_fitted(parameters, self._constrained(scores))
         for trial in self.trials()[-len(left) :]:
             progress.note(_trial_line(trial.index, trial.scores))
         self.write_summary("running")
@@ -146,6 +153,9 @@ class Run:
         with self.folder.alone() if self.worker else nullcontext():
             self.fit(progress)
             self.report = _known_report(self.bench, self.folder)
+            best = self.best()
+            if progress and best is not None and best.scores.violated:
+                progress.note(f"No trial keeps all constraints. The best violates: {', '.join(best.scores.violated)}.")
             self.measure_report(progress)
             self.write_summary("complete")
 
@@ -267,6 +277,8 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
+    functions = (*settings.refusal_rules, *own_scores(settings.constraints))
+    contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
     return Study.open(
         folder.journal,
         search_space(settings, bench.lm.layers),
@@ -338,6 +350,8 @@ def _trial_line(number: int, outcome: Outcome) -> str:
     return (
         f"Trial {number}: {outcome.refusals} refusals, {outcome.broken.count} broken, {outcome.overrefusals} overrefusals, "
         f"KL {outcome.kl_divergence:.4f}, compliance {outcome.compliance:.2f}"
+        + "".join(f", {name} {'unknown' if value is None else f'{value:.3g}'}" for name, value in outcome.own.items())
+        + "".join(f"; violates {constraint}" for constraint in outcome.violated)
     )
 
 

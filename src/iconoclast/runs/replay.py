@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import computed_field
 from pydantic.dataclasses import dataclass
 
-from iconoclast.config.schema import FIT_AND_SELECT
+from iconoclast.config.schema import FIT_AND_SELECT, without_functions
 from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress, Silent
@@ -48,7 +48,8 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     progress = progress or Silent()
     folder = RunFolder(run)
     saved = SavedRun.open(folder, which)
-    saved = replace(saved, settings=saved.settings.model_copy(update={"trust_remote_code": trust_remote_code}))
+    settings = saved.settings.model_copy(update={"trust_remote_code": trust_remote_code})
+    saved = replace(saved, settings=settings if trust_remote_code else without_functions(settings))
     baseline = folder.read_baseline()
     known = Manifest.read(folder.manifest) if folder.manifest.is_file() else None
     with saved.opened(progress) as bench:

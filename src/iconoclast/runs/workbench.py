@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from iconoclast.config.schema import Settings
+from iconoclast.constraints import own_scores
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
@@ -146,14 +147,20 @@ class Workbench:
     def rules(self) -> ResponseRules:
         """The settings' rules for reading responses."""
         s = self.settings
-        return ResponseRules(s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers)
+        markers = s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers
+        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules)
 
     @property
     def options(self) -> MeasureOptions:
         """Lengths and batch widths."""
         s = self.settings
         return MeasureOptions(
-            s.max_response_length, s.max_benign_response_length, s.batch_size, s.max_batch_size, s.weights_of_axes
+            s.max_response_length,
+            s.max_benign_response_length,
+            s.batch_size,
+            s.max_batch_size,
+            s.weights_of_axes,
+            own_scores(s.constraints),
         )
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:

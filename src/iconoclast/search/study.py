@@ -279,6 +279,8 @@ class Study:
             outcome = outcomes.get(trial.number)
             with suppress(UpdateFinishedTrialError):  # another process was faster
                 if isinstance(outcome, Scores):
+                    if outcome.violated and not trial.constraints:
+                        optuna.Trial(self.study, id_of(trial)).set_constraint("violated", len(outcome.violated))
                     self.study.tell(trial.number, objective(outcome), skip_if_finished=True)
                 elif outcome is not None:
                     self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
