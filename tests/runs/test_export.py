@@ -166,6 +166,9 @@ def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, ti
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     adapter = export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
     assert adapter.directions is not None and "of the quantised weights" in adapter.directions.kept
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "quantization_config=BitsAndBytesConfig(load_in_4bit=True" in card  # what the figures are of
+    assert "BitsAndBytes" not in (tmp_path / "merged" / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     edited = {name for name in base if not torch.equal(base[name], merged[name])}

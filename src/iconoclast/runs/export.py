@@ -368,6 +368,7 @@ def _write_papers(
         remarks=result.remarks,
         problem=result.problem,
         approximation_error=result.approximation_error,
+        loaded_in=lm.quantization,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")
