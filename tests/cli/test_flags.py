@@ -45,7 +45,7 @@ def flags(values: Mapping[str, Any]) -> Iterator[str]:
 def test_every_setting_is_a_flag():
     document = shown(*flags(EXAMPLES))
     assert flat(document["settings"]) == EXAMPLES
-    assert document["origins"] == dict.fromkeys(EXAMPLES, "flag")
+    assert document["origins"] == dict.fromkeys(EXAMPLES, "flag") | {"behavior": "default"}
 
 
 @pytest.mark.parametrize("value", [True, False])
