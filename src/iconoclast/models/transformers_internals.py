@@ -21,7 +21,7 @@ def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str
 
 def fuses_experts(model: PreTrainedModel) -> bool:
     """Check whether models of this type get their experts fused while loading, even if this one has no experts."""
-    rules = get_checkpoint_conversion_mapping(model.config.model_type) or []
+    rules = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
     return any(target.endswith("experts.down_proj") for rule in rules for target in rule.target_patterns)
 
 
