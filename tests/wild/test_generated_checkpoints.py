@@ -59,9 +59,9 @@ KINDS: dict[str, dict[str, list[Any]]] = {
 }
 """Configuration class → its own options and their values."""
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
 """Largest difference of logits, relative to the largest: float32 is exact but for the order of sums, bfloat16 is rounded again where
-merged weights are stored."""
+merged weights are stored (and narrow models with norms behind a site have 5 % of rounding in the live edit alone)."""
 
 SYSTEM = {
     "shown": TEMPLATE,
