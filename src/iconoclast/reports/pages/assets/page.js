@@ -1,7 +1,7 @@
 "use strict";
 // Draws the figures of a report from the data in #figures, and filters its responses.
 const data = JSON.parse(document.getElementById("figures").textContent);
-const percent = (x) => `${Math.round(x * 100)} %`;
+const percent = (x) => `${+(x * 100).toFixed(1)} %`;
 const COLORS = ["var(--base)", "var(--edited)", "var(--second)", "var(--third)", "var(--fourth)"];
 const unique = (items) => [...new Set(items)];
 const TIP = { lineHeight: 1.3, fontSize: 12 };
