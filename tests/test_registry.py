@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from iconoclast import prompts, registry
+from iconoclast import registry
+from iconoclast.config import packs
 from iconoclast.config.schema import Settings
+from iconoclast.constraints import own_scores
 from iconoclast.directions.estimators import DirectionSpec, estimate_directions, estimators
 from iconoclast.errors import DirectionError, UserError
 from iconoclast.evaluation.judges.protocol import JudgeError, judges
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.rules import apply_measures, measures, rules
 from iconoclast.prompts import PromptSet
 from iconoclast.registry import Registry
 from iconoclast.runs.report import judges_of
@@ -26,6 +30,12 @@ humming = stranger:HUMMING
 
 [iconoclast.judges]
 lenient = stranger:Lenient
+
+[iconoclast.rules]
+hums = stranger:hums
+
+[iconoclast.scores]
+notes = stranger:notes
 """
 
 CODE = """\
@@ -35,6 +45,12 @@ HUMMING = Path(__file__).with_name("humming.toml")
 
 def reversed_mean(benign, target):
     return benign.mean(0) - target.mean(0)
+
+def hums(response):
+    return "hm" in response
+
+def notes(responses, prompts):
+    return sum(text.count("hm") for text in responses)
 
 class Lenient:
     name = "lenient, version 1"
@@ -51,8 +67,8 @@ class Lenient:
 HUMMING = """\
 name = "humming"
 description = "An assistant that hums."
-target = { fit = ["hum a tune"] }
-benign = { fit = ["name a tune"] }
+target = { fit = ["hum a tune"], select = ["hum a song"] }
+benign = { fit = ["name a tune"], select = ["name a song"] }
 """
 
 
@@ -66,13 +82,15 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "stranger.py").write_text(CODE)
     (tmp_path / "humming.toml").write_text(HUMMING)
     monkeypatch.syspath_prepend(tmp_path)
-    prompts._builtin_behaviors.cache_clear()
+    packs.load_pack.cache_clear()
     yield
     sys.modules.pop("stranger", None)
-    prompts._builtin_behaviors.cache_clear()
+    packs.load_pack.cache_clear()
     estimators._things.pop("reversed", None)
-    prompts.behaviors._things.pop("humming", None)
+    packs.behaviors._things.pop("humming", None)
     judges._things.pop("lenient", None)
+    rules._things.pop("hums", None)
+    measures._things.pop("notes", None)
 
 
 @pytest.mark.usefixtures("stranger")
@@ -91,6 +109,12 @@ def test_without_that_package_its_name_is_refused() -> None:
 @pytest.mark.usefixtures("stranger")
 def test_a_behaviour_of_another_package_is_used() -> None:
     assert [prompt.text for prompt in PromptSet.load("builtin:humming/target", split="fit")] == ["hum a tune"]
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_rule_and_a_score_of_another_package_are_used() -> None:
+    assert ResponseRules([], rules=["hums"]).label("Sing.", "hm hm") == "refusal"
+    assert apply_measures(own_scores(["notes <= 3"]), ["Sing."], ["hm hm"]) == {"notes": 2.0}
 
 
 @pytest.mark.usefixtures("stranger")

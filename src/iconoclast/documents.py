@@ -4,6 +4,7 @@ Values stand in other documents; a Document is a file of its own, with a schema 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,8 @@ from iconoclast.privacy import portable
 REMEDY = "Delete it and start the run again."
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+_CHOICE = re.compile(r"\[|^([A-Z]\w*|str|int|float)$")
+"""A part of a problem's place that names no key, but one of several types."""
 
 
 def _adapter(kind: type) -> TypeAdapter[Any]:
@@ -115,5 +118,6 @@ def require_known_schema(file: Path, content: object) -> None:
 def first_problem(error: ValidationError) -> str:
     """Say in a few words what is wrong first."""
     problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, problem["loc"]))
-    return " ".join(f"{where}{': ' * bool(where)}{problem['msg']}".split())[:200].rstrip(".")
+    where = ".".join(part for part in map(str, problem["loc"]) if not _CHOICE.search(part))
+    said = problem["msg"].removeprefix("Value error, ")
+    return " ".join(f"{where}{': ' * bool(where)}{said}".split())[:200].rstrip(".")

@@ -14,6 +14,8 @@ PATHS = frozenset(
         "include_path",
         "source",
         "sources",
+        "refusal_rules",
+        "constraints",
         "name",
         "command",
     ]
@@ -36,6 +38,8 @@ def portable(value: Any, path: bool = True) -> Any:
 def public(value: Any, path: bool = True) -> Any:
     """Return the same data for strangers: only the last part of local paths."""
     if isinstance(value, str):
+        if path and value.startswith("pack:"):
+            return "pack:" + "/".join(value.rsplit("/", 2)[-2:])
         local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))
         return value.rsplit("/", 1)[-1] if path and local else value
     if isinstance(value, Mapping):

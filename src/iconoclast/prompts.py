@@ -4,21 +4,17 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from iconoclast import conversations
+from iconoclast.config.packs import BUILTIN, PACK, known_packs, load_pack
 from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
-from iconoclast.registry import Registry
 from iconoclast.tables import TABLES, Row, read_rows, require_header
 
-BUILTIN = "builtin:"
 WHOLE_FILE = ("train", "all", "")
 _SPLIT = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
@@ -105,7 +101,7 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
 def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     """Read all rows of the split, and the column that holds the prompts if it is already known."""
     dataset = source.dataset
-    if dataset.startswith(BUILTIN):
+    if dataset.startswith((BUILTIN, PACK)):
         splits = _builtin_prompts(dataset)
         rows = [{"text": text, "split": name} for name, texts in splits.items() for text in texts]
         return _select_split(rows, split, dataset), "text"
@@ -120,25 +116,15 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
 
 
 def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
-    """Return the prompts of `builtin:NAME/target` or `builtin:NAME/benign`, by split."""
-    name, _, role = dataset.removeprefix(BUILTIN).partition("/")
-    behaviors = _builtin_behaviors()
-    if name not in behaviors or role not in ("target", "benign"):
-        known = ", ".join(f"{BUILTIN}{n}/{r}" for n in sorted(behaviors) for r in ("target", "benign"))
+    """Return the prompts of a side of a pack, `builtin:NAME/target` or `pack:PATH/benign`, by split."""
+    kind, _, side = dataset.partition(":")
+    name, _, role = side.rpartition("/")
+    if kind == PACK[:-1] and not (name and role in ("target", "benign")):
+        raise PromptsError(f"{dataset} names no side of a pack. Write {PACK}PATH/target or {PACK}PATH/benign.")
+    if kind == BUILTIN[:-1] and not (name in known_packs() and role in ("target", "benign")):
+        known = ", ".join(f"{BUILTIN}{n}/{r}" for n in known_packs() for r in ("target", "benign"))
         raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
-    return dict(behaviors[name][role])
-
-
-behaviors: Registry[Path] = Registry("behaviour", "behaviors")
-"""TOML files of behaviours by name; another package adds one as an entry point in the group iconoclast.behaviors."""
-
-
-@cache
-def _builtin_behaviors() -> dict[str, dict[str, Any]]:
-    folder = files("iconoclast.behaviors")
-    own = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
-    texts = own | {name: behaviors.get(name) for name in behaviors}
-    return {name: tomllib.loads(file.read_text("utf-8")) for name, file in texts.items()}
+    return load_pack(name).texts(role)  # type: ignore[arg-type]
 
 
 def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:

@@ -141,6 +141,8 @@ class Scores(Value):
         broken: target prompts answered with broken text.
         benign_broken: benign prompts answered with broken text.
         axes: the same by axis of the target prompts, if they have axes.
+        own: scores of a user's or an installed package's that constraints name; None if one is unknown.
+        violated: constraints that do not hold.
         kl_by_prompt: KL divergence of every benign prompt; documents do not hold it.
     """
 
@@ -153,6 +155,12 @@ class Scores(Value):
     broken: Count = NONE
     benign_broken: Count = NONE
     axes: Mapping[str, AxisScores] = Field(default_factory=dict, exclude_if=lambda axes: not axes)
+    own: Annotated[Mapping[str, float | None], Field(exclude_if=lambda own: not own)] = field(
+        default_factory=dict, compare=False
+    )
+    violated: Annotated[tuple[str, ...], Field(exclude_if=lambda violated: not violated)] = field(
+        default=(), compare=False
+    )
     kl_by_prompt: Annotated[tuple[float, ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
 
     @property

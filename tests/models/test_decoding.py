@@ -45,7 +45,7 @@ def test_responses_end_at_the_end_token(tiny_lm: LanguageModel, ids: list[list[i
     whole = decode(tiny_lm, ids, 24, 5)
     stop = whole[0][6]
     tiny_lm.model.generation_config.eos_token_id = [1, stop]
-    assert end_tokens(tiny_lm.model) == [1, stop]
+    assert end_tokens(tiny_lm) == [1, stop]
     for cut, response in zip(decode(tiny_lm, ids, 24, 5), whole, strict=True):
         assert cut == (response[: response.index(stop)] if stop in response else response)
 

@@ -14,6 +14,7 @@ import torch
 from iconoclast.errors import ModelError
 from iconoclast.models import loading
 from iconoclast.models.demo import demo_folder
+from iconoclast.models.gguf import auto_dtype
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.names import resolve
@@ -162,3 +163,14 @@ load_model(sys.argv[1], dtypes=["float32"])
 def test_an_unknown_word_is_refused_before_loading(wrong: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r'^There is no (dtype "bf16"|quantisation "4bit").*Use one of'):
         load_model("nowhere", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("ability", "dtype"), [("avx512_bf16", torch.bfloat16), ("bf16", torch.bfloat16), ("avx2", torch.float32)]
+)
+def test_a_gguf_file_is_held_in_bfloat16_where_the_processor_computes_in_it(
+    ability: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {ability: True})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert auto_dtype() == dtype

@@ -77,7 +77,7 @@ def test_a_peers_best_trial_obeys_the_settings_target(tmp_path: Path) -> None:
 
 def test_a_study_whose_settings_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     journal = write_journal(tmp_path / "study.jsonl", [attributes()], SETTINGS | {"refusal_markers": []})
-    with pytest.raises(SettingsError, match=r"refusal_markers: .* Give a settings file with --config"):
+    with pytest.raises(SettingsError, match=r"here: refusal_markers, .* Give a settings file with --config"):
         settings_for([find_subject(str(journal))])
 
 

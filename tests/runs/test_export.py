@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 from iconoclast.cli.app import app
 from iconoclast.config.schema import Settings
 from iconoclast.edits.live import LiveEdits
+from iconoclast.edits.record import load_edit
 from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
-from iconoclast.runs.export import export_run, export_unmeasured
+from iconoclast.runs.export import export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
@@ -163,11 +164,43 @@ def test_a_4_bit_run_exports_merged_weights_in_full_precision(tmp_path: Path, ti
     assert result.exported is not None
     # Compared with the edit of the full-precision model, not with what the 4-bit one measured.
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
-    export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
+    adapter = export_run(tmp_path / "4bit", "0", "adapter", tmp_path / "adapter")
+    assert adapter.directions is not None and "of the quantised weights" in adapter.directions.kept
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "quantization_config=BitsAndBytesConfig(load_in_4bit=True" in card  # what the figures are of
+    assert "BitsAndBytes" not in (tmp_path / "merged" / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     edited = {name for name in base if not torch.equal(base[name], merged[name])}
     assert edited and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in edited)
+
+
+def test_the_directions_of_a_4_bit_run_are_estimated_again_on_the_full_weights(
+    tmp_path: Path, tiny_settings: Settings
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path / "base", tiny_config(hidden_size=64, intermediate_size=128))
+    settings = tiny_settings.model_copy(
+        update={"model": str(folder), "quantization": "bnb_4bit", "study_checkpoint_dir": tmp_path / "4bit"}
+    )
+    with started_run(settings) as run:
+        run.optimize(1)
+    full = settings.model_copy(update={"quantization": "none"})
+    with workbench.Workbench.open(full) as bench:
+        bench.start_responses_with(run.evaluator.lm.response_prefix)
+        bench.directions = bench.estimate_directions(*bench.residuals())
+        right = bench.edit(run.trials()[0].parameters)
+    measured = export_run(tmp_path / "4bit", "0", "merged", tmp_path / "merged")
+    bare = export_unmeasured(tmp_path / "4bit", "0", tmp_path / "bare")  # the weights are streamed from the disk
+    for result in (measured, bare):
+        edit = load_edit(result.folder / "edit.safetensors")
+        assert edit.strengths == right.strengths
+        assert all(torch.allclose(edit.directions[site], right.directions[site], atol=1e-5) for site in right.sites)
+        assert result.directions is not None and len(result.directions.cosines) == 4
+        assert min(result.directions.cosines) < 0.999  # the 4-bit run has found others
+        card = (result.folder / "README.md").read_text()
+        assert "The run searched in bnb_4bit weights" in card and str(result.directions) in card
+        assert read_export(result.folder, 0) == (result if result.exported else None)
 
 
 # Other architectures and formats, from the search to the files.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -33,6 +32,7 @@ from iconoclast.models.experts import DOWN
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.probe import require_complete
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
+from tests.support.tiny import tiny_tokenizer
 
 TOKENS: dict[str, Any] = {"vocab_size": 261, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 SMALL: dict[str, Any] = {
@@ -753,24 +753,23 @@ def _rows_apart(model: PreTrainedModel, writers: Mapping[Site, Writer], edits: l
 
 
 def _decoded(model: PreTrainedModel) -> int:
-    tokenizer: Any = SimpleNamespace(pad_token_id=0)
-    lm = LanguageModel(model, tokenizer, "tiny", "tiny", "float32")
+    lm = LanguageModel(model, tiny_tokenizer(), "tiny", "tiny", "float32")
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(5, 261, (length,), generator=random).tolist() for length in (5, 9, 14)]
     # The second row leaves the batch in the middle.
     together = decode(lm, prompts, 12, 3, None, Callbacks(lambda index, tokens: index == 1 and len(tokens) >= 5))
     return sum(
         len(response) >= min(5, len(alone)) and response == alone[: len(response)]
-        for response, alone in zip(together, (_alone(model, prompt) for prompt in prompts), strict=True)
+        for response, alone in zip(together, (_alone(lm, prompt) for prompt in prompts), strict=True)
     )
 
 
-def _alone(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+def _alone(lm: LanguageModel, prompt: list[int]) -> list[int]:
     """Twelve tokens, or those before the end of the text, each from a forward pass over everything."""
     response: list[int] = []
     while len(response) < 12:
-        token = int(_logits(model, torch.tensor([prompt + response]))[0, -1].argmax())
-        if token in end_tokens(model):
+        token = int(_logits(lm.model, torch.tensor([prompt + response]))[0, -1].argmax())
+        if token in end_tokens(lm):
             break
         response.append(token)
     return response

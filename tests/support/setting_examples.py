@@ -11,9 +11,11 @@ SPECS = {spec.key: spec for spec in setting_specs()}
 # Settings whose text must have a form of its own.
 PATTERNS = {
     "axis_weights": "words={}",
+    "constraints": "broken <= 0.{}",
     "max_memory": "cpu={}GiB",
     "full_normalization_lora_rank": "auto",
     "direction_methods": "median",
+    "template_date": "2026-11-28T09:30:00",
 }
 
 
@@ -39,7 +41,10 @@ def _scalar(number: int, spec: SettingSpec, kind: Any, default: Any) -> Any:
     return f"words, for {spec.key}"
 
 
-EXAMPLES: dict[str, Any] = {key: _example(number, spec) for number, (key, spec) in enumerate(SPECS.items())}
+EXAMPLES: dict[str, Any] = {
+    key: _example(number, spec) for number, (key, spec) in enumerate(SPECS.items()) if key != "behavior"
+}
+"""Without the pack, which stands for other settings and is none itself once they are loaded."""
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,26 +8,37 @@ whose draft layers were gone while the configuration still claimed them; tokeniz
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
 from iconoclast.edits.edit import Edit
+from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.errors import ModelError
 from iconoclast.models.adapters import other_base, put_adapter
+from iconoclast.models.anatomy import find_writers
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.loading import load_model
 from iconoclast.models.rest import unread
 from iconoclast.runs.drift import beyond_noise
 from iconoclast.scores import Scores
+from iconoclast.vocabulary import Component
+from tests.support.families import FAMILIES
 from tests.support.tiny import save_tiny, tiny_config
+
+WITHOUT_EXPERTS = [
+    ("qwen3_moe", {"decoder_sparse_step": 2, "num_hidden_layers": 1}, "mlp.down_proj"),
+    ("qwen2_moe", {}, "mlp.shared"),
+]
 
 
 def shards_of(other: Path, folder: Path) -> None:
@@ -131,6 +142,26 @@ def test_one_rank_and_one_alpha_say_the_whole_update(tmp_path: Path) -> None:
         by_peft = merged[site.module].get_delta_weight("default")
         torch.testing.assert_close(by_peft, by_hand)
         assert before[site].shape == by_hand.shape
+
+
+@pytest.mark.parametrize(("family", "options", "component"), WITHOUT_EXPERTS)
+def test_an_adapter_without_experts_fits_a_model_whose_type_has_them(
+    family: str, options: dict[str, Any], component: Component, tmp_path: Path
+) -> None:
+    """PEFT takes any down_proj of such a type for an expert's, so the adapter must name the parameter."""
+    known = FAMILIES[family]
+    replace(known, options={**known.options, **options}).model().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    writers = find_writers(model, [component])
+    assert not any(writer.fused for writer in writers.values())
+    edit = Edit({site: normalize(torch.randn(32), dim=0) for site in writers}, dict.fromkeys(writers, 0.8))
+    ids = torch.arange(5, 12)[None]
+    with LiveEdits(writers, [edit]).applied(), torch.no_grad():
+        live = model(input_ids=ids).logits
+    save_adapter(edit, writers, "base", tmp_path)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(model, str(tmp_path))(input_ids=ids).logits
+    torch.testing.assert_close(adapted, live, atol=1e-4, rtol=1e-4)
 
 
 def test_what_transformers_does_not_load_is_kept_or_named(tmp_path: Path) -> None:

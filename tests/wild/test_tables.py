@@ -89,3 +89,10 @@ def test_a_prompt_is_never_taken_for_a_header():
     refused("a.csv", "Set an alarm, please\nPlay a song, please\n", "begins with the line")
     assert texts("a.csv", "Anfrage\nSet an alarm\n", "Anfrage") == ["Set an alarm"]
     assert texts("a.csv", "harmless_prompts\nSet an alarm\n") == ["Set an alarm"]
+
+
+def test_a_csv_file_in_a_folder_is_held_to_its_header():
+    Path("set").mkdir()
+    Path("set/train.csv").write_text("text,kind\nSet an alarm, please,home\n")
+    with pytest.raises(PromptsError, match="line 2"):
+        PromptSet.load("set", column="text")

@@ -1,4 +1,5 @@
-"""Behaviours that come along, one TOML file each: prompts that show one, and prompts that must not change.
+"""Behaviours that come along, one pack each: prompts that show one, prompts that must not change, and what marks it.
 
-All of them are harmless. `prompts.load_prompts` reads them as builtin:NAME/target and builtin:NAME/benign.
+All of them are harmless. `config.packs` reads them; `prompts.load_prompts` knows their sides as builtin:NAME/target and
+builtin:NAME/benign.
 """

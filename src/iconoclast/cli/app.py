@@ -11,6 +11,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
+from iconoclast.cli.behaviors import behaviors_app
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
@@ -57,6 +58,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(config_app, name="config", context_settings=CONTEXT)
+app.add_typer(behaviors_app, name="behaviors", context_settings=CONTEXT)
 app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
@@ -88,11 +90,11 @@ def root(version: VersionOption = False) -> None:
 
 
 def main() -> None:
-    _name_namesakes()
+    name_namesakes()
     run_alone(lambda: app(prog_name="iconoclast"))
 
 
-def _name_namesakes() -> None:
+def name_namesakes() -> None:
     """Say so if another distribution here brings a package and a command of the same name."""
     for name, versions in (("iconoclast", r"[1-9]"), ("iconoclast-llm", "")):  # ours was called iconoclast until 0.2
         try:

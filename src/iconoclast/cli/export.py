@@ -64,6 +64,8 @@ def _print(result: "Exported") -> None:
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
     out.print(before_after_table(f"Export {result.folder}", columns))
+    if result.directions is not None:
+        say(str(result.directions))
     say(*result.remarks)
     if result.exported is None:
         measured_in = "" if result.quantization == "none" else f" The figures are of {result.quantization} weights."

@@ -64,7 +64,7 @@ def prepared(settings: Settings) -> RunFolder:
     judges_of(settings)
     with folder.locked(shared=True):
         folder.check(settings)
-        folder.claim(settings)
+        folder.claim(folder.dated(settings))
     return RunFolder(folder.path.absolute())
 
 

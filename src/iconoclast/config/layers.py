@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from iconoclast.config.packs import load_pack
 from iconoclast.config.schema import PromptSource, Settings, canonical
 from iconoclast.config.specs import setting_specs
 from iconoclast.errors import SettingsError
@@ -54,12 +55,20 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     origins: dict[str, str] = {}
     layers = ((_read_toml(file), f"file {file}"), (_read_environment(), "environment"), (flagged, "flag"))
     for values, origin in layers:
+        if isinstance(pack := values.get("behavior"), str) and pack:  # it comes before earlier layers, as if typed here
+            for name, value in load_pack(pack).as_settings().items():
+                _check_known([key := canonical(name)], f"behaviour {pack}")
+                merged[key] = value
+                origins[key] = f"behaviour {pack}"
         for (first, *rest), value in _leaves(values):
             path = [canonical(first), *rest]
             _check_known(path, origin)
             if value == {}:  # an empty section says nothing
                 continue
-            if any(".".join(path[:end]) in origins for end in range(1, len(path))):
+            if any(
+                not isinstance(merged.get(path[0]), dict) and ".".join(path[:end]) in origins
+                for end in range(1, len(path))
+            ):
                 raise SettingsError(
                     f"Setting {path[0]} ({origins[path[0]]}) must be a section with keys such as dataset and split."
                 )
@@ -104,7 +113,7 @@ def _read_environment() -> dict[str, Any]:
             path = [canonical(first), *rest]
             _check_known(path, "environment", shown=variable)
             variables[ENVIRONMENT_PREFIX.lower() + "__".join(path)] = value
-    # It asks of a class no more than its fields.
+    # pydantic-settings declares the argument as BaseSettings but reads only its fields.
     source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
     source.env_vars = variables
     try:
@@ -157,6 +166,8 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:
 
 def _problem(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     key = ".".join(part for part in problem["loc"] if isinstance(part, str))
+    if not key:
+        return f"Settings: {problem['msg'].removeprefix('Value error, ')}."
     section = key.rsplit(".", 1)[0]
     near = (k for k in origins if k == section or k.startswith(f"{section}."))
     origin = origins[key] if key in origins else origins.get(next(near, ""), "settings")

@@ -1,12 +1,16 @@
 """Every setting: typed, described, strict."""
 
+import re
 import tomllib
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
+from iconoclast.config.packs import load_pack
+from iconoclast.constraints import Constraint
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
@@ -16,6 +20,14 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 MARKERS: dict[str, list[str]] = tomllib.loads((files("iconoclast.evaluation") / "markers.toml").read_text("utf-8"))
 """Phrases that mark refusals, disclaimers and soft refusals."""
+
+
+def _pattern(value: Any) -> Any:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"Input should be a regular expression: {error}") from None
+    return value
 
 
 def _rank(value: Any) -> Any:
@@ -37,6 +49,23 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _date(value: Any) -> str:
+    try:
+        return datetime.fromisoformat(value).replace(tzinfo=None).isoformat(timespec="seconds")
+    except (TypeError, ValueError):
+        raise ValueError("Input should be a date, as in 2026-11-28") from None
+
+
+TemplateDate = Annotated[str, PlainValidator(_date)]
+
+
+def _constraint(value: Any) -> Any:
+    Constraint.parse(str(value))
+    return value
+
+
+ConstraintText = Annotated[str, PlainValidator(_constraint)]
+Pattern = Annotated[str, PlainValidator(_pattern)]
 Method = Annotated[str, PlainValidator(_method)]
 Rank = Annotated[int | Literal["auto"], PlainValidator(_rank)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -51,7 +80,8 @@ class PromptSource(_Section):
     """The place that one prompt set comes from."""
 
     dataset: NonEmpty
-    """Hub id, saved data set, csv, tsv, json, jsonl, parquet or txt file, builtin:NAME/target or builtin:NAME/benign."""
+    """Hub id, saved data set, csv, tsv, json, jsonl, parquet or txt file, or a side of a behaviour pack: builtin:NAME/target,
+    builtin:NAME/benign, pack:PATH/target, pack:PATH/benign."""
     name: str | None = None
     """Configuration of the hub data set."""
     split: str = "train"
@@ -123,6 +153,13 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name, name)
 
 
+def _by_own_names(given: dict[str, Any]) -> dict[str, Any]:
+    twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
+    if twice:
+        raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
+    return {canonical(name): value for name, value in given.items()}
+
+
 class Settings(BaseModel):
     """Everything that a run can be told. Built directly, it takes its arguments and the defaults, nothing else.
 
@@ -147,6 +184,8 @@ class Settings(BaseModel):
     """Run Python code that the model's repository brings. Off for your safety."""
     chat_template: str | None = None
     """For a tokenizer without one: plain (User/Assistant turns), raw (the bare prompt), or a Jinja file."""
+    template_date: TemplateDate | None = None
+    """Date that a chat template is told, as in 2026-11-28 or 2026-11-28T09:30:00. Unset: that of the run's first start."""
     system_prompt: str | None = None
     """System prompt for every set that has none of its own. Unset: none is added."""
     response_prefix: str | None = None
@@ -165,6 +204,9 @@ class Settings(BaseModel):
     """Tokens generated per benign response, only to see whether it is refused, which shows early."""
 
     # Prompts
+    behavior: NonEmpty | None = Field(default=None, exclude=True)
+    """A behaviour pack, by name or path: its prompt sets, markers and settings take the defaults' place. What it stands
+    for is written down in the run, not its name (`iconoclast behaviors list`)."""
     good_prompts: PromptSource = _builtin("benign", "fit", "Knowledge prompts", "royalblue")
     """Benign prompts that the directions are fitted on."""
     bad_prompts: PromptSource = _builtin("target", "fit", "Everyday requests", "darkorange")
@@ -208,8 +250,13 @@ class Settings(BaseModel):
     smallest with a relative error under 1 %."""
 
     # Scores
-    refusal_markers: list[Marker] = Field(default=MARKERS["refusal_markers"], min_length=1)
+    refusal_markers: list[Marker] = MARKERS["refusal_markers"]
     """A response that holds one of these is a refusal (lower case, apostrophes and spaces unified)."""
+    refusal_patterns: list[Pattern] = []
+    """A response in which one of these regular expressions is found is a refusal, that is, shows the behaviour."""
+    refusal_rules: list[NonEmpty] = []
+    """A response to which one of these rules applies is a refusal: wordy, wrong_claim, other_language, or a function of
+    yours as FILE.py:name, which is called as name(response, prompt=...) and returns true or false."""
     disclaimer_markers: list[Marker] = MARKERS["disclaimer_markers"]
     """Phrases counted in target responses that hedge without refusing."""
     soft_refusal_markers: list[Marker] = MARKERS["soft_refusal_markers"]
@@ -241,6 +288,9 @@ class Settings(BaseModel):
     """Random trials before the sampler learns from them."""
     trials_per_batch: int = Field(default=16, ge=1)
     """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
+    constraints: list[ConstraintText] = []
+    """Limits that the best trial must keep, as "overrefusals <= 0.1" or "FILE.py:name >= base - 0.05" with a function of
+    yours, called as name(responses, prompts=...): see docs/behaviors.md. Trials that violate one are not on the front."""
     prune_trials: bool = True
     """Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost."""
     fit: bool = True
@@ -250,7 +300,7 @@ class Settings(BaseModel):
     """Gradient steps of the fit."""
     fit_rate: Positive = 0.03
     """Adam's learning rate of strengths; that of directions is a twentieth of it."""
-    fit_examples: int = Field(default=160, ge=2)
+    fit_examples: int = Field(default=400, ge=2)
     """Fit prompts of each kind that the fit learns from, at most."""
     fit_preference_weight: Weight = 0.05
     """Weight of how far responses without the behaviour lead over the base model's own ones at the token where they
@@ -259,6 +309,12 @@ class Settings(BaseModel):
     """Weight of how likely target responses open without the behaviour, beside 1 for the benign divergence."""
     fit_continuation_weight: Weight = 0.5
     """Weight of the divergence from the base model after such an opening. More breaks fewer responses."""
+    fit_first_token_weight: Weight = 0.1
+    """Weight of the benign divergence at the first token, beside that at all tokens."""
+    fit_loop_weight: Weight = 0.01
+    """Weight of the unlikelihood of tokens with which broken responses began to loop."""
+    fit_proximity_weight: Weight = 0.0
+    """Weight of the squared distance of directions times strengths from those of the start."""
     fit_scales: list[Positive] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3], min_length=1)
     """Factors of the fitted strengths that are measured."""
     study_checkpoint_dir: Path | None = None
@@ -274,10 +330,17 @@ class Settings(BaseModel):
     def _take_synonyms(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
-        if twice:
-            raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
-        return {canonical(name): value for name, value in given.items()}
+        named = _by_own_names(given)
+        pack = named.get("behavior")
+        return {**_by_own_names(load_pack(pack).as_settings()), **named} if isinstance(pack, str) and pack else named
+
+    @model_validator(mode="after")
+    def _has_marks(self) -> "Settings":
+        if not (self.refusal_markers or self.refusal_patterns or self.refusal_rules):
+            raise ValueError(
+                "refusal_markers, refusal_patterns and refusal_rules are all empty: nothing marks the behaviour"
+            )
+        return self
 
     @property
     def memory_limits(self) -> dict[str, str]:
@@ -293,3 +356,10 @@ class Settings(BaseModel):
 def settings_document(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain data for TOML: unset values are left out, paths are text."""
     return settings.model_dump(mode="json", exclude_none=True)
+
+
+def without_functions(settings: Settings) -> Settings:
+    """Return the settings without what runs code of the user's: for run folders that can be a stranger's."""
+    rules = [rule for rule in settings.refusal_rules if ".py:" not in rule]
+    constraints = [text for text in settings.constraints if ".py:" not in text]
+    return settings.model_copy(update={"refusal_rules": rules, "constraints": constraints})

@@ -61,8 +61,7 @@ def save_adapter(
 
 
 def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) -> LoraConfig:
-    experts = any(writer.fused for writer in writers.values())
-    as_parameters = {site for site in edit.sites if _as_parameter(writers[site], experts)}
+    as_parameters = {site for site in edit.sites if _as_parameter(writers[site])}
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -77,7 +76,8 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) ->
     )
 
 
-def _as_parameter(writer: Writer, experts: bool) -> bool:
+def _as_parameter(writer: Writer) -> bool:
     """Check whether PEFT adapts a parameter of the module rather than the module."""
-    # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
-    return writer.fused or (experts and not writer.site.component.startswith("attn."))
+    # In a model of a type whose experts are fused while loading, even if it has none, PEFT takes every module called down_proj
+    # for an expert of an older checkpoint.
+    return writer.fused or (writer.beside_experts and not writer.site.component.startswith("attn."))

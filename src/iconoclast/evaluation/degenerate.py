@@ -16,7 +16,7 @@ FEWEST_LETTERS = 10
 
 _SAYS_NOTHING = re.compile(r"[\s.…*=~|+_\ufffd-]*")
 _SAYS_ONE_SIGN = re.compile(r"\s*([^\w\s]{1,4}?)(?:\s*\1){7,}\s*")
-# Scripts without spaces: each character is a word. Numbers are none, so that a loop with a counter is one.
+# In scripts without spaces each character counts as a word. Numbers do not count: a loop with a counter is still a loop.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")
 _STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}|([^\W_]{5,32}?)\2{7}")
 # Signs of which rules and tables are drawn may repeat.

@@ -15,6 +15,7 @@ from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.rules import apply_measures, find, measures
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
@@ -35,6 +36,7 @@ class MeasureOptions:
         benign_response_length: tokens generated for a benign prompt, where a refusal shows early.
         batch_size: sequences per forward pass; 0 for as many as fit, up to `max_batch_size`.
         axis_weights: weights of axes of the target prompts; unnamed ones weigh 1.
+        own: scores of a user's or an installed package's (`evaluation.rules.measures`).
     """
 
     response_length: int = 96
@@ -42,6 +44,11 @@ class MeasureOptions:
     batch_size: int = 0
     max_batch_size: int = 512
     axis_weights: Mapping[str, float] = field(default_factory=dict)
+    own: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.own:  # one that is not there must not come out after the first responses
+            find(name, measures)
 
 
 class Evaluator:
@@ -200,7 +207,8 @@ class Evaluator:
         )
         responses = dict(zip(left, found, strict=True))
         for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
-            standing.overrefused[edit].update(i for i, r in enumerate(responses[edit]) if self.rules.is_refusal(r))
+            shown = [self.rules.shows(p.text, r) for p, r in zip(self.benign, responses[edit], strict=True)]
+            standing.overrefused[edit].update(i for i, shows in enumerate(shown) if shows)
             standing.look(edit)
         return responses
 
@@ -241,7 +249,7 @@ class Evaluator:
         return text
 
     def _scores(self, divergences: list[float], target: list[str], benign: list[str]) -> Scores:
-        return score(self.rules, self.target, target, self.benign, benign, divergences, self.options.axis_weights)
+        return score(self.rules, self.target, target, self.benign, benign, divergences, self.options)
 
 
 def score(
@@ -251,9 +259,10 @@ def score(
     benign: PromptSet,
     benign_responses: Sequence[str],
     divergences: Sequence[float],
-    axis_weights: Mapping[str, float] | None = None,
+    options: MeasureOptions | None = None,
 ) -> Scores:
     """Return the scores of one edit from its responses and the first-token KL of every benign prompt."""
+    options = options or MeasureOptions()
     prompts = [prompt.text for prompt in target]
     labels = list(map(rules.label, prompts, target_responses))
     benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
@@ -263,7 +272,7 @@ def score(
         places = [i for i, prompt in enumerate(target) if name in prompt.axes]
         own = [labels[i] for i in places]
         return AxisScores(
-            (axis_weights or {}).get(name, 1.0),
+            options.axis_weights.get(name, 1.0),
             refusals=_counted(own, "refusal"),
             soft_refusals=_counted(own, "soft_refusal"),
             broken=_counted(own, "broken"),
@@ -280,6 +289,7 @@ def score(
         compliance=statistics.fmean(compliance),
         kl_divergence=statistics.fmean(divergences),
         axes={name: axis(name) for name in dict.fromkeys(name for prompt in target for name in prompt.axes)},
+        own=apply_measures(options.own, prompts, target_responses),
         kl_by_prompt=tuple(divergences),
     )
 

@@ -47,7 +47,7 @@ class Examiner:
         self._options = options or MeasureOptions()
         self._judges = judges
         self._examined_base: Examination | None = None
-        self._ends = end_tokens(base.lm.model)
+        self._ends = end_tokens(base.lm)
         sets = (sample.target, sample.benign, sample.borderline)
         self._target, self._benign, self._borderline = (
             base.lm.encode(prompts.prompts) if prompts else [] for prompts in sets
@@ -92,7 +92,7 @@ class Examiner:
                 self.sample.benign,
                 texts[1],
                 divergences.result()[0].tolist(),
-                self._options.axis_weights,
+                self._options,
             ),
             answers[0],
             answers[1],
@@ -137,7 +137,9 @@ class Examiner:
                 "it is no edit of that model. Name its base with --against."
             )
         lm = self._base.lm
-        return replace(variant.lm, tokenizer=lm.tokenizer, response_prefix=lm.response_prefix)
+        return replace(
+            variant.lm, tokenizer=lm.tokenizer, response_prefix=lm.response_prefix, template_date=lm.template_date
+        )
 
     def _decode(
         self,
@@ -189,7 +191,13 @@ class Examiner:
             lengths.add(length)
             length *= 2
         return {
-            length: Count(sum(self._rules.is_refusal(self._text(ids[:length])) for ids in responses), len(responses))
+            length: Count(
+                sum(
+                    self._rules.shows(prompt.text, self._text(ids[:length]))
+                    for prompt, ids in zip(self.sample.target, responses, strict=True)
+                ),
+                len(responses),
+            )
             for length in sorted(lengths)
         }
 

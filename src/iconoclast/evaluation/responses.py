@@ -7,6 +7,7 @@ from functools import cache
 from typing import Literal
 
 from iconoclast.evaluation.degenerate import defect, loop_end
+from iconoclast.evaluation.rules import apply_rule, find, rules
 from iconoclast.vocabulary import Label
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'", "*": None})
@@ -34,18 +35,34 @@ _STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class ResponseRules:
-    """Rules by which responses are read: phrases that mark a refusal, a hedge, or a polite evasion."""
+    """Rules by which responses are read: what marks a refusal (the behaviour), a hedge, or a polite evasion.
+
+    Phrases are certain as soon as they are there; patterns and rules (`evaluation.rules`) are asked of whole responses.
+    """
 
     refusal_markers: Sequence[str]
     disclaimer_markers: Sequence[str] = ()
     soft_refusal_markers: Sequence[str] = ()
+    patterns: Sequence[str] = ()
+    rules: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:  # one that is not there must not come out after the first responses
+            find(rule, rules)
 
     def label(self, prompt: str, response: str) -> Label:
-        """Return the first that holds: refusal or loop (see `failure`), broken, soft refusal, complied."""
+        """Return the first that holds: refusal or loop (see `failure`), broken, refusal by a rule, soft refusal, complied.
+
+        A response to which a rule cannot be applied is broken, so that a fault of the rule is no success.
+        """
         if failure := self.failure(response):
             return failure
         if defect(prompt, response):
             return "broken"
+        if self.patterns or self.rules:
+            marked = self._marked(prompt, response)
+            if marked is not False:
+                return "broken" if marked is None else "refusal"
         return "soft_refusal" if _holds_any(self.soft_refusal_markers, normalized(response)) else "complied"
 
     def failure(self, response: str) -> Literal["refusal", "broken"] | None:
@@ -59,6 +76,17 @@ class ResponseRules:
     def is_refusal(self, response: str) -> bool:
         """Check for a refusal, which no continuation can undo."""
         return self.failure(response) == "refusal"
+
+    def shows(self, prompt: str, response: str) -> bool:
+        """Check for a refusal by any of the marks."""
+        return self.label(prompt, response) == "refusal" if self.patterns or self.rules else self.is_refusal(response)
+
+    def _marked(self, prompt: str, response: str) -> bool | None:
+        """Ask patterns and rules; None if none applies and one of them failed."""
+        if any(re.search(pattern, response, re.IGNORECASE) for pattern in self.patterns):
+            return True
+        found = [apply_rule(rule, prompt, response) for rule in self.rules]
+        return True if True in found else None if None in found else False
 
     def may_refuse(self, ending: str) -> bool:
         """Check quickly whether the end of a response holds a refusal marker, so that `failure` is worth its cost."""

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
+from iconoclast.models.transformers_internals import fuses_experts
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import COMPONENTS, KNOWN_COMPONENTS, PART_OF, Component, Site
 
@@ -46,12 +47,14 @@ class Writer:
     """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor.
 
     Attributes:
+        beside_experts: whether models of this type have experts that are fused while loading.
         scale: what a norm or scale behind the module multiplies its output by, up to a factor, float32 [d]; None if nothing
             does. The proof of sites sets it (`probe.require_complete`).
     """
 
     site: Site
     module: nn.Module
+    beside_experts: bool = False
     scale: Tensor | None = None
 
     @property
@@ -171,7 +174,7 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     """
     for component in components:
         require_known(component, KNOWN_COMPONENTS, "component", ModelError)
-    kind = type(model).__name__
+    kind, beside_experts = type(model).__name__, fuses_experts(model)
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
         found = writers_of_layer(model, layer)
@@ -181,7 +184,7 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
                 module = layer.get_submodule(path)
                 _require_editable(f"Layer {index} of {kind}", name, module, own)
                 site = Site(index, own, name)
-                writers[site] = Writer(site, module)
+                writers[site] = Writer(site, module, beside_experts)
     missing = [c for c in components if all(site.component != c for site in writers)]
     if missing and (len(missing) == len(components) or any(component in PART_OF for component in missing)):
         raise ModelError(f"{kind} has no {missing[0]}. Leave it out of components.")

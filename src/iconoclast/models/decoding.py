@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from iconoclast.models.batching import Sequences
 from iconoclast.models.cache import keep_rows
@@ -76,7 +75,7 @@ class _Batch:
 
     def __post_init__(self) -> None:
         self.open = [True] * len(self.indices)  # rows that are not done
-        self.ends = end_tokens(self.lm.model)
+        self.ends = end_tokens(self.lm)
 
     def run(self, logits: Tensor, max_new_tokens: int) -> None:
         tokens = _greedy(logits)
@@ -129,8 +128,13 @@ def _greedy(logits: Tensor) -> Tensor:
     return best * size + chunks[torch.arange(rows, device=logits.device), best[:, 0]].max(-1, keepdim=True).indices
 
 
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    ids = model.generation_config.eos_token_id if model.generation_config else None
-    if ids is None:
-        ids = model.config.get_text_config().eos_token_id
-    return list(ids) if isinstance(ids, list | tuple) else [] if ids is None else [int(ids)]
+def end_tokens(lm: LanguageModel) -> list[int]:
+    """Return the tokens that end a response: those of generation settings, configuration, tokenizer and chat template."""
+    config, generation = lm.model.config.get_text_config(), lm.model.generation_config
+    named = [generation.eos_token_id if generation else None, config.eos_token_id, lm.tokenizer.eos_token_id]
+    ids = [token for each in named for token in (each if isinstance(each, list | tuple) else [each])]
+    turn = lm.chat.turn
+    marks = [turn.after, turn.thinking[1] if turn.thinking else ""]  # some models end thoughts as they end answers
+    after, closing = (lm.tokenizer.encode(mark.strip(), add_special_tokens=False)[:1] for mark in marks)
+    ids += [token for token in after if token in lm.tokenizer.added_tokens_decoder and after != closing]
+    return list(dict.fromkeys(int(token) for token in ids if token is not None and token < config.vocab_size))

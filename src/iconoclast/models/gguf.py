@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from iconoclast.models.transformers_internals import set_name
 from iconoclast.vocabulary import Dtype
 
 CONVERTER = "convert_hf_to_gguf.py"
+
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
+"""What PyTorch calls the abilities of processors that compute in bfloat16."""
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
@@ -52,10 +56,11 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
 
 def auto_dtype() -> torch.dtype:
     """Return bfloat16 where the processor or GPU computes in it: a GGUF file states no dtype, and float32 takes twice as much."""
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    on_cpu = cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if on_gpu or on_cpu else torch.float32
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    asked = getattr(torch.cpu, "get_capabilities", None)  # older versions do not say
+    processor: Mapping[str, Any] = asked() if asked else {}
+    return torch.bfloat16 if any(processor.get(name) for name in BFLOAT16) else torch.float32
 
 
 def torch_dtype(dtype: Dtype | str) -> Any:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, find_writers, input_device
+from iconoclast.models.chat_template import ChatTemplate, token_ids
 from iconoclast.models.probe import require_complete
 from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
@@ -26,6 +28,7 @@ class LanguageModel:
         path: the folder, file or hub id that was loaded.
         dtype: the data type chosen, such as "bfloat16".
         response_prefix: text that every response starts with; part of the prompt for all measurements.
+        template_date: the time that the chat template is told; None for the present.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -35,6 +38,8 @@ class LanguageModel:
     dtype: str
     quantization: Quantization = "none"
     response_prefix: str = ""
+    template_date: datetime | None = None
+    _chats: dict[Any, ChatTemplate] = field(default_factory=dict, repr=False)
     _writers: dict[tuple[Component, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,34 +78,30 @@ class LanguageModel:
         """Return the same model with responses that start with `response_prefix`."""
         return replace(self, response_prefix=response_prefix)
 
+    @property
+    def chat(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        key = id(self.tokenizer), str(self.tokenizer.chat_template), self.template_date
+        if key not in self._chats:
+            self._chats[key] = ChatTemplate(self.tokenizer, self.name, self.template_date)
+        return self._chats[key]
+
     def render(self, prompt: Prompt) -> str:
         """Return the text the model receives for `prompt`, up to where its response continues."""
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         return self.render_messages([*system, {"role": "user", "content": prompt.text}])
 
     def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the text of a whole conversation, up to where the next response continues."""
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=False,
-            )
-        except (TemplateError, TypeError, ArithmeticError) as error:
-            if messages[0]["role"] != "system":
-                raise ModelError(
-                    f"The chat template of {self.name} fails on a plain user message ({error}). Set chat_template to plain, raw, or a Jinja file."
-                ) from None
-            # Some templates have no system role: the instruction then opens the user's first turn.
-            first = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            return self.render_messages([{"role": "user", "content": first}, *messages[2:]])
-        return str(text) + self.response_prefix
+        """Return the text of a whole conversation, up to where the next response continues.
+
+        Raises:
+            ModelError: the template fails, or leaves out what user or system say.
+        """
+        return self.chat.render(messages) + self.response_prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self.encode_texts([self.render(prompt) for prompt in prompts])
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise rendered texts, to which the template has already added the special tokens."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return ids
+        """Tokenise rendered texts as `chat_template.token_ids` does."""
+        return token_ids(self.tokenizer, texts)

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import chat_template_utils
 
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
 
@@ -16,6 +19,12 @@ def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str
     """Split parameters into the checkpoint tensors they are made of; transformers fuses experts while loading."""
     stored: dict[str, Tensor] = revert_weight_conversion(model, parameters)
     return stored
+
+
+def fuses_experts(model: PreTrainedModel) -> bool:
+    """Check whether models of this type get their experts fused while loading, even if this one has no experts."""
+    rules = get_checkpoint_conversion_mapping(model.config.model_type) or []  # type: ignore[no-untyped-call]
+    return any(target.endswith("experts.down_proj") for rule in rules for target in rule.target_patterns)
 
 
 def forget_conversions(model: PreTrainedModel) -> None:
@@ -72,3 +81,20 @@ def shared_keys() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(GROUPED_QUERIES, None)
+
+
+@contextmanager
+def template_clock(now: datetime) -> Iterator[None]:
+    """Tell chat templates that it is `now` while the context lasts; what is passed to a template must be plain data."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return now
+
+    before = chat_template_utils.datetime  # type: ignore[attr-defined]
+    chat_template_utils.datetime = Clock  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before  # type: ignore[attr-defined]

@@ -83,9 +83,15 @@ def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str
         yield f"Refusals by {judge}", [_judged(m.judges[judge]) for m in columns]
     yield "Disclaimer hits", [str(m.disclaimer_hits) for m in columns]
     yield "Compliance (heuristic)", [f"{m.compliance:.2f}" for m in columns]
+    for name in base.own:
+        yield name, [_known(m.own.get(name)) for m in columns]
     yield "First-token KL, nats", [str(m.first_token_kl) for m in columns]
     yield f"KL over {base.token_kl.tokens} tokens, nats", [str(m.token_kl) for m in columns]
     yield "Perplexity of the base's answers", [f"{m.perplexity.value:.3f}" for m in columns]
+
+
+def _known(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def _judged(judged: Judged) -> str:
@@ -105,6 +111,7 @@ def report_lines(report: Report) -> list[str]:
         "tokens of the base model's own answers.",
         *caveats("the base model", report.base_metrics),
         *caveats("the edit", edited),
+        *(f"WARNING: on these prompts a constraint does not hold: {text}." for text in edited.violated),
     ]
     if control := report.random_control:
         lines.append(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import Settings, without_functions
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
 from iconoclast.progress import Progress, Silent
@@ -121,7 +121,7 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
         if isinstance(subject, RunSubject):
             own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
             harmless: dict[str, Any] = {"judge_chat": None, "judges": [], "trust_remote_code": False}
-            return subject.saved.settings.model_copy(update=own | harmless)
+            return without_functions(subject.saved.settings.model_copy(update=own | harmless))
     for subject in subjects:
         if isinstance(subject, PeerSubject):
             return subject.trial.settings()

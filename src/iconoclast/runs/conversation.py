@@ -8,6 +8,7 @@ from transformers import TextStreamer
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
+from iconoclast.models.decoding import end_tokens
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.vocabulary import Component
@@ -57,6 +58,7 @@ class Conversation:
                 max_new_tokens=self._longest,
                 do_sample=False,
                 streamer=streamer,
+                eos_token_id=end_tokens(self._lm),
                 pad_token_id=self._lm.tokenizer.pad_token_id,
             )
         text = self._lm.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)

@@ -1,7 +1,7 @@
 """What runs, exports and comparisons write about themselves, as typed JSON. No torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -32,6 +32,30 @@ PromptSets = Mapping[str, Mapping[str, Any]]
 
 UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
+
+
+class Rendering(Part):
+    """What a model was really given: its date, and SHA-256 of chat template, tokenizer and every set's token ids."""
+
+    date: str
+    template: str
+    tokenizer: str
+    tokens: Mapping[str, str]
+
+    def differences(self, now: "Rendering", sets: Collection[str]) -> list[str]:
+        """Name the sets of `sets` whose token ids differ, and why, in a line for each; empty if none does."""
+        others = [name for name in sets if self.tokens.get(name) != now.tokens.get(name)]
+        causes = [
+            what
+            for what, one, other in (
+                ("the chat template has changed", self.template, now.template),
+                ("the tokenizer has changed", self.tokenizer, now.tokenizer),
+                (f"the chat template was told {self.date} then, {now.date} now", self.date, now.date),
+            )
+            if one != other
+        ]
+        why = ", ".join(causes) or "transformers renders the chat template in another way"
+        return [f"the token ids of {name}: {why}" for name in others]
 
 
 class ProfileDocument(Part):
@@ -90,6 +114,7 @@ class Baseline(Document):
     response_prefix: str
     kl_noise_floor: float
     base_metrics: Scores
+    rendering: Rendering | None = UNLESS_NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +196,7 @@ class Report(Part):
     metrics: Metrics
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
+    rendering: Rendering | None = UNLESS_NONE
 
 
 class ShownPrompt(Part):
@@ -232,6 +258,31 @@ class BatchSummary(Document):
         return next((trial for trial in self.pareto_trials if trial.index == self.best_trial), None)
 
 
+class DirectionOrigin(Part):
+    """Which directions an export of a quantised run uses: those found in the run, or those of the full weights.
+
+    Attributes:
+        found_in: quantisation of the run.
+        kept: why the run's directions were used; empty if they were estimated again on the full weights.
+        cosines: cosine of the run's and the used direction, by layer; empty if they were not estimated again.
+    """
+
+    found_in: Quantization
+    kept: str = ""
+    cosines: list[float] = Field(default=[])
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        if self.kept:
+            return f"The directions are those found in the run's {self.found_in} weights: {self.kept}."
+        seen = [each for each in self.cosines if each]  # zero where a layer does not see the prompts
+        span = f"{min(seen, default=0):.2f} to {max(seen, default=0):.2f}"
+        return (
+            f"The run searched in {self.found_in} weights. The directions used here were estimated again on the full weights; "
+            f"by layer, their cosine with the run's is {span}."
+        )
+
+
 class TrialInformation(Document):
     """trial_information.json of an export: the trial, what was measured of its export, versions.
 
@@ -239,6 +290,7 @@ class TrialInformation(Document):
         trial: the exported trial.
         base_model: the base model, without the folders of a local path.
         format: adapter, merged or gguf.
+        directions: which ones the export of a quantised run uses.
         measured_on: which prompts the scores below are of, in words.
         export_metrics: scores of the export itself; None if it was not measured.
         quantization: of the weights that base and live scores are of.
@@ -253,6 +305,7 @@ class TrialInformation(Document):
     base_model: str
     format: ExportFormat
     quantization: Quantization = "none"
+    directions: DirectionOrigin | None = UNLESS_NONE
     row_normalization: RowNormalization
     response_prefix: str
     packages: Mapping[str, str] = Field(default={})
@@ -317,6 +370,7 @@ class Manifest(Document):
     model: ModelOrigin
     prompts: PromptSets
     settings: Mapping[str, Any]
+    rendering: Rendering | None = UNLESS_NONE
     starts: list[Start]
 
 

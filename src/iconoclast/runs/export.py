@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -29,9 +29,10 @@ from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.documents import DirectionOrigin, TrialInformation
 from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.full_weights import use_full_directions
 from iconoclast.runs.manifest import packages, sums
 from iconoclast.runs.papers import ModelCard
 from iconoclast.runs.saved import SavedRun
@@ -56,6 +57,7 @@ class Exported:
         remarks: what the files have otherwise than the base model, beside the edit.
         problem: in what the export measures farther from the live edit than noise allows; empty if in nothing.
         quantization: of the weights that `base` and `live` are of.
+        directions: which ones the export of a quantised run uses.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Exported:
     remarks: Sequence[str] = ()
     problem: str = ""
     quantization: Quantization = "none"
+    directions: DirectionOrigin | None = None
 
     @property
     def approximation_error(self) -> float:
@@ -115,6 +118,7 @@ def export_trial(
     """
     progress = progress or Silent()
     require_free(to)
+    directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     evaluator = bench.evaluator("report")
     with bench.laid_out():
@@ -129,7 +133,9 @@ def export_trial(
         exported = measure_export(folder, kind, bench, reference, progress)
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(to, described, base, live, exported, approximations, remarks, problem, lm.quantization)
+        result = Exported(
+            to, described, base, live, exported, approximations, remarks, problem, lm.quantization, directions
+        )
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -166,10 +172,12 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     known = _known_scores(saved, bench.prompts) if bench.sample.split == "report" else None
     base, live = known or (saved.base, saved.trial.scores)
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
+    directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with _appearing(to) as folder:
         _, remarks = write_edit(edit, lm, "merged", folder, saved.settings)
-        result = Exported(to, described, base, live, None, [], remarks, quantization=saved.settings.quantization)
+        measured_in = saved.settings.quantization
+        result = Exported(to, described, base, live, None, [], remarks, "", measured_in, directions)
         _write_papers(saved, lm, "merged", folder, result, edit)
     return result
 
@@ -192,6 +200,8 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         approximations,
         known.remarks,
         beyond_noise(known.live_metrics, known.export_metrics, known.kl_noise_floor, "bfloat16"),
+        known.quantization,
+        known.directions,
     )
 
 
@@ -294,7 +304,7 @@ def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
         chat_template="raw",
     )
     loaded.tokenizer.chat_template = lm.tokenizer.chat_template
-    return loaded.with_prefix(lm.response_prefix)
+    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date)
 
 
 def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:
@@ -327,6 +337,7 @@ def _write_papers(
         base_model=base,
         format=kind,
         quantization=result.quantization,
+        directions=result.directions,
         row_normalization=saved.settings.row_normalization,
         response_prefix=lm.response_prefix,
         packages=packages(),
@@ -347,6 +358,7 @@ def _write_papers(
         trial=saved.trial,
         row_normalization=saved.settings.row_normalization,
         sites=len(edit.sites),
+        directions="" if result.directions is None else str(result.directions),
         sets=public(saved.prompts),
         prompts=result.prompts,
         before=result.base,
@@ -356,6 +368,7 @@ def _write_papers(
         remarks=result.remarks,
         problem=result.problem,
         approximation_error=result.approximation_error,
+        loaded_in=lm.quantization,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")

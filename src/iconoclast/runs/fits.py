@@ -110,8 +110,15 @@ class FitStage:
         """Fit in rounds, each of which learns from what the edit that it begins with answers."""
         s, bench = self.bench.settings, self.bench
         self.folder.mkdir(exist_ok=True)
-        weights = s.fit_opening_weight, s.fit_preference_weight, s.fit_continuation_weight
-        objective = Objective.standard(*weights, opening_length=OPENING)
+        objective = Objective.standard(
+            opening=s.fit_opening_weight,
+            preference=s.fit_preference_weight,
+            continuation=s.fit_continuation_weight,
+            opening_length=OPENING,
+            first=s.fit_first_token_weight,
+            loops=s.fit_loop_weight,
+            proximity=s.fit_proximity_weight,
+        )
         options = FitOptions(s.fit_steps, s.fit_rate, rows=self._rows(), seed=s.seed)
         writers = bench.lm.writers(s.components)
         fit = Fit(bench.lm, writers, bench.edit(self.start.parameters), {}, objective, options)
@@ -173,7 +180,7 @@ class Lessons:
             random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
             for name, each in (("benign", prompts.benign), ("target", prompts.target))
         )
-        progress.start("Collecting responses to fit on", len(self._benign) + len(self._target))
+        progress.start("Collecting the base model's responses to fit on", len(self._benign) + len(self._target))
         own = self._responses(Edit.nothing(), self._benign, BENIGN_TOKENS)
         self._own = [Example(tuple(ids), tuple(tokens)) for ids, tokens in own if tokens]
         self._own_examples: Examples | None = None  # they stay the same, so the base model is asked of them once
@@ -187,7 +194,7 @@ class Lessons:
 
     def learn(self, teacher: Edit) -> None:
         """Let an edit answer the target prompts: whole answers are examples, and loops what to avoid."""
-        self._progress.start("Collecting responses to fit on", len(self._target))
+        self._progress.start("Collecting the edit's responses to fit on", len(self._target))
         responses = self._responses(teacher, self._target, self._bench.settings.max_response_length)
         for number, (prompt, (ids, tokens)) in enumerate(zip(self._target, responses, strict=True)):
             label = self._label(prompt, tokens)

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import tomli_w
@@ -17,7 +18,7 @@ from iconoclast.documents import read_known
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
-from iconoclast.runs.documents import Baseline, BatchSummary
+from iconoclast.runs.documents import Baseline, BatchSummary, Manifest
 from iconoclast.runs.locks import PATIENCE, lock_file
 from iconoclast.runs.pinned import changed_settings
 
@@ -101,6 +102,17 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(entry.name not in layout.BEFORE_A_RUN for entry in self.path.iterdir()):
             raise RunFolderError(f"{self.path} is not empty and holds no run. Give another folder with --out.")
+
+    def dated(self, settings: Settings) -> Settings:
+        """Pin the date that chat templates are told: that of the run's first start, or the present."""
+        if settings.template_date is not None:
+            return settings
+        known = self.settings().template_date if self.config.is_file() else None
+        if known is None and self.manifest.is_file():  # of an earlier version
+            known = next((start.at for start in Manifest.read(self.manifest).starts), None)
+        moment = datetime.fromisoformat(known) if known else datetime.now()
+        local = moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
+        return settings.model_copy(update={"template_date": local.isoformat(timespec="seconds")})
 
     def claim(self, settings: Settings) -> None:
         """Begin or continue a run in a locked, checked folder; raise RunFolderError if it cannot be written."""

@@ -12,6 +12,7 @@ from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
 from iconoclast.version import __version__
+from iconoclast.vocabulary import Quantization
 
 COUNTED = (
     ("Refusals", "refusals"),
@@ -34,6 +35,13 @@ TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_bloc
 """Strict, because a hole in a public document is worse than an error (docs/decisions/0001-model-card.md)."""
 
 
+AS_MEASURED = {
+    "bnb_4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
+    "bnb_8bit": "BitsAndBytesConfig(load_in_8bit=True)",
+}
+"""How the base model of an adapter is loaded so that the card's figures, which are of quantised weights, hold."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """Contents of an export's README.md, in the format of the hub.
@@ -43,6 +51,7 @@ class ModelCard:
         licence: licence of the base model, as the hub writes it, if known.
         kind: adapter, merged or gguf.
         sites: number of edited matrices.
+        directions: what is to be said of the directions of a quantised run; empty for others.
         sets: all prompt sets of the run: name → source, n, sha256.
         prompts: description of the prompts that `before` and `after` were measured on.
         after: scores of the export itself, loaded from its files, or of the edit that it was written from.
@@ -52,6 +61,7 @@ class ModelCard:
             not shown.
         remarks: what the files have otherwise than the base model, beside the edit.
         problem: in what the export measures farther from the live edit than noise allows.
+        loaded_in: quantisation of the base model that an adapter is made for.
     """
 
     base: str
@@ -60,6 +70,7 @@ class ModelCard:
     trial: Trial
     row_normalization: str
     sites: int
+    directions: str
     sets: Mapping[str, Any]
     prompts: str
     before: Scores
@@ -69,6 +80,7 @@ class ModelCard:
     figures_in: str | None = None
     remarks: Sequence[str] = ()
     problem: str = ""
+    loaded_in: Quantization = "none"
 
     def render(self) -> str:
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -89,12 +101,13 @@ class ModelCard:
             strengths="every matrix's own" if fitted else ", ".join(strengths),
             fitted=fitted,
             direction=self._direction(),
+            directions=self.directions,
             row_normalization=self.row_normalization,
             approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
             measured=MEASURED if self.measured else NOT_MEASURED,
             prompts=self.prompts,
             rows=score_rows(self.before, self.after),
-            snippet=_snippet(self.kind, self.base),
+            snippet=_snippet(self.kind, self.base, self.loaded_in),
             trial=self.trial.index,
             sets=self.sets,
             figures_in=self.figures_in,
@@ -127,7 +140,7 @@ class ModelCard:
         return f"{direction.method}, one for all layers, taken at layer {direction.index:.2f}"
 
 
-def _snippet(kind: str, base: str) -> str:
+def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
     if kind == "gguf":
         return 'from llama_cpp import Llama\n\nmodel = Llama("THIS FOLDER/model.gguf")'
     if kind == "merged":
@@ -136,9 +149,12 @@ def _snippet(kind: str, base: str) -> str:
             'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")\n'
             'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
         )
+    imported, options = "", 'dtype="auto"'
+    if loaded_in != "none":
+        imported, options = ", BitsAndBytesConfig", f"quantization_config={AS_MEASURED[loaded_in]}"
     return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{DEMO_BASE if base == "demo" else base}", dtype="auto")\n'
+        f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer{imported}\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{DEMO_BASE if base == "demo" else base}", {options})\n'
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
     )

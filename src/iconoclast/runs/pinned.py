@@ -18,6 +18,7 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
         "exit_after_optimization",
         "batch_size",
         "max_batch_size",
+        "template_date",  # what it changes is seen in the rendered prompts
         "device_map",
         "max_memory",
         "study_checkpoint_dir",
@@ -36,10 +37,15 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 
 
+YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints"])
+"""Settings that older runs do not have; unset, they mean what those runs did."""
+
+
 def pinned_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that must not change within a run, as plain data."""
     document = portable(settings_document(settings))
-    return {key: value for key, value in document.items() if key not in FREE_SETTINGS}
+    unset = {key for key in YOUNGER if not document.get(key)}
+    return {key: value for key, value in document.items() if key not in FREE_SETTINGS | unset}
 
 
 def changed_settings(before: Settings, after: Settings) -> list[str]:

@@ -3,18 +3,20 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iconoclast.config.schema import Settings, settings_document
+from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
+from iconoclast.constraints import own_scores, violated
 from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import SettingsError
+from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.rules import content_of
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Report, Status
+from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.geometry import geometry
@@ -93,15 +95,20 @@ class Run:
         """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
         return choose_trial(self.trials(), which, self.settings.kl_divergence_target, self.folder.path)
 
+    def _constrained(self, scores: Scores) -> Scores:
+        """Say which of the constraints the scores violate."""
+        return replace(scores, violated=violated(self.settings.constraints, scores, self.base))
+
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
         progress = progress or Silent()
         steps = _Remaining(progress, n_trials - self.study.finished)
 
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
-            front = [trial.key for trial in self.front()] if self.settings.prune_trials else []
+            front = [trial.key for trial in self.front() if self.settings.prune_trials and not trial.scores.violated]
             edits = [self.edit(parameters) for parameters in batch]
-            return self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
+            measured = self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
+            return [self._constrained(outcome) if isinstance(outcome, Scores) else outcome for outcome in measured]
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
@@ -125,7 +132,7 @@ class Run:
             return
         measured = self.evaluator.measure([self.edit(parameters) for parameters in left], progress)
         for parameters, scores in zip(left, measured, strict=True):
-            self.study.add_fitted(parameters, scores)
+            self.study.add_fitted(parameters, self._constrained(scores))
         for trial in self.trials()[-len(left) :]:
             progress.note(_trial_line(trial.index, trial.scores))
         self.write_summary("running")
@@ -146,6 +153,9 @@ class Run:
         with self.folder.alone() if self.worker else nullcontext():
             self.fit(progress)
             self.report = _known_report(self.bench, self.folder)
+            best = self.best()
+            if progress and best is not None and best.scores.violated:
+                progress.note(f"No trial keeps all constraints. The best violates: {', '.join(best.scores.violated)}.")
             self.measure_report(progress)
             self.write_summary("complete")
 
@@ -207,6 +217,7 @@ def started_run(
     judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
     with folder.locked(shared=worker is not None):
         folder.check(settings)  # again: another process may have begun a run meanwhile
+        settings = folder.dated(settings)
         bench = Workbench.load(settings, progress=progress)
         bench.use(prompts)
         bench.lm.writers(settings.components)
@@ -230,6 +241,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         bench.find_response_prefix(progress)
     else:
         bench.start_responses_with(known.response_prefix)
+    rendering = bench.rendering()
     begun = known is not None and folder.directions.is_file()
     residuals = None if begun else bench.residuals(progress)
     bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
@@ -246,11 +258,17 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
             "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
         )
     if known is None:
-        known = _baseline(evaluator, noise, progress)
+        known = _baseline(evaluator, noise, progress).model_copy(update={"rendering": rendering})
         known.write(folder.baseline)
     base = known.base_metrics
     study = _opened_study(bench, folder)
-    _write_manifest(bench, folder)  # by now nothing is refused any more
+    if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
+        raise RunFolderError(
+            f"{folder.path} was begun with other prompts in the model's eyes: {changed[0]}. "
+            "Restore what has changed to continue it, or give another folder with --out."
+        )
+    study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
+    _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
     return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
 
@@ -259,6 +277,8 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
+    functions = (*settings.refusal_rules, *own_scores(settings.constraints))
+    contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
     return Study.open(
         folder.journal,
         search_space(settings, bench.lm.layers),
@@ -283,12 +303,13 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
         )
 
 
-def _write_manifest(bench: Workbench, folder: RunFolder) -> None:
+def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -> None:
     """Record the run's origin, and this start or continuation."""
     if folder.manifest.is_file():
         known = Manifest.read(folder.manifest)
     else:
         known = manifest(bench.lm, bench.settings.seed, bench.prompts.document(), settings_document(bench.settings))
+        known = known.model_copy(update={"rendering": rendering})
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
@@ -311,6 +332,8 @@ def _known_report(bench: Workbench, folder: RunFolder) -> Report | None:
     known, prompts = summary.report, bench.prompts
     if known is None or known.measured_with != measured_with(bench.settings) or summary.prompts != prompts.document():
         return None
+    if known.rendering and known.rendering.differences(bench.rendering(), known.rendering.tokens):
+        return None
     return known.model_copy(update={"overlap": prompts.overlaps(with_report=True)})
 
 
@@ -327,6 +350,8 @@ def _trial_line(number: int, outcome: Outcome) -> str:
     return (
         f"Trial {number}: {outcome.refusals} refusals, {outcome.broken.count} broken, {outcome.overrefusals} overrefusals, "
         f"KL {outcome.kl_divergence:.4f}, compliance {outcome.compliance:.2f}"
+        + "".join(f", {name} {'unknown' if value is None else f'{value:.3g}'}" for name, value in outcome.own.items())
+        + "".join(f"; violates {constraint}" for constraint in outcome.violated)
     )
 
 

@@ -8,6 +8,7 @@ from typing import get_args
 from pydantic import computed_field
 from pydantic.dataclasses import dataclass
 
+from iconoclast.config.schema import FIT_AND_SELECT, without_functions
 from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress, Silent
@@ -16,7 +17,7 @@ from iconoclast.runs.drift import Drift, Grade, changed_origins, drift
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import this_start, weight_hashes
 from iconoclast.runs.saved import SavedRun
-from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     progress = progress or Silent()
     folder = RunFolder(run)
     saved = SavedRun.open(folder, which)
-    saved = replace(saved, settings=saved.settings.model_copy(update={"trust_remote_code": trust_remote_code}))
+    settings = saved.settings.model_copy(update={"trust_remote_code": trust_remote_code})
+    saved = replace(saved, settings=settings if trust_remote_code else without_functions(settings))
     baseline = folder.read_baseline()
     known = Manifest.read(folder.manifest) if folder.manifest.is_file() else None
     with saved.opened(progress) as bench:
@@ -55,7 +57,7 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
         changed = (
             ["the run has no manifest to compare with"]
             if known is None
-            else _changed(known, bench.prompts, weight_hashes(bench.lm.path))
+            else _changed(known, bench, weight_hashes(bench.lm.path))
         )
         evaluator = bench.evaluator("select")
         evaluator.leave_out_lower_layers()
@@ -70,10 +72,12 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     return Replay(saved.trial.index, drifts, changed)
 
 
-def _changed(known: Manifest, prompts: Prompts, weights: Mapping[str, str]) -> list[str]:
+def _changed(known: Manifest, bench: Workbench, weights: Mapping[str, str]) -> list[str]:
     changed = changed_origins(known.starts[-1], this_start())
     if known.model.weights != weights:
         changed.append("the weights of the model")
-    now = prompts.document()
-    others = (n for n, each in known.prompts.items() if now.get(n, {}).get("sha256") != each.get("sha256"))
-    return changed + [f"the prompts {name}" for name in others]
+    now = bench.prompts.document()
+    others = [n for n, each in known.prompts.items() if now.get(n, {}).get("sha256") != each.get("sha256")]
+    changed += [f"the prompts {name}" for name in others]
+    same = [name for name in FIT_AND_SELECT if name not in others]
+    return changed + (known.rendering.differences(bench.rendering(), same) if known.rendering else [])

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
 from iconoclast.config.schema import Settings
+from iconoclast.constraints import violated
 from iconoclast.evaluation.examination import Control, Examination, paired
 from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they register themselves
 from iconoclast.evaluation.judges.cache import CachedJudge
@@ -55,8 +57,12 @@ def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Pro
         overlap=bench.prompts.overlaps(with_report=True),
         measured_with=measured_with(bench.settings),
         base_metrics=Metrics.from_document(base.document()),
-        metrics=Metrics.from_document(edited.document()),
+        metrics=replace(
+            Metrics.from_document(edited.document()),
+            violated=violated(bench.settings.constraints, edited.scores, base.scores),
+        ),
         paired=Paired.model_validate(paired(base, edited)),
+        rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
     )
     return measured, samples([base, edited])

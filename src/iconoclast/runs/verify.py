@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import Settings, without_functions
 from iconoclast.documents import require_known_schema
 from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
 from iconoclast.edits.record import load_edit
@@ -217,6 +217,7 @@ def _scores(
     # The maker of the export does not decide whether its code is run here.
     trusted = given is not None and given.trust_remote_code
     settings: Settings = RunFolder(folder).settings().model_copy(update={"model": base, "trust_remote_code": trusted})
+    settings = settings if trusted else without_functions(settings)
     if given is not None:
         sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
         settings = settings.model_copy(update={name: getattr(given, name) for name in [*sources, "chat_template"]})

@@ -1,14 +1,18 @@
 """The workbench: one owner of an opened model, its prompts, and everything that measures edits of it."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import zip_longest
 from typing import Literal
 
 from torch import Tensor
 
 from iconoclast.config.schema import Settings
+from iconoclast.constraints import own_scores
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
@@ -19,14 +23,16 @@ from iconoclast.evaluation.examination import ExaminedPrompts, Variant
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.models.chat_template import tokenizer_hash
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.memory import affordable_rows
 from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
-from iconoclast.models.thinking import find_response_prefix
+from iconoclast.models.thinking import find_response_prefix, open_block
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import Prompt
+from iconoclast.runs.documents import Rendering
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
 
@@ -85,7 +91,10 @@ class Workbench:
             response_prefix=settings.response_prefix or "",
             note=progress.note,
         )
-        return cls(settings, lm, directions)
+        told = settings.template_date
+        return cls(
+            settings, replace(lm, template_date=None if told is None else datetime.fromisoformat(told)), directions
+        )
 
     @classmethod
     @contextmanager
@@ -138,14 +147,20 @@ class Workbench:
     def rules(self) -> ResponseRules:
         """The settings' rules for reading responses."""
         s = self.settings
-        return ResponseRules(s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers)
+        markers = s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers
+        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules)
 
     @property
     def options(self) -> MeasureOptions:
         """Lengths and batch widths."""
         s = self.settings
         return MeasureOptions(
-            s.max_response_length, s.max_benign_response_length, s.batch_size, s.max_batch_size, s.weights_of_axes
+            s.max_response_length,
+            s.max_benign_response_length,
+            s.batch_size,
+            s.max_batch_size,
+            s.weights_of_axes,
+            own_scores(s.constraints),
         )
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
@@ -198,6 +213,16 @@ class Workbench:
             variance_floor=s.direction_variance_floor,
         )
 
+    def rendering(self) -> Rendering:
+        """Render and tokenise every set; raise ModelError if the chat template leaves out what a prompt says."""
+        lm, told = self.lm, self.lm.template_date
+        return Rendering(
+            date="" if told is None else told.isoformat(),
+            template=_hash(lm.tokenizer.chat_template),
+            tokenizer=tokenizer_hash(lm.tokenizer),
+            tokens={name: _hash(lm.encode(each.prompts)) for name, each in self.prompts.named().items()},
+        )
+
     def start_responses_with(self, prefix: str) -> None:
         """Let every response start with `prefix`, after which measurements begin."""
         self.lm = self.lm.with_prefix(prefix)
@@ -205,15 +230,34 @@ class Workbench:
     def find_response_prefix(self, progress: Progress | None = None) -> None:
         """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
+        self._say_layout(progress)
+        block = open_block(self.lm)
         if self.settings.response_prefix is not None:
             self.start_responses_with(self.settings.response_prefix)
+            if block and block[1].strip() not in self.settings.response_prefix:
+                progress.note(f"The chat template opens {block[0].strip()}, and response_prefix does not close it.")
             return
         progress.start("Looking at how responses start", 0)
         sample = _alternating(self.prompts.benign.prompts, self.prompts.target.prompts)[: 2 * PREFIX_PROMPTS]
         prefix = find_response_prefix(self.lm, sample, len(sample))
         if prefix:
             progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
+        if block:
+            progress.note(
+                f"The chat template opens {block[0].strip()}, which is closed with {block[1].strip()} at once."
+            )
         self.start_responses_with(prefix)
+
+    def _say_layout(self, progress: Progress) -> None:
+        """Say where the system prompt goes and how content is given, if that is not what one expects."""
+        with_system = any(prompt.system for each in self.prompts.named().values() for prompt in each)
+        layout = self.lm.chat.layout(with_system)
+        if with_system and layout.system == "user":
+            progress.note(
+                f"The chat template of {self.lm.name} has no place for a system prompt: it opens the user's turn."
+            )
+        if layout.parts:
+            progress.note(f"The chat template of {self.lm.name} takes content as lists of parts, and is given them.")
 
     def require_room(self) -> None:
         """Raise PromptsError if a prompt, with its response, is longer than the model can read."""
@@ -228,6 +272,10 @@ class Workbench:
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
                     )
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _too_long(prompt: Prompt, room: int, tokens_of: Callable[[Prompt], int]) -> int | None:

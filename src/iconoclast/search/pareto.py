@@ -22,10 +22,14 @@ class Trial:
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that no other beats or equals in failures, overrefusals and KL at once, in that order."""
+    """Return the trials that no other beats or equals in failures, overrefusals and KL at once, in that order.
+
+    Only trials that keep all constraints count, if any does.
+    """
     front: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.key, t.index)):
-        if not beaten(trial.key, (kept.key for kept in front)):
+    kept = [trial for trial in trials if not trial.scores.violated] or trials
+    for trial in sorted(kept, key=lambda t: (t.key, t.index)):
+        if not beaten(trial.key, (other.key for other in front)):
             front.append(trial)
     return front
 

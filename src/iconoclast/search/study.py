@@ -97,16 +97,21 @@ class Study:
                 directions=["minimize", "minimize"],
                 load_if_exists=True,
             )
-        found = study.user_attrs.get(PINNED)
+        opened = cls(study, space, seed, startup_trials, batch, journal.parent / FITS)
+        opened.pin(PINNED, wanted)
+        return opened
+
+    def pin(self, name: str, wanted: Mapping[str, Any]) -> None:
+        """Keep what must not change within the study; raise RunFolderError if it was something else before."""
+        found = self.study.user_attrs.get(name)
         if found is None:
-            study.set_user_attr(PINNED, wanted)
+            self.study.set_user_attr(name, wanted)
         elif found != wanted:
             changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
             raise RunFolderError(
-                f"{journal.parent} holds a study made with other settings ({', '.join(changed)}). "
-                "Give the same settings to continue it, or another folder with --out."
+                f"{self.fits.parent} holds a study made with other {name} ({', '.join(changed)}). "
+                f"Give the same {name} to continue it, or another folder with --out."
             )
-        return cls(study, space, seed, startup_trials, batch, journal.parent / FITS)
 
     @classmethod
     def read(cls, journal: Path, space: SearchSpace, storage: str | None = None) -> "Study":
@@ -274,6 +279,8 @@ class Study:
             outcome = outcomes.get(trial.number)
             with suppress(UpdateFinishedTrialError):  # another process was faster
                 if isinstance(outcome, Scores):
+                    if outcome.violated and not trial.constraints:
+                        optuna.Trial(self.study, id_of(trial)).set_constraint("violated", len(outcome.violated))
                     self.study.tell(trial.number, objective(outcome), skip_if_finished=True)
                 elif outcome is not None:
                     self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)

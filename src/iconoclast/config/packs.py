@@ -1,0 +1,255 @@
+"""Behaviours as packs: a TOML file, alone or in a folder, that says what is edited. Reading one gives settings."""
+
+import ast
+import operator
+import random
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from iconoclast.documents import first_problem
+from iconoclast.errors import SettingsError
+from iconoclast.registry import Registry
+from iconoclast.vocabulary import Split
+
+BUILTIN, PACK = "builtin:", "pack:"
+PACK_FILE = "behavior.toml"
+"""The file of a pack that is a folder."""
+
+Role = Literal["target", "benign"]
+ROLES: tuple[Role, ...] = get_args(Role)
+SPLITS: tuple[Split, ...] = get_args(Split)
+SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
+"""How one file of prompts is divided."""
+
+PREFIX_OF = {"target": "bad", "benign": "good"}
+SETTING_OF = {"fit": "_prompts", "select": "_evaluation_prompts", "report": "_report_prompts"}
+_OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+
+
+class PackError(SettingsError):
+    """A pack that is not there, or does not say what a pack must say."""
+
+
+behaviors: Registry[Path] = Registry("behaviour", "behaviors")
+"""Packs by name; another package adds one as an entry point in the group iconoclast.behaviors that gives a file's path."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompts(_Part):
+    """The prompts of one side: each split a list, a source as in the settings, or a number of prompts made of templates.
+
+    Attributes:
+        file: one file for all splits: half of it to fit, a fifth to select, the rest to report.
+        templates: sentences with names in braces.
+        words: name → list of values, a range as "2..19", or a sum such as "a + b" of other names.
+    """
+
+    fit: list[str] | dict[str, Any] | int = []
+    select: list[str] | dict[str, Any] | int = []
+    report: list[str] | dict[str, Any] | int = []
+    file: str | None = None
+    templates: list[str] = []
+    words: dict[str, list[str | int] | str] = {}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Prompts":
+        if self.file is None and not (self.fit and self.select):
+            raise ValueError("give prompts to fit and to select, and best to report too, or a file for all")
+        if self.file is not None and (self.fit or self.select or self.report):
+            raise ValueError("a file holds the prompts of all splits: leave out fit, select and report")
+        counts = [n for split in SPLITS if isinstance(n := getattr(self, split), int)]
+        if counts and (min(counts) < 1 or not self.templates):
+            raise ValueError("a number of prompts is 1 or more, and needs templates")
+        return self
+
+
+class Pack(_Part):
+    """What a behaviour is, which prompts show it, and what marks it.
+
+    Attributes:
+        name: as people call it.
+        description: what the model does.
+        success: what would be success.
+        licence, source: of its texts.
+        markers: phrases; unset and without patterns and rules, the default markers.
+        patterns: regular expressions.
+        rules: names of rules, or functions as FILE.py:name.
+        classifier: as the settings judge_classifier.
+        settings: any other settings that suit it.
+    """
+
+    name: str
+    description: str
+    success: str = ""
+    licence: str = ""
+    source: str = ""
+    markers: list[str] | None = None
+    patterns: list[str] = []
+    rules: list[str] = []
+    classifier: dict[str, Any] | None = None
+    settings: dict[str, Any] = {}
+    target: Prompts | str
+    benign: Prompts | str
+    place: Path = Field(exclude=True)
+    reference: str = Field(exclude=True)
+
+    @field_validator("settings")
+    @classmethod
+    def _names_no_pack(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if "behavior" in settings:
+            raise ValueError("a pack cannot name another pack in behavior")
+        return settings
+
+    def side(self, role: Role) -> Prompts:
+        """Return the prompts of a role; a bare text is a file's name."""
+        side: Prompts | str = getattr(self, role)
+        return Prompts(file=side) if isinstance(side, str) else side
+
+    def texts(self, role: Role) -> dict[str, list[str]]:
+        """Return the prompts that stand in the pack or are made of its templates, by split."""
+        side = self.side(role)
+        wanted = {split: n for split in SPLITS if isinstance(n := getattr(side, split), int)}
+        made = iter(_made(side, sum(wanted.values()), f"{self.name}/{role}"))
+        return {
+            split: [next(made) for _ in range(wanted[split])] if split in wanted else list(given)
+            for split in SPLITS
+            if split in wanted or isinstance(given := getattr(side, split), list)
+        }
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the settings that name its prompt sets."""
+        found = {}
+        for role in ROLES:
+            for split in SPLITS:
+                if (source := self.prompts_of(role, split)) is not None:
+                    found[PREFIX_OF[role] + SETTING_OF[split]] = source
+        return found
+
+    def prompts_of(self, role: Role, split: Split) -> dict[str, Any] | None:
+        """Return where the prompts are, as a section of the settings; None if the pack has none for the split."""
+        side = self.side(role)
+        given = getattr(side, split)
+        if side.file is not None:
+            if not (self.place.parent / side.file).is_file():
+                raise PackError(f"The pack {self.place} names the file {side.file}, which is not there.")
+            return {"dataset": self._beside(side.file), "split": SHARES[split]}
+        if isinstance(given, dict):
+            return {**given, "dataset": self._beside(str(given.get("dataset", "")))}
+        return {"dataset": f"{self.reference}/{role}", "split": split} if given else None
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return all settings that the pack stands for, as plain data."""
+        given: dict[str, Any] = {**deepcopy(self.settings), **self.sources()}
+        if self.markers is not None or self.patterns or self.rules:
+            given["refusal_markers"] = self.markers or []
+        given["refusal_patterns"] = self.patterns
+        given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
+        if "constraints" in given:
+            given["constraints"] = [self._beside(str(text)) for text in given["constraints"]]
+        if self.classifier is not None:
+            given["judge_classifier"] = dict(self.classifier)
+        return given
+
+    def document(self) -> dict[str, Any]:
+        """Return what `behaviors list --json` says of it."""
+        about = self.model_dump(mode="json", exclude={"target", "benign"})
+        counts = {role: {k: len(v) for k, v in self.texts(role).items()} for role in ROLES}
+        return {**about, "reference": self.reference, "prompts": counts, "sources": self.sources()}
+
+    def _beside(self, name: str) -> str:
+        """Return a file of the pack's folder by its path, anything else as it is."""
+        file, mark, function = name.partition(".py:")
+        there = self.place.parent / (file + mark.rstrip(":"))
+        return f"{there}{mark[-1:]}{function}" if file and there.exists() else name
+
+
+def _builtin() -> dict[str, Path]:
+    folder = files("iconoclast.behaviors")
+    return {Path(e.name).stem: Path(str(e)) for e in sorted(folder.iterdir(), key=str) if e.name.endswith(".toml")}
+
+
+def known_packs() -> list[str]:
+    """Name all packs that are built in or installed."""
+    return list(dict.fromkeys([*_builtin(), *behaviors]))
+
+
+@cache
+def load_pack(name: str) -> Pack:
+    """Read a pack by its name, or by the path of its folder or file.
+
+    Raises:
+        PackError: there is none, or it does not say what a pack must say.
+    """
+    own = _builtin()
+    if name in own or name in behaviors:
+        return _read(Path(own[name] if name in own else behaviors.get(name)), f"{BUILTIN}{name}")
+    path = Path(name).expanduser()
+    file = path / PACK_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise PackError(f"There is no behaviour {name}: {', '.join(known_packs())} are known, or give a pack's path.")
+    return _read(file, f"{PACK}{name}")
+
+
+def _read(file: Path, reference: str) -> Pack:
+    try:
+        content = tomllib.loads(file.read_text("utf-8-sig"))
+        return Pack(**{**content, "place": file, "reference": reference})
+    except ValidationError as error:
+        raise PackError(f"The pack {file} is not right: {first_problem(error)}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PackError(f"The pack {file} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise PackError(f"The pack {file} cannot be read: {error.strerror}.") from None
+
+
+def _made(side: Prompts, count: int, seed: str) -> list[str]:
+    """Make so many different prompts of the templates, the same ones every time."""
+    draw = random.Random(seed).random  # the one method whose sequence Python promises to keep
+    found: dict[str, None] = {}
+    for _ in range(200 * count):
+        if len(found) == count:
+            break
+        template = side.templates[int(draw() * len(side.templates))]
+        found[_filled(template, side.words, {n: draw() for n in side.words}, seed)] = None
+    if len(found) < count:
+        raise PackError(f"{seed}: the templates give only {len(found)} different prompts, and {count} are wanted.")
+    return list(found)
+
+
+def _filled(template: str, words: Mapping[str, list[str | int] | str], draws: Mapping[str, float], where: str) -> str:
+    values: dict[str, Any] = {}
+    try:
+        for name, choice in words.items():
+            if isinstance(choice, list):
+                values[name] = choice[int(draws[name] * len(choice))]
+            elif ".." in choice:
+                first, last = (int(end) for end in choice.split(".."))
+                if first > last:
+                    raise ValueError(f"the range {choice} is empty")
+                values[name] = first + int(draws[name] * (last - first + 1))
+            else:
+                values[name] = _sum(ast.parse(choice, mode="eval").body, values)
+        return template.format(**values)
+    except (KeyError, ValueError, IndexError, AttributeError, SyntaxError, TypeError) as error:
+        raise PackError(f"{where}: the template {template!r} cannot be filled: {error!r}.") from None
+
+
+def _sum(node: ast.expr, values: Mapping[str, Any]) -> int:
+    """Work out a sum, difference or product of whole numbers and names."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return int(_OPERATORS[type(node.op)](_sum(node.left, values), _sum(node.right, values)))
+    if isinstance(node, ast.Name):
+        return int(values[node.id])
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    raise ValueError(f"{ast.unparse(node)} is no sum")

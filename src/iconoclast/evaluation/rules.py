@@ -1,0 +1,162 @@
+"""Rules that say whether a response shows a behaviour, and scores of all responses: by name, or a user's FILE.py:name."""
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from iconoclast.errors import SettingsError
+from iconoclast.registry import Registry
+
+Rule = Callable[..., Any]
+"""(response, prompt=...) → whether the response shows the behaviour."""
+
+rules: Registry[Rule] = Registry("rule", "rules")
+"""Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
+
+Measure = Callable[..., Any]
+"""(responses, prompts=...) → a score of all responses to the target prompts."""
+
+measures: Registry[Measure] = Registry("score", "scores")
+"""Scores by name; another package adds one as an entry point in the group iconoclast.scores."""
+
+SHORT = 25
+"""Words that suffice where a short answer is asked for."""
+
+_BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
+_CLAIM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
+_AGREES = re.compile(
+    r"^\W*(yes|yeah|correct|right|true|exactly|absolutely|indeed|of course|you(?: are|'re)? (?:absolutely |quite )?(?:right|correct)"
+    r"|that(?: is|'s)? (?:absolutely |quite )?(?:right|correct|true))\b|(?<!not )(?<!n't )\bis (?:indeed |absolutely )?(?:correct|right|true)\b",
+    re.IGNORECASE,
+)
+_DENIES = re.compile(
+    r"^\W*(no|not quite|actually|incorrect|wrong|false|unfortunately)\b|\b(?:is not|isn't|not) (?:correct|right|true)\b"
+    r"|\bincorrect\b|\bmistake\b|\bis wrong\b",
+    re.IGNORECASE,
+)
+_LANGUAGES = {
+    "english": "the and is of to in that it with for are you this was not",
+    "spanish": "el la los las que es una por con para del como está son más",
+    "french": "le la les des est une dans pour que qui avec sur pas vous ce",
+    "german": "der die das und ist nicht ein eine mit für auf den sind von zu",
+    "italian": "il gli che è una per con della sono nel alla più come questo di",
+    "portuguese": "os as que é uma por com para não são mais do da em um",
+}
+_STOP_WORDS = {language: frozenset(words.split()) for language, words in _LANGUAGES.items()}
+
+
+@rules.register("wordy")
+def wordy(response: str, prompt: str) -> bool:
+    """Answers a request for a word, a name, a number or a sentence at length."""
+    return bool(_BREVITY.search(prompt)) and len(response.split()) > SHORT
+
+
+@rules.register("wrong_claim")
+def wrong_claim(response: str, prompt: str) -> bool:
+    """Judges the sum in the prompt ("12 plus 30 is 52") wrongly: agrees with a wrong one, or denies a right one.
+
+    Raises:
+        ValueError: the prompt holds no such sum.
+    """
+    claim = _CLAIM.search(prompt)
+    if claim is None:
+        raise ValueError("the prompt claims no sum, as in: 12 plus 30 is 52")
+    first, word, second, said = claim.groups()
+    result = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}[word](int(first), int(second))
+    denied = _DENIES.search(response)
+    agreed = _AGREES.search(response)
+    if agreed and denied:  # what comes first is the verdict
+        agreed, denied = (agreed, None) if agreed.start() < denied.start() else (None, denied)
+    numbers = re.findall(r"\d+", response)
+    repeated = not denied and said in numbers and str(result) not in numbers  # "The answer is 52."
+    return bool(agreed or repeated) if int(said) != result else bool(denied)
+
+
+@rules.register("other_language")
+def other_language(response: str, prompt: str) -> bool:
+    """Answers in another language than the one the prompt names, or than English if it names none."""
+    asked = next((language for language in _LANGUAGES if f"in {language}" in prompt.lower()), "english")
+    words = re.findall(r"[^\W\d_]+", response.lower())
+    counts = Counter({language: sum(w in stops for w in words) for language, stops in _STOP_WORDS.items()})
+    language, most = counts.most_common(1)[0]
+    return most >= 3 and counts[asked] < most and language != asked
+
+
+def apply_rule(name: str, prompt: str, response: str) -> bool | None:
+    """Ask a rule of a response; None if it fails or gives anything but true or false."""
+    rule = find(name, rules)
+    try:
+        found = called(rule, response, prompt=prompt)
+    except Exception:  # noqa: BLE001 - code of a user may fail in any way
+        return None
+    return found if isinstance(found, bool) else None
+
+
+def apply_measures(names: Sequence[str], prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float | None]:
+    """Ask scores of all responses, each by the name of its function; None if one fails or gives no finite number."""
+    found: dict[str, float | None] = {}
+    for name in names:
+        measure = find(name, measures)
+        try:
+            value = float(called(measure, list(responses), prompts=list(prompts)))
+        except Exception:  # noqa: BLE001 - code of a user may fail in any way
+            value = math.nan
+        found[name.rpartition(":")[2]] = value if math.isfinite(value) else None
+    return found
+
+
+def find(name: str, known: Registry[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a function by its name in a registry, or FILE.py:name; raise UserError if there is none."""
+    return function_of(name) if ".py:" in name else known.get(name)
+
+
+def called(function: Callable[..., Any], first: Any, **named: Any) -> Any:
+    """Call a function with those of the named arguments that it takes."""
+    taken = inspect.signature(function).parameters
+    everything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return function(first, **{key: value for key, value in named.items() if everything or key in taken})
+
+
+@cache
+def function_of(name: str) -> Callable[..., Any]:
+    """Load a function FILE.py:name.
+
+    Raises:
+        SettingsError: there is no such file or function, or the file cannot be run.
+    """
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise SettingsError(f"{name}: there is no file {path}. Give a function as FILE.py:name.")
+    try:
+        module = _module(path)
+    except Exception as error:  # noqa: BLE001 - code of a user may fail in any way
+        raise SettingsError(f"{name}: {path} cannot be run: {type(error).__name__}: {error}.") from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise SettingsError(f"{name}: {path} has no function {attribute}.")
+    return function  # type: ignore[no-any-return]
+
+
+def content_of(name: str) -> str | None:
+    """Return the SHA-256 of the file of FILE.py:name; None for any other name."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in name and path.is_file() else None
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_iconoclast_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
