@@ -110,7 +110,7 @@ function front(drawing, { points, scales, target, noise }, controls) {
     const base = points.find((p) => p.kind === "base");
     const whole = shown.filter((p) => !["pruned", "base", "other"].includes(p.kind));
     const lead = whole.filter((p) => p.chosen || p.kind === "model"), chosen = whole.filter((p) => p.chosen);
-    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole, x, y);
+    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole.filter((p) => !p.violates), x, y);
     const width = frame(drawing);
     const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : divergence(name) ? {} : { tickFormat: percent }), nice: !logs(name) });
     const marks = [
