@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from iconoclast.layout import COMPARISON
+from iconoclast.reports.pages.figures import trial_point
 from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.page import Page
@@ -83,6 +84,13 @@ def test_every_trial_is_drawn_once_and_the_chosen_one_marked(run: Path) -> None:
     assert [p["name"] for p in points if p.get("chosen")] == [f"trial {page.saved.trial.index}"]
     chosen = next(p for p in points if p.get("chosen"))
     assert chosen["values"]["failures"][0] == pytest.approx(page.saved.trial.scores.failures.rate, abs=1e-3)
+
+
+def test_a_trial_that_violates_a_constraint_says_so(run: Path) -> None:
+    trial = RunPage.open(run).saved.trial
+    assert "violates" not in trial_point(trial)
+    violating = trial_point(replace(trial, scores=replace(trial.scores, violated=("overrefusals <= 2 %",))))
+    assert violating["violates"] and "violates overrefusals <= 2 %" in violating["text"]
 
 
 def test_a_page_of_two_hundred_trials_is_small(run: Path) -> None:

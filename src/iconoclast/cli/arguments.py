@@ -36,4 +36,4 @@ def require_writable(file: Path | None) -> None:
         return
     folder = file.absolute().parent
     if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
-        raise RunFolderError(f"{file} cannot be written. Give a file in a folder that exists with --json.")
+        raise RunFolderError(f"{file} cannot be written. Give a file in a folder that exists.")

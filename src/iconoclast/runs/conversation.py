@@ -32,8 +32,17 @@ class Conversation:
         longest: int = 1024,
     ) -> None:
         self._lm = lm
-        self._live = LiveEdits(lm.writers(components), [edit])
+        self._components = components
         self._longest = longest
+        self.carry(edit)
+        self.restart(system_prompt)
+
+    def carry(self, edit: Edit) -> None:
+        """Apply another edit from the next reply on."""
+        self._live = LiveEdits(self._lm.writers(self._components), [edit])
+
+    def restart(self, system_prompt: str | None) -> None:
+        """Forget what was said, and begin with this system prompt."""
         self._messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
     def reply(self, message: str, emit: Callable[[str], None] = lambda piece: None) -> str:

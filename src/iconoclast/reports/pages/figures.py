@@ -69,7 +69,9 @@ def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> 
 def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> dict[str, Any]:
     """A completed trial as a point."""
     kind = kind or ("searched" if isinstance(trial.parameters, EditParameters) else "fitted")
-    return point(f"trial {trial.index}", kind, trial.scores, parameters_text(trial.parameters), **more)
+    violated = trial.scores.violated
+    text = "\n".join([parameters_text(trial.parameters), *(f"violates {constraint}" for constraint in violated)])
+    return point(f"trial {trial.index}", kind, trial.scores, text, **({"violates": True} if violated else {}), **more)
 
 
 def pruned_point(trial: Pruned, target: int, benign: int) -> dict[str, Any]:

@@ -144,8 +144,11 @@ class RunPage:
         best = best_trial(pareto_front(self.saved.trials), target)
         if best is None or best.index != self.saved.trial.index:
             return "was named by whoever made this page; it is not the best trial of the run"
+        kept = (
+            "that keep all constraints and are " if self.saved.settings.constraints and not best.scores.violated else ""
+        )
         return (
-            f"is the best: of the trials within a KL divergence of {target:g} whose failures exceed the fewest by at most "
+            f"is the best: of the trials {kept}within a KL divergence of {target:g} whose failures exceed the fewest by at most "
             "a standard error, it has the fewest overrefusals, then the lowest KL divergence"
         )
 

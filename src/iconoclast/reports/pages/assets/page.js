@@ -1,7 +1,7 @@
 "use strict";
 // Draws the figures of a report from the data in #figures, and filters its responses.
 const data = JSON.parse(document.getElementById("figures").textContent);
-const percent = (x) => `${Math.round(x * 100)} %`;
+const percent = (x) => `${+(x * 100).toFixed(1)} %`;
 const COLORS = ["var(--base)", "var(--edited)", "var(--second)", "var(--third)", "var(--fourth)"];
 const unique = (items) => [...new Set(items)];
 const TIP = { lineHeight: 1.3, fontSize: 12 };
@@ -110,7 +110,7 @@ function front(drawing, { points, scales, target, noise }, controls) {
     const base = points.find((p) => p.kind === "base");
     const whole = shown.filter((p) => !["pruned", "base", "other"].includes(p.kind));
     const lead = whole.filter((p) => p.chosen || p.kind === "model"), chosen = whole.filter((p) => p.chosen);
-    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole, x, y);
+    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole.filter((p) => !p.violates), x, y);
     const width = frame(drawing);
     const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : divergence(name) ? {} : { tickFormat: percent }), nice: !logs(name) });
     const marks = [
