@@ -26,7 +26,7 @@ def test_several_processes_of_this_machine_share_a_run(config: Path, tmp_path: P
     arguments = ("run", "--config", config, "--out", run, "--workers", 2, "--n-trials", 40)
     process = started(*arguments)
     end = time.monotonic() + 120
-    while not some_trials(run, 4)():
+    while not some_trials(run, 4)() or len(workers_of(RunFolder(run))) < 2:
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -35,7 +35,8 @@ UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
 
 
 class Rendering(Part):
-    """What a model was really given: its date, and SHA-256 of chat template, tokenizer and every set's token ids."""
+    """What a model was really given: the date, if the chat template asks for it, and SHA-256 of template, tokenizer and every
+    set's token ids."""
 
     date: str
     template: str

@@ -42,6 +42,9 @@ LONGEST_TOKEN = 128
 PREFIX_PROMPTS = 8
 """Prompts of each set whose responses are searched for a common start."""
 
+ASKS_FOR_THE_DATE = "strftime_now"
+"""The function by which chat templates get the date."""
+
 
 @dataclass
 class Workbench:
@@ -215,10 +218,10 @@ class Workbench:
 
     def rendering(self) -> Rendering:
         """Render and tokenise every set; raise ModelError if the chat template leaves out what a prompt says."""
-        lm, told = self.lm, self.lm.template_date
+        lm, told, template = self.lm, self.lm.template_date, self.lm.tokenizer.chat_template
         return Rendering(
-            date="" if told is None else told.isoformat(),
-            template=_hash(lm.tokenizer.chat_template),
+            date="" if told is None or ASKS_FOR_THE_DATE not in str(template) else told.isoformat(),
+            template=_hash(template),
             tokenizer=tokenizer_hash(lm.tokenizer),
             tokens={name: _hash(lm.encode(each.prompts)) for name, each in self.prompts.named().items()},
         )
