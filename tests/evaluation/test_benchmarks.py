@@ -504,7 +504,7 @@ def test_misplaced_options_and_files_are_refused_at_once(
         benchmark_action(str(finished), "best", "demo", options, None)
     with pytest.raises(SettingsError, match="Leave out --trial"):
         benchmark_action(str(tiny_folder), "3", None, options, None)
-    with pytest.raises(UserError, match="file.json cannot be written. Give a file in a folder that exists"):
+    with pytest.raises(UserError, match=r"file.json cannot be written\. Give a file in a folder that exists"):
         benchmark_action(str(tiny_folder), "best", None, options, tmp_path / "absent" / "file.json")
     with pytest.raises(ModelError, match="no model at"):
         benchmark_action(str(tmp_path / "absent"), "best", None, options, None)
