@@ -96,11 +96,11 @@ def load_model(
             model.requires_grad_(False).train(False)
             kept, kind = str(model.dtype).removeprefix("torch."), cast(Quantization, quantization)
             loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
-            problem, told = _forward_problem(loaded), "is passed over"
-            if not problem:
+            if not (problem := _forward_problem(loaded)):
                 if dtype == "auto" and path.lower().endswith(".gguf"):
                     note(f"A GGUF file states no dtype; its weights are held in {kept}.")
                 return loaded
+            told = "is passed over"
         failures.setdefault(problem, []).append(dtype)
         note(f"dtype {dtype} {told}: {problem}")
     reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())

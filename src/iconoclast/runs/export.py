@@ -332,25 +332,7 @@ def _write_papers(
         checkpoint.copy_licence(folder)
     settings = public(portable(settings_document(saved.settings)))
     (folder / CONFIG).write_text(tomli_w.dumps(settings), encoding="utf-8")
-    TrialInformation(
-        trial=trial_document(saved.trial),
-        base_model=base,
-        format=kind,
-        quantization=result.quantization,
-        directions=result.directions,
-        row_normalization=saved.settings.row_normalization,
-        response_prefix=lm.response_prefix,
-        packages=packages(),
-        prompts=public(saved.prompts),
-        measured_on=result.prompts,
-        kl_noise_floor=saved.noise_floor,
-        base_metrics=result.base,
-        live_metrics=result.live,
-        export_metrics=result.exported,
-        approximation_error=result.approximation_error,
-        approximations=[asdict(each) for each in result.approximations],
-        remarks=list(result.remarks),
-    ).write(folder / TRIAL_INFORMATION)
+    _information(saved, lm, kind, base, result).write(folder / TRIAL_INFORMATION)
     card = ModelCard(
         base=base,
         licence=None if checkpoint is None else checkpoint.licence(),
@@ -372,3 +354,27 @@ def _write_papers(
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")
+
+
+def _information(
+    saved: SavedRun, lm: LanguageModel, kind: ExportFormat, base: str, result: Exported
+) -> TrialInformation:
+    return TrialInformation(
+        trial=trial_document(saved.trial),
+        base_model=base,
+        format=kind,
+        quantization=result.quantization,
+        directions=result.directions,
+        row_normalization=saved.settings.row_normalization,
+        response_prefix=lm.response_prefix,
+        packages=packages(),
+        prompts=public(saved.prompts),
+        measured_on=result.prompts,
+        kl_noise_floor=saved.noise_floor,
+        base_metrics=result.base,
+        live_metrics=result.live,
+        export_metrics=result.exported,
+        approximation_error=result.approximation_error,
+        approximations=[asdict(each) for each in result.approximations],
+        remarks=list(result.remarks),
+    )
