@@ -1,0 +1,87 @@
+"""One changed matrix: its singular values, and how much of it the rounding of the stored type explains.
+
+W is the base's matrix and W' the edited one, both [d, k] in float32; half is half the distance between numbers of the
+stored type at W', [d, k].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.linalg import qr, svd
+
+EXACT = 512
+"""Smaller side up to which all singular values are computed."""
+
+PROBES = 64
+"""Singular values computed of larger matrices (randomised; Halko, Martinsson and Tropp 2011)."""
+
+ARITHMETIC = 5e-7
+"""Relative rounding of an edit that is computed in float32."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of W' − W in falling order, with their directions [d, r] and [k, r].
+
+    Attributes:
+        total: ‖W' − W‖.
+        edge: largest singular value that rounding alone can have.
+        noise: norm of what rounding alone does.
+        whole: whether these are all values.
+    """
+
+    values: Tensor
+    left: Tensor
+    right: Tensor
+    total: float
+    edge: float
+    noise: float
+    whole: bool
+
+    @property
+    def rank(self) -> int:
+        """Number of values that rounding does not explain."""
+        return int((self.values > self.edge).sum())
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there may be more such values than were computed."""
+        return not self.whole and self.rank == len(self.values)
+
+    @property
+    def tail(self) -> float:
+        """Norm of what is left without the values above the edge."""
+        kept = float(self.values[: self.rank].double().square().sum())
+        return max(self.total**2 - kept, 0.0) ** 0.5
+
+    def energy(self) -> dict[int, float]:
+        """Return the share of ‖W' − W‖² in the first 1, 2, 4, … values."""
+        shares = (self.values.double().square().cumsum(0) / max(self.total**2, 1e-300)).clamp(max=1)
+        return {2**i: float(shares[2**i - 1]) for i in range(len(shares).bit_length()) if 2**i <= len(shares)}
+
+
+def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return half the distance between neighbouring numbers of a type at float32 `values`."""
+    exponent = torch.frexp(values).exponent
+    return torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps / 4), exponent)
+
+
+def spectrum(before: Tensor, after: Tensor, half: Tensor) -> Spectrum:
+    """Return the singular values and directions of W' − W."""
+    delta = after - before
+    variance = half.square().div_(3) + (ARITHMETIC * after).square()
+    edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
+    noise = float(variance.sum().sqrt())
+    whole = min(delta.shape) <= EXACT
+    left, values, right = svd(delta, full_matrices=False) if whole else _randomised(delta)
+    return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole)
+
+
+def _randomised(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.randn(delta.shape[1], PROBES, generator=torch.Generator().manual_seed(0))
+    basis = qr(delta @ random).Q
+    for _ in range(2):
+        basis = qr(delta @ qr(delta.mT @ basis).Q).Q
+    left, values, right = svd(basis.mT @ delta, full_matrices=False)
+    return basis @ left, values, right
