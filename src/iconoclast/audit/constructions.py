@@ -162,5 +162,3 @@ def low_rank(found: Spectrum) -> bool:
     """Check that few singular values make the change, up to rounding."""
     few = 0 < found.rank <= min(len(found.left), len(found.right)) // 2 and not found.bounded
     return few and found.tail <= max(1.5 * found.noise, CONSISTENT * found.total)
-
-

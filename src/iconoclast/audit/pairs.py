@@ -63,13 +63,17 @@ def open_files(name: str) -> Files:
     """
     path = local_path(name)
     if path.lower().endswith(".gguf"):
-        raise ModelError(f"{name} is a GGUF file, which is not compared tensor by tensor. Measure it: iconoclast evaluate.")
+        raise ModelError(
+            f"{name} is a GGUF file, which is not compared tensor by tensor. Measure it: iconoclast evaluate."
+        )
     try:
         checkpoint = Checkpoint.find(path)
     except RecursionError:
         raise ModelError(f"The safetensors files of {name} are damaged: a header is nested too deeply.") from None
     if checkpoint is None:
-        raise ModelError(f"{name} is not on this machine as a folder of safetensors files. Give a folder, or download it.")
+        raise ModelError(
+            f"{name} is not on this machine as a folder of safetensors files. Give a folder, or download it."
+        )
     for file in checkpoint.files:
         try:
             with safe_open(str(checkpoint.folder / file), "pt"):

@@ -9,6 +9,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
+from iconoclast.cli.audit import audit
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
@@ -58,7 +59,7 @@ app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
     demo, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
-    replay, verify, upload,
+    replay, verify, upload, audit,
 )  # fmt: skip
 for command in ORDINARY:
     app.command()(command)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
 from iconoclast.layout import BASELINE, COMPARISON, MANIFEST, SUMMARY, TRIAL_INFORMATION
@@ -372,6 +373,7 @@ class ComparisonDocument(Document):
 DOCUMENTS: dict[str, type[Document]] = {
     BASELINE: Baseline,
     COMPARISON: ComparisonDocument,
+    "audit.json": AuditDocument,
     MANIFEST: Manifest,
     SUMMARY: BatchSummary,
     TRIAL_INFORMATION: TrialInformation,
