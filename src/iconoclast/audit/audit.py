@@ -56,10 +56,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         verdict=verdict,
         row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
         tensors=tensors,
-        profile=[],
-        shared_directions=[],
         lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
-        other_files=[],
     )
     return document, directions
 

@@ -27,7 +27,6 @@ class TensorFinding(Part):
     Attributes:
         name: as in the checkpoint.
         retyped: types before and after, in safetensors' names, where they differ.
-        reshaped: shapes before and after of a vocabulary that has grown or shrunk; the rows in common are compared.
         relative_norm: ‖W' − W‖ / ‖W‖ (Frobenius).
         rank: number of singular values of W' − W above the rounding of the stored type, the largest of all experts.
         rank_is_a_lower_bound: whether no more values were computed.
@@ -36,13 +35,11 @@ class TensorFinding(Part):
         row_normalization: which one of that edit.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
-        row_norms_kept: whether every row has the norm it had.
     """
 
     name: str
     status: TensorStatus
     retyped: tuple[str, str] | None = UNLESS_NONE
-    reshaped: tuple[list[int], list[int]] | None = UNLESS_NONE
     relative_norm: float | None = None
     rank: int | None = None
     rank_is_a_lower_bound: bool | None = UNLESS_NONE
@@ -52,25 +49,6 @@ class TensorFinding(Part):
     row_normalization: RowNormalization | None = UNLESS_NONE
     along: Literal["rows", "columns"] | None = UNLESS_NONE
     error: float | None = UNLESS_NONE
-    row_norms_kept: bool | None = UNLESS_NONE
-
-
-class DirectionSharing(Part):
-    """How much the recovered directions of one length agree: |cosine| of each with their common direction."""
-
-    size: int
-    tensors: int
-    mean_cosine: float
-    smallest_cosine: float
-
-
-class LayerChange(Part):
-    """The change of one kind of tensor by layer; the kind is its name with {} for the layer."""
-
-    kind: str
-    layers: list[int]
-    relative_norms: list[float]
-    strengths: list[float | None]
 
 
 class AuditDocument(Document):
@@ -79,8 +57,7 @@ class AuditDocument(Document):
     Attributes:
         verdict: what the whole edit is consistent with.
         row_normalization: of a rank-one edit, where all matrices agree.
-        lost: parts of the base that the edited model has not: files, and groups of tensors.
-        other_files: files beside the weights that have changed.
+        lost: files beside the weights (tokenizer, template, processor …) that only the base has.
         directions: file of the singular directions, beside this one.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
     """
@@ -93,9 +70,6 @@ class AuditDocument(Document):
     verdict: Verdict
     row_normalization: RowNormalization | None = None
     tensors: list[TensorFinding]
-    profile: list[LayerChange]
-    shared_directions: list[DirectionSharing]
     lost: list[str]
-    other_files: list[str]
     directions: str | None = None
     behavior: Mapping[str, Any] | None = None

@@ -53,7 +53,7 @@ class Spectrum:
     def tail(self) -> float:
         """Norm of what is left without the values above the edge."""
         kept = float(self.values[: self.rank].double().square().sum())
-        return max(self.total**2 - kept, 0.0) ** 0.5
+        return float(max(self.total**2 - kept, 0.0) ** 0.5)
 
     def energy(self) -> dict[int, float]:
         """Return the share of ‖W' − W‖² in the first 1, 2, 4, … values."""
