@@ -27,7 +27,7 @@ def changed(folder: Path, to: Path, change, dtype=None) -> Path:
 def test_rank_one_edits_are_recovered(
     tmp_path: Path, family: str, normalization: RowNormalization, dtype: torch.dtype
 ) -> None:
-    FAMILIES[family].model().to(dtype).save_pretrained(tmp_path / "base")
+    FAMILIES[family].model().to(dtype).save_pretrained(tmp_path / "base")  # type: ignore[arg-type]
     v = normalize(torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0)
     names = ("o_proj.weight", "down_proj", "down_proj.weight", "w2.weight", "c_proj.weight")
 
@@ -80,3 +80,18 @@ def test_a_hostile_checkpoint_gets_one_clear_line(tmp_path: Path, harm: str) -> 
         (to / "model.safetensors").write_bytes(b"not a checkpoint, whatever its name says")
     done = iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only")
     assert done.code == 2 and done.complaint.count("\n") == 0
+
+
+def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES["llama"].model()
+    model.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    file = tmp_path / "a.json"
+    done = iconoclast("audit", tmp_path / "adapter", "--base", tmp_path / "base", "--weights-only", "--json", file)
+    assert done.code == 0, done.err
+    document = json.loads(file.read_text())
+    changed_ones = [t for t in document["tensors"] if t["status"] != "unchanged"]
+    assert document["verdict"] == "low_rank" and [t["rank"] for t in changed_ones] == [2, 2, 2]
