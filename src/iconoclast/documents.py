@@ -78,16 +78,27 @@ class Document(Part):
         Raises:
             RunFolderError: it is missing, damaged, something else, or from a newer version.
         """
+        content = read_known(file)
         try:
-            content = json.loads(file.read_bytes())
-            require_known_schema(file, content)
             return cls.model_validate(content)
-        except OSError as error:
-            raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
         except ValidationError as error:
             raise RunFolderError(f"{file} is damaged or not a {cls.what}: {first_problem(error)}. {REMEDY}") from None
-        except (ValueError, RecursionError) as error:
-            raise RunFolderError(f"{file} is damaged: {error}. {REMEDY}") from None
+
+
+def read_known(file: Path) -> object:
+    """Read a JSON file of a schema version that is known.
+
+    Raises:
+        RunFolderError: it is missing, no JSON, or from a newer version.
+    """
+    try:
+        content: object = json.loads(file.read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{file} is damaged: {error}. {REMEDY}") from None
+    require_known_schema(file, content)
+    return content
 
 
 def require_known_schema(file: Path, content: object) -> None:

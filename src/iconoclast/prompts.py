@@ -1,8 +1,6 @@
 """Prompt sets: fixed lists of prompts from a hub data set, a data set on disk, a table or a text file."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -14,16 +12,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from iconoclast import conversations
 from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
 from iconoclast.registry import Registry
+from iconoclast.tables import TABLES, Row, read_rows, require_header
 
 BUILTIN = "builtin:"
-TABLES = (".csv", ".json", ".jsonl", ".parquet")
 WHOLE_FILE = ("train", "all", "")
 _SPLIT = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def load_prompts(source: PromptSource, system_prompt: str | None = None, minimum
     rows, column = _read(source, match["name"])
     chosen = _slice(len(rows), match["start"], match["stop"], source)
     system = (source.system_prompt if source.system_prompt is not None else system_prompt) or None
-    prompts = tuple(Prompt(text, system) for text in _texts(rows, chosen, column, source))
+    prompts = tuple(_prompts(rows, chosen, column, source, system))
     if source.axis is not None:
         prompts = _with_axes(prompts, [rows[i].get(source.axis) for i in chosen], source)
     label = f"{source.dataset} {source.split}".strip()
@@ -114,7 +111,7 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
         return _select_split(rows, split, dataset), "text"
     path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser fails on an unknown user
     if path.is_file():
-        return _select_split(_read_file(path), split, dataset), source.column
+        return _select_split(read_rows(path, source.column), split, dataset), source.column
     if path.is_dir():
         return _read_hub(source, split, str(path)), source.column
     if path.suffix.lower() in (*TABLES, ".txt") or dataset.startswith((".", "/", "~")):
@@ -144,65 +141,6 @@ def _builtin_behaviors() -> dict[str, dict[str, Any]]:
     return {name: tomllib.loads(file.read_text("utf-8")) for name, file in texts.items()}
 
 
-def _read_file(path: Path) -> list[Row]:
-    """Read the rows of a file in the format of its suffix; without one, every line is a prompt."""
-    kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            return _read_parquet(path)
-        with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        where = f"The prompt file {path} is not UTF-8 text (byte {error.start})"
-        raise PromptsError(f"{where}. Convert it to UTF-8.") from None
-    except OSError as error:
-        raise PromptsError(f"The prompt file {path} cannot be read: {error.strerror or error}.") from None
-    match kind:
-        case ".csv":
-            return _csv_rows(text, path)
-        case ".json":
-            items = _parsed(text, path)
-            if not isinstance(items, list):
-                raise PromptsError(f"The prompt file {path} must hold a JSON list of texts or of objects.")
-            return [_row(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]
-        case ".jsonl":
-            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-            return [_row(_parsed(line, path, f" on line {n}"), f"{path}, line {n}") for n, line in lines]
-    return [{"text": line.strip()} for line in text.split("\n") if line.strip()]
-
-
-def _csv_rows(text: str, path: Path) -> list[Row]:
-    try:
-        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise PromptsError(f"The prompt file {path} is not valid CSV: {error}.") from None
-
-
-def _parsed(text: str, path: Path, where: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PromptsError(f"The prompt file {path} is not valid JSON{where}: {error}.") from None
-
-
-def _row(item: Any, where: str) -> Row:
-    if isinstance(item, str | dict):
-        return {"text": item} if isinstance(item, str) else item
-    raise PromptsError(f"{where} is neither a text nor an object with the prompt in a column.")
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise PromptsError(f"The prompt file {path} is not a valid parquet file.") from None
-
-
 def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:
     """Select the rows whose split column names `split`; a file without that column is one split called train."""
     named = dict.fromkeys(str(row["split"]) for row in rows if row.get("split") is not None)
@@ -224,15 +162,31 @@ def _read_hub(source: PromptSource, split: str, where: str) -> list[Row]:
     try:
         loaded = datasets.load_from_disk(where) if saved else datasets.load_dataset(where, source.name)
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = next(iter(str(told or error).strip().splitlines()), type(error).__name__)
         raise PromptsError(
             f"The data set {where} cannot be loaded: {reason.rstrip('.')}. Give a hub id, a folder, or a csv, json, jsonl, parquet or txt file."
         ) from None
+    for part in [loaded] if isinstance(loaded, datasets.Dataset) else loaded.values():
+        _check_csv(part, where, source.column)
     if isinstance(loaded, datasets.Dataset):
         return _select_split(loaded.to_list(), split, source.dataset)
     if split not in loaded:
         raise PromptsError(f'{where} has no split "{split}". It has {", ".join(map(str, loaded))}.')
     return list(loaded[split])
+
+
+def _check_csv(part: Any, where: str, column: str | None) -> None:
+    """Raise PromptsError where `datasets` has read a csv file that does not fit its header, which it does in silence."""
+    if part.info.builder_name != "csv":
+        return
+    for file in sorted(Path(where).rglob("*.csv")):
+        read_rows(file, column)
+    if "__index_level_0__" in part.column_names:
+        raise PromptsError(
+            f"The data set {where} has a csv file with more fields in a row than in its header. Quote them."
+        )
+    require_header(part.column_names, f"A csv file of the data set {where}", column)
 
 
 def _slice(size: int, start: str | None, stop: str | None, source: PromptSource) -> range:
@@ -252,28 +206,56 @@ def _position(text: str, size: int) -> int:
     return value + size if value < 0 else value
 
 
-def _texts(rows: list[Row], chosen: range, column: str | None, source: PromptSource) -> list[str]:
-    if not rows:
-        return []
-    if column is None:
-        columns = list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, str)))
-        candidates = ["text"] if "text" in columns else [name for name in columns if name != "split"]
-        if len(candidates) != 1:
-            raise PromptsError(
-                f"{source.dataset} has the columns {', '.join(map(str, rows[0]))}; set column to the one with the prompts."
-            )
-        column = candidates[0]
-    texts = []
+def _prompts(
+    rows: list[Row], chosen: range, column: str | None, source: PromptSource, system: str | None
+) -> Iterator[Prompt]:
+    """Yield the prompts; a conversation's own system message stands where the set names no system prompt."""
+    column = _only_column(rows, source) if rows and column is None else column or "text"
     for number, row in enumerate(rows[chosen.start : chosen.stop], chosen.start + 1):
-        if column not in row:
-            raise PromptsError(f"{source.dataset} has no column {column}. It has {', '.join(map(str, row))}.")
-        if not isinstance(row[column], str) or not row[column].strip():
-            raise PromptsError(f"{source.dataset}, row {number}: the column {column} holds no text.")
-        text = f"{source.prefix}{row[column]}{source.suffix}"
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptsError(f"{source.dataset}, row {number}: the text is not valid Unicode (a lone surrogate).")
-        texts.append(text)
-    return texts
+        where = f"{source.dataset}, row {number}"
+        try:
+            cell = conversations.field(row, column)
+        except KeyError:
+            raise PromptsError(f"{source.dataset} has no column {column}. It has {', '.join(map(str, row))}.") from None
+        own, text = _opening(cell, where, column)
+        text = f"{source.prefix}{text}{source.suffix}"
+        if any("\ud800" <= character <= "\udfff" for character in text + (own or "")):
+            raise PromptsError(f"{where}: the text is not valid Unicode (a lone surrogate).")
+        yield Prompt(text, system if source.system_prompt is not None else own or system)
+
+
+def _opening(cell: Any, where: str, column: str) -> tuple[str | None, str]:
+    """Return the system message, if any, and the prompt of a cell."""
+    turns = conversations.turns(cell)
+    system, text = (None, cell) if turns is None else conversations.opening(turns)
+    if isinstance(text, str) and text.strip():
+        return system, text
+    if turns is not None:
+        raise PromptsError(f"{where}: the conversation in the column {column} has no user's turn with a text.")
+    inside = conversations.places(column, cell)
+    hint = f" itself. Set column to {' or '.join(inside)}" if inside and inside != [column] else ""
+    raise PromptsError(f"{where}: the column {column} holds no text{hint}.")
+
+
+def _only_column(rows: list[Row], source: PromptSource) -> str:
+    """Return the column "text", or the only one that holds text; raise PromptsError if others could hold the prompts."""
+    found = dict.fromkeys(
+        (place, isinstance(cell, str) and place == name and conversations.turns(cell) is None)
+        for row in rows
+        for name, cell in row.items()
+        if name not in ("", "split")
+        for place in conversations.places(str(name), cell)
+    )
+    plain = {place for place, is_text in found if is_text}
+    talks = {place for place, is_text in found if not is_text and place in rows[0]}
+    for usual in ("text", "prompt"):
+        if usual in plain and not talks and (usual == "text" or plain == {usual}):
+            return usual
+    places = list(dict.fromkeys(place for place, _ in found))
+    if len(places) != 1 or places[0] not in plain | talks:
+        there = ", ".join(places) or ", ".join(map(str, rows[0]))
+        raise PromptsError(f"{source.dataset} has the columns {there}; set column to the one with the prompts.")
+    return places[0]
 
 
 def _with_axes(prompts: Iterable[Prompt], axes: list[Any], source: PromptSource) -> tuple[Prompt, ...]:

@@ -6,10 +6,22 @@ from typing import Literal, get_args
 
 from iconoclast.registry import require_known
 
-Component = Literal["attn.o_proj", "mlp.down_proj"]
-"""A kind of residual writer: attention output or MLP output."""
+Component = Literal["attn.o_proj", "mlp.down_proj", "attn.linear", "mlp.experts", "mlp.shared", "per_layer.proj"]
+"""A kind of residual writer."""
 
-COMPONENTS: tuple[Component, ...] = get_args(Component)
+KNOWN_COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+COMPONENTS: tuple[Component, ...] = ("attn.o_proj", "mlp.down_proj")
+"""Attention output and MLP output: together, everything that a layer writes."""
+
+PART_OF: dict[Component, Component] = {
+    "attn.linear": "attn.o_proj",
+    "mlp.experts": "mlp.down_proj",
+    "mlp.shared": "mlp.down_proj",
+    "per_layer.proj": "mlp.down_proj",
+}
+"""Finer component → the one that its sites belong to unless it is asked for too: linear attention, convolutions and
+state-space mixers; routed experts; shared experts; what a layer makes of inputs of its own (Gemma 3n and 4)."""
 
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 """How a direction is estimated from residuals."""
@@ -69,7 +81,7 @@ class Site:
 
     Attributes:
         layer: index of the transformer layer, from 0.
-        component: attn.o_proj or mlp.down_proj.
+        component: attn.o_proj, mlp.down_proj, or a finer one (`PART_OF`).
         module: dotted name in the model of the linear module, or of the module that keeps many experts in one tensor.
     """
 
@@ -78,4 +90,4 @@ class Site:
     module: str
 
     def __post_init__(self) -> None:
-        require_known(self.component, COMPONENTS, "component")
+        require_known(self.component, KNOWN_COMPONENTS, "component")

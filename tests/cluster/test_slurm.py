@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from iconoclast.cluster.slurm import JobOptions, minutes, script
-from iconoclast.errors import SettingsError
+from iconoclast.cluster.submit import SUBMISSION, submissions
+from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.runs.folder import RunFolder
 from tests.support.cluster_runs import config, said
 
 __all__ = ["config"]  # the fixture
@@ -58,3 +60,15 @@ def test_without_slurm_the_commands_say_so(config: Path, tmp_path: Path, monkeyp
     assert "The queue is not known" not in said("cluster", "status", run)  # nothing was submitted
     printed = said("cluster", "submit", "--config", config, "--time", "soon", "--out", run, fails=True)
     assert 'Error: --time "soon" is no time' in printed
+
+
+def test_a_damaged_submission_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "cluster" / "submission-1"
+    place.mkdir(parents=True)
+    (place / SUBMISSION).write_text('{"job": "12"}')
+    with pytest.raises(RunFolderError, match=r"submission.json is damaged: workers: Field required. Delete it"):
+        submissions(RunFolder(tmp_path))
+    (place / SUBMISSION).unlink()
+    (place / SUBMISSION).mkdir()
+    with pytest.raises(RunFolderError, match="cannot be read: Is a directory"):
+        submissions(RunFolder(tmp_path))

@@ -44,8 +44,8 @@ def test_an_array_searches_one_study_to_the_end(slurm: Slurm, config: Path, tmp_
     require_whole(run, 40)
     workers = workers_of(RunFolder(run))
     assert [w.state for w in workers] == ["ended"] * 3
-    assert sum(w.document["trials"] for w in workers) == 40
-    assert sum(w.document["trials"] > 0 for w in workers) > 1
+    assert sum(w.sign.trials for w in workers) == 40
+    assert sum(w.sign.trials > 0 for w in workers) > 1
     assert json.loads((run / "manifest.json").read_text())["starts"]
     place = run / "cluster" / "submission-1"
     assert (place / "source" / "iconoclast" / "cli" / "app.py").is_file()
@@ -78,9 +78,9 @@ def test_what_goes_wrong_on_a_cluster_loses_no_trial(slurm: Slurm, config: Path,
         journal.write('{"op_code":4,"worker_')  # as a writer leaves it that dies
 
     first, second, third, *_ = (w for w in workers_of(RunFolder(run)) if not w.gone)
-    os.kill(first.document["pid"], signal.SIGKILL)
-    slurm("scontrol", "requeue", second.document["job"])
-    slurm("scancel", "--signal=USR2", third.document["job"])  # what Slurm sends before the time is over
+    os.kill(first.sign.pid, signal.SIGKILL)
+    slurm("scontrol", "requeue", second.sign.job)
+    slurm("scancel", "--signal=USR2", third.sign.job)  # what Slurm sends before the time is over
     slurm("scontrol", "update", f"NodeName={slurm.node}", "State=DRAIN", "Reason=test")
     said(*arguments, "--workers", 1)  # joins late, and when the node is back
     slurm.wait(some_trials(run, 30))

@@ -30,6 +30,7 @@ from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer, decoder_layers, find_writers, site_directions
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.probe import require_complete
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 from tests.support.tiny import tiny_config
 
@@ -205,7 +206,10 @@ def test_an_adapter_of_automatic_rank_is_near_enough(tiny_lm: LanguageModel, tmp
     edit = random_edit(writers, "full")
     approximations = save_adapter(edit, writers, "base", tmp_path, "auto")
     assert all(each.error < 0.01 and each.rank == each.sufficient_rank for each in approximations)
-    assert len({each.rank for each in approximations}) > 1  # and PEFT is told the rank of each
+    config = LoraConfig.from_pretrained(str(tmp_path))
+    assert len({each.rank for each in approximations}) > 1
+    assert config.r == config.lora_alpha == max(each.rank for each in approximations)
+    assert not config.rank_pattern and not config.alpha_pattern  # llama.cpp and vLLM read neither
     live = live_logits(model, writers, edit, ids)
     adapter = adapter_logits(model, writers, edit, ids, tmp_path, "auto")
     assert (adapter - live).norm() < 0.02 * (live - logits(model, ids)).norm()
@@ -419,6 +423,7 @@ def written_along(model: PreTrainedModel, writers: Writers, edit: Edit, directio
 def test_at_full_strength_no_layer_writes_along_the_direction(family: str) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
+    require_complete(model, writers)
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     edit = Edit.build(
         site_directions(writers, direction.expand(3, -1)), dict.fromkeys(COMPONENTS, Profile.constant(1.0)), "none"
@@ -431,7 +436,8 @@ def test_at_full_strength_no_layer_writes_along_the_direction(family: str) -> No
 def test_behind_a_norm_the_streams_own_direction_would_miss(family: str) -> None:
     model = random_model(FAMILIES[family])
     writers = find_writers(model, COMPONENTS)
-    assert all(writer.post_norm is not None for writer in writers.values())
+    require_complete(model, writers)
+    assert all(writer.scale is not None for writer in writers.values())
     direction = normalize(torch.randn(32, generator=torch.Generator().manual_seed(7)), dim=0)
     naive = Edit(dict.fromkeys(writers, direction), dict.fromkeys(writers, 1.0), "none")
     assert written_along(model, writers, naive, direction).min() > 0.05

@@ -340,7 +340,7 @@ def refusal(options: BenchmarkOptions, lm: LanguageModel) -> str:
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tiny_lm: LanguageModel) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'iconoclast[benchmark]'" in refusal(BenchmarkOptions(["tiny_words"]), tiny_lm)
+    assert "pip install 'iconoclast-edit[benchmark]'" in refusal(BenchmarkOptions(["tiny_words"]), tiny_lm)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError
 from iconoclast.fitting.examples import Example, Examples, response_tokens
-from iconoclast.fitting.fit import Fit, FitOptions
+from iconoclast.fitting.fit import EAGER_TOKENS, Fit, FitOptions, attention_for_gradients
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.packed import packed, unpacked
@@ -82,10 +82,14 @@ def test_the_gradient_is_the_slope(tiny_lm: LanguageModel, normalization: RowNor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_gradient_is_the_slope_in_every_family(name: str) -> None:
+def test_the_gradient_is_the_slope_in_every_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer: Any = type("Tokenizer", (), {"pad_token_id": 0})()
     model = FAMILIES[name].model().requires_grad_(False)
-    assert error_of_gradient(opened(LanguageModel(model, tokenizer, name, name, "float32"))) < 0.03
+    fit = opened(LanguageModel(model, tokenizer, name, name, "float32"))
+    assert error_of_gradient(fit) < 0.03
+    plain = fit.gradient(0, 3)
+    monkeypatch.setattr("iconoclast.fitting.fit.EAGER_TOKENS", 0)
+    assert fit.gradient(0, 3) == pytest.approx(plain, rel=1e-3, abs=2e-4)
 
 
 def test_small_batches_give_the_same_gradient(tiny_lm: LanguageModel) -> None:
@@ -107,6 +111,14 @@ def test_memory_that_does_not_suffice_halves_the_batch(tiny_lm: LanguageModel, m
     monkeypatch.setattr("iconoclast.fitting.fit.differentiable_logits", scarce)
     assert list(fit.run(2)) == list(undisturbed.run(2))
     assert asked[0] == 4 and max(asked[1:]) == 2
+
+
+def test_plain_attention_is_for_short_sequences(tiny_lm: LanguageModel) -> None:
+    before = tiny_lm.model.config._attn_implementation
+    for tokens, used in ((EAGER_TOKENS, "eager"), (EAGER_TOKENS + 1, before)):
+        with attention_for_gradients(tiny_lm, tokens):
+            assert tiny_lm.model.config._attn_implementation == used
+        assert tiny_lm.model.config._attn_implementation == before != "eager"
 
 
 def test_the_loss_falls(tiny_lm: LanguageModel) -> None:

@@ -109,7 +109,9 @@ def test_a_skeleton_makes_the_same_files_as_the_model(sharded: Path, tmp_path: P
     assert all(torch.equal(whole[name], bare[name]) for name in whole)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mixtral", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "mixtral", "gpt2", "afmoe", "hyperclovax", "lfm3", "qwen3_next"]
+)
 def test_a_skeleton_knows_norms_experts_and_prefixes(family: str, tmp_path: Path) -> None:
     FAMILIES[family].model().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")

@@ -15,7 +15,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 def test_live_adapter_and_merged_are_one_model(name: str, tmp_path: Path) -> None:
     result = conformance(FAMILIES[name], tmp_path)
     assert len(result.adapter) == (3 if FAMILIES[name].adapter else 0)
-    assert result.attention_sites and result.feed_forward_sites
+    assert result.attention_sites or result.feed_forward_sites
     for normalization in NORMALIZATIONS:
         assert result.effect[normalization] > 0.05  # the edit shows
         assert result.adapter.get(normalization, 0) < 1e-3 * result.effect[normalization], normalization
@@ -29,7 +29,7 @@ def test_live_adapter_and_merged_are_one_model(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_edited_is_refused_by_name(name: str) -> None:
     message = refusal(REFUSED[name])
-    assert "Layer 0" in message or "stands between" in message
+    assert "Layer 0" in message or "stands between" in message or "streams" in message or "cache of its own" in message
     assert documented(name)[2] == message
 
 

@@ -132,7 +132,7 @@ def test_gguf_cannot_be_quantised_again(tmp_path: Path) -> None:
 
 def test_4_bit_without_bitsandbytes_says_what_to_install(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"iconoclast\[quantized\]"):
+    with pytest.raises(ModelError, match=r"iconoclast-edit\[quantized\]"):
         load_model(str(tiny_folder), quantization="bnb_4bit")
 
 

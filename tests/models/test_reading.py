@@ -1,6 +1,7 @@
 """Forward passes: true residuals, and log-probabilities that do not depend on how they are batched."""
 
 import importlib
+import itertools
 import os
 
 import pytest
@@ -119,3 +120,12 @@ def test_the_cache_is_written_in_place(tiny_lm: LanguageModel) -> None:
     torch.testing.assert_close(values, -torch.cat([states, states], dim=2))
     layer.batch_select_indices(torch.tensor([1, 1, 0]))
     torch.testing.assert_close(layer.filled[0], torch.cat([states, states], dim=2)[[1, 1, 0]])
+
+
+def test_reading_that_is_not_finished_leaves_no_mode_behind(tiny_lm: LanguageModel) -> None:
+    ids = tiny_lm.encode(PROMPTS)
+    pairs = zip(*(read_prompts(tiny_lm, ids, 2, 0, RowListener()) for _ in range(2)), strict=True)
+    for _ in itertools.islice(pairs, 1):
+        assert not torch.is_inference_mode_enabled()
+    del pairs
+    assert not torch.is_inference_mode_enabled()

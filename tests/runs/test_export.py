@@ -1,5 +1,6 @@
 """Exports: what is loaded from the files is what was measured live."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from iconoclast.cli.app import app
 from iconoclast.config.schema import Settings
 from iconoclast.edits.live import LiveEdits
-from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
@@ -273,3 +276,48 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
     papers = {"README.md", "trial_information.json", "iconoclast_config.toml", "edit.safetensors", "SHA256SUMS"}
     assert names == {"model.gguf", *papers}
     assert "library_name: llama.cpp" in (tmp_path / "gguf" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_tokenizer_files_are_those_of_the_base_model(
+    finished: Path, tmp_path: Path, tiny_folder: Path, kind: Literal["adapter", "merged"]
+) -> None:
+    assert not export_run(finished, "best", kind, tmp_path / kind).remarks
+    for file in [*tiny_folder.glob("tokenizer*"), *tiny_folder.glob("*.jinja"), tiny_folder / "generation_config.json"]:
+        assert (tmp_path / kind / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_chat_template_of_the_settings_is_written_and_said(tmp_path: Path, tiny_settings: Settings) -> None:
+    with started_run(tiny_settings.model_copy(update={"chat_template": "plain"})) as run:
+        run.optimize(2)
+        run.write_summary("complete")
+    result = export_run(run.folder.path, "0", "merged", tmp_path / "merged")
+    assert "capitalize" in (tmp_path / "merged" / "chat_template.jinja").read_text()
+    assert "chat template that the run was given" in result.remarks[0]
+    assert result.remarks[0] in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_card_of_full_weights_shows_no_figures_of_a_quantised_run(finished: Path, tmp_path: Path) -> None:
+    config = finished / "iconoclast_config.toml"
+    config.write_text(config.read_text().replace('quantization = "none"', 'quantization = "bnb_4bit"'))
+    assert export_unmeasured(finished, "best", tmp_path / "merged").quantization == "bnb_4bit"
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert (
+        "measured the edit on bnb_4bit weights" in card
+        and "| Refusals |" not in card
+        and "the base model refused" not in card
+    )
+
+
+def test_an_export_that_measures_otherwise_ends_with_an_error(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(*arguments: object) -> Scores:
+        return dataclasses.replace(known.live, kl_divergence=9.0)
+
+    known = export_run(finished, "best", "merged", tmp_path / "known")
+    assert not known.problem
+    monkeypatch.setattr(export_module, "measure_export", elsewhere)
+    result = CliRunner().invoke(app, ["export", str(finished), "--format", "merged", "--to", str(tmp_path / "merged")])
+    assert isinstance(result.exception, MeasurementError) and "farther from the live edit" in str(result.exception)
+    assert "than noise allows" in (tmp_path / "merged" / "README.md").read_text()

@@ -33,6 +33,14 @@ def test_workers_are_known_by_their_signs_of_life(tmp_path: Path) -> None:
     assert [w.state for w in workers_of(folder) if w.name == one.name] == ["failed"]
 
 
+def test_a_sign_that_cannot_be_read_is_one_of_life(tmp_path: Path) -> None:
+    worker = Worker(RunFolder(tmp_path))
+    with worker.alive():
+        worker.file.write_text('{"host": "here", "sta')
+        (found,) = workers_of(RunFolder(tmp_path))
+        assert (found.name, found.state, found.sign.host, found.sign.pid) == (worker.name, "starting", "?", 0)
+
+
 def test_a_worker_that_fills_its_disk_is_stopped(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -71,6 +71,34 @@ MAMBA: dict[str, Any] = {
     "mamba_chunk_size": 8,
     "mamba_expand": 2,
 }
+MIXERS: dict[str, Any] = {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+INDEXED: dict[str, Any] = {**ROUTED, **LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}
+GEMMA4: dict[str, Any] = {
+    **HEADS,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 8,
+    "global_head_dim": 8,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+}
+OPT: dict[str, Any] = {
+    **TOKENS,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+ALL_HEADS: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -89,7 +117,7 @@ class Family:
         config: name of the configuration class in transformers.
         options: what makes the model tiny.
         known_as: models of this family.
-        kind: dense, experts, hybrid or vision.
+        kind: dense, experts, hybrid, variant or vision.
         adapter: whether PEFT can adapt it.
     """
 
@@ -109,6 +137,8 @@ class Family:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=random)
             parameter.copy_(0.15 * noise if parameter.ndim > 1 else parameter + 0.3 * noise)
+        if self.options.get("pad_token_id"):  # as torch leaves it; 0 is a token like others here
+            model.get_parameter("model.embed_tokens.weight")[self.options["pad_token_id"]] = 0
         return model
 
 
@@ -154,6 +184,7 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": Family("SeedOssConfig", HEADS, "Seed-OSS"),
     "arcee": Family("ArceeConfig", HEADS, "AFM 4.5B"),
     "apertus": Family("ApertusConfig", SMALL, "Apertus"),
+    "hyperclovax": Family("HyperCLOVAXConfig", SMALL, "HyperCLOVA X SEED"),
     "gpt2": Family("GPT2Config", {**TOKENS, "n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4}, "GPT-2"),
     "gpt_neo": Family(
         "GPTNeoConfig",
@@ -178,22 +209,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "bloom": Family("BloomConfig", {**TOKENS, "hidden_size": 32, "n_layer": 3, "n_head": 4}, "BLOOM"),
     "mpt": Family("MptConfig", {**TOKENS, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 256}, "MPT"),
-    "opt": Family(
-        "OPTConfig",
-        {
-            **TOKENS,
-            "hidden_size": 32,
-            "word_embed_proj_dim": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 256,
-        },
-        "OPT",
-    ),
+    "opt": Family("OPTConfig", OPT, "OPT"),
     # Mixture of experts.
     "mixtral": Family("MixtralConfig", LOCAL_EXPERTS, "Mixtral 8x7B, 8x22B", "experts"),
     "phimoe": Family("PhimoeConfig", LOCAL_EXPERTS, "Phi 3.5 MoE", "experts"),
+    "afmoe": Family(
+        "AfmoeConfig", {**EXPERTS, "num_dense_layers": 1, "sliding_window": 8}, "Trinity (AFMoE)", "experts"
+    ),
     "qwen2_moe": Family(
         "Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Qwen 1.5 MoE, Qwen 2 57B-A14B", "experts"
     ),
@@ -277,6 +299,7 @@ FAMILIES: dict[str, Family] = {
         "LFM2",
         "hybrid",
     ),
+    "lfm3": Family("Lfm3Config", {**SMALL, "layer_types": ["conv", "full_attention", "conv"]}, "LFM3", "hybrid"),
     "falcon_h1": Family(
         "FalconH1Config",
         {**SMALL, **MAMBA, "mamba_d_ssm": 64, "ssm_out_multiplier": 0.7},
@@ -312,6 +335,171 @@ FAMILIES: dict[str, Family] = {
         "RecurrentGemma",
         "hybrid",
     ),
+    # Of autumn 2026, and others.
+    "gemma4": Family("Gemma4TextConfig", GEMMA4, "Gemma 4 31B"),
+    "gemma4_unified": Family("Gemma4UnifiedTextConfig", GEMMA4, "Gemma 4 12B"),
+    "gemma4_per_layer": Family(
+        "Gemma4TextConfig",
+        {**GEMMA4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 261},
+        "Gemma 4 E2B, E4B",
+    ),
+    "ernie4_5": Family("Ernie4_5Config", HEADS, "ERNIE 4.5 0.3B"),
+    "helium": Family("HeliumConfig", HEADS, "Helium"),
+    "granite_swa": Family("GraniteSWAConfig", SMALL, "Granite with sliding windows"),
+    "cwm": Family("CwmConfig", {**HEADS, "bos_token_id": 2}, "Code World Model"),
+    "diffllama": Family("DiffLlamaConfig", SMALL, "DiffLlama"),
+    "hunyuan_v1_dense": Family("HunYuanDenseV1Config", HEADS, "Hunyuan 0.5B to 7B"),
+    "jais2": Family("Jais2Config", HEADS, "Jais 2"),
+    "minicpm3": Family("MiniCPM3Config", {**SMALL, **LATENT}, "MiniCPM 3"),
+    "ministral": Family("MinistralConfig", HEADS, "Ministral 8B"),
+    "nanochat": Family("NanoChatConfig", SMALL, "nanochat"),
+    "persimmon": Family("PersimmonConfig", ALL_HEADS, "Persimmon"),
+    "vaultgemma": Family("VaultGemmaConfig", {**HEADS, "query_pre_attn_scalar": 8, "sliding_window": 8}, "VaultGemma"),
+    "youtu": Family("YoutuConfig", {**SMALL, **LATENT}, "Youtu-LLM"),
+    "bitnet": Family("BitNetConfig", SMALL, "BitNet"),
+    "codegen": Family(
+        "CodeGenConfig", {**TOKENS, "n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "rotary_dim": 4}, "CodeGen"
+    ),
+    "xglm": Family(
+        "XGLMConfig",
+        {
+            **TOKENS,
+            "d_model": 32,
+            "ffn_dim": 48,
+            "num_layers": 3,
+            "attention_heads": 4,
+            "max_position_embeddings": 256,
+        },
+        "XGLM",
+    ),
+    "biogpt": Family("BioGptConfig", ALL_HEADS, "BioGPT"),
+    "internlm3": Family("InternLM3Config", HEADS, "InternLM 3"),
+    "iquestcoder": Family("IQuestCoderConfig", HEADS, "IQuest Coder"),
+    "gemma4_moe": Family(
+        "Gemma4TextConfig",
+        {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+        "Gemma 4 26B-A4B",
+        "experts",
+    ),
+    "deepseek_v32": Family("DeepseekV32Config", INDEXED, "DeepSeek V3.2", "experts"),
+    "glm_moe_dsa": Family("GlmMoeDsaConfig", INDEXED, "GLM 5", "experts"),
+    "glm4_moe_lite": Family("Glm4MoeLiteConfig", {**ROUTED, **LATENT}, "GLM 4.7 Flash", "experts"),
+    "axk1": Family("AXK1Config", {**ROUTED, **LATENT}, "A.X K1", "experts"),
+    "axk2": Family("AXK2Config", {**ROUTED, **LATENT}, "A.X K2", "experts"),
+    "dots1": Family("Dots1Config", ROUTED, "dots.llm1", "experts"),
+    "mimo_v2_flash": Family("MiMoV2FlashConfig", ROUTED, "MiMo V2 Flash", "experts"),
+    "solar_open": Family("SolarOpenConfig", {**ROUTED, "head_dim": 8}, "Solar Open", "experts"),
+    "minimax_m2": Family("MiniMaxM2Config", {**LOCAL_EXPERTS, "head_dim": 8}, "MiniMax M2", "experts"),
+    "minimax_m3": Family("MiniMaxM3VLTextConfig", EXPERTS, "MiniMax M3", "experts"),
+    "exaone_moe": Family(
+        "ExaoneMoeConfig",
+        {**EXPERTS, "n_group": 1, "topk_group": 1},
+        "K-EXAONE",
+        "experts",
+    ),
+    "hunyuan_v1_moe": Family(
+        "HunYuanMoEV1Config", {**HEADS, "num_experts": 4, "moe_topk": 2}, "Hunyuan A13B", "experts"
+    ),
+    "hy_v3": Family("HYV3Config", EXPERTS, "Hunyuan 3", "experts"),
+    "laguna": Family("LagunaConfig", EXPERTS, "Laguna (no adapter: PEFT leaves out its dense layer)", "experts", False),
+    "granitemoe_swa": Family("GraniteMoeSWAConfig", LOCAL_EXPERTS, "Granite MoE with sliding windows", "experts"),
+    "cohere2_moe": Family("Cohere2MoeConfig", EXPERTS, "Command with experts", "experts"),
+    "flex_olmo": Family("FlexOlmoConfig", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}, "FlexOlmo", "experts"),
+    "mellum": Family("MellumConfig", EXPERTS, "Mellum 2", "experts"),
+    "flint": Family("FlintConfig", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Flint", "experts"),
+    "kolibri1": Family("Kolibri1Config", {**EXPERTS, "shared_expert_intermediate_size": 24}, "Kolibri", "experts"),
+    "aria_text": Family(
+        "AriaTextConfig",
+        {**SMALL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+        "Aria",
+        "experts",
+    ),
+    "qwen3_5_moe": Family(
+        "Qwen3_5MoeTextConfig",
+        {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 24},
+        "Qwen 3.5 35B-A3B and larger",
+        "hybrid",
+    ),
+    "nemotron_h": Family(
+        "NemotronHConfig",
+        {**HEADS, **MIXERS, "layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+        "Nemotron H, Nemotron Nano 2 (no adapter: PEFT refuses its mixers)",
+        "hybrid",
+        False,
+    ),
+    "nemotron_h_moe": Family(
+        "NemotronHConfig",
+        {
+            **HEADS,
+            **MIXERS,
+            "layers_block_type": ["linear_attention", "moe", "full_attention"],
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "moe_shared_expert_intermediate_size": 24,
+        },
+        "Nemotron 3 Nano (no adapter: PEFT refuses its mixers)",
+        "hybrid",
+        False,
+    ),
+    "kimi_linear": Family(
+        "KimiLinearConfig",
+        {
+            **LOCAL_EXPERTS,
+            **LATENT,
+            "moe_intermediate_size": 24,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        "Kimi Linear 48B-A3B",
+        "hybrid",
+    ),
+    "bailing_hybrid": Family(
+        "BailingHybridConfig",
+        {
+            **EXPERTS,
+            **LATENT,
+            "n_group": 1,
+            "topk_group": 1,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        "Ring and Ling 2.5 (Bailing)",
+        "hybrid",
+    ),
+    # One architecture in other shapes.
+    "llama_tied": Family("LlamaConfig", {**SMALL, "tie_word_embeddings": True}, "Llama 3.2 1B and 3B", "variant"),
+    "llama_biased": Family("LlamaConfig", {**SMALL, "attention_bias": True, "mlp_bias": True}, "biases", "variant"),
+    "llama_odd": Family(
+        "LlamaConfig",
+        {
+            **SMALL,
+            "hidden_size": 36,
+            "head_dim": 10,
+            "intermediate_size": 49,
+            "vocab_size": 263,
+            "num_key_value_heads": 1,
+        },
+        "odd sizes",
+        "variant",
+    ),
+    "llama_padded": Family("LlamaConfig", {**SMALL, "pad_token_id": 2}, "a padding row of zeros", "variant"),
+    "qwen2_tied": Family("Qwen2Config", {**SMALL, "tie_word_embeddings": True}, "Qwen 2.5 0.5B to 3B", "variant"),
+    "opt_unbiased": Family("OPTConfig", {**OPT, "enable_bias": False}, "OPT without biases", "variant"),
+    "gpt_neox_sequential": Family(
+        "GPTNeoXConfig", {**ALL_HEADS, "use_parallel_residual": False}, "RedPajama INCITE 3B", "variant"
+    ),
+    "falcon_new": Family(
+        "FalconConfig",
+        {
+            **{k: v for k, v in ALL_HEADS.items() if k != "intermediate_size"},
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+        },
+        "Falcon 40B",
+        "variant",
+    ),
+    "phi_deep": Family("PhiConfig", {**SMALL, "num_hidden_layers": 5, "qk_layernorm": True}, "Phi, deeper", "variant"),
     # Vision-language models.
     "gemma3": _vision(
         "Gemma3Config",
@@ -355,8 +543,6 @@ FAMILIES: dict[str, Family] = {
 
 
 REFUSED: dict[str, Family] = {
-    "mamba": Family("MambaConfig", {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3}, "Mamba"),
-    "falcon_mamba": Family("FalconMambaConfig", {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3}, "Falcon Mamba"),
     "rwkv": Family(
         "RwkvConfig", {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32}, "RWKV 4"
     ),
@@ -378,6 +564,42 @@ REFUSED: dict[str, Family] = {
         },
         "Gemma 3n",
     ),
+    "mamba": Family(
+        "MambaConfig",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3},
+        "Mamba",
+    ),
+    "mamba2": Family(
+        "Mamba2Config",
+        {
+            **TOKENS,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_heads": 4,
+            "head_dim": 16,
+            "state_size": 8,
+            "n_groups": 1,
+        },
+        "Mamba 2, Codestral Mamba",
+    ),
+    "falcon_mamba": Family(
+        "FalconMambaConfig",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3},
+        "Falcon Mamba",
+    ),
+    "deepseek_v4": Family("DeepseekV4Config", SMALL, "DeepSeek V4"),
+    "hy_v4": Family("HYV4Config", EXPERTS, "Hunyuan 4"),
+    "minimax": Family("MiniMaxConfig", {**LOCAL_EXPERTS, "head_dim": 8}, "MiniMax Text 01, M1"),
+    "jetmoe": Family(
+        "JetMoeConfig",
+        {
+            **{k: v for k, v in LOCAL_EXPERTS.items() if k != "num_attention_heads"},
+            "kv_channels": 8,
+        },
+        "JetMoE",
+    ),
+    "inkling": Family("InklingTextConfig", EXPERTS, "Inkling"),
+    "doge": Family("DogeConfig", SMALL, "Doge"),
     "opt_350m": Family(
         "OPTConfig",
         {**FAMILIES["opt"].options, "do_layer_norm_before": False},
@@ -566,7 +788,11 @@ def document() -> str:
         )
     refused = [f"| {name} | {family.known_as} | {refusal(family)} |" for name, family in REFUSED.items()]
     return TEXT.format(
-        transformers=transformers.__version__, peft=peft.__version__, rows="\n".join(rows), refused="\n".join(refused)
+        transformers=transformers.__version__,
+        peft=peft.__version__,
+        rows="\n".join(rows),
+        count=len(FAMILIES),
+        refused="\n".join(refused),
     )
 
 
@@ -575,9 +801,10 @@ TEXT = """# Architectures
 Made by `python -m tests.support.families > docs/architectures.md`; the same checks are a test of every family.
 
 A site is a linear map that writes to the residual stream. They are found by where they stand in a layer, and then proved on
-the loaded model, whatever it is called: with the outputs of all sites replaced by zeros every layer must leave the residual
-stream as it is, and a vector that a site writes must come out as it is, or as the known norm behind it makes it. A model that
-fails either is refused, and the message names the layer. So a family that is not in the table works too if it passes.
+the loaded model, whatever it is called and whichever components are asked for: on random states, with the outputs of all sites
+replaced by zeros, every layer must leave the residual stream as it is. What stands behind a site is found by probing: norms and
+scales are used, anything else is refused. A message names the layer. So a family that is not in the table works too if it
+passes.
 
 Of every family a tiny randomly initialised model of three layers is built from the library's own configuration class
 (transformers {transformers}, peft {peft}), saved, and loaded. Sites: those of attention (or of what stands in its place: linear
@@ -589,6 +816,8 @@ changes.
 | family | models | kind | sites | difference |
 |---|---|---|---|---|
 {rows}
+
+{count} configurations.
 
 ## Refused
 

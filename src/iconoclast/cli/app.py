@@ -1,8 +1,10 @@
 """The program: its commands put together, and how it ends."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +88,23 @@ def root(version: VersionOption = False) -> None:
 
 
 def main() -> None:
+    _name_namesakes()
     run_alone(lambda: app(prog_name="iconoclast"))
+
+
+def _name_namesakes() -> None:
+    """Say so if another distribution here brings a package and a command of the same name."""
+    for name, versions in (("iconoclast", r"[1-9]"), ("iconoclast-llm", "")):  # ours was called iconoclast until 0.2
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if re.match(versions, found):
+            say(
+                f"{name} {found} is installed here too. It is another project, whose package and command have the same name: files "
+                f"of one replace the other's. Uninstall both, then install iconoclast-edit, or give each its own environment.",
+                to=err,
+            )
 
 
 def run_alone(command: Callable[[], Any]) -> None:

@@ -43,7 +43,7 @@ def benchmark(
     ] = False,
     json_file: FiguresOption = None,
 ) -> None:
-    """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast[benchmark]')."""
+    """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast-edit[benchmark]')."""
     from iconoclast.evaluation.benchmarks import BenchmarkOptions
 
     names = [name for entry in tasks for name in entry.split(",") if name]

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, SampleCountOption, require_writable
 from iconoclast.cli.console import shown_progress, write_figures
+from iconoclast.cli.export import require_near
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.peers import PEER
 
@@ -92,6 +93,7 @@ def export_and_compare(
         subjects.append(other)
     merged = output_dir / "iconoclast-best-merged"
     with shown_progress() as progress:
-        export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
+        exported = export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
     subjects.insert(0, find_subject(str(merged)))
     write_comparison(shown(subjects, settings, None, sample_count), output_dir)
+    require_near(exported)

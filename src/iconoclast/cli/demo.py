@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from iconoclast.cli.console import out, program, say, shown_progress
+from iconoclast.cli.export import require_near
 from iconoclast.cli.run import process_start, search
 from iconoclast.config.schema import Settings
 from iconoclast.runs.folder import RunFolder
@@ -32,6 +33,8 @@ def demo(
     columns = [("base model", adapter.base), ("edit, live", adapter.live)]
     columns += [("adapter export", adapter.exported or adapter.live), ("merged export", merged.exported or merged.live)]
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
+    for exported in (adapter, merged):
+        require_near(exported)
     say(f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
 
 

@@ -7,7 +7,7 @@ from typer import Option
 
 from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
 from iconoclast.cli.console import out, say, shown_progress
-from iconoclast.errors import SettingsError
+from iconoclast.errors import MeasurementError, SettingsError
 from iconoclast.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
@@ -42,6 +42,20 @@ def export(
         else:
             exported = export_unmeasured(folder, trial, to, progress)
     _print(exported)
+    require_near(exported)
+
+
+def require_near(result: "Exported") -> None:
+    """Raise MeasurementError if the export measures farther from the live edit than noise allows."""
+    if result.problem:
+        raise MeasurementError(
+            f"The export in {result.folder} measures farther from the live edit than noise allows: {result.problem}. "
+            + (
+                "Raise full_normalization_lora_rank, or set it to auto, or export merged weights."
+                if result.approximation_error
+                else "Do not use it. Check the base model's files with `iconoclast verify`."
+            )
+        )
 
 
 def _print(result: "Exported") -> None:
@@ -50,8 +64,10 @@ def _print(result: "Exported") -> None:
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
     out.print(before_after_table(f"Export {result.folder}", columns))
+    say(*result.remarks)
     if result.exported is None:
-        say(result.prompts, "The export itself was not measured.")
+        measured_in = "" if result.quantization == "none" else f" The figures are of {result.quantization} weights."
+        say(result.prompts, f"The export itself was not measured.{measured_in}")
         return
     moved = result.exported.kl_divergence - result.live.kl_divergence
     refusals = result.exported.refusals.count - result.live.refusals.count

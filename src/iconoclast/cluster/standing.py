@@ -12,7 +12,7 @@ from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.trials import search_space, trial_document
-from iconoclast.runs.workers import workers_of
+from iconoclast.runs.workers import GONE, workers_of
 from iconoclast.search.pareto import best_trial, pareto_front
 from iconoclast.search.study import Study
 
@@ -43,7 +43,8 @@ def standing(run: Path) -> dict[str, Any]:
         document["jobs"], document["queue"] = [], str(error)
     document["submitted"] = jobs
     document["workers"] = [
-        {**w.document, "name": w.name, "state": w.state, "silent_for": round(w.age, 1)} for w in workers_of(folder)
+        {**w.sign.document(), "name": w.name, "state": w.state, "silent_for": round(w.age, 1)}
+        for w in workers_of(folder)
     ]
     return document
 
@@ -84,8 +85,7 @@ def standing_lines(document: dict[str, Any]) -> list[str]:
         ]
         lines += ["Queue:", *(jobs or ["  none of its jobs is in it any more"])]
     for worker in document["workers"]:
-        gone = worker["state"] in ("ended", "interrupted", "failed", "lost")
-        since = "" if gone else f", {(time.time() - worker['started']) / 60:.0f} min"
+        since = "" if worker["state"] in GONE else f", {(time.time() - worker['started']) / 60:.0f} min"
         lines.append(
             f"Worker {worker['name']} on {worker['host']}: {worker['state']}{since}, {worker['trials']} trials measured."
         )

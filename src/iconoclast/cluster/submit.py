@@ -1,6 +1,5 @@
 """From settings to jobs: check, stage into the run folder, submit, record."""
 
-import json
 import shutil
 import sys
 import time
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import Field, ValidationError
 
 import iconoclast
 from iconoclast.cluster.peer import PeerJob
 from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
+from iconoclast.documents import Part, first_problem
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json, write_whole
 from iconoclast.layout import CONFIG
@@ -32,6 +33,21 @@ SUBMISSION = "submission.json"
 
 REQUEUES = 1000
 """Times that a job out of time is queued again; a run ends when it has its trials."""
+
+
+class Submission(Part):
+    """A job array of a run.
+
+    Attributes:
+        job: its number.
+        submitted: seconds since 1970.
+        options: as it was asked for.
+    """
+
+    job: str
+    workers: int
+    submitted: float
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 def prepared(settings: Settings) -> RunFolder:
@@ -67,7 +83,7 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
         from submitit.core.utils import FailedJobError, FailedSubmissionError
     except ImportError:
         raise ClusterError(
-            "Submitting needs submitit: pip install 'iconoclast[cluster]'. Or use `cluster script`."
+            "Submitting needs submitit: pip install 'iconoclast-edit[cluster]'. Or use `cluster script`."
         ) from None
     place = stage(folder)
     executor = SlurmExecutor(place / "jobs", max_num_timeout=REQUEUES)
@@ -89,8 +105,8 @@ def submit(folder: RunFolder, options: JobOptions, task: Callable[[], Any]) -> s
         shutil.rmtree(place)
         raise ClusterError(f"Slurm does not take the jobs: {_reason(error)}") from None
     number = str(jobs[0].job_id).partition("_")[0]
-    document = {"job": number, "workers": options.workers, "submitted": time.time(), "options": asdict(options)}
-    write_json(place / SUBMISSION, portable(json.loads(json.dumps(document, default=str))))
+    submission = Submission(job=number, workers=options.workers, submitted=time.time(), options=asdict(options))
+    write_json(place / SUBMISSION, portable(submission.document()))
     return number
 
 
@@ -123,16 +139,23 @@ def stage(folder: RunFolder) -> Path:
     return place
 
 
-def submissions(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the submissions of a run, oldest first."""
-    files = sorted(folder.cluster.glob(f"submission-*/{SUBMISSION}"), key=lambda file: file.stat().st_mtime)
-    return [folder.read_json(file, ("job", "workers", "submitted")) for file in files]
+def submissions(folder: RunFolder) -> list[Submission]:
+    """Return the submissions of a run, oldest first; raise RunFolderError if one is damaged."""
+    found = []
+    for file in folder.cluster.glob(f"submission-*/{SUBMISSION}"):
+        try:
+            found.append(Submission.model_validate_json(file.read_bytes()))
+        except OSError as error:
+            raise RunFolderError(f"{file} cannot be read: {error.strerror}.") from None
+        except ValidationError as error:
+            raise RunFolderError(f"{file} is damaged: {first_problem(error)}. Delete it.") from None
+    return sorted(found, key=lambda submission: submission.submitted)
 
 
 def jobs_of(folder: RunFolder) -> list[str]:
     """Return a run's job arrays, past ones included: submitted here, or of a script with living workers."""
-    known = [str(submission["job"]) for submission in submissions(folder)]
-    alive = [str(worker.document["job"]) for worker in workers_of(folder) if not worker.gone]
+    known = [submission.job for submission in submissions(folder)]
+    alive = [worker.sign.job for worker in workers_of(folder) if not worker.gone]
     return list(dict.fromkeys([*known, *(job.partition("_")[0] for job in alive if "_" in job)]))
 
 

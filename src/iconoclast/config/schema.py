@@ -51,13 +51,13 @@ class PromptSource(_Section):
     """The place that one prompt set comes from."""
 
     dataset: NonEmpty
-    """Hub id, saved data set, csv, json, jsonl, parquet or txt file, builtin:NAME/target or builtin:NAME/benign."""
+    """Hub id, saved data set, csv, tsv, json, jsonl, parquet or txt file, builtin:NAME/target or builtin:NAME/benign."""
     name: str | None = None
     """Configuration of the hub data set."""
     split: str = "train"
     """Split and slice, as in "train", "train[:240]", "test[10%:20%]". In a file with a split column it selects rows."""
     column: str | None = None
-    """Column with the prompts. Unset: "text", or the only column of text."""
+    """Column with the prompts, or a field in it ("prompt.text"); of a conversation, its first user turn. Unset: "text", or the only column of text."""
     axis: str | None = None
     """Column that says to which axis (kind of behaviour) a target prompt belongs; scores are given per axis as well."""
     prefix: str = ""
@@ -199,7 +199,8 @@ class Settings(BaseModel):
 
     # Edit
     components: list[Component] = Field(default=["attn.o_proj", "mlp.down_proj"], min_length=1)
-    """Which residual writers are edited."""
+    """Which residual writers are edited. Finer ones, as attn.linear, mlp.experts, mlp.shared and per_layer.proj, get a strength
+    of their own; unnamed, they belong to one of these two."""
     row_normalization: RowNormalization = "pre"
     """none: plain projection. pre: the projection acts on normalised rows. full: row norms are kept as well."""
     full_normalization_lora_rank: Rank = 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import UserError
 from iconoclast.registry import require_known
-from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
+from iconoclast.vocabulary import KNOWN_COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 
 
 class EditError(UserError, ValueError):
@@ -65,7 +65,7 @@ class Edit:
             UserError: a component or the row normalisation is unknown.
         """
         for component in profiles:
-            require_known(component, COMPONENTS, "component", EditError)
+            require_known(component, KNOWN_COMPONENTS, "component", EditError)
         strengths = {
             site: profiles[site.component].strength(site.layer) for site in directions if site.component in profiles
         }
@@ -150,6 +150,10 @@ class LowRank:
     b: Tensor
     error: float
     sufficient_rank: int
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[-2]
 
 
 NEGLIGIBLE = 0.01

@@ -1,7 +1,7 @@
 """Edits as PEFT adapters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iconoclast.edits.edit import Edit, low_rank_factors
+from iconoclast.edits.edit import Edit, LowRank, low_rank_factors
 from iconoclast.models.anatomy import Writer
 from iconoclast.vocabulary import Site
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """The accuracy of an adapter's update: `error` and `sufficient_rank` as in `LowRank`."""
+    """The accuracy of an adapter's update, before its rank is padded to that of the adapter; see `LowRank`."""
 
     module: str
     rank: int
@@ -34,45 +34,42 @@ def save_adapter(
         base: name or path of the base model, for adapter_config.json.
         full_rank: rank of the approximation with row normalisation full, or auto for each matrix's sufficient rank;
             the other normalisations are exact at rank 1.
+            All updates are padded with zeros to one rank, which is also alpha.
     """
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    approximations = []
+    factors: dict[Site, LowRank] = {}
     wanted = None if full_rank == "auto" else full_rank
-    full = edit.row_normalization == "full"
-    experts = any(writer.fused for writer in writers.values())
     for site in edit.sites:
-        writer = writers[site]
-        weight = writer.weight()
+        weight = writers[site].weight()
         direction = edit.directions[site].to(weight.device)
-        factors = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, wanted)
-        rank = factors.a.shape[-2]
-        if full:
-            approximations.append(Approximation(site.module, rank, factors.error, factors.sufficient_rank))
-        missing = wanted - rank if full and wanted else 0  # a matrix has no more singular values than its smaller side
-        ranks[_target(writer, experts)] = rank + missing
-        a, b = pad(factors.a, (0, 0, 0, missing)), pad(factors.b, (0, missing))
-        if writer.fused:  # PEFT stacks A by expert and then rank, B by rank and then expert
+        found = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, wanted)
+        factors[site] = replace(found, a=found.a.cpu(), b=found.b.cpu())
+    # llama.cpp takes the rank from the tensors and one alpha for all, vLLM one rank and one alpha: smaller ranks are padded.
+    rank = max((each.rank for each in factors.values()), default=1)
+    tensors: dict[str, Tensor] = {}
+    for site, each in factors.items():
+        missing = rank - each.rank
+        a, b = pad(each.a, (0, 0, 0, missing)), pad(each.b, (0, missing))
+        if writers[site].fused:  # PEFT stacks A by expert and then rank, B by rank and then expert
             a, b = a.reshape(-1, a.shape[-1]), b.permute(1, 2, 0).reshape(b.shape[1], -1)
-        tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous().cpu()
-        tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous().cpu()
-    _config(edit, writers, base, ranks).save_pretrained(str(folder))
+        tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous()
+    _config(edit, writers, base, rank).save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return approximations
+    if edit.row_normalization != "full":
+        return []
+    return [Approximation(s.module, each.rank, each.error, each.sufficient_rank) for s, each in factors.items()]
 
 
-def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, ranks: Mapping[str, int]) -> LoraConfig:
-    rank = max(ranks.values(), default=1)
-    own = {name: each for name, each in ranks.items() if each != rank}
+def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) -> LoraConfig:
+    experts = any(writer.fused for writer in writers.values())
+    as_parameters = {site for site in edit.sites if _as_parameter(writers[site], experts)}
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
-        rank_pattern=own,
-        alpha_pattern=own,
         lora_dropout=0.0,
         bias="none",
-        target_modules=[site.module for site in edit.sites if site.module in ranks],
-        target_parameters=[writers[site].parameter for site in edit.sites if site.module not in ranks] or None,
+        target_modules=[site.module for site in edit.sites if site not in as_parameters],
+        target_parameters=[writers[site].parameter for site in edit.sites if site in as_parameters] or None,
         fan_in_fan_out=any(writers[site].transposed and not writers[site].fused for site in edit.sites),
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base,
@@ -80,8 +77,7 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, ranks: Mappin
     )
 
 
-def _target(writer: Writer, experts: bool) -> str:
-    """Return the name of what PEFT adapts: a module, or a parameter of one."""
+def _as_parameter(writer: Writer, experts: bool) -> bool:
+    """Check whether PEFT adapts a parameter of the module rather than the module."""
     # In models with fused experts it takes a module called down_proj for one of the experts of old, whatever its full name.
-    as_parameter = writer.fused or (experts and writer.site.component == "mlp.down_proj")
-    return writer.parameter if as_parameter else writer.site.module
+    return writer.fused or (experts and not writer.site.component.startswith("attn."))

@@ -11,6 +11,7 @@ from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
+from iconoclast.models.rest import keep_rest
 from iconoclast.vocabulary import Site
 
 
@@ -28,11 +29,12 @@ def save_merged(
     model: PreTrainedModel,
     folder: Path,
     checkpoint: Checkpoint | None = None,
-) -> None:
+) -> list[str]:
     """Write the model with `edit` in its weights to an existing folder; the model itself stays unchanged.
 
     With a checkpoint, its files are copied and the edited matrices patched one at a time: names, types and sharding
-    stay, and the model can be a skeleton. Without one, transformers saves the loaded model.
+    stay, and the model can be a skeleton. Without one, or if its matrices are quantised, transformers saves the loaded
+    model, and what it has not loaded is added. Returns the names of tensors that are lost.
 
     Raises:
         ModelError: the weights are quantised.
@@ -42,7 +44,7 @@ def save_merged(
         changes = matrix_changes(checkpoint, model, writers, edited)
         if changes is not None:
             checkpoint.write(folder, changes)
-            return
+            return []
     if model.device.type == "meta":
         raise ModelError(
             f"The weights of {model.config.name_or_path} are quantised in its files: load it to export it."
@@ -53,6 +55,7 @@ def save_merged(
     for site in edit.sites:
         state[writers[site].parameter] = merged_weight(edit, site, writers[site])
     model.save_pretrained(folder, state_dict=state)
+    return [] if checkpoint is None else keep_rest(checkpoint, model, folder)
 
 
 def _edited(edit: Edit, site: Site, weight: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from iconoclast.errors import MeasurementError, UserError
 from iconoclast.evaluation.tqdm_internals import heard_bars
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.adapters import adapter_base, put_adapter
+from iconoclast.models.forward import contiguous_head
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.progress import Progress, Silent
@@ -123,7 +124,7 @@ class Benchmark:
 def require_lm_eval() -> None:
     """Raise BenchmarkError if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise BenchmarkError("Benchmarks need lm-eval: pip install 'iconoclast[benchmark]'")
+        raise BenchmarkError("Benchmarks need lm-eval: pip install 'iconoclast-edit[benchmark]'")
 
 
 def benchmark(
@@ -264,7 +265,7 @@ def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pr
     from lm_eval.models.huggingface import HFLM
 
     progress.start(f"{label}: loading", 0)
-    with side as lm, heard_bars(progress, label):
+    with side as lm, contiguous_head(lm.model), heard_bars(progress, label):
         _start_like_lm_eval(tasks["tasks"], options.num_fewshot)
         try:
             results: Results = lm_eval.evaluate(

@@ -1,7 +1,7 @@
 """The fit: every site's direction and strength follow the gradient of the objective through the live edit."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,11 @@ from iconoclast.models.cache import common_prefix, shareable
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows
 from iconoclast.models.reading import SHORTEST_PREFIX, differentiable_logits
+from iconoclast.models.transformers_internals import eager_attention
 from iconoclast.vocabulary import Site
+
+EAGER_TOKENS = 384
+"""Longest sequences whose gradients come sooner by plain attention on the CPU; its scores grow with the square."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,16 @@ class Fit:
         some = [examples.examples[i] for i in batch]
         prompts, responses = [e.prompt for e in some], [e.response for e in some]
         shared = common_prefix(prompts) if len(some) > 1 and shareable(self.lm.model) else 0
-        logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
+        longest = max(len(e.prompt) + len(e.response) for e in some)
+        with attention_for_gradients(self.lm, longest):
+            logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
         logprobs: Tensor = response_tokens(logits, some).float().log_softmax(-1)
         return tokens_of(some, logprobs, lambda: examples.base_logprobs(batch).to(logprobs.device))
+
+
+def attention_for_gradients(lm: LanguageModel, tokens: int) -> AbstractContextManager[None]:
+    """Choose the attention whose gradients come soonest for sequences of so many tokens (`benchmarks/attention.py`)."""
+    return eager_attention(lm.model) if lm.device.type == "cpu" and tokens <= EAGER_TOKENS else nullcontext()
 
 
 def tokens_of(

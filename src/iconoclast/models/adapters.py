@@ -1,13 +1,20 @@
 """PEFT adapters from any source: the model they belong to, and how they are loaded onto it."""
 
 import json
+import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from iconoclast.errors import ModelError
 from iconoclast.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -33,6 +40,25 @@ def adapter_base(name: str) -> str | None:
     return base
 
 
+def other_base(name: str, base: str) -> str | None:
+    """Return the base model that the adapter in folder `name` declares, if that is another than `base`, else None.
+
+    Two folders on this machine are compared as such; a copy of a hub's model is known by its name.
+    """
+    try:
+        declared = adapter_base(name)
+    except ModelError:
+        return None
+    if declared is None or declared == base:
+        return None
+    theirs, ours = (Path(os.path.expanduser(each)) for each in (declared, base))  # noqa: PTH111 - see `resolve`
+    if theirs.exists() and ours.exists():
+        return None if theirs.samefile(ours) else declared
+    both_of_hub = declared.count("/") == base.count("/") == 1 and not theirs.exists() and not ours.exists()
+    same = not both_of_hub and theirs.name.lower() == ours.name.lower()
+    return None if same else declared
+
+
 def put_adapter(lm: LanguageModel, name: str) -> None:
     """Load the adapter in folder `name` onto the model, which is modified in place.
 
@@ -47,16 +73,40 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
             f"The adapter {name} has no {WEIGHTS}. Pickled weights are not read, as a pickle can run code."
         )
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what does not fit is found below
             adapted = PeftModel.from_pretrained(lm.model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {reason}") from None
-    if any("missing adapter keys" in str(warning.message) for warning in said):
-        raise ModelError(
-            f"The adapter {name} is not of {lm.name}: its tensors have other names than the model's modules."
-        )
     if adapted.active_peft_config.is_prompt_learning:
         raise ModelError(f"The adapter {name} changes the prompts and not the model, which is not measured here.")
+    if unfit := _unfit(adapted, folder):
+        raise ModelError(
+            f"The adapter {name} is not of {lm.name}: {len(unfit)} of its tensors and the model's modules do not fit "
+            f"({unfit[0]}{', …' if unfit[1:] else ''}). Give the model that it was made for."
+        )
     adapted.requires_grad_(False).eval()
+
+
+def _unfit(adapted: "PeftModel", folder: Path) -> list[str]:
+    """Load the adapter's tensors where PEFT has not, and return the names of those that fit nowhere or are missing."""
+    result = adapted.load_adapter(str(folder), "default")
+    if not (result.missing_keys or result.unexpected_keys):
+        return []
+    # PEFT renames tensors by transformers' rules for checkpoints, which can break names that are those of the modules.
+    stored = load_file(folder / WEIGHTS)
+    own = {_plain(name): parameter for name, parameter in adapted.named_parameters()}
+    fitting = {name for name in stored if name in own and own[name].shape == stored[name].shape}
+    unfit = (stored.keys() - fitting) | (set(map(_plain, result.missing_keys)) - fitting)
+    if unfit:
+        return sorted(unfit & set(map(_plain, result.missing_keys + result.unexpected_keys))) or sorted(unfit)
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+    return []
+
+
+def _plain(name: str) -> str:
+    """Return the name that a parameter of an adapter has in its file."""
+    return name.replace(".default", "")

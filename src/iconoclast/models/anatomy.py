@@ -17,36 +17,42 @@ from transformers.pytorch_utils import Conv1D
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
 from iconoclast.registry import require_known
-from iconoclast.vocabulary import COMPONENTS, Component, Site
+from iconoclast.vocabulary import COMPONENTS, KNOWN_COMPONENTS, PART_OF, Component, Site
 
-# Paths of the two residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
+# Paths of the residual writers inside one decoder layer, over the architectures that transformers knows. What takes the
 # place of attention in hybrid models (linear attention, short convolutions, state-space mixers) writes in its stead.
-MIXERS = "(self_)?(attn|attention)|linear_attn|conv|mamba|temporal_block"
-FEED_FORWARDS = "mlp|mlp_block|feed_forward|ffn|block_sparse_moe|moe"
-WRITER_PATHS = {
-    "attn.o_proj": re.compile(rf"({MIXERS})\.(attention\.)?(o_proj|out_proj|dense|c_proj|wo|linear_out)"),
+LINEAR = "linear_attn|conv|mamba|temporal_block|mlstm_layer"
+FEED_FORWARDS = r"mlp|mlps\.\d+|mlp_block|feed_forward|ffn|block_sparse_moe|moe|mixer"
+WRITER_PATHS: dict[Component, re.Pattern[str]] = {
+    "attn.o_proj": re.compile(
+        rf"((self_)?(attn|attention)(\.\d+)?|{LINEAR}|mixer)\.(attention\.)?(o_proj|o_b_proj|out_proj|dense|c_proj|wo|linear_out)"
+    ),
     "mlp.down_proj": re.compile(
         rf"((({FEED_FORWARDS})\.)?((experts\.\d+|shared_experts?|shared_mlp)\.)?)?"
-        r"(down_proj|dense_4h_to_h|fc2|fc_out|c_proj|w2|output_linear)"
+        r"(down_proj|dense_4h_to_h|fc2|fc_out|c_proj|w2|output_linear|proj_down)|per_layer_projection"
     ),
 }
-FUSED_PATH = re.compile(rf"({FEED_FORWARDS})\.experts")
-
-# The norms between the writers (in the order of COMPONENTS) and the residual stream, by the layer's attribute that exists
-# only in such layers.
-POST_NORMS = {
-    "post_feedforward_layernorm": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "post_mlp_layernorm": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+FUSED_PATH = re.compile(rf"(({FEED_FORWARDS})\.)?experts")
+FINER_PATHS: dict[Component, re.Pattern[str]] = {
+    "attn.linear": re.compile(rf"({LINEAR})\..*|mixer\.out_proj"),
+    "mlp.experts": re.compile(r"(.*\.)?experts(\.\d+\..*)?"),
+    "mlp.shared": re.compile(r".*\bshared_(experts?|mlp)\..*"),
+    "per_layer.proj": re.compile("per_layer_projection"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Writer:
-    """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor."""
+    """The module at a site of a loaded model: one linear map, or one for every expert in a single tensor.
+
+    Attributes:
+        scale: what a norm or scale behind the module multiplies its output by, up to a factor, float32 [d]; None if nothing
+            does. The proof of sites sets it (`probe.require_complete`).
+    """
 
     site: Site
     module: nn.Module
-    post_norm: nn.Module | None = None
+    scale: Tensor | None = None
 
     @property
     def fused(self) -> bool:
@@ -126,22 +132,12 @@ class Writer:
         device = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
         return self.stored.device if device is None else torch.device(device)
 
-    def residual_share(self, output: Tensor) -> Tensor:
-        """Return what the residual stream gets of an output [..., d], up to a factor: w ⊙ output behind an RMS norm."""
-        if self.post_norm is None:
-            return output
-        with align_module_device(self.post_norm):
-            parameter = next(self.post_norm.parameters())
-            ones = torch.ones(1, output.shape[-1], dtype=parameter.dtype, device=parameter.device)
-            weight: Tensor = self.post_norm(ones)[0].detach().float()
-        return weight.to(output.device) * output
-
     def site_direction(self, direction: Tensor) -> Tensor:
         """Return the direction the writer must lose so that the residual stream loses `direction` (both unit, [d]).
 
-        Behind an RMS norm with weight w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
+        Behind a scale w that is norm(w ⊙ direction), as v · (w ⊙ y) = (w ⊙ v) · y.
         """
-        return direction if self.post_norm is None else normalize(self.residual_share(direction), dim=-1)
+        return direction if self.scale is None else normalize(self.scale.to(direction) * direction, dim=-1)
 
 
 def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[Site, Tensor]:
@@ -171,36 +167,68 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
     """Return every residual writer of the given components, layer by layer.
 
     Raises:
-        ModelError: a component is unknown, or a layer (which the message names) has no editable writer of it.
+        ModelError: a component is unknown, or the model or a layer (which the message names) has no editable writer of it.
     """
     for component in components:
-        require_known(component, COMPONENTS, "component", ModelError)
-    names = {module: name for name, module in model.named_modules()}
-    hidden_size, kind = model.config.get_text_config().hidden_size, type(model).__name__
+        require_known(component, KNOWN_COMPONENTS, "component", ModelError)
+    kind = type(model).__name__
     writers: dict[Site, Writer] = {}
     for index, layer in enumerate(decoder_layers(model)):
-        for component in components:
-            found = [m for path, m in layer.named_modules() if _writes(path, m, component, hidden_size)]
-            if not found:
-                leaves = [(name, m) for name, m in layer.named_modules() if name and not list(m.children())]
-                tree = ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)
-                raise ModelError(
-                    f"Layer {index} of {kind} has no {component} that writes to the residual stream. Its modules: {tree}."
-                )
-            for module in found:
-                if (stored := _unknown_type(module)) is not None:
-                    raise ModelError(
-                        f"{names[module]} of {kind} holds its weights as {stored}, which cannot be edited. "
-                        "Use the model in another format."
-                    )
-                if fused(module) and not interceptable(module):
-                    raise ModelError(
-                        f"Layer {index} of {kind} keeps its experts fused in {names[module]} ({type(module).__name__}), "
-                        f"which does not show what each of them writes. Leave {component} out of components."
-                    )
-                site = Site(index, component, names[module])
-                writers[site] = Writer(site, module, _post_norm(layer, component))
+        found = writers_of_layer(model, layer)
+        _require_each(f"Layer {index} of {kind}", layer, found, components)
+        for path, (name, whole) in found.items():
+            if (own := _component(path, whole, components)) is not None:
+                module = layer.get_submodule(path)
+                _require_editable(f"Layer {index} of {kind}", name, module, own)
+                site = Site(index, own, name)
+                writers[site] = Writer(site, module)
+    missing = [c for c in components if all(site.component != c for site in writers)]
+    if missing and (len(missing) == len(components) or any(component in PART_OF for component in missing)):
+        raise ModelError(f"{kind} has no {missing[0]}. Leave it out of components.")
     return writers
+
+
+def writers_of_layer(model: PreTrainedModel, layer: nn.Module) -> dict[str, tuple[str, Component]]:
+    """Return all writers of a layer, whether they can be edited or not: path in it → (name in the model, component)."""
+    names = {module: name for name, module in model.named_modules()}
+    width = model.config.get_text_config().hidden_size
+    return {
+        path: (names[module], component)
+        for component in COMPONENTS
+        for path, module in layer.named_modules()
+        if _writes(path, module, component, width)
+    }
+
+
+def _component(path: str, whole: Component, components: Sequence[Component]) -> Component | None:
+    """Return the finest of the components that a writer belongs to."""
+    finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
+    return next(finer, whole if whole in components else None)
+
+
+def _require_each(
+    place: str, layer: nn.Module, found: Mapping[str, tuple[str, Component]], components: Sequence[Component]
+) -> None:
+    """Raise ModelError if a layer lacks a component, unless every part of it with matrices is known to write another."""
+    missing = {*components} & {*COMPONENTS} - {component for _, component in found.values()}
+    parts = {name for name, part in layer.named_children() if any(p.squeeze().ndim > 1 for p in part.parameters())}
+    if missing and (not found or parts - {path.split(".")[0] for path in found}):
+        leaves = [(name, m) for name, m in layer.named_modules() if name and not list(m.children())]
+        tree = ", ".join(f"{name} ({type(module).__name__})" for name, module in leaves)
+        first = next(component for component in components if component in missing)
+        raise ModelError(f"{place} has no {first} that writes to the residual stream. Its modules: {tree}.")
+
+
+def _require_editable(place: str, name: str, module: nn.Module, component: Component) -> None:
+    if (stored := _unknown_type(module)) is not None:
+        raise ModelError(
+            f"{name} of {place.split()[-1]} holds its weights as {stored}, which cannot be edited. Use the model in another format."
+        )
+    if fused(module) and not interceptable(module):
+        raise ModelError(
+            f"{place} keeps its experts fused in {name} ({type(module).__name__}), "
+            f"which does not show what each of them writes. Leave {component} out of components."
+        )
 
 
 def _writes(path: str, module: nn.Module, component: Component, hidden_size: int) -> bool:
@@ -221,11 +249,3 @@ def _unknown_type(module: nn.Module) -> str | None:
         return None
     dtype = module.weight.dtype
     return None if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) else str(dtype)
-
-
-def _post_norm(layer: nn.Module, component: Component) -> nn.Module | None:
-    for mark, norms in POST_NORMS.items():
-        norm = getattr(layer, norms[COMPONENTS.index(component)], None)
-        if hasattr(layer, mark) and isinstance(norm, nn.Module):
-            return norm
-    return None

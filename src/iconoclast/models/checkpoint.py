@@ -31,6 +31,12 @@ PAPERS = (
 DTYPES = ("BF16", "F16", "F32")
 """Tensor types (safetensors names) that can be edited in place; others are quantised."""
 
+SAMPLED = 16
+"""Parameters that are compared with the files after loading, spread over the model."""
+
+COMPARED = 4096
+"""Bytes at the start, in the middle and at the end by which two stored tensors are compared."""
+
 MatrixChange = Callable[[Tensor], Tensor]
 """A float32 matrix as stored → its new value."""
 
@@ -48,11 +54,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The safetensors files of a model; `places` is tensor name → location."""
+    """The safetensors files of a model as transformers reads them; `places` is tensor name → location."""
 
     folder: Path
     files: Sequence[str]
     places: Mapping[str, Place]
+    index: str | None = None
 
     @classmethod
     def find(cls, path: str) -> "Checkpoint | None":
@@ -74,24 +81,64 @@ class Checkpoint:
 
     @classmethod
     def _of(cls, folder: Path) -> "Checkpoint | None":
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if any(Path(file).name != file for file in files):
-                raise ModelError(f"{index} names a file outside of its folder. The model is not to be trusted.")
-        else:
-            files = [SAFE_WEIGHTS_NAME]
+        """Read the files that transformers would load: those that the configuration names, one file, or an index."""
+        named = _configured(folder)
+        start = next(
+            (
+                folder / name
+                for name in (named or SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+                if (folder / name).is_file()
+            ),
+            None,
+        )
+        if start is None:
+            return None
+        chosen = cls._from(folder, start.name)
+        other = folder / SAFE_WEIGHTS_INDEX_NAME
+        if chosen is not None and start.name == SAFE_WEIGHTS_NAME and other.is_file():
+            chosen._require_one_reading(cls._from(folder, other.name))
+        return chosen
+
+    @classmethod
+    def _from(cls, folder: Path, start: str) -> "Checkpoint | None":
+        """Read one file or the shards of an index; None if one is missing."""
+        files = [start]
+        if start.endswith(".json"):
+            files = sorted(set(json.loads((folder / start).read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(file).name != file for file in files):
+            raise ModelError(f"{folder / start} names a file outside of its folder. The model is not to be trusted.")
         if not all((folder / file).is_file() for file in files):
             return None
-        places = {name: place for file in files for name, place in _places(folder / file)}
-        return cls(folder, files, places)
+        places: dict[str, Place] = {}
+        for file in files:
+            for name, place in _places(folder / file):
+                if name in places and not _same(folder, place, places[name]):
+                    raise ModelError(
+                        f"{name} is in {places[name].file} and, with other values, in {file} of {folder}. Readers differ in "
+                        "which they take: remove one of them."
+                    )
+                places[name] = place
+        return cls(folder, files, places, start if start.endswith(".json") else None)
+
+    def _require_one_reading(self, other: "Checkpoint | None") -> None:
+        """Raise ModelError if the index beside a single file leads to other tensors; a copy in shards is no matter."""
+        if other is None or other.files == self.files:
+            return
+        same = self.places.keys() == other.places.keys()
+        if same and all(_same(self.folder, self.places[name], place) for name, place in other.places.items()):
+            return
+        raise ModelError(
+            f"{self.folder} holds two models: {self.files[0]}, and other tensors in {other.files[0]} "
+            f"({len(other.files)} shards of {other.index}). transformers loads the first, other programs the second. "
+            f"Remove {self.files[0]}, or {other.index} and its shards."
+        )
 
     def names(self, model: PreTrainedModel, parameter: str, shape: Sequence[int]) -> dict[str, bool] | None:
         """Return the tensors behind a parameter of the loaded model: name → True if stored transposed.
 
         Fused experts can be many tensors here. None if one is missing, quantised, or of another shape.
         """
-        names = as_stored(model, parameter, torch.empty(*shape, device="meta"))
+        names = as_stored(model, {parameter: torch.empty(*shape, device="meta")})
         for name, tensor in names.items():
             place = self.places.get(name)
             if place is None or place.dtype not in DTYPES or place.shape != tuple(tensor.shape):
@@ -112,6 +159,13 @@ class Checkpoint:
         weight = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
         return weight.mT if next(iter(names.values())) != writer.transposed else weight
 
+    def sample(self, name: str, row: int) -> Tensor:
+        """Return one row of a tensor, or all of a vector."""
+        with safe_open(str(self.folder / self.places[name].file), "pt") as opened:
+            stored = opened.get_slice(name)
+            tensor: Tensor = stored[row] if len(self.places[name].shape) > 1 else stored[:]
+            return tensor
+
     def write(self, to: Path, changes: Mapping[str, MatrixChange]) -> None:
         """Write the files and configuration to the existing folder `to`, with some matrices changed.
 
@@ -130,9 +184,8 @@ class Checkpoint:
                         target.write(edited.view(torch.uint8).numpy().data)
                     if target.tell() != place.end:
                         raise ModelError(f"{name} in {file} has another size after the edit. Nothing was exported.")
-        for name in (CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, to / name)
+        for file in (CONFIG_NAME, *([self.index] if self.index else [])):
+            shutil.copyfile(self.folder / file, to / file)
         config = json.loads((to / CONFIG_NAME).read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:  # older programs put a folder of their author's there
             (to / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -189,13 +242,53 @@ def _transposed(model: PreTrainedModel, parameter: str, shape: Sequence[int]) ->
     # A marker that varies along the last axis but one shows it; of a stack one matrix is enough.
     *_, rows, columns = shape
     marker = torch.arange(rows, dtype=torch.int32)[:, None].expand(rows, columns)
-    stored = as_stored(model, parameter, marker if len(shape) == 2 else marker[None])
+    stored = as_stored(model, {parameter: marker if len(shape) == 2 else marker[None]})
     first = next(iter(stored.values()))
     return rows > 1 and bool((first[..., 0, 0] == first[..., -1, 0]).all())
 
 
 def _turned(change: MatrixChange) -> MatrixChange:
     return lambda matrix: change(matrix.T).T
+
+
+def require_loaded(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    """Raise ModelError unless a sample of the loaded parameters has the values of the files."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.ndim < 3 and p.is_floating_point()]
+    for name, parameter in parameters[:: max(1, len(parameters) // SAMPLED)]:
+        stored = None if parameter.is_meta else checkpoint.names(model, name, parameter.shape)
+        if not stored or len(stored) > 1:
+            continue  # elsewhere, quantised, or made of several
+        (one, transposed), *_ = stored.items()
+        row = parameter.shape[0] // 2
+        loaded = parameter if parameter.ndim == 1 else parameter[:, row] if transposed else parameter[row]
+        wanted = checkpoint.sample(one, row).to(parameter.dtype)
+        if not torch.equal(loaded.detach().cpu().nan_to_num(), wanted.nan_to_num()):
+            raise ModelError(
+                f"{name} was loaded with other values than {checkpoint.places[one].file} of {checkpoint.folder} has. "
+                "The files are read in two ways: leave one set of weights in the folder."
+            )
+
+
+def _configured(folder: Path) -> str | None:
+    """Return the file of weights that config.json names, as some models do."""
+    config = folder / CONFIG_NAME
+    named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config.is_file() else None
+    return named if isinstance(named, str) else None
+
+
+def _same(folder: Path, one: Place, other: Place) -> bool:
+    """Check by sample that two stored tensors are the same."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    size = one.end - one.start
+    offsets = {0, max(0, (size - COMPARED) // 2), max(0, size - COMPARED)}
+    return all(_bytes(folder, one, at) == _bytes(folder, other, at) for at in offsets)
+
+
+def _bytes(folder: Path, place: Place, offset: int) -> bytes:
+    with (folder / place.file).open("rb") as opened:
+        opened.seek(place.start + offset)
+        return opened.read(min(COMPARED, place.end - place.start - offset))
 
 
 def _places(file: Path) -> Iterator[tuple[str, Place]]:

@@ -42,6 +42,7 @@ class Callbacks:
     advance: Callable[[int], None] = lambda n: None
 
 
+@torch.inference_mode()
 def decode(
     lm: LanguageModel,
     sequences: Sequences,

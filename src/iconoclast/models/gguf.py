@@ -42,11 +42,20 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
     """Load a GGUF file as a plain, dequantised model that can be saved, with its tokenizer."""
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(**location)
+    stated = auto_dtype() if dtype == "auto" else torch_dtype(dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        **location, dtype=torch_dtype(dtype), quantization_config=GgufConfig(dequantize=True)
+        **location, dtype=stated, quantization_config=GgufConfig(dequantize=True)
     )
     set_name(model, file.stem)
     return model, tokenizer
+
+
+def auto_dtype() -> torch.dtype:
+    """Return bfloat16 where the processor or GPU computes in it: a GGUF file states no dtype, and float32 takes twice as much."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    on_cpu = cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if on_gpu or on_cpu else torch.float32
 
 
 def torch_dtype(dtype: Dtype | str) -> Any:

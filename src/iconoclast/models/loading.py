@@ -25,8 +25,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from iconoclast.errors import ModelError
-from iconoclast.models.adapters import is_adapter
+from iconoclast.models.adapters import CONFIG, is_adapter
 from iconoclast.models.chat_template import prepare_tokenizer
+from iconoclast.models.checkpoint import Checkpoint, require_loaded
 from iconoclast.models.gguf import load_gguf, torch_dtype
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import local_path
@@ -97,6 +98,8 @@ def load_model(
             loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
             problem, told = _forward_problem(loaded), "is passed over"
             if not problem:
+                if dtype == "auto" and path.lower().endswith(".gguf"):
+                    note(f"A GGUF file states no dtype; its weights are held in {kept}.")
                 return loaded
         failures.setdefault(problem, []).append(dtype)
         note(f"dtype {dtype} {told}: {problem}")
@@ -114,9 +117,13 @@ def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
     if is_adapter(path):
         raise ModelError(f"{name} is an adapter. Give the model that it belongs to.")
     if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast[quantized]'")
+        raise ModelError("quantization needs bitsandbytes: pip install 'iconoclast-edit[quantized]'")
     if quantization != "none" and path.lower().endswith(".gguf"):
         raise ModelError(f"{name} is a GGUF file, which cannot be quantised again. Set quantization to none.")
+    if (Path(path) / CONFIG).is_file():
+        raise ModelError(
+            f"{name} holds a model and an adapter ({CONFIG}), which some programs put on it. Move one of them elsewhere."
+        )
     files = sorted(Path(path).glob("*"))
     pickled = [file.name for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickled and not any(file.suffix == ".safetensors" for file in files):
@@ -141,6 +148,8 @@ def _load(
         options["max_memory"] = {int(name) if name.isdigit() else name: size for name, size in max_memory.items()}
         options["offload_folder"] = tempfile.mkdtemp(prefix="iconoclast-offload-")
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
+    if Path(path).is_dir():
+        Checkpoint.find(path)  # which refuses ambiguous folders before anything is loaded
     config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
     stored = getattr(config, "quantization_config", None)
     if quantization != "none":
@@ -153,10 +162,28 @@ def _load(
     elif stored and "dequantize" in inspect.signature(kind := _quantization_config(stored)).parameters:
         options["quantization_config"] = kind(dequantize=True)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
-    model = auto_class(config).from_pretrained(path, trust_remote_code=trusted, **options)
+    model, told = auto_class(config).from_pretrained(
+        path, trust_remote_code=trusted, output_loading_info=True, **options
+    )
+    _require_read(path, model, told)
     if getattr(options.get("quantization_config"), "dequantize", False):
         forget_conversions(model)
     return model, tokenizer
+
+
+def _require_read(path: str, model: PreTrainedModel, told: Mapping[str, Any]) -> None:
+    """Raise ModelError unless all weights come from the model's own files."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{path} holds an adapter, which transformers has put on its base. Give the model or a folder."
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"The files of {path} lack {len(missing)} of the model's tensors ({', '.join(missing[:3])}), which would be "
+            "random. Get the model again, or correct its configuration."
+        )
+    if (checkpoint := Checkpoint.find(path)) is not None:
+        require_loaded(checkpoint, model)
 
 
 def auto_class(config: PreTrainedConfig) -> Any:

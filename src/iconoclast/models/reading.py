@@ -67,18 +67,20 @@ class Decoding:
     positions: Tensor
 
 
+@torch.inference_mode()  # of a generator: only while it runs
 def next_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> Iterator[tuple[list[int], Tensor]]:
     """Yield log-probabilities of the token after each sequence, by batch: (indices, float32 [rows, vocabulary])."""
     for indices, logits, _ in read_prompts(lm, sequences, rows, 0, RowListener()):
         yield indices, logits.float().log_softmax(-1)
 
 
+@torch.inference_mode()
 def continuation_logits(lm: LanguageModel, prompts: Sequences, continuations: Sequences) -> Tensor:
     """Return the logits of every token of the (non-empty) continuations, read at once (teacher forcing).
 
     The shape is [rows, longest continuation, vocabulary]; a shorter continuation is at the end of its row.
     """
-    with torch.inference_mode(), grouped_queries(lm):
+    with grouped_queries(lm):
         return differentiable_logits(lm, prompts, continuations)
 
 
@@ -107,6 +109,7 @@ def differentiable_logits(
     return logits[:, -longest:]
 
 
+@torch.inference_mode()
 def read_prompts(
     lm: LanguageModel,
     sequences: Sequences,
@@ -124,7 +127,7 @@ def read_prompts(
         listener: stays applied while the caller works on a batch; sequence i is its row i.
         lower: spares the layers below a variant's first changed one.
     """
-    with torch.inference_mode(), contiguous_head(lm.model), grouped_queries(lm):
+    with contiguous_head(lm.model), grouped_queries(lm):
         reader = _Reader(lm, sequences, rows, room, listener, lower)
         for parts in reader.batches():
             indices, logits, state = reader.read(parts)
@@ -224,6 +227,7 @@ class _Reader:
         return logits, cache
 
 
+@torch.inference_mode()
 def step(lm: LanguageModel, state: Decoding, tokens: Tensor) -> Tensor:
     """Append one token [rows, 1] to every row and return the logits of the next, [rows, vocabulary]."""
     state.mask = torch.nn.functional.pad(state.mask, (0, 1), value=1)

@@ -12,9 +12,9 @@ from transformers.core_model_loading import revert_weight_conversion
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
-def as_stored(model: PreTrainedModel, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Split a parameter into the checkpoint tensors it is made of; transformers fuses experts while loading."""
-    stored: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
+def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split parameters into the checkpoint tensors they are made of; transformers fuses experts while loading."""
+    stored: dict[str, Tensor] = revert_weight_conversion(model, parameters)
     return stored
 
 
@@ -30,6 +30,20 @@ def set_name(model: PreTrainedModel, name: str) -> None:
 def uses_sdpa(model: PreTrainedModel) -> bool:
     """Check whether attention is PyTorch's scaled dot product, which accepts a mask [rows, 1, 1, tokens]."""
     return bool(model.config._attn_implementation == "sdpa")
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let attention be plain products instead of PyTorch's scaled dot product, for what is computed meanwhile."""
+    configs = [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
+    changed = {id(config): config for config in configs if config._attn_implementation == "sdpa"}.values()
+    for config in changed:
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for config in changed:
+            config._attn_implementation_internal = "sdpa"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from iconoclast.search.pareto import Trial, pareto_front
 def require_plotly() -> None:
     """Raise UserError if plotly is not installed."""
     if importlib.util.find_spec("plotly") is None:
-        raise UserError("Plots need plotly: pip install 'iconoclast[research]'")
+        raise UserError("Plots need plotly: pip install 'iconoclast-edit[research]'")
 
 
 def separating_plane(benign: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

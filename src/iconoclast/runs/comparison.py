@@ -70,7 +70,7 @@ class Comparison:
             subjects=[
                 ComparedModel(
                     name=examination.name,
-                    **subject.document(),
+                    **subject.document(self.base_name),
                     seen=seen,
                     metrics=Metrics.from_document(examination.document()),
                     against_base=Paired.model_validate(paired(self.base, examination)),

@@ -8,6 +8,7 @@ from transformers import TextStreamer
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
+from iconoclast.models.forward import contiguous_head
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.vocabulary import Component
 
@@ -40,7 +41,7 @@ class Conversation:
         ids = self._lm.encode_texts([self._lm.render_messages(messages)])
         inputs = torch.tensor(ids, device=self._lm.device)
         streamer = _Emitter(self._lm.tokenizer, emit)
-        with torch.inference_mode(), self._live.applied():
+        with torch.inference_mode(), contiguous_head(self._lm.model), self._live.applied():
             output: Any = self._lm.model.generate(  # type: ignore[operator]
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),

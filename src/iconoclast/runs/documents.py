@@ -216,7 +216,9 @@ class TrialInformation(Document):
         format: adapter, merged or gguf.
         measured_on: which prompts the scores below are of, in words.
         export_metrics: scores of the export itself; None if it was not measured.
+        quantization: of the weights that base and live scores are of.
         approximations: error of every matrix's update, where it is not exact.
+        remarks: what the files have otherwise than the base model, beside the edit.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -237,6 +239,7 @@ class TrialInformation(Document):
     export_metrics: Scores | None
     approximation_error: float = 0.0
     approximations: list[dict[str, Any]] = Field(default=[])
+    remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
 
 
 class ModelOrigin(Part):

@@ -1,7 +1,9 @@
 """Two measurements of what should be the same: exactly equal, within noise, or changed."""
 
+import math
 from typing import Literal
 
+import torch
 from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Value
@@ -10,6 +12,9 @@ from iconoclast.scores import COUNTS, Count, Scores
 
 NOISE = 2.0
 """Noise floors by which equal edits can differ: the floor is a mean, with single measurements on both sides of it."""
+
+SMALLEST = 1e-6
+"""Nats below which a KL divergence is rounding, even in float32."""
 
 Grade = Literal["exact", "within noise", "changed"]
 
@@ -32,6 +37,25 @@ class Drift(Value):
     before: Scores
     after: Scores
     differences: list[str]
+
+
+def beyond_noise(live: Scores, exported: Scores, noise_floor: float, dtype: str) -> str:
+    """Say in which scores an export lies farther from the live edit than noise allows; empty if in none.
+
+    The square root of a KL divergence adds up as a distance does, so it is what noise and the rounding of the weights'
+    dtype are set against.
+    """
+    rounding = 10 * torch.finfo(getattr(torch, dtype)).eps ** 2
+    allowed = math.sqrt(NOISE * max(noise_floor, rounding, SMALLEST))
+    found = [
+        f"{name.replace('_', ' ')} {one.count} live, {other.count} exported, of {one.n}"
+        for name in COUNTS
+        if not (_within(one := getattr(live, name), other := getattr(exported, name)) and _within(other, one))
+    ]
+    roots = (math.sqrt(max(scores.kl_divergence, 0.0)) for scores in (live, exported))
+    if not abs(next(roots) - next(roots)) <= allowed:  # not a number is far
+        found.append(f"first-token KL {live.kl_divergence:.4f} live, {exported.kl_divergence:.4f} exported")
+    return "; ".join(found)
 
 
 def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift:

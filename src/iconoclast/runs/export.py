@@ -25,10 +25,12 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import packages, sums
 from iconoclast.runs.papers import ModelCard
@@ -37,7 +39,9 @@ from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
-from iconoclast.vocabulary import ExportFormat
+from iconoclast.vocabulary import ExportFormat, Quantization
+
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Exported:
         live: scores of the edit applied live, as in the search.
         exported: scores of the export loaded from its files; None if it was not measured.
         approximations: error of every update where row normalisation full was made low-rank.
+        remarks: what the files have otherwise than the base model, beside the edit.
+        problem: in what the export measures farther from the live edit than noise allows; empty if in nothing.
+        quantization: of the weights that `base` and `live` are of.
     """
 
     folder: Path
@@ -57,6 +64,9 @@ class Exported:
     live: Scores
     exported: Scores | None
     approximations: Sequence[Approximation]
+    remarks: Sequence[str] = ()
+    problem: str = ""
+    quantization: Quantization = "none"
 
     @property
     def approximation_error(self) -> float:
@@ -112,13 +122,14 @@ def export_trial(
         known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with _appearing(to) as folder:
-        approximations = write_edit(edit, lm, kind, folder, saved.settings)
-        lm.tokenizer.save_pretrained(folder)
+        approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
         if kind == "gguf":
             progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
         exported = measure_export(folder, kind, bench, reference, progress)
-        result = Exported(to, _described(bench.prompts, bench.sample), base, live, exported, approximations)
+        problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
+        described = _described(bench.prompts, bench.sample)
+        result = Exported(to, described, base, live, exported, approximations, remarks, problem, lm.quantization)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -157,9 +168,8 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with _appearing(to) as folder:
-        write_edit(edit, lm, "merged", folder, saved.settings)
-        lm.tokenizer.save_pretrained(folder)
-        result = Exported(to, described, base, live, None, [])
+        _, remarks = write_edit(edit, lm, "merged", folder, saved.settings)
+        result = Exported(to, described, base, live, None, [], remarks, quantization=saved.settings.quantization)
         _write_papers(saved, lm, "merged", folder, result, edit)
     return result
 
@@ -174,7 +184,14 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         return None
     approximations = [Approximation(**each) for each in known.approximations]
     return Exported(
-        folder, known.measured_on, known.base_metrics, known.live_metrics, known.export_metrics, approximations
+        folder,
+        known.measured_on,
+        known.base_metrics,
+        known.live_metrics,
+        known.export_metrics,
+        approximations,
+        known.remarks,
+        beyond_noise(known.live_metrics, known.export_metrics, known.kl_noise_floor, "bfloat16"),
     )
 
 
@@ -188,16 +205,32 @@ def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
 
 def write_edit(
     edit: Edit, lm: LanguageModel, kind: ExportFormat, folder: Path, settings: Settings
-) -> list[Approximation]:
-    """Write an edit's weights and the base model's other files into a folder; return the errors of inexact updates."""
-    writers = lm.writers(settings.components)
-    checkpoint = None if lm.quantization != "none" else Checkpoint.find(lm.path)
+) -> tuple[list[Approximation], list[str]]:
+    """Write an edit's weights and the base model's other files into a folder.
+
+    Returns the errors of inexact updates, and remarks on what else is not as in the base model.
+    """
+    writers, remarks = lm.writers(settings.components), []
+    approximations: list[Approximation] = []
+    checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if kind == "adapter":
-        return save_adapter(edit, writers, str(portable(lm.name)), folder, settings.full_normalization_lora_rank)
-    save_merged(edit, writers, lm.model, folder, checkpoint)
-    if checkpoint is not None:
-        checkpoint.copy_papers(folder, settings.trust_remote_code)
-    return []
+        rank = settings.full_normalization_lora_rank
+        approximations = save_adapter(edit, writers, str(portable(lm.name)), folder, rank)
+    else:
+        lost = save_merged(edit, writers, lm.model, folder, checkpoint if lm.quantization == "none" else None)
+        remarks = [lost_tensors(lost)] if lost else []
+    if checkpoint is None:
+        lm.tokenizer.save_pretrained(folder)
+        return approximations, remarks
+    checkpoint.copy_papers(folder, settings.trust_remote_code)
+    if not any(folder.glob("tokenizer*")):
+        lm.tokenizer.save_pretrained(folder)
+    elif settings.chat_template is not None:
+        (folder / TEMPLATE).write_text(str(lm.tokenizer.chat_template), encoding="utf-8")
+        remarks.append(
+            f"{TEMPLATE} is the chat template that the run was given; all else of the tokenizer is the base model's."
+        )
+    return approximations, remarks
 
 
 def require_free(to: Path) -> None:
@@ -293,7 +326,7 @@ def _write_papers(
         trial=trial_document(saved.trial),
         base_model=base,
         format=kind,
-        quantization=lm.quantization,
+        quantization=result.quantization,
         row_normalization=saved.settings.row_normalization,
         response_prefix=lm.response_prefix,
         packages=packages(),
@@ -305,6 +338,7 @@ def _write_papers(
         export_metrics=result.exported,
         approximation_error=result.approximation_error,
         approximations=[asdict(each) for each in result.approximations],
+        remarks=list(result.remarks),
     ).write(folder / TRIAL_INFORMATION)
     card = ModelCard(
         base=base,
@@ -318,6 +352,9 @@ def _write_papers(
         before=result.base,
         after=result.exported or result.live,
         measured=result.exported is not None,
+        figures_in=None if result.quantization == lm.quantization else result.quantization,
+        remarks=result.remarks,
+        problem=result.problem,
         approximation_error=result.approximation_error,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")

@@ -176,6 +176,7 @@ class Lessons:
         progress.start("Collecting responses to fit on", len(self._benign) + len(self._target))
         own = self._responses(Edit.nothing(), self._benign, BENIGN_TOKENS)
         self._own = [Example(tuple(ids), tuple(tokens)) for ids, tokens in own if tokens]
+        self._own_examples: Examples | None = None  # they stay the same, so the base model is asked of them once
         base = self._responses(Edit.nothing(), self._target, BEHAVIOUR_TOKENS)
         self._behaviour = [
             tuple(tokens) if self._label(prompt, tokens) == "refusal" else ()
@@ -211,10 +212,8 @@ class Lessons:
         answers = [self._answers[number] for number in sorted(self._answers)]
         lm = self._bench.lm
         with unpacked(lm.model):
-            found: dict[Kind, Examples] = {
-                "benign": Examples(lm, self._own, 32),
-                "target": Examples(lm, answers, 32),
-            }
+            self._own_examples = self._own_examples or Examples(lm, self._own, 32)
+            found: dict[Kind, Examples] = {"benign": self._own_examples, "target": Examples(lm, answers, 32)}
         if self._loops:
             found["loop"] = Examples(lm, self._loops, 32, base=False)
         return found

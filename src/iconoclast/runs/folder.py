@@ -1,13 +1,11 @@
 """The run folder: what a run leaves behind, every file whole or not at all."""
 
-import json
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from filelock import FileLock
@@ -15,7 +13,7 @@ from pydantic import ValidationError
 
 from iconoclast import layout
 from iconoclast.config.schema import Settings, settings_document
-from iconoclast.documents import require_known_schema
+from iconoclast.documents import read_known
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
@@ -154,7 +152,9 @@ class RunFolder:
 
     def settings(self) -> Settings:
         """Read the run's settings; raise RunFolderError if there is no run, or one of a newer version."""
-        self._require_known_schema()
+        for file in (self.manifest, self.summary):
+            if file.is_file():
+                read_known(file)
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
@@ -166,27 +166,6 @@ class RunFolder:
             raise RunFolderError(f"{self.config} is damaged or from another version: see {keys}.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunFolderError(f"{self.config} is damaged: {error}.") from None
-
-    def _require_known_schema(self) -> None:
-        for file in (self.manifest, self.summary):
-            if not file.is_file():
-                continue
-            require_known_schema(file, self.read_json(file))
-
-    def read_json(self, file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-        """Read a JSON file that must have these keys; raise RunFolderError if it is missing or damaged."""
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RunFolderError(
-                f"{self.path} has no {file.name} yet. Let the run measure the base model first."
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise RunFolderError(f"{file} is damaged: {error}. Delete it and start the run again.") from None
-        if not isinstance(document, dict) or not all(key in document for key in keys):
-            wanted = f"an object with {', '.join(keys)}" if keys else "an object"
-            raise RunFolderError(f"{file} is damaged: it must hold {wanted}. Delete it and start the run again.")
-        return document
 
     def read_baseline(self) -> Baseline:
         """Read the base model's baseline; raise RunFolderError if it is not measured yet, or damaged."""

@@ -48,6 +48,10 @@ class ModelCard:
         after: scores of the export itself, loaded from its files, or of the edit that it was written from.
         measured: whether `after` is of the export itself.
         approximation_error: largest relative error of a site's update in an adapter.
+        figures_in: quantisation of the weights that the scores are of, if it is not that of these files; they are then
+            not shown.
+        remarks: what the files have otherwise than the base model, beside the edit.
+        problem: in what the export measures farther from the live edit than noise allows.
     """
 
     base: str
@@ -62,6 +66,9 @@ class ModelCard:
     after: Scores
     measured: bool
     approximation_error: float
+    figures_in: str | None = None
+    remarks: Sequence[str] = ()
+    problem: str = ""
 
     def render(self) -> str:
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -90,6 +97,9 @@ class ModelCard:
             snippet=_snippet(self.kind, self.base),
             trial=self.trial.index,
             sets=self.sets,
+            figures_in=self.figures_in,
+            remarks=self.remarks,
+            problem=self.problem,
             licence=self._licence,
         )
 

@@ -16,7 +16,7 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examination import Variant
 from iconoclast.layout import TRIAL_INFORMATION
-from iconoclast.models.adapters import is_adapter, put_adapter
+from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.names import stored_quantized
@@ -28,7 +28,6 @@ from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
-from iconoclast.vocabulary import COMPONENTS
 
 
 class Subject(Protocol):
@@ -51,8 +50,8 @@ class Subject(Protocol):
         """
         ...
 
-    def document(self) -> dict[str, Any]:
-        """Describe it without measuring, for JSON."""
+    def document(self, base: str) -> dict[str, Any]:
+        """Describe it without measuring, for JSON; `base` is the name of the model that it is compared with."""
         ...
 
 
@@ -84,7 +83,7 @@ class RunSubject:
         then = [self.saved.prompts[name]["sha256"] for name in FIT_AND_SELECT if name in self.saved.prompts]
         return None if sets is None or (then and then != [each.fingerprint for each in sets]) else sets
 
-    def document(self) -> dict[str, Any]:
+    def document(self, base: str) -> dict[str, Any]:
         """Return the trial and its scores in the run, on the selection prompts."""
         return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
@@ -106,7 +105,7 @@ class PeerSubject:
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return self.trial.seen()
 
-    def document(self) -> dict[str, Any]:
+    def document(self, base: str) -> dict[str, Any]:
         """Return the tool's own measurements of the trial."""
         return self.trial.document()
 
@@ -155,16 +154,18 @@ class ModelSubject:
         own = {name: each for name, each in prompts.named().items() if known.get(name) == each.fingerprint}
         return list(own.values()) if len(own) == len(FIT_AND_SELECT) else None
 
-    def document(self) -> dict[str, Any]:
-        """Return the kind of model."""
+    def document(self, base: str) -> dict[str, Any]:
+        """Return the kind of model, and whether its files name another base."""
+        declared = other_base(self.source, base)
         return {
             "tool": "iconoclast" if (Path(self.source) / TRIAL_INFORMATION).is_file() else None,
             "format": "adapter" if is_adapter(self.source) else "model",
+            "caveats": declared and [f"its adapter_config.json names {declared} as its base model, not {base}"],
         }
 
 
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
-    writers = base.writers([name for name in COMPONENTS if any(site.component == name for site in edit.sites)])
+    writers = base.writers(sorted({site.component for site in edit.sites}))
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 

@@ -18,10 +18,12 @@ from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
 from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
-from iconoclast.models.adapters import adapter_base
+from iconoclast.models.adapters import adapter_base, other_base
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import local_path
+from iconoclast.models.rest import described as lost_tensors
+from iconoclast.models.rest import unread
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.drift import drift
@@ -129,7 +131,12 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
     )
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
-        return Check("tensors", None, "The base model is stored in another form than the export.")
+        remarks = " ".join(information.get("remarks", ()))
+        gone = sorted(set(unread(source, skeleton.model)) - (source.places if copy is None else copy.places).keys())
+        said = [lost_tensors(gone)] if gone else []
+        declared = not gone or said[0] in remarks
+        form = "The base model is stored in another form than the export."
+        return Check("tensors", None if declared else False, " ".join([form, *said]))
     wrong = [f"{name} is missing" for name in source.places.keys() - copy.places.keys()]
     wrong += [f"{name} is new" for name in copy.places.keys() - source.places.keys()]
     for name in source.places.keys() & copy.places.keys():
@@ -196,6 +203,9 @@ def _adapter(
     detail = (
         f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
     )
+    if (declared := other_base(str(folder), skeleton.name)) is not None:
+        said = f"the adapter names {declared} as its base model, not {skeleton.name}"
+        detail, wrong = f"{detail}; {said}", wrong and [*wrong[:7], said]
     return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
 
 

@@ -5,13 +5,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from iconoclast.errors import RunFolderError
+from iconoclast.documents import Part
 from iconoclast.files import write_json
 from iconoclast.runs.folder import RunFolder
 
@@ -24,33 +24,51 @@ change a minute late.
 """
 
 
-@dataclass(frozen=True)
-class WorkerState:
-    """The last sign of life of a worker.
+Activity = Literal["starting", "working", "waiting", "finishing", "ended", "interrupted", "failed"]
+"""What a worker says that it does."""
+
+GONE = ("ended", "interrupted", "failed", "lost")
+"""States in which a worker will not go on."""
+
+
+class SignOfLife(Part):
+    """What a worker says of itself.
 
     Attributes:
-        document: its file: host, pid, job, activity, trials that it has measured.
-        age: seconds since then.
+        job: its Slurm job, as 12_3 for task 3 of array 12; empty outside Slurm.
+        dead_after: seconds of silence after which it is lost.
+        trials: that it has measured.
+        started: seconds since 1970; so is `ended`.
     """
 
+    host: str
+    pid: int
+    started: float
+    job: str = ""
+    dead_after: float = DEAD_AFTER
+    state: Activity = "starting"
+    trials: int = 0
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """The last sign of life of a worker, and its age in seconds."""
+
     name: str
-    document: Mapping[str, Any]
+    sign: SignOfLife
     age: float
 
     @property
     def state(self) -> str:
         """Its own word for what it does; "lost" if it has been silent for too long."""
-        said = str(self.document.get("state", "starting"))
-        return "lost" if said not in ("ended", "interrupted", "failed") and self.age > self._patience else said
+        said = self.sign.state
+        return "lost" if said not in GONE and self.age > self.sign.dead_after else said
 
     @property
     def gone(self) -> bool:
         """True if it will not go on."""
-        return self.state in ("ended", "interrupted", "failed", "lost")
-
-    @property
-    def _patience(self) -> float:
-        return float(self.document.get("dead_after", DEAD_AFTER))
+        return self.state in GONE
 
 
 def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]:
@@ -65,11 +83,10 @@ def workers_of(folder: RunFolder, now: float | None = None) -> list[WorkerState]
         with suppress(FileNotFoundError):
             age = now - file.stat().st_mtime
             try:
-                found.append(WorkerState(file.stem, folder.read_json(file), age))
-            except (OSError, RunFolderError):  # it is just being replaced, as a network file system shows it
-                found.append(
-                    WorkerState(file.stem, {"host": "?", "job": "", "pid": 0, "trials": 0, "started": now}, age)
-                )
+                sign = SignOfLife.model_validate_json(file.read_bytes())
+            except (OSError, ValueError):  # it is just being replaced, as a network file system shows it
+                sign = SignOfLife(host="?", pid=0, started=now)
+            found.append(WorkerState(file.stem, sign, age))
     return found
 
 
@@ -90,35 +107,35 @@ class Worker:
     dead_after: float = DEAD_AFTER
     max_disk: int = 0
     temporary: Path | None = None
-    _document: dict[str, Any] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._sign = SignOfLife(
+            host=socket.gethostname(), pid=os.getpid(), started=time.time(), job=_job(), dead_after=self.dead_after
+        )
 
     @property
     def file(self) -> Path:
         """The file that holds its sign of life."""
         return self.folder.workers / f"{self.name}.json"
 
-    def says(self, state: str, trials: int = 0, **more: Any) -> None:
+    def says(self, state: Activity, trials: int = 0) -> None:
         """Tell the others its state, and how many more trials it has measured."""
         with self._lock:
-            self._document |= {"state": state, "trials": self._document.get("trials", 0) + trials, **more}
-            write_json(self.file, self._document)
+            ended = time.time() if state in GONE else None
+            measured = self._sign.trials + trials
+            self._sign = self._sign.model_copy(update={"state": state, "trials": measured, "ended": ended})
+            write_json(self.file, self._sign.document())
 
     @contextmanager
     def alive(self, stop: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
         """Send signs of life while the context lasts; call `stop` if the temporary folder grows too large."""
         self.folder.workers.mkdir(parents=True, exist_ok=True)
-        self._document = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "job": _job(),
-            "dead_after": self.dead_after,
-        }
-        self.says("starting", started=time.time())
+        self.says("starting")
         thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         thread.start()
-        state = "failed"
+        state: Activity = "failed"
         try:
             yield
             state = "ended"
@@ -128,7 +145,7 @@ class Worker:
         finally:
             self._done.set()
             thread.join()
-            self.says(state, ended=time.time())
+            self.says(state)
 
     def size(self) -> int:
         """Count the workers that there are now."""
@@ -159,7 +176,7 @@ class Worker:
 
 
 def _job() -> str:
-    """Return this process's Slurm job, as 12_3 for task 3 of array 12; empty outside Slurm."""
+    """Return this process's Slurm job; empty outside Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 

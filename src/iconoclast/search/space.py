@@ -15,7 +15,7 @@ from iconoclast.errors import DirectionError
 from iconoclast.models.anatomy import Writer, site_directions
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import (
-    COMPONENTS,
+    KNOWN_COMPONENTS,
     SCOPES,
     Component,
     DirectionMethod,
@@ -114,7 +114,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for component in self.components:
-            require_known(component, COMPONENTS, "component")
+            require_known(component, KNOWN_COMPONENTS, "component")
         for method in self.methods:
             require_known(method, known_methods(), "direction method", DirectionError)
         for scope in self.scopes:

@@ -126,11 +126,11 @@ def cancel(run_folder: RunFolderArgument) -> None:
     folder.settings()
     jobs = jobs_of(folder)
     slurm.cancel(jobs)
-    found = [worker.document for worker in workers_of(folder) if not worker.gone]
-    here = [w for w in found if not w["job"] and w["host"] == socket.gethostname()]
-    for worker in here:
+    found = [worker.sign for worker in workers_of(folder) if not worker.gone]
+    here = [sign for sign in found if not sign.job and sign.host == socket.gethostname()]
+    for sign in here:
         with suppress(ProcessLookupError):
-            os.kill(int(worker["pid"]), signal.SIGTERM)
+            os.kill(sign.pid, signal.SIGTERM)
     config, path = shlex.quote(str(folder.config)), shlex.quote(str(run_folder))
     say(f"Cancelled: {', '.join(jobs) or 'no jobs'}; {len(here)} workers of this machine.")
     say(f"The run can go on: iconoclast cluster submit --config {config} --out {path}")
