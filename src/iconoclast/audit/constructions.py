@@ -15,14 +15,14 @@ from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 CONSISTENT = 0.05
 """Share of a change that a construction may miss, beyond the rounding of the stored type."""
 
-ROUNDS = 12
-"""Times that a fit moves what it explains into the cells that rounding leaves open."""
+ROUNDS = 3
+"""Times that a fit is weighted anew."""
 
-GOOD = 0.001
-"""Error from which a fit goes on."""
+FLOOR = 0.01
+"""Share of a row's change that no entry is trusted beyond, however fine its type is there."""
 
-RELAXATION = 1.8
-"""Share of the way into the cells that a round goes: more than all of it, which converges sooner."""
+SAMPLED_ROWS = 16
+"""Rows that are compared with roundings before all are."""
 
 BLOCKS = (0, 1, 32, 64, 128)
 """Values that share a scale when weights are quantised: 0 for the whole tensor, 1 for a row, else so many of a row."""
@@ -35,6 +35,8 @@ class RankOne:
     Attributes:
         direction: unit, [d] or [k] along columns.
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
+        strength_error: standard error of the strength that rounding leaves, relative.
+        direction_error: 1 − cosine between the direction and the true one that rounding leaves.
     """
 
     direction: Tensor
@@ -42,6 +44,8 @@ class RankOne:
     row_normalization: RowNormalization
     along: Literal["rows", "columns"]
     error: float
+    strength_error: float
+    direction_error: float
 
 
 def rank_one(before: Tensor, after: Tensor, half: Tensor, found: Spectrum) -> RankOne | None:
@@ -51,7 +55,7 @@ def rank_one(before: Tensor, after: Tensor, half: Tensor, found: Spectrum) -> Ra
     """
     if found.rank == 0:
         return None
-    slack = half + ARITHMETIC * after.abs()
+    slack = half + ARITHMETIC * torch.maximum(before.abs(), after.abs())
     left, right = found.left[:, 0], found.right[:, 0]
     done: list[RankOne] = []
     if _reads(before, left, right):
@@ -70,58 +74,108 @@ def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
 
 
 def _fits(before: Tensor, after: Tensor, slack: Tensor, start: Tensor) -> list[RankOne]:
-    """Fit every normalisation, and follow those that are nearly as good as the best."""
-    fits = [_Fit(before, after, slack, normalization) for normalization in NORMALIZATIONS]
-    first = [fit.run(start, rounds=2) for fit in fits]
-    best = min(each.error for each in first)
-    return [
-        fit.run(one.direction, ROUNDS) if one.error > GOOD else one
-        for fit, one in zip(fits, first, strict=True)
-        if best <= 10 * CONSISTENT and one.error <= max(3 * best, GOOD)
-    ]
+    return [_Fit.of(before, after, slack, normalization).run(start) for normalization in NORMALIZATIONS]
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Find v and λ of one row normalisation, alternating with what rounding leaves open."""
+    """Find v and λ of one row normalisation, from the entries that rounding has not swallowed.
+
+    Attributes:
+        slack: how far rounding can have moved W', [d, k].
+        norms: row norms n, [d, 1]; ones without normalisation.
+        rows: n⁻¹ W.
+    """
 
     before: Tensor
     after: Tensor
     slack: Tensor
+    norms: Tensor
+    rows: Tensor
     normalization: RowNormalization
 
-    def run(self, direction: Tensor, rounds: int) -> RankOne:
-        total = float((self.after - self.before).norm())
-        scale = None if self.normalization == "none" else _inverse(self.before.norm(dim=1, keepdim=True))
-        rows, latent = self.before if scale is None else scale * self.before, self.after
-        low, high = self.after - self.slack, self.after + self.slack
-        strength, error = 0.0, 1.0
-        for _ in range(rounds):
-            direction, strength = self._step(rows, latent if scale is None else scale * latent, direction)
-            made = edited_weight(self.before, direction, strength, self.normalization)
-            missed = made.clamp(low, high).sub_(made)
-            error = float(missed.norm()) / total
-            if not error > GOOD / 20:
-                break
-            latent = made.add_(missed, alpha=RELAXATION)
-        return RankOne(direction, strength, self.normalization, "rows", error if error == error else 1.0)
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, slack: Tensor, normalization: RowNormalization) -> "_Fit":
+        norms = before.norm(dim=1, keepdim=True)
+        if normalization == "none":
+            norms = torch.ones_like(norms)
+        rows = before if normalization == "none" else _inverse(norms) * before
+        return cls(before, after, slack, norms, rows, normalization)
 
-    def _step(self, rows: Tensor, target: Tensor, direction: Tensor) -> tuple[Tensor, float]:
-        """Solve target_i = α_i rows_i + β_i rowsᵀv for every row; then −λ v = β / α, with α = 1 unless full."""
-        taken = direction @ rows
+    def run(self, direction: Tensor) -> RankOne:
+        for _ in range(2):
+            direction, strength = _oriented(self._solved(direction), direction)
+        variance = torch.zeros_like(direction)
+        for _ in range(ROUNDS):
+            removed, variance = self._weighted(direction, strength)
+            direction, strength = _oriented(removed, direction)
+        made = edited_weight(self.before, direction, strength, self.normalization)
+        missed = made.sub_(self.after).abs_().sub_(self.slack).clamp_(min=0)
+        error = float(missed.norm() / (self.after - self.before).norm())
+        size = max(abs(strength), 1e-30)
+        return RankOne(
+            direction,
+            strength,
+            self.normalization,
+            "rows",
+            error if error == error else 1.0,
+            strength_error=float((direction.square() @ variance).sqrt()) / size,
+            direction_error=float(variance.sum()) / size**2 / 2,
+        )
+
+    def _solved(self, direction: Tensor) -> Tensor:
+        """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside; return β / α, with α = 1 unless full."""
+        taken = direction @ self.rows
         size = (taken @ taken).clamp(min=1e-30)
-        if self.normalization == "full":
-            own, mixed = rows.square().sum(1), rows @ taken
-            to_own, to_taken = (target * rows).sum(1), target @ taken
-            determinant = (own * size - mixed.square()).clamp(min=1e-30)
-            alpha = (to_own * size - to_taken * mixed) / determinant
-            beta = (own * to_taken - mixed * to_own) / determinant
-            # A row that vanishes under the edit has no α; it says nothing.
-            removed = torch.where(alpha.abs() > 1e-3, -beta / alpha, 0)
-        else:
-            removed = (rows - target) @ taken / size
-        sign = 1.0 if float(removed @ direction) >= 0 else -1.0
-        return sign * normalize(removed, dim=0), sign * float(removed.norm())
+        inverse = _inverse(self.norms)[:, 0]
+        to_taken = inverse * (self.after @ taken)
+        mixed = self.rows @ taken
+        if self.normalization != "full":
+            return (mixed - to_taken) / size
+        own = self.rows.square().sum(1)
+        to_own = inverse * (self.after * self.rows).sum(1)
+        determinant = (own * size - mixed.square()).clamp(min=1e-30)
+        alpha = (to_own * size - to_taken * mixed) / determinant
+        beta = (own * to_taken - mixed * to_own) / determinant
+        # A row that vanishes under the edit has no α; it says nothing.
+        return torch.where(alpha.abs() > 1e-3, -beta / alpha, 0)
+
+    def _weighted(self, direction: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """Return λv of one step of Gauss and Newton, and its variance, [d] each.
+
+        Where the edit is less than a step of the stored type, rounding depends on it and says nothing. Elsewhere rounding
+        is as good as random, and every entry counts by how fine the type is there.
+        """
+        removed, taken = (strength * direction)[:, None], direction @ self.rows
+        made, slope = self._made(removed, taken)
+        change = made - self.before
+        floor = (FLOOR**2) * change.square().mean(1, keepdim=True)
+        precision = (self.slack.square() / 3).add_(floor).clamp_(min=1e-38).reciprocal_()
+        precision.mul_(change.abs_() >= 2 * self.slack)
+        gain, missed = precision * slope, made.neg_().add_(self.after)
+        size = (gain * slope).sum(1)
+        step = torch.where(size > 0, (gain * missed).sum(1) / size, 0)
+        # Where more is missed than rounding explains, by so much less is known.
+        excess = (precision.mul_(missed.square_()).sum(1) / (precision > 0).sum(1).clamp(min=1)).clamp(min=1)
+        variance = torch.where(size > 0, excess / size, removed[:, 0].square())
+        return removed[:, 0] + step, variance
+
+    def _made(self, removed: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Return W' for λv, and its derivative by every row's entry of it, [d, k] or broadcast to it."""
+        if self.normalization != "full":
+            slope = -self.norms * taken
+            return self.before + removed * slope, slope
+        edited = self.rows - removed * taken
+        inverse = _inverse(edited.norm(dim=1, keepdim=True))
+        along = inverse.square() * (edited @ taken)[:, None]
+        scale = self.norms * inverse
+        return scale * edited, (along * edited).sub_(taken).mul_(scale)
+
+
+def _oriented(removed: Tensor, direction: Tensor) -> tuple[Tensor, float]:
+    """Return v and λ of λv, with v on the side of `direction`."""
+    sign = 1.0 if float(removed @ direction) >= 0 else -1.0
+    return sign * normalize(removed, dim=0), sign * float(removed.norm())
 
 
 def _inverse(norms: Tensor) -> Tensor:
@@ -130,15 +184,25 @@ def _inverse(norms: Tensor) -> Tensor:
 
 def requantised(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
     """Check that W' is W rounded to a coarser type, scaled or not, and stored as `dtype`; any shape, float32."""
+    largest = float(before.abs().max())
+    if before.ndim == 2 and len(before) > SAMPLED_ROWS:
+        # A rounding touches every row alike: few rows tell most others apart.
+        few = torch.linspace(0, len(before) - 1, SAMPLED_ROWS).long()
+        if not _rounded(before[few], after[few], dtype, largest):
+            return False
+    return _rounded(before, after, dtype, largest)
+
+
+def _rounded(before: Tensor, after: Tensor, dtype: torch.dtype, largest: float) -> bool:
     total = float((after - before).norm())
-    for made in _roundings(before):
+    for made in _roundings(before, largest):
         made = made.to(dtype).float()
         if torch.equal(made, after) or float((made - after).norm()) <= 0.01 * total:
             return True
     return False
 
 
-def _roundings(values: Tensor) -> Iterator[Tensor]:
+def _roundings(values: Tensor, top: float) -> Iterator[Tensor]:
     eights = (torch.float8_e4m3fn, torch.float8_e5m2)
     yield values
     for kind in (torch.bfloat16, torch.float16, *eights):
@@ -149,7 +213,8 @@ def _roundings(values: Tensor) -> Iterator[Tensor]:
         if block > 1 and values.shape[1] % block:
             continue
         grouped = values.reshape(1, -1) if block == 0 else values.reshape(-1, block if block > 1 else values.shape[1])
-        largest = grouped.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        largest = torch.tensor([[top]]) if block == 0 else grouped.abs().amax(1, keepdim=True)
+        largest = largest.clamp(min=1e-30)
         for kind in eights:
             scale = largest / torch.finfo(kind).max
             yield ((grouped / scale).to(kind).float() * scale).reshape(values.shape)

@@ -13,6 +13,9 @@ from torch.linalg import qr, svd
 EXACT = 512
 """Smaller side up to which all singular values are computed."""
 
+LARGE = 1 << 20
+"""Entries of a matrix up to which all are computed, however narrow it is."""
+
 PROBES = 64
 """Singular values computed of larger matrices (randomised; Halko, Martinsson and Tropp 2011)."""
 
@@ -73,7 +76,7 @@ def spectrum(before: Tensor, after: Tensor, half: Tensor) -> Spectrum:
     variance = half.square().div_(3) + (ARITHMETIC * after).square()
     edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
     noise = float(variance.sum().sqrt())
-    whole = min(delta.shape) <= EXACT
+    whole = min(delta.shape) <= EXACT and delta.numel() <= LARGE
     left, values, right = svd(delta, full_matrices=False) if whole else _randomised(delta)
     return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole)
 
@@ -83,5 +86,6 @@ def _randomised(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     basis = qr(delta @ random).Q
     for _ in range(2):
         basis = qr(delta @ qr(delta.mT @ basis).Q).Q
-    left, values, right = svd(basis.mT @ delta, full_matrices=False)
-    return basis @ left, values, right
+    right, small = qr(delta.mT @ basis)
+    turned, values, left = svd(small, full_matrices=False)
+    return basis @ left.mT, values, (right @ turned).mT
