@@ -134,6 +134,8 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         row_normalization=fit.row_normalization if fit else None,
         along=fit.along if fit else None,
         error=max(each.error for each in seen.fits) if fit else None,
+        strength_error=max(each.strength_error for each in seen.fits) if fit else None,
+        direction_error=max(each.direction_error for each in seen.fits) if fit else None,
     )
 
 

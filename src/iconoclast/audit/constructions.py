@@ -18,6 +18,12 @@ CONSISTENT = 0.05
 ROUNDS = 3
 """Times that a fit is weighted anew."""
 
+MARGIN = 10.0
+"""Standard errors that a bound is wide, as rounding is not quite random."""
+
+BLOCK_ROWS = 64
+"""Rows that are fitted at a time."""
+
 FLOOR = 0.01
 """Share of a row's change that no entry is trusted beyond, however fine its type is there."""
 
@@ -35,8 +41,8 @@ class RankOne:
     Attributes:
         direction: unit, [d] or [k] along columns.
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
-        strength_error: standard error of the strength that rounding leaves, relative.
-        direction_error: 1 − cosine between the direction and the true one that rounding leaves.
+        strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors.
+        direction_error: the same of 1 − |cosine| between the direction and the true one.
     """
 
     direction: Tensor
@@ -109,19 +115,30 @@ class _Fit:
         for _ in range(ROUNDS):
             removed, variance = self._weighted(direction, strength)
             direction, strength = _oriented(removed, direction)
-        made = edited_weight(self.before, direction, strength, self.normalization)
-        missed = made.sub_(self.after).abs_().sub_(self.slack).clamp_(min=0)
-        error = float(missed.norm() / (self.after - self.before).norm())
-        size = max(abs(strength), 1e-30)
+        error, size = self._missed(direction, strength), max(abs(strength), 1e-30)
         return RankOne(
             direction,
             strength,
             self.normalization,
             "rows",
             error if error == error else 1.0,
-            strength_error=float((direction.square() @ variance).sqrt()) / size,
-            direction_error=float(variance.sum()) / size**2 / 2,
+            strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size,
+            direction_error=MARGIN * float(variance.sum()) / size**2 / 2,
         )
+
+    def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
+        """Yield few rows at a time, which stay in the processor's cache, and their entries of λv [d, 1]."""
+        parts = (self.before, self.after, self.slack, self.norms, self.rows, removed[:, None])
+        for *part, entries in zip(*(each.split(BLOCK_ROWS) for each in parts), strict=True):
+            yield _Fit(*part, self.normalization), entries
+
+    def _missed(self, direction: Tensor, strength: float) -> float:
+        """Return the norm of what W' is beyond its rounding, relative to the change."""
+        taken, squares = direction @ self.rows, 0.0
+        for block, removed in self._blocks(strength * direction):
+            missed = block._made(removed, taken)[0].sub_(block.after).abs_().sub_(block.slack).clamp_(min=0)
+            squares += float(missed.square_().sum())
+        return float(squares**0.5 / (self.after - self.before).norm())
 
     def _solved(self, direction: Tensor) -> Tensor:
         """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside; return β / α, with α = 1 unless full."""
@@ -141,24 +158,33 @@ class _Fit:
         return torch.where(alpha.abs() > 1e-3, -beta / alpha, 0)
 
     def _weighted(self, direction: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Return λv of one step of Gauss and Newton, and its variance, [d] each.
+        """Return λv after one step of Gauss and Newton, and its variance, [d] each."""
+        removed, taken = strength * direction, direction @ self.rows
+        steps = [block._stepped(entries, taken) for block, entries in self._blocks(removed)]
+        step, variance = (torch.cat(each) for each in zip(*steps, strict=True))
+        return removed + step, variance
 
-        Where the edit is less than a step of the stored type, rounding depends on it and says nothing. Elsewhere rounding
-        is as good as random, and every entry counts by how fine the type is there.
+    def _stepped(self, removed: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the step of λv [d, 1], and its variance, [d] each.
+
+        Where the edit is less than half a step of the stored type, an entry says only that it has stayed, or not. Elsewhere
+        rounding is as good as random. Every entry counts by how fine the type is there.
         """
-        removed, taken = (strength * direction)[:, None], direction @ self.rows
         made, slope = self._made(removed, taken)
         change = made - self.before
         floor = (FLOOR**2) * change.square().mean(1, keepdim=True)
         precision = (self.slack.square() / 3).add_(floor).clamp_(min=1e-38).reciprocal_()
-        precision.mul_(change.abs_() >= 2 * self.slack)
-        gain, missed = precision * slope, made.neg_().add_(self.after)
+        missed = made.neg_().add_(self.after)
+        beyond = missed - torch.clamp(missed, -self.slack, self.slack)
+        swallowed = change.abs_() < self.slack
+        missed = torch.where(swallowed, beyond, missed)
+        precision.mul_(swallowed.logical_not_().logical_or_(beyond != 0))
+        gain = precision * slope
         size = (gain * slope).sum(1)
         step = torch.where(size > 0, (gain * missed).sum(1) / size, 0)
         # Where more is missed than rounding explains, by so much less is known.
-        excess = (precision.mul_(missed.square_()).sum(1) / (precision > 0).sum(1).clamp(min=1)).clamp(min=1)
-        variance = torch.where(size > 0, excess / size, removed[:, 0].square())
-        return removed[:, 0] + step, variance
+        excess = (precision.mul_(missed.square_()).sum(1) / (gain != 0).sum(1).clamp(min=1)).clamp(min=1)
+        return step, torch.where(size > 0, excess / size, removed[:, 0].square())
 
     def _made(self, removed: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
         """Return W' for λv, and its derivative by every row's entry of it, [d, k] or broadcast to it."""

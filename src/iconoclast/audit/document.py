@@ -35,6 +35,8 @@ class TensorFinding(Part):
         row_normalization: which one of that edit.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
+        strength_error: bound of the relative error of `strength` that this rounding leaves.
+        direction_error: bound of 1 − |cosine| between the recovered direction and the true one.
     """
 
     name: str
@@ -49,6 +51,8 @@ class TensorFinding(Part):
     row_normalization: RowNormalization | None = UNLESS_NONE
     along: Literal["rows", "columns"] | None = UNLESS_NONE
     error: float | None = UNLESS_NONE
+    strength_error: float | None = UNLESS_NONE
+    direction_error: float | None = UNLESS_NONE
 
 
 class AuditDocument(Document):
