@@ -8,6 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
+from iconoclast.audit.audit import audit as audited
+from iconoclast.audit.constructions import rank_one
+from iconoclast.audit.document import AuditDocument
+from iconoclast.audit.matrix import half_step, spectrum
 from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 from tests.support.entry_point import iconoclast
@@ -69,17 +73,114 @@ def test_the_base_rounding_and_dense_changes_are_named(tmp_path: Path) -> None:
         assert json.loads(file.read_text())["verdict"] == verdict
 
 
-@pytest.mark.parametrize("harm", ["index", "shape", "no safetensors"])
-def test_a_hostile_checkpoint_gets_one_clear_line(tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("strength", [0.03, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_direction_and_strength_come_back_within_the_bound_that_is_stated(
+    normalization: RowNormalization, strength: float, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(3)
+    before = 0.02 * torch.randn(512, 768, generator=random) * (0.3 * torch.randn(512, 1, generator=random)).exp()
+    before = before.to(dtype).float()
+    v = normalize(torch.randn(512, generator=random) * torch.randn(512, generator=random).exp(), dim=0)
+    after = edited_weight(before, v, strength, normalization).to(dtype).float()
+    half = half_step(after, dtype)
+    found = rank_one(before, after, half, spectrum(before, after, half))
+    assert found is not None and (found.row_normalization, found.along) == (normalization, "rows")
+    missed, turned = abs(found.strength / strength - 1), 1 - abs(float(found.direction.double() @ v.double()))
+    assert missed < 0.01 and turned < 0.001
+    assert missed <= found.strength_error + 1e-5 and turned <= found.direction_error + 1e-6
+    assert found.strength_error < 0.01 and found.direction_error < 0.001
+
+
+def test_the_figures_of_every_tensor_are_in_the_json_file(tmp_path: Path) -> None:
     FAMILIES["llama"].model().save_pretrained(tmp_path / "base")
-    to = changed(tmp_path / "base", tmp_path / "edited", lambda name, t: t[:-1] if harm == "shape" else t)
-    if harm == "index":
-        index = {"weight_map": {"lie.weight": "model.safetensors"}}
-        (to / "model.safetensors.index.json").write_text(json.dumps(index))
-    if harm == "no safetensors":
-        (to / "model.safetensors").write_bytes(b"not a checkpoint, whatever its name says")
-    done = iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only")
+    v = normalize(torch.ones(32), dim=0)
+
+    def edit(name, tensor):
+        if name.endswith("0.mlp.down_proj.weight"):
+            return edited_weight(tensor, v, -0.4, "none")
+        if name.endswith("0.mlp.up_proj.weight"):
+            return torch.full_like(tensor, float("nan"))
+        return tensor.bfloat16().float() if name.endswith("1.mlp.up_proj.weight") else tensor
+
+    to, file = changed(tmp_path / "base", tmp_path / "edited", edit), tmp_path / "figures.json"
+    tensors = load_file(to / "model.safetensors")
+    tensors["new.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, to / "model.safetensors")
+    assert iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only", "--json", file).code == 0
+    document = AuditDocument.read(file)
+    found = {t["name"]: t for t in json.loads(file.read_text())["tensors"]}
+    assert {t["status"] for t in found.values()} == {"unchanged", "rounded", "changed", "missing", "added"}
+    assert all({"name", "status", "relative_norm", "rank"} <= t.keys() for t in found.values())
+    edited = found["model.layers.0.mlp.down_proj.weight"]
+    assert edited["strength"] == pytest.approx(-0.4, rel=0.01) and edited["row_normalization"] == "none"
+    assert edited["rank"] == 1 and edited["relative_norm"] > 0
+    assert found["model.layers.0.mlp.up_proj.weight"]["relative_norm"] is None
+    assert found["model.layers.1.mlp.up_proj.weight"]["status"] == "rounded"
+    assert found["model.norm.weight"]["status"] == "missing" and found["new.weight"]["status"] == "added"
+    assert document.directions == "figures.safetensors"
+    direction = load_file(tmp_path / "figures.safetensors")["model.layers.0.mlp.down_proj.weight.direction"]
+    assert abs(float(direction @ v)) > 0.999
+
+
+def test_no_more_than_few_matrices_are_in_memory(tmp_path: Path) -> None:
+    resets = Path("/proc/self/clear_refs")
+    if not resets.exists():
+        pytest.skip("the peak of memory is read from Linux")
+
+    def peak(count: int) -> float:
+        for side, sign in (("base", 1), ("edited", -1)):
+            (tmp_path / f"{side}{count}").mkdir()
+            made = {f"{i}.weight": torch.full((1024, 1024), sign * (i + 1.0)) for i in range(count)}
+            save_file(made, tmp_path / f"{side}{count}" / "model.safetensors")
+        del made
+        resets.write_text("5")
+        audited(str(tmp_path / f"base{count}"), str(tmp_path / f"edited{count}"))
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+    peak(1)
+    assert peak(24) - peak(2) < 40  # files of 192 MB; a matrix has 4
+
+
+HARMS = ["lying index", "index that is none", "file elsewhere", "shape", "header", "cut", "no safetensors", "nothing"]
+
+
+@pytest.mark.parametrize("harmed", ["base", "edited"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_hostile_checkpoint_gets_one_clear_line(tmp_path: Path, harm: str, harmed: str) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "source")
+    for side in ("base", "edited"):
+        reshaped = harm == "shape" and side == harmed
+        changed(tmp_path / "source", tmp_path / side, lambda name, t, cut=reshaped: t[:-1] if cut else t)
+    folder, weights = tmp_path / harmed, tmp_path / harmed / "model.safetensors"
+    whole = weights.read_bytes()
+    contents = {
+        "header": whole.replace(b'"F32"', b'"F64"', 1),
+        "cut": whole[:-9],
+        "no safetensors": b"not a checkpoint, whatever its name says",
+    }
+    indices = {
+        "lying index": json.dumps({"weight_map": {"lie.weight": "weights.safetensors"}}),
+        "index that is none": "[1, 2",
+        "file elsewhere": json.dumps({"weight_map": {"lie.weight": "../base/model.safetensors"}}),
+    }
+    if harm in contents:
+        weights.write_bytes(contents[harm])
+    if harm in indices:
+        weights.rename(folder / "weights.safetensors")
+        (folder / "model.safetensors.index.json").write_text(indices[harm])
+    if harm == "nothing":
+        weights.unlink()
+    done = iconoclast("audit", tmp_path / "edited", "--base", tmp_path / "base", "--weights-only")
     assert done.code == 2 and done.complaint.count("\n") == 0
+    assert harmed in done.complaint
+
+
+@pytest.mark.parametrize("file", ["nowhere/figures.json", "figures.safetensors"])
+def test_a_place_for_the_figures_that_will_not_do_is_refused_first(tmp_path: Path, file: str) -> None:
+    done = iconoclast("audit", tmp_path, "--base", tmp_path, "--weights-only", "--json", tmp_path / file)
+    assert done.code == 2 and Path(file).name in done.complaint
 
 
 def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:

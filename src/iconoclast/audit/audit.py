@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -119,13 +120,14 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
     kind = kinds.pop() if len(kinds) == 1 else "dense"
     if not seen.kinds:  # the same values in another type
         kind = "requantised"
+    change, whole = seen.squares
     agree = kind == "rank_one" and len({(fit.row_normalization, fit.along) for fit in seen.fits}) == 1
     fit = seen.fits[0] if agree else None
     return TensorFinding(
         name=name,
         status="rounded" if kind == "requantised" else "changed",
         retyped=retyped,
-        relative_norm=(seen.squares[0] / seen.squares[1]) ** 0.5 if 0 < seen.squares[1] < float("inf") else None,
+        relative_norm=(change / whole) ** 0.5 if whole > 0 and isfinite(change + whole) else None,
         rank=max(seen.ranks, default=None),
         rank_is_a_lower_bound=seen.bounded or None,
         energy=seen.energy,

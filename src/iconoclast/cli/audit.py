@@ -7,6 +7,10 @@ from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
 from iconoclast.cli.console import say, shown_progress, write_figures
+from iconoclast.errors import UserError
+
+DIRECTIONS = ".safetensors"
+"""What the file of directions, beside that of --json, ends in."""
 
 
 def audit(
@@ -23,10 +27,12 @@ def audit(
     from iconoclast.files import write_whole
 
     require_writable(json_file)
+    if json_file is not None and json_file.suffix == DIRECTIONS:
+        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
     if json_file is not None and directions:
-        file = json_file.with_suffix(".safetensors")
+        file = json_file.with_suffix(DIRECTIONS)
         write_whole(file, save(directions))
         document = document.model_copy(update={"directions": file.name})
     write_figures(json_file, document.document())

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
-from iconoclast.layout import BASELINE, COMPARISON, MANIFEST, SUMMARY, TRIAL_INFORMATION
+from iconoclast.layout import AUDIT, BASELINE, COMPARISON, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
 from iconoclast.vocabulary import (
@@ -374,9 +374,9 @@ class ComparisonDocument(Document):
 
 
 DOCUMENTS: dict[str, type[Document]] = {
+    AUDIT: AuditDocument,
     BASELINE: Baseline,
     COMPARISON: ComparisonDocument,
-    "audit.json": AuditDocument,
     MANIFEST: Manifest,
     SUMMARY: BatchSummary,
     TRIAL_INFORMATION: TrialInformation,
