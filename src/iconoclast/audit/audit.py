@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iconoclast.audit.constructions import RankOne, low_rank, rank_one, requantised
 from iconoclast.audit.document import AuditDocument, TensorFinding, Verdict
-from iconoclast.audit.matrix import half_step, spectrum
+from iconoclast.audit.matrix import slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
@@ -97,9 +97,9 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
     if w.ndim != 2 or min(w.shape) < 2:
         seen.kinds.append("dense")
         return
-    half = half_step(x, dtype)
-    found = spectrum(w, x, half)
-    fit = rank_one(w, x, half, found)
+    rounding = slack(w, x, dtype)
+    found = spectrum(w, x, rounding)
+    fit = rank_one(w, x, rounding, found)
     kept = max(1, min(found.rank, 8))
     directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
     directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iconoclast.audit.matrix import ARITHMETIC, Spectrum
+from iconoclast.audit.matrix import Spectrum
 from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 
@@ -57,14 +57,13 @@ class RankOne:
     direction_error: float
 
 
-def rank_one(before: Tensor, after: Tensor, half: Tensor, found: Spectrum) -> RankOne | None:
+def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
     """Return the rank-one edit, with its row normalisation, that makes W' of W; None if there is none.
 
     Shapes as in `audit.matrix`. Both sides of the matrix are tried, as some models store it transposed.
     """
     if found.rank == 0:
         return None
-    slack = half + ARITHMETIC * torch.maximum(before.abs(), after.abs())
     left, right = found.left[:, 0], found.right[:, 0]
     done: list[RankOne] = []
     if _reads(before, left, right):
@@ -213,7 +212,7 @@ def _inverse(norms: Tensor) -> Tensor:
 
 def requantised(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
     """Check that W' is W rounded to a coarser type, scaled or not, and stored as `dtype`; any shape, float32."""
-    largest = float(before.abs().max())
+    largest = float(torch.stack(before.aminmax()).abs().max())
     if before.ndim == 2 and len(before) > SAMPLED_ROWS:
         # A rounding touches every row alike: few rows tell most others apart.
         few = torch.linspace(0, len(before) - 1, SAMPLED_ROWS).long()

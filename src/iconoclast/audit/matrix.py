@@ -1,7 +1,6 @@
 """One changed matrix: its singular values, and how much of it the rounding of the stored type explains.
 
-W is the base's matrix and W' the edited one, both [d, k] in float32; half is half the distance between numbers of the
-stored type at W', [d, k].
+W is the base's matrix and W' the edited one, both [d, k] in float32, as is `slack`: how far rounding can have moved W'.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ LARGE = 1 << 20
 PROBES = 64
 """Singular values computed of larger matrices (randomised; Halko, Martinsson and Tropp 2011)."""
 
-ARITHMETIC = 5e-7
+ARITHMETIC = 8e-7
 """Relative rounding of an edit that is computed in float32."""
 
 
@@ -64,18 +63,21 @@ class Spectrum:
         return {2**i: float(shares[2**i - 1]) for i in range(len(shares).bit_length()) if 2**i <= len(shares)}
 
 
-def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return half the distance between neighbouring numbers of a type at float32 `values`."""
-    exponent = torch.frexp(values).exponent
-    return torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps / 4), exponent)
+def slack(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how far the rounding of the stored type, and of the arithmetic, can have moved every entry of W'."""
+    largest = torch.maximum(before, after).abs_()
+    torch.maximum(largest, torch.minimum(before, after).abs_(), out=largest)
+    half = torch.full_like(after, torch.finfo(dtype).eps / 4)
+    torch.ldexp(half, torch.frexp(after).exponent, out=half)
+    return half.add_(largest, alpha=ARITHMETIC)
 
 
-def spectrum(before: Tensor, after: Tensor, half: Tensor) -> Spectrum:
+def spectrum(before: Tensor, after: Tensor, slack: Tensor) -> Spectrum:
     """Return the singular values and directions of W' − W."""
-    delta = after - before
-    variance = half.square().div_(3) + (ARITHMETIC * after).square()
+    variance = slack.square().div_(3)
     edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
     noise = float(variance.sum().sqrt())
+    delta = torch.sub(after, before, out=variance)
     whole = min(delta.shape) <= EXACT and delta.numel() <= LARGE
     left, values, right = svd(delta, full_matrices=False) if whole else _randomised(delta)
     return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole)
