@@ -131,10 +131,13 @@ def test_no_more_than_few_matrices_are_in_memory(tmp_path: Path) -> None:
 
     def peak(count: int) -> float:
         for side in ("base", "edited"):
-            (tmp_path / f"{side}{count}").mkdir()
-            made = {f"{i}.weight": torch.eye(1024) * (i + 1 + (side == "edited" and i < 3)) for i in range(count)}
-            save_file(made, tmp_path / f"{side}{count}" / "model.safetensors")
-        del made
+            folder = tmp_path / f"{side}{count}"
+            folder.mkdir()
+            for i in range(count):
+                matrix = torch.eye(1024) * (i + 1 + (side == "edited" and i < 3))
+                save_file({f"{i}.weight": matrix}, folder / f"{i}.safetensors")
+            index = {"weight_map": {f"{i}.weight": f"{i}.safetensors" for i in range(count)}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         resets.write_text("5")
         audited(str(tmp_path / f"base{count}"), str(tmp_path / f"edited{count}"))
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from iconoclast.audit.matrix import Spectrum
-from iconoclast.edits.edit import edited_weight
+from iconoclast.audit.matrix import Spectrum, blocks
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 
 CONSISTENT = 0.05
@@ -23,9 +22,6 @@ SWALLOWED = 1.4
 
 MARGIN = 10.0
 """Standard errors that a bound is wide, as rounding is not quite random."""
-
-BLOCK_ROWS = 64
-"""Rows that are fitted at a time."""
 
 FLOOR = 0.01
 """Share of a row's change that no entry is trusted beyond, however fine its type is there."""
@@ -129,18 +125,20 @@ class _Fit:
         )
 
     def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
-        """Yield few rows at a time, which stay in the processor's cache, and their entries of λv [d, 1]."""
+        """Yield few rows at a time, and their entries of λv [d, 1]."""
         parts = (self.before, self.after, self.slack, self.norms, self.rows, removed[:, None])
-        for *part, entries in zip(*(each.split(BLOCK_ROWS) for each in parts), strict=True):
-            yield _Fit(*part, self.normalization), entries
+        split = (blocks(each, self.before.shape[1]) for each in parts)
+        for before, after, slack, norms, rows, entries in zip(*split, strict=True):
+            yield _Fit(before, after, slack, norms, rows, self.normalization), entries
 
     def _missed(self, direction: Tensor, strength: float) -> float:
         """Return the norm of what W' is beyond its rounding, relative to the change."""
-        taken, squares = direction @ self.rows, 0.0
+        taken, squares, total = direction @ self.rows, 0.0, 0.0
         for block, removed in self._blocks(strength * direction):
             missed = block._made(removed, taken)[0].sub_(block.after).abs_().sub_(block.slack).clamp_(min=0)
             squares += float(missed.square_().sum())
-        return float(squares**0.5 / (self.after - self.before).norm())
+            total += float((block.after - block.before).square_().sum())
+        return float((squares / total) ** 0.5)
 
     def _solved(self, direction: Tensor) -> Tensor:
         """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside; return β / α, with α = 1 unless full."""
@@ -151,8 +149,8 @@ class _Fit:
         mixed = self.rows @ taken
         if self.normalization != "full":
             return (mixed - to_taken) / size
-        own = self.rows.square().sum(1)
-        to_own = inverse * (self.after * self.rows).sum(1)
+        own = self.rows.norm(dim=1).square()
+        to_own = inverse * torch.einsum("ij,ij->i", self.after, self.rows)
         determinant = (own * size - mixed.square()).clamp(min=1e-30)
         alpha = (to_own * size - to_taken * mixed) / determinant
         beta = (own * to_taken - mixed * to_own) / determinant

@@ -3,6 +3,7 @@
 W is the base's matrix and W' the edited one, both [d, k] in float32, as is `slack`: how far rounding can have moved W'.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ LARGE = 1 << 20
 
 PROBES = 64
 """Singular values computed of larger matrices (randomised; Halko, Martinsson and Tropp 2011)."""
+
+BLOCK = 1 << 17
+"""Entries that are worked on at a time."""
 
 ARITHMETIC = 8e-7
 """Relative rounding of an edit that is computed in float32."""
@@ -63,13 +67,18 @@ class Spectrum:
         return {2**i: float(shares[2**i - 1]) for i in range(len(shares).bit_length()) if 2**i <= len(shares)}
 
 
+def blocks(matrix: Tensor, columns: int | None = None) -> Sequence[Tensor]:
+    """Split [d, k], or [d, 1] of one with so many columns, into few rows at a time, which stay in the processor's cache."""
+    return torch.split(matrix, max(1, BLOCK // (columns or matrix.shape[1])))
+
+
 def slack(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
     """Return how far the rounding of the stored type, and of the arithmetic, can have moved every entry of W'."""
-    largest = torch.maximum(before, after).abs_()
-    torch.maximum(largest, torch.minimum(before, after).abs_(), out=largest)
-    half = torch.full_like(after, torch.finfo(dtype).eps / 4)
-    torch.ldexp(half, torch.frexp(after).exponent, out=half)
-    return half.add_(largest, alpha=ARITHMETIC)
+    result = torch.empty_like(after)
+    for w, x, out in zip(*(blocks(each) for each in (before, after, result)), strict=True):
+        half = torch.ldexp(torch.full_like(x, torch.finfo(dtype).eps / 4), torch.frexp(x).exponent)
+        torch.add(half, torch.maximum(w.abs(), x.abs()), alpha=ARITHMETIC, out=out)
+    return result
 
 
 def spectrum(before: Tensor, after: Tensor, slack: Tensor) -> Spectrum:
