@@ -23,6 +23,7 @@ from iconoclast.cli.export import export
 from iconoclast.cli.flags import SettingsCommand, own_flag
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
+from iconoclast.cli.restore import restore
 from iconoclast.cli.run import run
 from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
@@ -61,7 +62,7 @@ app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
     demo, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
-    replay, verify, upload, audit,
+    replay, verify, upload, audit, restore,
 )  # fmt: skip
 for command in ORDINARY:
     app.command()(command)

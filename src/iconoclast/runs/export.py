@@ -121,7 +121,7 @@ def export_trial(
         reference = evaluator.reference  # of the base model: an adapter changes the model itself
         known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
-    with _appearing(to) as folder:
+    with appearing(to) as folder:
         approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
         if kind == "gguf":
             progress.start("Converting to GGUF", 0)
@@ -167,7 +167,7 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     base, live = known or (saved.base, saved.trial.scores)
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
-    with _appearing(to) as folder:
+    with appearing(to) as folder:
         _, remarks = write_edit(edit, lm, "merged", folder, saved.settings)
         result = Exported(to, described, base, live, None, [], remarks, quantization=saved.settings.quantization)
         _write_papers(saved, lm, "merged", folder, result, edit)
@@ -243,7 +243,7 @@ def require_free(to: Path) -> None:
 
 
 @contextmanager
-def _appearing(to: Path) -> Iterator[Path]:
+def appearing(to: Path) -> Iterator[Path]:
     """Yield a folder beside `to` that becomes `to` on success and vanishes otherwise."""
     require_free(to)
     try:
