@@ -93,6 +93,16 @@ def test_direction_and_strength_come_back_within_the_bound_that_is_stated(
     assert found.strength_error < 0.01 and found.direction_error < 0.001
 
 
+def test_a_faint_second_direction_is_not_passed_over() -> None:
+    random = torch.Generator().manual_seed(1)
+    before = (0.02 * torch.randn(768, 640, generator=random)).bfloat16().float()
+    v, u = (normalize(torch.randn(768, generator=random), dim=0) for _ in range(2))
+    after = edited_weight(edited_weight(before, v, 1.0, "none"), u, 0.05, "none").bfloat16().float()
+    rounding = slack(before, after, torch.bfloat16)
+    found = spectrum(before, after, rounding)
+    assert found.rank == 2 and rank_one(before, after, rounding, found) is None
+
+
 def test_the_figures_of_every_tensor_are_in_the_json_file(tmp_path: Path) -> None:
     FAMILIES["llama"].model().save_pretrained(tmp_path / "base")
     v = normalize(torch.ones(32), dim=0)

@@ -12,7 +12,10 @@ from iconoclast.audit.matrix import Spectrum, blocks
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 
 CONSISTENT = 0.05
-"""Share of a change that a construction may miss, beyond the rounding of the stored type."""
+"""Share of a change that a low-rank update may miss, beyond the rounding of the stored type."""
+
+EXACTLY = 0.02
+"""The same of a rank-one edit, whose two unknowns are found more exactly."""
 
 ROUNDS = 3
 """Times that a fit is weighted anew."""
@@ -67,7 +70,7 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     if _reads(before.mT, right, left):
         done += [replace(fit, along="columns") for fit in _fits(before.mT, after.mT, slack.mT, right)]
     chosen = min(done, key=lambda each: each.error, default=None)
-    return None if chosen is None or chosen.error > CONSISTENT else chosen
+    return None if chosen is None or chosen.error > EXACTLY else chosen
 
 
 def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
