@@ -30,3 +30,6 @@ EDIT_FILE = "edit.safetensors"
 CARD = "README.md"
 GGUF_FILE = "model.gguf"
 CHECKSUMS = "SHA256SUMS"
+
+# What is written where the user says
+AUDIT = "audit.json"

@@ -11,6 +11,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
+from iconoclast.cli.audit import audit
 from iconoclast.cli.behaviors import behaviors_app
 from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.chat import chat
@@ -24,6 +25,7 @@ from iconoclast.cli.flags import SettingsCommand, own_flag
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.report import report
+from iconoclast.cli.restore import restore
 from iconoclast.cli.run import run
 from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
@@ -63,7 +65,7 @@ app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
     demo, report, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
-    replay, verify, upload,
+    replay, verify, upload, audit, restore,
 )  # fmt: skip
 for command in ORDINARY:
     app.command()(command)

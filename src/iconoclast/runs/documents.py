@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
-from iconoclast.layout import BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
+from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
 from iconoclast.vocabulary import (
@@ -454,6 +455,7 @@ class ComparisonDocument(Document):
 
 
 DOCUMENTS: dict[str, type[Document]] = {
+    AUDIT: AuditDocument,
     BASELINE: Baseline,
     COMPARISON: ComparisonDocument,
     GEOMETRY: Geometry,

@@ -125,7 +125,7 @@ def export_trial(
         reference = evaluator.reference  # of the base model: an adapter changes the model itself
         known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
-    with _appearing(to) as folder:
+    with appearing(to) as folder:
         approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
         if kind == "gguf":
             progress.start("Converting to GGUF", 0)
@@ -174,7 +174,7 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
     directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
-    with _appearing(to) as folder:
+    with appearing(to) as folder:
         _, remarks = write_edit(edit, lm, "merged", folder, saved.settings)
         measured_in = saved.settings.quantization
         result = Exported(to, described, base, live, None, [], remarks, "", measured_in, directions)
@@ -253,7 +253,7 @@ def require_free(to: Path) -> None:
 
 
 @contextmanager
-def _appearing(to: Path) -> Iterator[Path]:
+def appearing(to: Path) -> Iterator[Path]:
     """Yield a folder beside `to` that becomes `to` on success and vanishes otherwise."""
     require_free(to)
     try:

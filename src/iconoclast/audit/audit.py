@@ -1,0 +1,156 @@
+"""An edited model beside its base: a finding for every tensor, and what the whole is consistent with."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iconoclast.audit.constructions import RankOne, low_rank, rank_one, requantised
+from iconoclast.audit.document import AuditDocument, TensorFinding, Verdict
+from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
+from iconoclast.errors import ModelError
+from iconoclast.models.checkpoint import DTYPES, PAPERS
+from iconoclast.progress import Progress, Silent
+
+SILENT = ("weak", "unreadable", None)
+"""Constructions that have no say in the verdict."""
+
+
+@dataclass
+class _Seen:
+    """What the matrices of one tensor came to."""
+
+    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    kinds: list[str] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    fits: list[RankOne] = field(default_factory=list)
+    bounded: bool = False
+    energy: dict[int, float] | None = None
+
+
+def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[AuditDocument, dict[str, Tensor]]:
+    """Compare an edited model with its base, file to file; return what was found and the singular directions.
+
+    Raises:
+        ModelError: files are missing, damaged, or of another model.
+    """
+    progress = progress or Silent()
+    one = open_files(base)
+    other = open_edited(edited, one)
+    names = sorted(one.places.keys() | other.places.keys())
+    directions: dict[str, Tensor] = {}
+    progress.start("Comparing tensors", len(names))
+    tensors = []
+    for name in names:
+        tensors.append(_finding(name, one, other, directions))
+        progress.advance()
+    verdict = _verdict(tensors)
+    used = {t.row_normalization for t in tensors if t.row_normalization}
+    document = AuditDocument(
+        base=base,
+        edited=edited,
+        verdict=verdict,
+        row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
+        tensors=tensors,
+        lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
+    )
+    return document, directions
+
+
+def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor]) -> TensorFinding:
+    if name not in other.places:
+        return TensorFinding(name=name, status="missing")
+    if name not in one.places:
+        return TensorFinding(name=name, status="added")
+    if same(one, other, name):
+        return TensorFinding(name=name, status="unchanged", relative_norm=0.0, rank=0)
+    before, after = one.places[name], other.places[name]
+    if before.shape != after.shape:
+        raise ModelError(
+            f"{name} is {list(before.shape)} in the base and {list(after.shape)} in the edited model: it is of another base."
+        )
+    retyped = None if before.dtype == after.dtype else (before.dtype, after.dtype)
+    if not {before.dtype, after.dtype} <= set(DTYPES):
+        return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
+    seen = _Seen()
+    for index, (w, x) in enumerate(zip(one.matrices(name), other.matrices(name), strict=True)):
+        _look(w.float(), x.float(), x.dtype, seen, f"{name}.{index}" if len(before.shape) == 3 else name, directions)
+    return _summed(name, retyped, seen)
+
+
+def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, directions: dict[str, Tensor]) -> None:
+    seen.squares[0] += float((x - w).norm()) ** 2
+    seen.squares[1] += float(w.norm()) ** 2
+    if torch.equal(w, x):
+        return
+    if not bool(torch.isfinite(x).all()) or not bool(torch.isfinite(w).all()):
+        seen.kinds.append("unreadable")
+        return
+    if requantised(w, x, dtype):
+        seen.kinds.append("requantised")
+        return
+    if w.ndim != 2 or min(w.shape) < 2:
+        seen.kinds.append("dense")
+        return
+    rounding = slack(w, x, dtype)
+    found = spectrum(w, x, rounding)
+    fit = rank_one(w, x, rounding, found)
+    kept = max(1, min(found.rank, 8))
+    directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
+    directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
+    seen.energy = seen.energy or found.energy()
+    seen.bounded |= found.bounded
+    seen.ranks.append(1 if fit and fit.row_normalization != "full" else found.rank)
+    if fit is not None:
+        directions[f"{key}.direction"] = fit.direction.contiguous()
+        seen.fits.append(fit)
+    near = float((x - w).norm()) <= 1.5 * found.noise
+    seen.kinds.append(
+        "rank_one" if fit else "weak" if found.rank == 0 and near else "low_rank" if low_rank(found) else "dense"
+    )
+
+
+def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
+    kinds = set(seen.kinds) - {"weak"} or {"weak"}
+    kind = kinds.pop() if len(kinds) == 1 else "dense"
+    if not seen.kinds:  # the same values in another type
+        kind = "requantised"
+    change, whole = seen.squares
+    agree = kind == "rank_one" and len({(fit.row_normalization, fit.along) for fit in seen.fits}) == 1
+    fit = seen.fits[0] if agree else None
+    return TensorFinding(
+        name=name,
+        status="rounded" if kind == "requantised" else "changed",
+        retyped=retyped,
+        relative_norm=(change / whole) ** 0.5 if whole > 0 and isfinite(change + whole) else None,
+        rank=max(seen.ranks, default=None),
+        rank_is_a_lower_bound=seen.bounded or None,
+        energy=seen.energy,
+        construction=kind,  # type: ignore[arg-type]
+        strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
+        row_normalization=fit.row_normalization if fit else None,
+        along=fit.along if fit else None,
+        error=max(each.error for each in seen.fits) if fit else None,
+        strength_error=max(each.strength_error for each in seen.fits) if fit else None,
+        direction_error=max(each.direction_error for each in seen.fits) if fit else None,
+    )
+
+
+def _verdict(tensors: list[TensorFinding]) -> Verdict:
+    kinds = Counter(t.construction for t in tensors if t.construction not in SILENT)
+    if not kinds:
+        changed = any(t.status != "unchanged" for t in tensors)
+        return "mixed" if changed else "untouched"
+    (kind, _), *rest = kinds.most_common()
+    return "mixed" if rest or kind in SILENT else kind  # type: ignore[return-value]
+
+
+def _lost(base: Path, edited: Path) -> list[str]:
+    has = {file.name for file in edited.iterdir()}
+    papers = (f.name for f in base.iterdir() if any(fnmatchcase(f.name, p) for p in PAPERS))
+    return sorted(name for name in papers if name not in has)

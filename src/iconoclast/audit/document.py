@@ -1,0 +1,79 @@
+"""audit.json: what an edited model's files say beside its base's. No torch."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from iconoclast.documents import Document, Part
+from iconoclast.version import __version__
+from iconoclast.vocabulary import RowNormalization
+
+TensorStatus = Literal["unchanged", "rounded", "changed", "missing", "added"]
+"""What became of a tensor; `rounded` is its base's value in a coarser type, and nothing else."""
+
+Construction = Literal["rank_one", "low_rank", "dense", "requantised", "weak", "unreadable"]
+"""What a change is consistent with; `weak` is below what the stored type can tell, `unreadable` a type not compared."""
+
+Verdict = Literal["untouched", "rank_one", "low_rank", "dense", "requantised", "mixed"]
+"""What the whole edit is consistent with; weak and unreadable tensors have no say."""
+
+UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class TensorFinding(Part):
+    """One tensor of the base or of the edited model.
+
+    Attributes:
+        name: as in the checkpoint.
+        retyped: types before and after, in safetensors' names, where they differ.
+        relative_norm: ‖W' − W‖ / ‖W‖ (Frobenius).
+        rank: number of singular values of W' − W above the rounding of the stored type, the largest of all experts.
+        rank_is_a_lower_bound: whether no more values were computed.
+        energy: r → share of ‖W' − W‖² in the first r singular values.
+        strength: λ of the rank-one edit that the change is consistent with; see `edits.edit.Edit`.
+        row_normalization: which one of that edit.
+        along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
+        error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
+        strength_error: bound of the relative error of `strength` that this rounding leaves.
+        direction_error: bound of 1 − |cosine| between the recovered direction and the true one.
+    """
+
+    name: str
+    status: TensorStatus
+    retyped: tuple[str, str] | None = UNLESS_NONE
+    relative_norm: float | None = None
+    rank: int | None = None
+    rank_is_a_lower_bound: bool | None = UNLESS_NONE
+    energy: Mapping[int, float] | None = UNLESS_NONE
+    construction: Construction | None = UNLESS_NONE
+    strength: float | None = UNLESS_NONE
+    row_normalization: RowNormalization | None = UNLESS_NONE
+    along: Literal["rows", "columns"] | None = UNLESS_NONE
+    error: float | None = UNLESS_NONE
+    strength_error: float | None = UNLESS_NONE
+    direction_error: float | None = UNLESS_NONE
+
+
+class AuditDocument(Document):
+    """audit.json: an edited model beside its base.
+
+    Attributes:
+        verdict: what the whole edit is consistent with.
+        row_normalization: of a rank-one edit, where all matrices agree.
+        lost: files beside the weights (tokenizer, template, processor …) that only the base has.
+        directions: file of the singular directions, beside this one.
+        behavior: what `evaluate` measures, beside the base; None with --weights-only.
+    """
+
+    what: ClassVar[str] = "audit"
+
+    iconoclast_version: str = __version__
+    base: str
+    edited: str
+    verdict: Verdict
+    row_normalization: RowNormalization | None = None
+    tensors: list[TensorFinding]
+    lost: list[str]
+    directions: str | None = None
+    behavior: Mapping[str, Any] | None = None

@@ -1,0 +1,52 @@
+"""`audit`: what somebody's edit changed, from the weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from iconoclast.cli.arguments import FiguresOption, require_writable
+from iconoclast.cli.console import say, shown_progress, write_figures
+from iconoclast.errors import UserError
+
+DIRECTIONS = ".safetensors"
+"""What the file of directions, beside that of --json, ends in."""
+
+
+def audit(
+    edited: Annotated[str, Argument(metavar="EDITED", help="Edited model: folder, hub id or LoRA adapter.")],
+    base: Annotated[str, Option(help="Its base model.")],
+    config: Annotated[Path | None, Option(help="Settings file (TOML) with prompts and markers.")] = None,
+    weights_only: Annotated[bool, Option("--weights-only", help="Leave out what it did to behaviour.")] = False,
+    json_file: FiguresOption = None,
+) -> None:
+    """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
+    from safetensors.torch import save
+
+    from iconoclast.audit.audit import audit as audited
+    from iconoclast.files import write_whole
+
+    require_writable(json_file)
+    if json_file is not None and json_file.suffix == DIRECTIONS:
+        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
+    with shown_progress() as progress:
+        document, directions = audited(base, edited, progress)
+    if json_file is not None and directions:
+        file = json_file.with_suffix(DIRECTIONS)
+        write_whole(file, save(directions))
+        document = document.model_copy(update={"directions": file.name})
+    write_figures(json_file, document.document())
+    for t in document.tensors:
+        if t.status != "unchanged":
+            parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
+            parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
+            say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+    say(f"Verdict: {document.verdict}.", *(f"Lost: {name}" for name in document.lost))
+    if not weights_only:
+        from iconoclast.cli.comparisons import shown
+        from iconoclast.config.layers import load_settings
+        from iconoclast.runs.subjects import find_subject
+
+        measured = shown([find_subject(edited)], load_settings({}, config).settings, base, sample_count=0)
+        document = document.model_copy(update={"behavior": measured.document()})
+        write_figures(json_file, document.document())

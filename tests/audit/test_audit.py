@@ -1,0 +1,211 @@
+"""An edit is recovered from the weights alone, and a hostile checkpoint gets one clear line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+from iconoclast.audit.audit import audit as audited
+from iconoclast.audit.constructions import rank_one
+from iconoclast.audit.document import AuditDocument
+from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.edits.edit import edited_weight
+from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
+from tests.support.entry_point import iconoclast
+from tests.support.families import FAMILIES
+
+
+def changed(folder: Path, to: Path, change, dtype=None) -> Path:
+    to.mkdir()
+    tensors = {name: change(name, tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file({n: t.to(dtype or t.dtype).contiguous() for n, t in tensors.items()}, to / "model.safetensors")
+    return to
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rank_one_edits_are_recovered(
+    tmp_path: Path, family: str, normalization: RowNormalization, dtype: torch.dtype
+) -> None:
+    FAMILIES[family].model().to(dtype).save_pretrained(tmp_path / "base")  # type: ignore[arg-type]
+    v = normalize(torch.randn(32, generator=torch.Generator().manual_seed(1)), dim=0)
+    names = ("o_proj.weight", "down_proj", "down_proj.weight", "w2.weight", "c_proj.weight")
+
+    def edit(name, tensor):
+        if not name.endswith(names):
+            return tensor
+        turned = family in ("gpt2", "gpt_oss") and not name.endswith("o_proj.weight")
+        result = edited_weight(tensor.float().mT if turned else tensor.float(), v, 0.7, normalization)
+        return (result.mT if turned else result).to(tensor.dtype)
+
+    to = changed(tmp_path / "base", tmp_path / "edited", edit)
+    file = tmp_path / "a.json"
+    done = iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only", "--json", file)
+    assert done.code == 0, done.err
+    document, directions = json.loads(file.read_text()), load_file(tmp_path / "a.safetensors")
+    assert document["verdict"] == "rank_one" and document["row_normalization"] == normalization
+    edited = [t for t in document["tensors"] if t["status"] == "changed"]
+    assert edited and all(t["name"].endswith(names) for t in edited)
+    assert all(abs(t["strength"] / 0.7 - 1) < 0.01 for t in edited)
+    found = [value for key, value in directions.items() if key.endswith(".direction")]
+    assert len(found) >= len(edited) and all(abs(float(each @ v)) > 0.999 for each in found)
+
+
+def test_the_base_rounding_and_dense_changes_are_named(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "base")
+    random = torch.Generator().manual_seed(0)
+    made = {
+        "untouched": lambda name, t: t,
+        "requantised": lambda name, t: t.bfloat16().float(),
+        "dense": lambda name, t: t + 0.01 * torch.randn(t.shape, generator=random),
+        "low_rank": lambda name, t: (
+            t + 0.05 * torch.randn(t.shape[0], 3, generator=random) @ torch.randn(3, t.shape[1], generator=random)
+            if name.endswith("o_proj.weight") else t
+        ),
+    }  # fmt: skip
+    for verdict, change in made.items():
+        to, file = changed(tmp_path / "base", tmp_path / verdict, change), tmp_path / f"{verdict}.json"
+        assert iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only", "--json", file).code == 0
+        assert json.loads(file.read_text())["verdict"] == verdict
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("strength", [0.03, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_direction_and_strength_come_back_within_the_bound_that_is_stated(
+    normalization: RowNormalization, strength: float, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(3)
+    before = 0.02 * torch.randn(512, 768, generator=random) * (0.3 * torch.randn(512, 1, generator=random)).exp()
+    before = before.to(dtype).float()
+    v = normalize(torch.randn(512, generator=random) * torch.randn(512, generator=random).exp(), dim=0)
+    after = edited_weight(before, v, strength, normalization).to(dtype).float()
+    rounding = slack(before, after, dtype)
+    found = rank_one(before, after, rounding, spectrum(before, after, rounding))
+    assert found is not None and (found.row_normalization, found.along) == (normalization, "rows")
+    missed, turned = abs(found.strength / strength - 1), 1 - abs(float(found.direction.double() @ v.double()))
+    assert missed < 0.01 and turned < 0.001
+    assert missed <= found.strength_error + 1e-5 and turned <= found.direction_error + 1e-6
+    assert found.strength_error < 0.01 and found.direction_error < 0.001
+
+
+def test_a_faint_second_direction_is_not_passed_over() -> None:
+    random = torch.Generator().manual_seed(1)
+    before = (0.02 * torch.randn(768, 640, generator=random)).bfloat16().float()
+    v, u = (normalize(torch.randn(768, generator=random), dim=0) for _ in range(2))
+    after = edited_weight(edited_weight(before, v, 1.0, "none"), u, 0.05, "none").bfloat16().float()
+    rounding = slack(before, after, torch.bfloat16)
+    found = spectrum(before, after, rounding)
+    assert found.rank == 2 and rank_one(before, after, rounding, found) is None
+
+
+def test_the_figures_of_every_tensor_are_in_the_json_file(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "base")
+    v = normalize(torch.ones(32), dim=0)
+
+    def edit(name, tensor):
+        if name.endswith("0.mlp.down_proj.weight"):
+            return edited_weight(tensor, v, -0.4, "none")
+        if name.endswith("0.mlp.up_proj.weight"):
+            return torch.full_like(tensor, float("nan"))
+        return tensor.bfloat16().float() if name.endswith("1.mlp.up_proj.weight") else tensor
+
+    to, file = changed(tmp_path / "base", tmp_path / "edited", edit), tmp_path / "figures.json"
+    tensors = load_file(to / "model.safetensors")
+    tensors["new.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, to / "model.safetensors")
+    assert iconoclast("audit", to, "--base", tmp_path / "base", "--weights-only", "--json", file).code == 0
+    document = AuditDocument.read(file)
+    found = {t["name"]: t for t in json.loads(file.read_text())["tensors"]}
+    assert {t["status"] for t in found.values()} == {"unchanged", "rounded", "changed", "missing", "added"}
+    assert all({"name", "status", "relative_norm", "rank"} <= t.keys() for t in found.values())
+    edited = found["model.layers.0.mlp.down_proj.weight"]
+    assert edited["strength"] == pytest.approx(-0.4, rel=0.01) and edited["row_normalization"] == "none"
+    assert edited["rank"] == 1 and edited["relative_norm"] > 0
+    assert found["model.layers.0.mlp.up_proj.weight"]["relative_norm"] is None
+    assert found["model.layers.1.mlp.up_proj.weight"]["status"] == "rounded"
+    assert found["model.norm.weight"]["status"] == "missing" and found["new.weight"]["status"] == "added"
+    assert document.directions == "figures.safetensors"
+    direction = load_file(tmp_path / "figures.safetensors")["model.layers.0.mlp.down_proj.weight.direction"]
+    assert abs(float(direction @ v)) > 0.999
+
+
+def test_no_more_than_few_matrices_are_in_memory(tmp_path: Path) -> None:
+    resets = Path("/proc/self/clear_refs")
+    if not resets.exists():
+        pytest.skip("the peak of memory is read from Linux")
+
+    def peak(count: int) -> float:
+        for side in ("base", "edited"):
+            folder = tmp_path / f"{side}{count}"
+            folder.mkdir()
+            for i in range(count):
+                matrix = torch.eye(1024) * (i + 1 + (side == "edited" and i < 3))
+                save_file({f"{i}.weight": matrix}, folder / f"{i}.safetensors")
+            index = {"weight_map": {f"{i}.weight": f"{i}.safetensors" for i in range(count)}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        resets.write_text("5")
+        audited(str(tmp_path / f"base{count}"), str(tmp_path / f"edited{count}"))
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+    peak(1)
+    assert peak(24) - peak(2) < 40  # files of 192 MB; a matrix has 4
+
+
+HARMS = ["lying index", "index that is none", "file elsewhere", "shape", "header", "cut", "no safetensors", "nothing"]
+
+
+@pytest.mark.parametrize("harmed", ["base", "edited"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_hostile_checkpoint_gets_one_clear_line(tmp_path: Path, harm: str, harmed: str) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "source")
+    for side in ("base", "edited"):
+        reshaped = harm == "shape" and side == harmed
+        changed(tmp_path / "source", tmp_path / side, lambda name, t, cut=reshaped: t[:-1] if cut else t)
+    folder, weights = tmp_path / harmed, tmp_path / harmed / "model.safetensors"
+    whole = weights.read_bytes()
+    contents = {
+        "header": whole.replace(b'"F32"', b'"F64"', 1),
+        "cut": whole[:-9],
+        "no safetensors": b"not a checkpoint, whatever its name says",
+    }
+    indices = {
+        "lying index": json.dumps({"weight_map": {"lie.weight": "weights.safetensors"}}),
+        "index that is none": "[1, 2",
+        "file elsewhere": json.dumps({"weight_map": {"lie.weight": "../base/model.safetensors"}}),
+    }
+    if harm in contents:
+        weights.write_bytes(contents[harm])
+    if harm in indices:
+        weights.rename(folder / "weights.safetensors")
+        (folder / "model.safetensors.index.json").write_text(indices[harm])
+    if harm == "nothing":
+        weights.unlink()
+    done = iconoclast("audit", tmp_path / "edited", "--base", tmp_path / "base", "--weights-only")
+    assert done.code == 2 and done.complaint.count("\n") == 0
+    assert harmed in done.complaint
+
+
+@pytest.mark.parametrize("file", ["nowhere/figures.json", "figures.safetensors"])
+def test_a_place_for_the_figures_that_will_not_do_is_refused_first(tmp_path: Path, file: str) -> None:
+    done = iconoclast("audit", tmp_path, "--base", tmp_path, "--weights-only", "--json", tmp_path / file)
+    assert done.code == 2 and Path(file).name in done.complaint
+
+
+def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES["llama"].model()
+    model.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    file = tmp_path / "a.json"
+    done = iconoclast("audit", tmp_path / "adapter", "--base", tmp_path / "base", "--weights-only", "--json", file)
+    assert done.code == 0, done.err
+    document = json.loads(file.read_text())
+    changed_ones = [t for t in document["tensors"] if t["status"] != "unchanged"]
+    assert document["verdict"] == "low_rank" and [t["rank"] for t in changed_ones] == [2, 2, 2]
