@@ -212,5 +212,6 @@ def test_noise_is_judged_as_a_distance() -> None:
     assert not beyond_noise(scores(0.1), scores(0.1001), 1e-5, "float32")
     assert "first-token KL" in beyond_noise(scores(0.1), scores(0.13), 1e-5, "float32")
     assert not beyond_noise(scores(0.1), scores(0.11), 1e-5, "bfloat16")
+    assert not beyond_noise(scores(0.1, 0), scores(0.1, 1), 1e-5, "float32")
     assert "refusals 3 live, 40 exported" in beyond_noise(scores(0.1), scores(0.1, 40), 1e-5, "float32")
     assert beyond_noise(scores(0.1), scores(float("nan")), 1e-5, "float32")
