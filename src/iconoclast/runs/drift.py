@@ -26,7 +26,7 @@ class Drift(Value):
     Attributes:
         what: the measured thing.
         grade: exact: every score is the same number. within noise: KL divergences differ by no more than two noise floors,
-            and every count lies in the 95 % interval of the other. changed: anything else.
+            and of every two counts one lies in the 95 % interval of the other. changed: anything else.
         before: the recorded scores.
         after: the scores now.
         differences: one line for every score that differs.
@@ -50,7 +50,7 @@ def beyond_noise(live: Scores, exported: Scores, noise_floor: float, dtype: str)
     found = [
         f"{name.replace('_', ' ')} {one.count} live, {other.count} exported, of {one.n}"
         for name in COUNTS
-        if not (_within(one := getattr(live, name), other := getattr(exported, name)) and _within(other, one))
+        if not _near(one := getattr(live, name), other := getattr(exported, name))
     ]
     roots = (math.sqrt(max(scores.kl_divergence, 0.0)) for scores in (live, exported))
     if not abs(next(roots) - next(roots)) <= allowed:  # not a number is far
@@ -65,7 +65,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             differences.append(f"{name.replace('_', ' ')} {one.count} then, {other.count} now, of {one.n}")
-            outside |= one.n != other.n or not (_within(one, other) and _within(other, one))
+            outside |= one.n != other.n or not _near(one, other)
     moved = abs(after.kl_divergence - before.kl_divergence)
     if moved:
         differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
@@ -77,9 +77,10 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
     return Drift(what, grade, before, after, differences)
 
 
-def _within(count: Count, other: Count) -> bool:
-    low, high = other.interval
-    return low <= count.rate <= high
+def _near(one: Count, other: Count) -> bool:
+    """Check whether either lies in the other's interval: that of one response never reaches down to none."""
+    pairs = (one.rate, other.interval), (other.rate, one.interval)
+    return any(low <= rate <= high for rate, (low, high) in pairs)
 
 
 def changed_origins(then: Start, now: Start) -> list[str]:
