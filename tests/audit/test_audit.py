@@ -196,6 +196,27 @@ def test_a_place_for_the_figures_that_will_not_do_is_refused_first(tmp_path: Pat
     assert done.code == 2 and Path(file).name in done.complaint
 
 
+def test_a_run_or_an_adapter_in_the_place_of_a_model_is_named(tmp_path: Path) -> None:
+    model, run, adapter = (tmp_path / name for name in ("model", "run", "adapter"))
+    FAMILIES["llama"].model().save_pretrained(model)
+    for folder, file in ((run, "iconoclast_config.toml"), (adapter, "adapter_config.json")):
+        folder.mkdir()
+        (folder / file).write_text("")
+    assert "is a run folder" in iconoclast("audit", run, "--base", model, "--weights-only").complaint
+    assert "is a LoRA adapter" in iconoclast("audit", model, "--base", adapter, "--weights-only").complaint
+
+
+def test_tensors_come_in_the_order_of_their_layers(tmp_path: Path) -> None:
+    for folder, value in (("base", 0.0), ("edited", 1.0)):
+        (tmp_path / folder).mkdir()
+        tensors = {f"layers.{n}.weight": torch.full((4, 4), value) for n in (10, 9, 2)}
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    document, _ = audited(str(tmp_path / "base"), str(tmp_path / "edited"))
+    assert [t.name for t in document.tensors] == [f"layers.{n}.weight" for n in (2, 9, 10)]
+    done = iconoclast("audit", tmp_path / "edited", "--base", tmp_path / "base", "--weights-only")
+    assert "3 of 3 tensors are not as in the base" in done.out
+
+
 def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

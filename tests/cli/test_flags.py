@@ -142,3 +142,8 @@ def test_at_a_terminal_a_menu_follows_unless_told_to_exit(told_by, tiny_folder, 
     outcome = iconoclast(*run, *(["--exit-after-optimization"] if told_by == "flag" else []), typed="quit\n")
     assert outcome.code == 0
     assert "What now?" not in outcome.out
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    listed = iconoclast("--help").out
+    assert "..." not in listed.split("Commands:")[1] and "everything else least." in " ".join(listed.split())

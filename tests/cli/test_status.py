@@ -34,7 +34,7 @@ def test_status_and_list_say_how_runs_stand(run: Path) -> None:
     assert "one" in listed.out and "interrupted" in listed.out and "1/1" in listed.out
     assert (
         "There is no run in" in iconoclast("list", ".hidden").complaint
-        or "is not a folder" in iconoclast("list", ".hidden").complaint
+        or "is not a folder. Give the one that holds your runs" in iconoclast("list", ".hidden").complaint
     )
     assert "holds no run" in iconoclast("status", "runs").complaint
 

@@ -1,6 +1,7 @@
 """The study: reproducible, resumable after any interruption, and kept in a journal that survives a crash."""
 
 import contextlib
+import os
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -371,6 +372,14 @@ def test_a_journal_that_lost_its_end_is_continued(undisturbed: list[Trial], tmp_
     assert trials[: len(left)] == left
     backend = Journal(journal)
     assert list(backend.read_logs(0)) and backend.torn == 1  # left out by everybody who reads on
+
+
+def test_reading_leaves_the_time_of_a_journal_as_it_is(tmp_path: Path) -> None:
+    opened(tmp_path)
+    journal = tmp_path / "study.jsonl"
+    os.utime(journal, (0, 0))
+    assert opened(tmp_path).trials() == []
+    assert journal.stat().st_mtime == 0
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from iconoclast.models.anatomy import find_writers
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.loading import load_model
 from iconoclast.models.rest import unread
-from iconoclast.runs.drift import beyond_noise
+from iconoclast.runs.drift import beyond_noise, drift
 from iconoclast.scores import Scores
 from iconoclast.vocabulary import Component
 from tests.support.families import FAMILIES
@@ -216,3 +216,9 @@ def test_noise_is_judged_as_a_distance() -> None:
     assert not beyond_noise(scores(0.1, 0), scores(0.1, 1), 1e-5, "float32")
     assert "refusals 3 live, 40 exported" in beyond_noise(scores(0.1), scores(0.1, 40), 1e-5, "float32")
     assert beyond_noise(scores(0.1), scores(float("nan")), 1e-5, "float32")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+def test_one_response_that_turns_is_noise_also_beside_none(before: int, after: int) -> None:
+    assert not beyond_noise(scores(0.1, before), scores(0.1, after), 1e-5, "float32")
+    assert drift("x", scores(0.1, before), scores(0.1, after), 1e-5).grade == "within noise"

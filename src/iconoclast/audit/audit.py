@@ -42,7 +42,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
     progress = progress or Silent()
     one = open_files(base)
     other = open_edited(edited, one)
-    names = sorted(one.places.keys() | other.places.keys())
+    names = sorted(one.places.keys() | other.places.keys(), key=_in_order)
     directions: dict[str, Tensor] = {}
     progress.start("Comparing tensors", len(names))
     tensors = []
@@ -60,6 +60,11 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
     )
     return document, directions
+
+
+def _in_order(name: str) -> list[str]:
+    """Sort layer 10 after layer 9."""
+    return [part.zfill(6) if part.isdigit() else part for part in name.split(".")]
 
 
 def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor]) -> TensorFinding:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from iconoclast.errors import ModelError
+from iconoclast.layout import CONFIG as SETTINGS
 from iconoclast.models.adapters import CONFIG, WEIGHTS, is_adapter
 from iconoclast.models.checkpoint import Checkpoint, Place
 from iconoclast.models.names import local_path
@@ -71,9 +72,7 @@ def open_files(name: str) -> Files:
     except RecursionError:
         raise ModelError(f"The safetensors files of {name} are damaged: a header is nested too deeply.") from None
     if checkpoint is None:
-        raise ModelError(
-            f"{name} is not on this machine as a folder of safetensors files. Give a folder, or download it."
-        )
+        raise ModelError(f"{name} {_other_kind(Path(path))}")
     for file in checkpoint.files:
         try:
             with safe_open(str(checkpoint.folder / file), "pt"):
@@ -82,6 +81,15 @@ def open_files(name: str) -> Files:
             raise ModelError(f"{checkpoint.folder / file} is damaged: {error}.") from None
     _require_true_index(checkpoint)
     return Files(checkpoint.folder, dict(checkpoint.places))
+
+
+def _other_kind(path: Path) -> str:
+    """Say what is at a path that is no folder of weights."""
+    if is_adapter(str(path)):
+        return "is a LoRA adapter. Give a whole model."
+    if (path / SETTINGS).is_file():
+        return "is a run folder, which has no weights. Export its trial with iconoclast export, and give the export."
+    return "is not on this machine as a folder of safetensors files. Give a folder, or download it."
 
 
 def _require_true_index(checkpoint: Checkpoint) -> None:

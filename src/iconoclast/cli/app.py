@@ -41,7 +41,17 @@ CONTEXT = {
 }
 
 
-class RunByDefault(TyperGroup):
+class Listing(TyperGroup):
+    """Lists its commands with whole sentences, where click cuts them off."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command and the first sentence of its help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(limit=200)) for name, each in commands if each])
+
+
+class RunByDefault(Listing):
     """Without a command's name, the options are those of `run`: `iconoclast --config FILE` starts a run."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -59,9 +69,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(config_app, name="config", context_settings=CONTEXT)
-app.add_typer(behaviors_app, name="behaviors", context_settings=CONTEXT)
-app.add_typer(cluster_app, name="cluster", context_settings=CONTEXT)
+app.add_typer(config_app, name="config", cls=Listing, context_settings=CONTEXT)
+app.add_typer(behaviors_app, name="behaviors", cls=Listing, context_settings=CONTEXT)
+app.add_typer(cluster_app, name="cluster", cls=Listing, context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
     demo, report, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,

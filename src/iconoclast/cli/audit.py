@@ -34,14 +34,16 @@ def audit(
     if json_file is not None and directions:
         file = json_file.with_suffix(DIRECTIONS)
         write_whole(file, save(directions))
+        say(f"Wrote {file} (directions)")
         document = document.model_copy(update={"directions": file.name})
     write_figures(json_file, document.document())
-    for t in document.tensors:
-        if t.status != "unchanged":
-            parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
-            parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
-            say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
-    say(f"Verdict: {document.verdict}.", *(f"Lost: {name}" for name in document.lost))
+    found = [t for t in document.tensors if t.status != "unchanged"]
+    for t in found:
+        parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
+        parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
+        say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+    say(f"Verdict: {document.verdict}. {len(found)} of {len(document.tensors)} tensors are not as in the base.")
+    say(*(f"Lost: {name}" for name in document.lost))
     if not weights_only:
         from iconoclast.cli.comparisons import shown
         from iconoclast.config.layers import load_settings

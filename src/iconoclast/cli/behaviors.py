@@ -20,7 +20,7 @@ from iconoclast.vocabulary import Split
 if TYPE_CHECKING:
     from iconoclast.runs.behavior_check import BehaviorCheck
 
-behaviors_app = typer.Typer(help="Behaviours as packs of plain files.", rich_markup_mode=None)
+behaviors_app = typer.Typer(help="List, show, check and begin behaviours: packs of plain files.", rich_markup_mode=None)
 PackArgument = Annotated[str, Argument(metavar="NAME", help="Name of a pack, or the path of its folder or file.")]
 
 
@@ -31,7 +31,7 @@ def list_packs(as_json: AsJsonOption = False) -> None:
     if as_json:
         out.print_json(data=[{**pack.document(), "name": name} for name, pack in packs])
         return
-    table = Table("Name", "Prompts", "What it is")
+    table = Table("Name", "Fit · select · report", "What it is")
     for name, pack in packs:
         table.add_row(plain(name), _counts(pack), plain(pack.description))
     print_table(table)

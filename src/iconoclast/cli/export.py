@@ -53,7 +53,7 @@ def require_near(result: "Exported") -> None:
             + (
                 "Raise full_normalization_lora_rank, or set it to auto, or export merged weights."
                 if result.approximation_error
-                else "Do not use it. Check the base model's files with `iconoclast verify`."
+                else f"Do not use it. `iconoclast verify {result.folder}` says whether its files are as declared."
             )
         )
 

@@ -26,7 +26,7 @@ class Drift(Value):
     Attributes:
         what: the measured thing.
         grade: exact: every score is the same number. within noise: KL divergences differ by no more than two noise floors,
-            and the 95 % intervals of every count overlap. changed: anything else.
+            and of every two counts one lies in the 95 % interval of the other. changed: anything else.
         before: the recorded scores.
         after: the scores now.
         differences: one line for every score that differs.
@@ -78,8 +78,9 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
 
 
 def _near(one: Count, other: Count) -> bool:
-    """Check whether the 95 % intervals overlap: with none of 96, one of 96 is near, though an interval never begins at none."""
-    return max(one.interval[0], other.interval[0]) <= min(one.interval[1], other.interval[1])
+    """Check whether either lies in the other's interval: that of one response never reaches down to none."""
+    pairs = (one.rate, other.interval), (other.rate, one.interval)
+    return any(low <= rate <= high for rate, (low, high) in pairs)
 
 
 def changed_origins(then: Start, now: Start) -> list[str]:

@@ -246,7 +246,8 @@ def write_edit(
 def require_free(to: Path) -> None:
     """Raise RunFolderError unless `to` does not exist yet or is an empty folder."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RunFolderError(f"{to} is in use. Give a folder that does not exist yet with --to.")
+        what = "is there already, and not empty" if to.is_dir() else "is a file"
+        raise RunFolderError(f"{to} {what}. Give a folder that does not exist yet.")
     above = next(parent for parent in to.absolute().parents if parent.exists())
     if not above.is_dir():
         raise RunFolderError(f"{to} cannot be a folder: {above} is a file. Give another folder with --to.")

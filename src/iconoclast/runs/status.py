@@ -51,7 +51,7 @@ def is_shared(folder: RunFolder) -> bool:
 def runs_below(folder: Path) -> Iterator[RunFolder]:
     """Find run folders below a folder, no exports among them; raise RunFolderError if the folder is missing."""
     if not folder.is_dir():
-        raise RunFolderError(f"{folder} is not a folder.")
+        raise RunFolderError(f"{folder} is not a folder. Give the one that holds your runs: iconoclast list FOLDER.")
     for config in sorted(folder.rglob(CONFIG)):
         if not (config.parent / TRIAL_INFORMATION).exists():
             yield RunFolder(config.parent)

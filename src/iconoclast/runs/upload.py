@@ -55,7 +55,9 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
         measured = information["export_metrics"] is not None
     except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged.") from None
+        raise RunFolderError(
+            f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
+        ) from None
     if not (folder / CARD).is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
     listed = (folder / CHECKSUMS).read_text(encoding="utf-8") if (folder / CHECKSUMS).is_file() else ""

@@ -77,7 +77,9 @@ def verify(
         kind = str(information["format"])
         name = base or adapter_base(str(folder)) or str(information["base_model"])
     except (OSError, ValueError, LookupError, TypeError):
-        raise RunFolderError(f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged.") from None
+        raise RunFolderError(
+            f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
+        ) from None
     require_known_schema(folder / TRIAL_INFORMATION, information)
     progress.start("Reading the files", 0)
     checks = [_files(folder)]

@@ -48,7 +48,8 @@ class Journal(BaseJournalBackend):
         self._read = 0  # operations that have been read,
         self._offset = 0  # and where they end
         with self._lock:
-            file.touch()
+            if not file.exists():  # reading leaves its time as it is: `status` shows when the run was last written
+                file.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the operations from that number on; Optuna's interface."""
