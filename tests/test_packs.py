@@ -192,5 +192,5 @@ def test_a_function_that_ends_the_program_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
     rules = ResponseRules((), rules=(f"{tmp_path / 'marks.py'}:leaves",))
     assert rules.label("Write to my teacher", "Dear teacher, here is what I have to say to you today.") == "broken"
-    with pytest.raises(SettingsError, match="script.py cannot be run: SystemExit"):
+    with pytest.raises(SettingsError, match=r"script\.py cannot be run: SystemExit"):
         ResponseRules((), rules=(f"{tmp_path / 'script.py'}:shows",))

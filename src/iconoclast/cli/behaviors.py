@@ -11,7 +11,18 @@ from typer import Argument, Context
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import out, print_table, say, shown_progress
 from iconoclast.cli.flags import SettingsCommand, loaded_settings
-from iconoclast.config.packs import BUILTIN, PACK, PACK_FILE, ROLES, SPLITS, Pack, PackError, Role, known_packs, load_pack
+from iconoclast.config.packs import (
+    BUILTIN,
+    PACK,
+    PACK_FILE,
+    ROLES,
+    SPLITS,
+    Pack,
+    PackError,
+    Role,
+    known_packs,
+    load_pack,
+)
 from iconoclast.config.schema import PromptSource
 from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError
