@@ -8,7 +8,7 @@ import pytest
 from iconoclast.config.layers import load_settings
 from iconoclast.config.packs import PackError, known_packs, load_pack
 from iconoclast.config.schema import Settings, without_functions
-from iconoclast.errors import PromptsError
+from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.pinned import pinned_settings
@@ -78,7 +78,7 @@ SIDES = 'target = "t.txt"\nbenign = "t.txt"\n'
             'benign = "t.txt"\n[target]\nfile = "t.txt"\nfit = ["one"]\n',
             "target: a file holds the prompts of all splits",
         ),
-        ('benign = "t.txt"\n[target]\nfit = -3\nselect = 2\n', "target: a number of prompts is 1 or more"),
+        ('benign = "t.txt"\n[target]\nfit = -3\nselect = 2\n', "target: a number of prompts is from 1 to 10000"),
         ('benign = "t.txt"\n[target]\nfit = 5\nselect = 2\n', "needs templates"),
         (f'{SIDES}settings = {{ behavior = "hedging" }}\n', "cannot name another pack"),
         (f"{SIDES}settings = {{ max_respnse_length = 3 }}\n", "Unknown setting max_respnse_length (behaviour "),
@@ -86,6 +86,10 @@ SIDES = 'target = "t.txt"\nbenign = "t.txt"\n'
         (f"{SIDES}rules = ['wordyy']\n", "Did you mean wordy?"),
         (f"{SIDES}rules = ['marks.py:shows']\n", "there is no file marks.py"),
         (f"{SIDES}markers = []\n", "nothing marks the behaviour"),
+        (f"{SIDES}patterns = ['']\n", "an empty one is found everywhere"),
+        (f"{SIDES}patterns = ['a{{99999999999999999999}}']\n", "should be a regular expression"),
+        (f"{SIDES}settings = {{ constraints = 5 }}\n", "constraints is a list of texts"),
+        (f"{SIDES}settings = {{ constraints = 'compliance >= 0' }}\n", "constraints is a list of texts"),
         ('target = "t.txt"\nbenign = "other.txt"\n', "names the file other.txt, which is not there"),
         ("target = ", "is not valid TOML"),
     ],
@@ -108,6 +112,7 @@ def test_a_pack_that_is_not_there_is_answered_with_the_known() -> None:
         ('n = "1..3"\nm = "n + 1"\n', "only 3 different prompts"),
         ('n = "3..1"\nm = "n + 1"\n', "the range 3..1 is empty"),
         ('n = "1..3"\n', "cannot be filled: KeyError"),
+        (f'n = "1..3"\nm = "{"1+" * 20_000}1"\n', "cannot be filled: RecursionError"),
     ],
 )
 def test_templates_that_do_not_do_are_refused(tmp_path: Path, words: str, message: str) -> None:
@@ -173,3 +178,19 @@ def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path
     assert label("Hello?", "Good day", f"{file}:loud") == "complied"
     assert label("Hello?", "Good day", f"{file}:faulty") == "broken"
     assert without_functions(Settings(refusal_rules=["wordy", f"{file}:loud"])).refusal_rules == ["wordy"]
+
+
+def test_a_source_with_an_unknown_key_is_named_by_show(tmp_path: Path) -> None:
+    side = 'fit = { dataset = "t.txt", splitt = "x" }\nselect = ["b"]\n'
+    (tmp_path / "bad.toml").write_text(f'name = "a"\ndescription = "b"\n[target]\n{side}[benign]\n{side}')
+    done = iconoclast("behaviors", "show", tmp_path / "bad.toml")
+    assert done.code == 2 and "target, fit: splitt: Extra inputs" in done.err
+
+
+def test_a_function_that_ends_the_program_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("import sys\n\ndef leaves(response):\n    sys.exit(0)\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    rules = ResponseRules((), rules=(f"{tmp_path / 'marks.py'}:leaves",))
+    assert rules.label("Write to my teacher", "Dear teacher, here is what I have to say to you today.") == "broken"
+    with pytest.raises(SettingsError, match=r"script\.py cannot be run: SystemExit"):
+        ResponseRules((), rules=(f"{tmp_path / 'script.py'}:shows",))

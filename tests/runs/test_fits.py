@@ -8,6 +8,7 @@ import torch
 
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
+from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.progress import Silent
 from iconoclast.runs import fits
@@ -105,6 +106,18 @@ def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_
     one, two = (edit_of(settings, run, 7) for run in (whole, resumed))
     assert one.strengths == two.strengths
     assert all(torch.equal(one.directions[site], two.directions[site]) for site in one.sites)
+
+
+def test_a_damaged_state_of_a_fit_is_said_in_a_line(settings: Settings) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finished(settings, BrokenOff(6))
+    (state,) = (settings.study_checkpoint_dir / "fits").glob("*.state")
+    for content in (state.read_bytes()[:500], b"[", b""):
+        state.write_bytes(content)
+        with pytest.raises(RunFolderError, match=r"is damaged\. Delete it: the same command"):
+            finished(settings)
+    state.unlink()
+    assert len(fitted(finished(settings))) == 2
 
 
 def test_a_fitted_trial_is_exported_and_replayed(settings: Settings, tmp_path: Path) -> None:

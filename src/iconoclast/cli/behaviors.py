@@ -4,14 +4,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import out, print_table, say, shown_progress
 from iconoclast.cli.flags import SettingsCommand, loaded_settings
-from iconoclast.config.packs import BUILTIN, PACK, PACK_FILE, ROLES, SPLITS, Pack, Role, known_packs, load_pack
+from iconoclast.config.packs import (
+    BUILTIN,
+    PACK,
+    PACK_FILE,
+    ROLES,
+    SPLITS,
+    Pack,
+    PackError,
+    Role,
+    known_packs,
+    load_pack,
+)
 from iconoclast.config.schema import PromptSource
+from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.reports.text import plain
@@ -99,7 +112,10 @@ def _show_prompts(pack: Pack, role: Role, split: Split) -> None:
     if (given := pack.prompts_of(role, split)) is None:
         say(f"{role}, {split}: none")
         return
-    source = PromptSource(**given)
+    try:
+        source = PromptSource(**given)
+    except ValidationError as error:
+        raise PackError(f"The pack {pack.place}, {role}, {split}: {first_problem(error)}.") from None
     here = source.dataset.startswith((BUILTIN, PACK)) or Path(source.dataset).is_file()
     prompts = load_prompts(source) if here else PromptSet((), "")
     say(f"{role}, {split}: {f'{len(prompts)} from ' * here}{source.dataset} {source.split}")

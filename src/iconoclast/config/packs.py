@@ -28,6 +28,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
 """How one file of prompts is divided."""
 
+MOST = 10_000
+"""Prompts of a split that are made of templates."""
+
 PREFIX_OF = {"target": "bad", "benign": "good"}
 SETTING_OF = {"fit": "_prompts", "select": "_evaluation_prompts", "report": "_report_prompts"}
 _OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -68,8 +71,8 @@ class Prompts(_Part):
         if self.file is not None and (self.fit or self.select or self.report):
             raise ValueError("a file holds the prompts of all splits: leave out fit, select and report")
         counts = [n for split in SPLITS if isinstance(n := getattr(self, split), int)]
-        if counts and (min(counts) < 1 or not self.templates):
-            raise ValueError("a number of prompts is 1 or more, and needs templates")
+        if counts and (min(counts) < 1 or max(counts) > MOST or not self.templates):
+            raise ValueError(f"a number of prompts is from 1 to {MOST}, and needs templates")
         return self
 
 
@@ -105,9 +108,12 @@ class Pack(_Part):
 
     @field_validator("settings")
     @classmethod
-    def _names_no_pack(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def _are_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         if "behavior" in settings:
             raise ValueError("a pack cannot name another pack in behavior")
+        constraints = settings.get("constraints", [])
+        if not isinstance(constraints, list) or not all(isinstance(text, str) for text in constraints):
+            raise ValueError('constraints is a list of texts, such as ["overrefusals <= 0.1"]')
         return settings
 
     def side(self, role: Role) -> Prompts:
@@ -155,7 +161,7 @@ class Pack(_Part):
         given["refusal_patterns"] = self.patterns
         given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
         if "constraints" in given:
-            given["constraints"] = [self._beside(str(text)) for text in given["constraints"]]
+            given["constraints"] = [self._beside(text) for text in given["constraints"]]
         if self.classifier is not None:
             given["judge_classifier"] = dict(self.classifier)
         return given
@@ -240,7 +246,7 @@ def _filled(template: str, words: Mapping[str, list[str | int] | str], draws: Ma
             else:
                 values[name] = _sum(ast.parse(choice, mode="eval").body, values)
         return template.format(**values)
-    except (KeyError, ValueError, IndexError, AttributeError, SyntaxError, TypeError) as error:
+    except (LookupError, ValueError, AttributeError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise PackError(f"{where}: the template {template!r} cannot be filled: {error!r}.") from None
 
 

@@ -25,8 +25,10 @@ MARKERS: dict[str, list[str]] = tomllib.loads((files("iconoclast.evaluation") / 
 def _pattern(value: Any) -> Any:
     try:
         re.compile(value)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"Input should be a regular expression: {error}") from None
+    if not value:
+        raise ValueError("Input should be a regular expression: an empty one is found everywhere")
     return value
 
 

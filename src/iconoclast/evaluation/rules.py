@@ -31,6 +31,9 @@ measures: Registry[Measure] = Registry("score", "scores")
 SHORT = 25
 """Words that suffice where a short answer is asked for."""
 
+FAILURES = (Exception, SystemExit)
+"""How code of a user may fail: in any way, but Ctrl-C is the user's."""
+
 _BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
 _CLAIM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
 _AGREES = re.compile(
@@ -96,7 +99,7 @@ def apply_rule(name: str, prompt: str, response: str) -> bool | None:
     rule = find(name, rules)
     try:
         found = called(rule, response, prompt=prompt)
-    except Exception:  # noqa: BLE001 - code of a user may fail in any way
+    except FAILURES:
         return None
     return found if isinstance(found, bool) else None
 
@@ -108,7 +111,7 @@ def apply_measures(names: Sequence[str], prompts: Sequence[str], responses: Sequ
         measure = find(name, measures)
         try:
             value = float(called(measure, list(responses), prompts=list(prompts)))
-        except Exception:  # noqa: BLE001 - code of a user may fail in any way
+        except FAILURES:
             value = math.nan
         found[name.rpartition(":")[2]] = value if math.isfinite(value) else None
     return found
@@ -139,7 +142,7 @@ def function_of(name: str) -> Callable[..., Any]:
         raise SettingsError(f"{name}: there is no file {path}. Give a function as FILE.py:name.")
     try:
         module = _module(path)
-    except Exception as error:  # noqa: BLE001 - code of a user may fail in any way
+    except FAILURES as error:
         raise SettingsError(f"{name}: {path} cannot be run: {type(error).__name__}: {error}.") from None
     function = getattr(module, attribute, None)
     if not callable(function):

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -14,6 +15,7 @@ from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import save_edit
+from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.fitting.examples import Example, Examples, loop_of
 from iconoclast.fitting.fit import Fit, FitOptions
@@ -125,9 +127,7 @@ class FitStage:
         file = self.parameters.file.with_suffix(".state")
         teachers = [fit.variables()]
         if file.is_file():
-            state = torch.load(file, weights_only=True)
-            fit.resume(state)
-            teachers = state["teachers"]
+            teachers = _resumed(fit, file)
         lessons = Lessons(self, progress)
         for teacher in teachers:
             lessons.learn(fit.edit(teacher))
@@ -161,6 +161,16 @@ class FitStage:
         sets = bench.prompts.benign, bench.prompts.target
         longest = TARGET_TOKENS + max(len(ids) for each in sets for ids in bench.lm.encode(each.prompts))
         return min(WIDEST, max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH))
+
+
+def _resumed(fit: Fit, file: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Let a fit go on from its state; return the edits that it has learnt from. Raise RunFolderError if it is damaged."""
+    try:
+        state = torch.load(file, weights_only=True)
+        fit.resume(state)
+        return list(state["teachers"])
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError):
+        raise RunFolderError(f"{file} is damaged. Delete it: the same command then begins this fit anew.") from None
 
 
 class Lessons:
