@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
+from transformers import AutoModelForCausalLM
 
 from iconoclast.audit.audit import audit as audited
 from iconoclast.audit.constructions import rank_one
@@ -230,3 +231,20 @@ def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     document = json.loads(file.read_text())
     changed_ones = [t for t in document["tensors"] if t["status"] != "unchanged"]
     assert document["verdict"] == "low_rank" and [t["rank"] for t in changed_ones] == [2, 2, 2]
+    assert "WARNING" not in done.out
+
+
+def test_the_base_that_an_adapter_names_is_said_if_it_is_another(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for name, seed in (("base", 0), ("other", 1)):
+        FAMILIES["llama"].model(seed).save_pretrained(tmp_path / name)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=1, target_modules=["o_proj"], init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    said = {
+        base: iconoclast("audit", tmp_path / "adapter", "--base", tmp_path / base, "--weights-only").out
+        for base in ("base", "other")
+    }
+    assert "WARNING" not in said["base"]
+    assert f"names {tmp_path / 'base'} as its base model" in " ".join(said["other"].split())

@@ -54,6 +54,12 @@ def test_the_weights_are_those_of_the_base_again(models: tuple[Path, Path], tmp_
     assert again.code == 2 and "nothing to restore" in again.complaint
 
 
+def test_a_base_is_said_to_be_one_without_a_record(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = models
+    done = iconoclast("restore", base, "--base", base, "--out", tmp_path / "restored")
+    assert done.code == 2 and "nothing to restore" in done.complaint
+
+
 def test_experts_are_put_back_one_after_the_other(tmp_path: Path) -> None:
     base, edited = tmp_path / "base", tmp_path / "edited"
     for folder in (base, edited):

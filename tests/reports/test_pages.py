@@ -66,6 +66,13 @@ def test_what_cannot_be_reported_on_is_said(tmp_path: Path) -> None:
     assert iconoclast("report", tmp_path).code != 0
 
 
+def test_a_figure_that_is_no_number_is_said(run: Path) -> None:
+    summary = run / "batch_summary.json"
+    summary.write_text(re.sub(r'"kl_divergence": [^,]+,', '"kl_divergence": NaN,', summary.read_text()))
+    done = iconoclast("report", run)
+    assert done.code == 2 and "Traceback" not in done.err and not (run / "report.html").exists()
+
+
 def test_markup_in_a_response_is_text() -> None:
     said, _ = exchanges([sample(MARKUP, MARKUP, MARKUP)])
     html = Page(kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP]}}).html()

@@ -25,6 +25,7 @@ def audit(
 
     from iconoclast.audit.audit import audit as audited
     from iconoclast.files import write_whole
+    from iconoclast.models.adapters import other_base
 
     require_writable(json_file)
     if json_file is not None and json_file.suffix == DIRECTIONS:
@@ -42,6 +43,10 @@ def audit(
         parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
         parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
         say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+    if (declared := other_base(edited, base)) is not None:
+        say(
+            f"WARNING: its adapter_config.json names {declared} as its base model, not {base}: the strengths are those on {base}."
+        )
     say(f"Verdict: {document.verdict}. {len(found)} of {len(document.tensors)} tensors are not as in the base.")
     say(*(f"Lost: {name}" for name in document.lost))
     if not weights_only:

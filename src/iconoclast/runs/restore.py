@@ -33,14 +33,14 @@ def restore(edited: str, base: str, to: Path, patterns: Sequence[str] = ()) -> l
         raise ModelError(f"{edited} is an adapter: the base model is as it was. Load it without the adapter.")
     one, other = open_files(base), open_files(edited)
     differing = _differing(one, other)
+    if not differing:
+        raise ModelError(f"{edited} has the weights of {base}: there is nothing to restore.")
     declared = _declared(other.folder, base, differing, patterns)
     if undeclared := sorted(set(differing) - declared):
         raise ModelError(
             f"{edited} differs from {base} in more than is declared: {_few(undeclared)}. Nothing was written. See what "
             "changed with iconoclast audit; --matrices declares more."
         )
-    if not differing:
-        raise ModelError(f"{edited} has the weights of {base}: there is nothing to restore.")
     target = Checkpoint.find(str(other.folder))
     assert target is not None  # `open_files` has found it
     if not (other.folder / "config.json").is_file():

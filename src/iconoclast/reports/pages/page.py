@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.reports.pages.responses import Exchange
 from iconoclast.version import __version__
@@ -101,6 +102,9 @@ def _sha256(script: str) -> str:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """Return JSON that cannot end the element that it stands in, whatever texts it holds."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Return JSON that cannot end the element that it stands in; raise RunFolderError for a number that is not finite."""
+    try:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        raise RunFolderError("A figure is not a finite number: a file of the folder is damaged. Restore it.") from None
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
