@@ -100,7 +100,7 @@ def test_the_papers_say_what_was_edited(finished: Path, tmp_path: Path) -> None:
     names = {entry.name for entry in (tmp_path / "merged").iterdir()}
     assert {"README.md", "iconoclast_config.toml", "trial_information.json", "config.json", "tokenizer.json"} <= names
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert card.startswith("---\n") and "**This model was edited.**" in card
+    assert card.startswith("---\n") and "**This model was edited.**" in card and "\n\n## What was edited\n" in card
     assert result.exported is not None and str(result.exported.refusals) in card and "chose nothing" in card
     information = json.loads((tmp_path / "merged" / "trial_information.json").read_text())
     assert information["export_metrics"]["refusals"]["n"] == 2
