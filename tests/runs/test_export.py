@@ -133,7 +133,7 @@ def test_a_full_edit_reports_how_far_its_adapter_is_off(tmp_path: Path, tiny_set
 def test_a_folder_in_use_is_refused_and_left_alone(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
-    with pytest.raises(RunFolderError, match="in use"):
+    with pytest.raises(RunFolderError, match="is there already"):
         export_run(finished, "best", "adapter", tmp_path / "used")
     assert [entry.name for entry in (tmp_path / "used").iterdir()] == ["thesis.txt"]
 
