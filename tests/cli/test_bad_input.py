@@ -261,6 +261,11 @@ def test_an_export_succeeds_and_leaves_the_run_as_it_was(finished):
         ("export here --to exported --trial -1", 'here has no completed trial "-1" ... Give best or one of these: 0.'),
         ("chat here --trial first", 'here has no completed trial "first" ... Give best or one of these: 0.'),
         ("export here --to exported --format onnx", 'no export format "onnx". Use adapter, merged, gguf'),
+        ("evaluate ./absent --against demo", "no model at ./absent"),
+        (
+            "compare here used --to compared",
+            "used holds no model: there is neither config.json nor adapter_config.json",
+        ),
         ("export here --to used", "used is there already, and not empty. Give a folder that does not exist yet."),
         (
             "export here --to . --format merged",

@@ -37,6 +37,8 @@ def test_status_and_list_say_how_runs_stand(run: Path) -> None:
         or "is not a folder. Give the one that holds your runs" in iconoclast("list", ".hidden").complaint
     )
     assert "holds no run" in iconoclast("status", "runs").complaint
+    (run / "trial_information.json").write_text("{}")
+    assert "is an export" in iconoclast("status", run).complaint
 
 
 def test_replay_grades_and_names_the_drift(run: Path) -> None:

@@ -54,6 +54,7 @@ def test_an_export_is_left_as_it_is(tmp_path: Path) -> None:
     export = Path(shutil.copytree(MADE / "adapter", tmp_path / "adapter"))
     before = {file.name for file in export.iterdir()}
     assert iconoclast("report", export).code == 0
+    assert "only runs have trials" in iconoclast("report", f"{export}:3").complaint
     assert {file.name for file in export.iterdir()} == before
     assert_asks_for_nothing((tmp_path / "adapter-report.html").read_text())
     assert export_page(export).figures["strengths"]["trials"]

@@ -100,7 +100,7 @@ def test_the_papers_say_what_was_edited(finished: Path, tmp_path: Path) -> None:
     names = {entry.name for entry in (tmp_path / "merged").iterdir()}
     assert {"README.md", "iconoclast_config.toml", "trial_information.json", "config.json", "tokenizer.json"} <= names
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert card.startswith("---\n") and "**This model was edited.**" in card
+    assert card.startswith("---\n") and "**This model was edited.**" in card and "\n\n## What was edited\n" in card
     assert result.exported is not None and str(result.exported.refusals) in card and "chose nothing" in card
     information = json.loads((tmp_path / "merged" / "trial_information.json").read_text())
     assert information["export_metrics"]["refusals"]["n"] == 2
@@ -133,7 +133,7 @@ def test_a_full_edit_reports_how_far_its_adapter_is_off(tmp_path: Path, tiny_set
 def test_a_folder_in_use_is_refused_and_left_alone(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
-    with pytest.raises(RunFolderError, match="in use"):
+    with pytest.raises(RunFolderError, match="is there already"):
         export_run(finished, "best", "adapter", tmp_path / "used")
     assert [entry.name for entry in (tmp_path / "used").iterdir()] == ["thesis.txt"]
 

@@ -35,7 +35,8 @@ def demo(
     out.print(before_after_table("Before and after, on report prompts that chose nothing", columns))
     for exported in (adapter, merged):
         require_near(exported)
-    say(f"Run folder: {out_folder}", f"Try it: {program()} chat {shlex.quote(str(out_folder))}")
+    here = shlex.quote(str(out_folder))
+    say(f"Run folder: {out_folder}", f"Try it: {program()} chat {here}", f"See it: {program()} report {here} --open")
 
 
 def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
@@ -47,7 +48,7 @@ def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
     to, other = run_folder / kind, run_folder / f"{kind}-trial-{best.index}"
     for there in (to, other):
         if (kept := read_export(there, best.index)) is not None:
-            say(f"The {kind} in {there} is of this trial.")
+            say(f"The {kind} export in {there} is of this trial.")
             return kept
     to = other if to.exists() else to
     with shown_progress() as progress:

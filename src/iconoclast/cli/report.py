@@ -51,6 +51,8 @@ def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
     is_run = (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file()
     if beside and not is_run:
         raise SettingsError("Other runs can be drawn beside a run only. Leave out --beside.")
+    if trial != "best" and not is_run:
+        raise SettingsError(f"{source}: only runs have trials, and {folder} is none. Leave out the number.")
     if is_run:
         from iconoclast.reports.pages.of_run import RunPage
 

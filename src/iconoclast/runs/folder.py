@@ -175,7 +175,9 @@ class RunFolder:
         try:
             return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
-            raise RunFolderError(f"{self.path} holds no run: there is no {self.config.name} in it.") from None
+            raise RunFolderError(
+                f"{self.path} holds no run: there is no {self.config.name} in it. Give a run folder."
+            ) from None
         except OSError as error:
             raise RunFolderError(f"{self.config} cannot be read: {error.strerror}.") from None
         except ValidationError as error:

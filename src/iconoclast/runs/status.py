@@ -20,6 +20,8 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
         RunFolderError: there is no run, or its files are damaged.
     """
     settings = folder.settings()
+    if (folder.path / TRIAL_INFORMATION).exists():
+        raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
     summary = folder.read_summary()
     if folder.in_use():
         state = "working"

@@ -19,7 +19,7 @@ from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.models.names import stored_quantized
+from iconoclast.models.names import resolve, stored_quantized
 from iconoclast.peers.known import peer_trial
 from iconoclast.peers.protocol import PeerTrial
 from iconoclast.prompts import PromptSet, load_prompts
@@ -184,6 +184,7 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
 
     Raises:
         RunFolderError: there is no such run or trial.
+        ModelError: a path leads to no model; a hub id is looked for when it is loaded.
     """
     source, named = split_reference(text)
     path, which = Path(source), "best" if named is None else named
@@ -199,5 +200,10 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
     if which != "best":
         raise RunFolderError(
             f"{text}: only runs and journals of other tools have trials, and there is neither at {source}."
+        )
+    model = Path(resolve(source))
+    if model.is_dir() and not is_adapter(source) and not (model / "config.json").is_file():
+        raise ModelError(
+            f"{source} holds no model: there is neither config.json nor adapter_config.json. Give a model, adapter or run folder."
         )
     return ModelSubject(source)
