@@ -111,6 +111,7 @@ def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_
 def test_a_damaged_state_of_a_fit_is_said_in_a_line(settings: Settings) -> None:
     with pytest.raises(KeyboardInterrupt):
         finished(settings, BrokenOff(6))
+    assert settings.study_checkpoint_dir is not None
     (state,) = (settings.study_checkpoint_dir / "fits").glob("*.state")
     for content in (state.read_bytes()[:500], b"[", b""):
         state.write_bytes(content)
