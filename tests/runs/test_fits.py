@@ -68,6 +68,14 @@ def test_fitted_edits_are_trials_after_the_searched_ones(settings: Settings) -> 
     assert any(not torch.equal(start.directions[site], whole.directions[site]) for site in whole.sites)
 
 
+def test_a_best_scale_at_the_end_of_its_range_is_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished(settings.model_copy(update={"fit_scales": [0.5, 0.7, 1.0]}))
+    low, middle, high = fitted(run)
+    for trial, said in ((low, 1), (middle, 0), (high, 1)):
+        monkeypatch.setattr(run, "best", lambda trial=trial: trial)
+        assert sum("end of fit_scales" in line for line in run._edges()) == said
+
+
 def test_a_second_start_fits_nothing_again(settings: Settings) -> None:
     finished(settings)
     again = finished(settings.model_copy(update={"n_trials": 8}))

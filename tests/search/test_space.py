@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from iconoclast.directions.estimators import estimate_directions
+from iconoclast.directions.estimators import DirectionSpec, estimate_directions
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import UserError
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.search.space import SearchSpace
+from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.vocabulary import COMPONENTS, METHODS, SCOPES
 
 
@@ -135,3 +135,18 @@ def test_a_space_of_unknown_words_is_refused(changes: dict[str, list[str]], mess
     words = {"components": COMPONENTS, "methods": METHODS, "scopes": SCOPES} | changes
     with pytest.raises(UserError, match=re.escape(message)):
         SearchSpace(8, **words)  # type: ignore[arg-type]
+
+
+def test_a_front_at_the_end_of_a_range_is_named() -> None:
+    def points(*strengths: float) -> list[EditParameters]:
+        return [
+            EditParameters(DirectionSpec("mean"), dict.fromkeys(COMPONENTS, Profile(s, 20.0, 0.1, 9.0)))
+            for s in strengths
+        ]
+
+    assert space().edges(points(1.95, 1.99, 1.97, 1.1, 0.6)) == [
+        f"{component}: strengths of 3 of 5 trials are about 2" for component in COMPONENTS
+    ]
+    assert not space().edges(points(1.95, 1.99))
+    assert not space().edges(points(1.95, 1.99, 1.97, 1.1, 0.6, 1.2, 1.3))
+    assert "about 0.5" in space().edges(points(0.5, 0.51, 0.52))[0]

@@ -156,8 +156,22 @@ class Run:
             best = self.best()
             if progress and best is not None and best.scores.violated:
                 progress.note(f"No trial keeps all constraints. The best violates: {', '.join(best.scores.violated)}.")
+            if progress and (edges := self._edges()):
+                progress.note(
+                    f"The front lies at the end of the search's ranges ({'; '.join(edges)}): better edits may lie beyond."
+                )
             self.measure_report(progress)
             self.write_summary("complete")
+
+    def _edges(self) -> list[str]:
+        """Say at which ends of their ranges the front's strengths or the best trial's scale lie."""
+        searched = [p for trial in self.front() if isinstance(p := trial.parameters, EditParameters)]
+        found = search_space(self.settings, self.bench.lm.layers).edges(searched)
+        best, scales = self.best(), self.settings.fit_scales
+        if best is not None and isinstance(best.parameters, FittedParameters) and len(scales) > 1:
+            scale = best.parameters.scale
+            found += [f"scale {scale:g} is an end of fit_scales"] * (scale in (min(scales), max(scales)))
+        return found
 
     def write_summary(self, status: Status) -> BatchSummary:
         best = self.best()

@@ -25,6 +25,12 @@ from iconoclast.vocabulary import (
     known_methods,
 )
 
+EDGE = 0.05
+"""Share of a range that counts as its end."""
+
+FEWEST_AT_AN_EDGE = 3
+"""Trials at an end of a range that are no chance any more."""
+
 
 @dataclass(frozen=True)
 class EditParameters:
@@ -137,6 +143,25 @@ class SearchSpace:
                 f"{component}.min_weight_distance": FloatDistribution(1.0, max(0.6 * n, 1.0)),
             }
         return space
+
+    def edges(self, points: Sequence[EditParameters]) -> list[str]:
+        """Name the ranges of strengths at an end of which at least half of the points lie, and three of them or more.
+
+        Better points may then lie outside.
+        """
+        ranges, found = self.distributions(), []
+        for component in self.components:
+            strengths = [point.profiles[component].max_weight for point in points]
+            whole = ranges[f"{component}.max_weight"]
+            assert isinstance(whole, FloatDistribution)
+            margin = EDGE * (whole.high - whole.low)
+            for end, near in (
+                (whole.low, [s for s in strengths if s < whole.low + margin]),
+                (whole.high, [s for s in strengths if s > whole.high - margin]),
+            ):
+                if len(near) >= max(FEWEST_AT_AN_EDGE, len(points) / 2):
+                    found.append(f"{component}: strengths of {len(near)} of {len(points)} trials are about {end:g}")
+        return found
 
     def parameters(self, sample: Mapping[str, Any]) -> EditParameters:
         """Return the edit parameters that a sample of `distributions` stands for."""
