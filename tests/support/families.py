@@ -529,6 +529,28 @@ FAMILIES: dict[str, Family] = {
         vision_start_token_id=296,
         vision_end_token_id=297,
     ),
+    "qwen3_vl": _vision(
+        "Qwen3VLConfig",
+        "qwen3_vl_text",
+        {
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        "Qwen 3 VL",
+        {
+            "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        },
+        image_token_id=298,
+        video_token_id=299,
+        vision_start_token_id=296,
+        vision_end_token_id=297,
+    ),
     "llava": _vision(
         "LlavaConfig", "llama", {**VISION, "model_type": "clip_vision_model"}, "LLaVA 1.5", image_token_index=298
     ),
