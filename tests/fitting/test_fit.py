@@ -56,7 +56,7 @@ def error_of_gradient(fit: Fit) -> float:
     The best of three widths counts: float32 wants a wide one, and experts that are chosen anew want a narrow one.
     """
     fit.gradient(0, 3)
-    variables = (fit._strengths, fit._offsets)
+    variables = (fit._strengths, fit._offsets, fit._readings)
     gradients = [variable.grad.clone() for variable in variables if variable.grad is not None]
     slope = sum(float(gradient.square().sum()) for gradient in gradients)
 

@@ -302,6 +302,8 @@ class Settings(BaseModel):
     """Gradient steps of the fit."""
     fit_rate: Positive = 0.03
     """Adam's learning rate of strengths; that of directions is a twentieth of it."""
+    fit_readings: bool = True
+    """Let what a site reads of its own output part from the direction along which it is taken away."""
     fit_examples: int = Field(default=400, ge=2)
     """Fit prompts of each kind that the fit learns from, at most."""
     fit_preference_weight: Weight = 0.05

@@ -1,11 +1,12 @@
 """The direction each site loses, and how much of it. Pure data and its mathematics, in float32; knows no model.
 
 W is a writer's weight [d, k], v the unit direction [d], λ the strength, n_i = ‖W_i‖ the row norms, Ŵ = diag(n)⁻¹ W.
-A site of many experts has W [experts, d, k] and n [experts, d]; each matrix is edited along the same v as if alone.
+r is what is read of the module's output, a unit vector [d]: v itself, unless a fit has moved it. A site of many experts has
+W [experts, d, k] and n [experts, d]; each matrix is edited along the same v as if alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,19 +29,23 @@ class Edit:
         directions: unit direction of each edited site, float32 [d].
         strengths: λ of each edited site, never 0.
         row_normalization:
-            none: W' = W − λ v (vᵀ W);
-            pre: W' = W − λ (n⊙v)(vᵀ Ŵ);
-            full: W' = diag(n) · rownorm(Ŵ − λ v (vᵀ Ŵ)).
+            none: W' = W − λ v (rᵀ W);
+            pre: W' = W − λ (n⊙v)(rᵀ Ŵ);
+            full: W' = diag(n) · rownorm(Ŵ − λ v (rᵀ Ŵ)).
+        readings: r of the sites where it is not v, float32 [d].
     """
 
     directions: Mapping[Site, Tensor]
     strengths: Mapping[Site, float]
     row_normalization: RowNormalization = "pre"
+    readings: Mapping[Site, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_known(self.row_normalization, NORMALIZATIONS, "row normalisation", EditError)
         if self.directions.keys() != self.strengths.keys():
             raise EditError("every edited site needs one direction and one strength")
+        if self.readings.keys() - self.strengths.keys():
+            raise EditError("a site that is not edited has a reading")
 
     def __repr__(self) -> str:
         return f"Edit({len(self.strengths)} sites, row normalisation {self.row_normalization})"
@@ -79,7 +84,21 @@ class Edit:
         return sorted(self.strengths)
 
     def scaled(self, factor: float) -> "Edit":
-        return Edit(self.directions, {site: factor * s for site, s in self.strengths.items()}, self.row_normalization)
+        return replace(self, strengths={site: factor * s for site, s in self.strengths.items()})
+
+    def reading(self, site: Site) -> Tensor:
+        """Return r of a site: [d]."""
+        return self.readings.get(site, self.directions[site])
+
+    def weight(self, site: Site, weight: Tensor) -> Tensor:
+        """Return W' of a site, on the device of W."""
+        direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
+        return edited_weight(weight, direction, self.strengths[site], self.row_normalization, reading)
+
+    def factors(self, site: Site, weight: Tensor, rank: int | None) -> "LowRank":
+        """Return W' − W of a site as `low_rank_factors`, on the device of W."""
+        direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
+        return low_rank_factors(weight, direction, self.strengths[site], self.row_normalization, rank, reading)
 
 
 @dataclass(frozen=True)
@@ -105,32 +124,41 @@ def output_transform(
     row_normalization: RowNormalization,
     row_norms: Tensor,
     weight: Tensor | None = None,
+    reading: Tensor | None = None,
 ) -> OutputTransform:
     """Return the transform from (W x) to (W' x), exact for all three normalisations without touching a weight.
 
     Row norms are [d] or [experts, d]; normalisation none uses only their shape, and only full uses the weight.
     """
+    reading = (direction if reading is None else reading).expand_as(row_norms)
     direction = direction.expand_as(row_norms)
     ones = torch.ones_like(direction)
     if row_normalization == "none":
-        return OutputTransform(direction, strength * direction, ones)
-    inward, outward = _reciprocal(row_norms) * direction, strength * row_norms * direction
+        return OutputTransform(reading, strength * direction, ones)
+    inward, outward = _reciprocal(row_norms) * reading, strength * row_norms * direction
     if row_normalization == "pre":
         return OutputTransform(inward, outward, ones)
     assert weight is not None
-    u = weight.mT @ inward[..., None]  # Ŵᵀ v, [..., k, 1]
+    u = weight.mT @ inward[..., None]  # Ŵᵀ r, [..., k, 1]
     g = _reciprocal(row_norms) * (weight @ u)[..., 0]  # Ŵ u
     squared_norms = 1 - 2 * strength * direction * g + (strength * direction) ** 2 * (u * u).sum(-2)
     return OutputTransform(inward, outward, squared_norms.clamp(min=1e-12).rsqrt())
 
 
-def edited_weight(weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization) -> Tensor:
+def edited_weight(
+    weight: Tensor,
+    direction: Tensor,
+    strength: float,
+    row_normalization: RowNormalization,
+    reading: Tensor | None = None,
+) -> Tensor:
     """Return W', straight from the definition: [d, k] or [experts, d, k], like `weight`."""
+    reading = direction if reading is None else reading
     if row_normalization == "none":
-        return weight - strength * _outer(direction, direction @ weight)
+        return weight - strength * _outer(direction, reading @ weight)
     norms = weight.norm(dim=-1, keepdim=True)
     rows = _reciprocal(norms) * weight
-    edited = rows - strength * _outer(direction, direction @ rows)
+    edited = rows - strength * _outer(direction, reading @ rows)
     if row_normalization == "full":
         edited = edited * _reciprocal(edited.norm(dim=-1, keepdim=True))
     result: Tensor = norms * edited
@@ -161,21 +189,27 @@ NEGLIGIBLE = 0.01
 
 
 def low_rank_factors(
-    weight: Tensor, direction: Tensor, strength: float, row_normalization: RowNormalization, rank: int | None
+    weight: Tensor,
+    direction: Tensor,
+    strength: float,
+    row_normalization: RowNormalization,
+    rank: int | None,
+    reading: Tensor | None = None,
 ) -> LowRank:
     """Return the edit of a site as LoRA factors.
 
-    With none and pre, r is 1 and the factors exact: A = vᵀW, B = −λv, or A = vᵀŴ, B = −λ n⊙v. With full they are the
+    With none and pre, the rank is 1 and the factors exact: A = rᵀW, B = −λv, or A = rᵀŴ, B = −λ n⊙v. With full they are the
     truncated singular value decomposition of W' − W, to the sufficient rank if `rank` is None.
     """
+    reading = direction if reading is None else reading
     if row_normalization == "none":
         column = (-strength * direction)[:, None].expand(*weight.shape[:-1], 1)
-        return LowRank((direction @ weight)[..., None, :], column, 0.0, 1)
+        return LowRank((reading @ weight)[..., None, :], column, 0.0, 1)
     norms = weight.norm(dim=-1)
     if row_normalization == "pre":
-        row = (_reciprocal(norms) * direction)[..., None, :] @ weight
+        row = (_reciprocal(norms) * reading)[..., None, :] @ weight
         return LowRank(row, (-strength * norms * direction)[..., None], 0.0, 1)
-    delta = edited_weight(weight, direction, strength, "full") - weight
+    delta = edited_weight(weight, direction, strength, "full", reading) - weight
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     # Relative error at rank 0, 1, 2, …, the largest of all experts.
     left = s.square().flip(-1).cumsum(-1).flip(-1)

@@ -158,7 +158,8 @@ def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms
             continue
         norms = zeros if edit.row_normalization == "none" else writer.row_norms
         direction, strength = edit.directions[site].to(device), edit.strengths[site]
-        transforms.append(output_transform(direction, strength, edit.row_normalization, norms, weight))
+        reading = edit.reading(site).to(device)
+        transforms.append(output_transform(direction, strength, edit.row_normalization, norms, weight, reading))
     inward, outward = (
         torch.stack([each.inward for each in transforms]),
         torch.stack([each.outward for each in transforms]),

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iconoclast.edits.edit import Edit, LowRank, low_rank_factors
+from iconoclast.edits.edit import Edit, LowRank
 from iconoclast.models.anatomy import Writer
 from iconoclast.vocabulary import Site
 
@@ -39,9 +39,7 @@ def save_adapter(
     factors: dict[Site, LowRank] = {}
     wanted = None if full_rank == "auto" else full_rank
     for site in edit.sites:
-        weight = writers[site].weight()
-        direction = edit.directions[site].to(weight.device)
-        found = low_rank_factors(weight, direction, edit.strengths[site], edit.row_normalization, wanted)
+        found = edit.factors(site, writers[site].weight(), wanted)
         factors[site] = replace(found, a=found.a.cpu(), b=found.b.cpu())
     # llama.cpp takes the rank from the tensors and one alpha for all, vLLM one rank and one alpha: smaller ranks are padded.
     rank = max((each.rank for each in factors.values()), default=1)

@@ -12,15 +12,20 @@ from iconoclast.errors import RunFolderError, UserError
 from iconoclast.files import write_whole
 from iconoclast.vocabulary import RowNormalization, Site
 
+READING = ".reading"
+"""What a site's reading is called, after the name of its direction."""
+
 
 def save_edit(edit: Edit, file: Path) -> None:
-    """Write an edit: one tensor [d] per site, strengths and row normalisation in the metadata."""
+    """Write an edit: one tensor [d] per site, or two if it has a reading; strengths and row normalisation in the metadata."""
     sites = [
         {"layer": s.layer, "component": s.component, "module": s.module, "strength": edit.strengths[s]}
         for s in edit.sites
     ]
     metadata = {"row_normalization": edit.row_normalization, "sites": json.dumps(sites)}
-    write_whole(file, save({site.module: edit.directions[site].cpu().clone() for site in edit.sites}, metadata))
+    tensors = {site.module: edit.directions[site] for site in edit.sites}
+    tensors |= {f"{site.module}{READING}": reading for site, reading in edit.readings.items()}
+    write_whole(file, save({name: tensor.cpu().clone() for name, tensor in tensors.items()}, metadata))
 
 
 def load_edit(file: Path) -> Edit:
@@ -31,7 +36,9 @@ def load_edit(file: Path) -> Edit:
             listed = json.loads(metadata["sites"])
             sites = {Site(int(s["layer"]), s["component"], str(s["module"])): float(s["strength"]) for s in listed}
             directions = {site: opened.get_tensor(site.module) for site in sites}
+            named = {f"{site.module}{READING}": site for site in sites}
+            readings = {named[name]: opened.get_tensor(name) for name in opened.keys() if name in named}  # noqa: SIM118
         normalization = cast(RowNormalization, metadata["row_normalization"])
-        return Edit(directions, sites, normalization)
+        return Edit(directions, sites, normalization, readings)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, UserError) as error:
         raise RunFolderError(f"{file} is missing or holds no edit ({error}).") from None

@@ -26,6 +26,10 @@ EAGER_TOKENS = 384
 """Longest sequences whose gradients come sooner by plain attention on the CPU; its scores grow with the square."""
 
 
+Variables = tuple[Tensor, Tensor, Tensor]
+"""What the gradient moves: strengths [sites], and offsets of directions and of readings [sites, d]."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """How an edit is fitted.
@@ -33,7 +37,8 @@ class FitOptions:
     Attributes:
         steps: gradient steps.
         rate: Adam's learning rate of strengths; it falls to zero over the last half of the steps.
-        direction_rate: that of the offsets to unit directions, as a share of `rate`.
+        direction_rate: that of the offsets to unit directions and readings, as a share of `rate`.
+        readings: whether what a site reads may part from the direction that it writes.
         benign: benign examples a step.
         target: target examples a step.
         loops: examples of loops a step.
@@ -44,6 +49,7 @@ class FitOptions:
     steps: int = 40
     rate: float = 0.03
     direction_rate: float = 0.05
+    readings: bool = True
     benign: int = 24
     target: int = 16
     loops: int = 4
@@ -57,7 +63,9 @@ class FitOptions:
 
 @dataclass
 class Fit:
-    """An edit while it is fitted: direction v = normalize(v₀ + offset) and strength λ of every site of the start.
+    """An edit while it is fitted: of every site of the start the strength λ, direction v = normalize(v₀ + offset) and reading r.
+
+    The reading is v, or has an offset to v₀ of its own.
 
     Args:
         lm: the base model; its weights are not laid out for inference, as gradients must flow through it.
@@ -81,26 +89,40 @@ class Fit:
         self.sites = self.start.sites
         self._first = torch.stack([self.start.directions[site].float().cpu() for site in self.sites])
         self._strengths = torch.tensor([self.start.strengths[site] for site in self.sites], requires_grad=True)
-        self._offsets = torch.zeros_like(self._first, requires_grad=True)
+        offsets = [torch.zeros_like(self._first, requires_grad=True) for _ in range(1 + self.options.readings)]
+        self._offsets, self._readings = offsets[0], offsets[-1]
         self._rows = Rows(self.options.rows)
-        self._optimizer = torch.optim.Adam([{"params": [self._strengths]}, {"params": [self._offsets]}])
+        self._optimizer = torch.optim.Adam([{"params": [self._strengths]}, {"params": offsets}])
 
     def run(self, steps: int) -> Iterator[dict[str, float]]:
         """Take up to so many steps, as many as are left; gives the losses of each."""
         for _ in range(min(steps, self.options.steps - self.step)):
             yield self._take_step()
 
-    def variables(self) -> tuple[Tensor, Tensor]:
-        """Strengths [sites] and offsets [sites, d] as they are now."""
-        return self._strengths.detach().clone(), self._offsets.detach().clone()
+    def variables(self) -> Variables:
+        """Strengths [sites], and offsets of directions and of readings [sites, d], as they are now."""
+        return self._strengths.detach().clone(), self._offsets.detach().clone(), self._readings.detach().clone()
 
-    def edit(self, variables: tuple[Tensor, Tensor] | None = None) -> Edit:
+    def edit(self, variables: Variables | None = None) -> Edit:
         """The edit as it is now, or as it was with other variables."""
-        numbers, offsets = self.variables() if variables is None else variables
-        directions = normalize(self._first + offsets, dim=-1)
-        strengths = {site: float(s) for site, s in zip(self.sites, numbers, strict=True)}
-        kept = {site: direction for site, direction in zip(self.sites, directions, strict=True) if strengths[site]}
-        return Edit(kept, {site: strengths[site] for site in kept}, self.start.row_normalization)
+        edit = self._edit(*(self.variables() if variables is None else variables))
+        kept = [site for site in self.sites if edit.strengths[site]]
+        return Edit(
+            {site: edit.directions[site] for site in kept},
+            {site: float(edit.strengths[site]) for site in kept},
+            edit.row_normalization,
+            {site: edit.readings[site] for site in kept if site in edit.readings},
+        )
+
+    def _edit(self, strengths: Tensor, offsets: Tensor, readings: Tensor) -> Edit:
+        """The edit of some variables, through which gradients flow."""
+        directions, read = (normalize(self._first + each, dim=-1) for each in (offsets, readings))
+        return Edit(
+            dict(zip(self.sites, directions, strict=True)),
+            dict(zip(self.sites, strengths, strict=True)),
+            self.start.row_normalization,
+            dict(zip(self.sites, read, strict=True)) if self.options.readings else {},
+        )
 
     def cosine(self) -> float:
         """Mean cosine of the directions to those of the start."""
@@ -114,6 +136,7 @@ class Fit:
             "curve": self.curve,
             "strengths": self._strengths.detach(),
             "offsets": self._offsets.detach(),
+            "readings": self._readings.detach(),
             "optimizer": self._optimizer.state_dict(),
         }
 
@@ -122,6 +145,7 @@ class Fit:
         with torch.no_grad():
             self._strengths.copy_(state["strengths"])
             self._offsets.copy_(state["offsets"])
+            self._readings.copy_(state["readings"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self.curve = state["step"], list(state["curve"])
 
@@ -130,7 +154,8 @@ class Fit:
         for group, share in zip(self._optimizer.param_groups, (1.0, self.options.direction_rate), strict=True):
             group["lr"] = rate * share
         losses = self._rows.adaptively(lambda rows: self.gradient(self.step, rows))
-        if not all(torch.isfinite(t.grad).all() for t in (self._strengths, self._offsets) if t.grad is not None):
+        moved = (self._strengths, self._offsets, self._readings)
+        if not all(torch.isfinite(t.grad).all() for t in moved if t.grad is not None):
             raise MeasurementError("Fitting has come to numbers that are not finite. Lower fit_rate.")
         self._optimizer.step()
         self.step += 1
@@ -172,14 +197,10 @@ class Fit:
     @contextmanager
     def _applied(self) -> Iterator[None]:
         """Apply the edit as it is now, through which gradients flow."""
-        directions = normalize(self._first + self._offsets, dim=-1)
-        edit = Edit(
-            dict(zip(self.sites, directions, strict=True)),
-            dict(zip(self.sites, self._strengths, strict=True)),
-            self.start.row_normalization,
-        )
-        with torch.enable_grad(), LiveEdits(self.writers, [edit]).applied():
-            yield
+        with torch.enable_grad():
+            edit = self._edit(self._strengths, self._offsets, self._readings)
+            with LiveEdits(self.writers, [edit]).applied():
+                yield
 
     def _tokens(self, examples: Examples, batch: list[int]) -> Tokens:
         some = [examples.examples[i] for i in batch]

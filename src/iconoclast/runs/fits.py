@@ -18,7 +18,7 @@ from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.fitting.examples import Example, Examples, loop_of
-from iconoclast.fitting.fit import Fit, FitOptions
+from iconoclast.fitting.fit import Fit, FitOptions, Variables
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.memory import Rows, affordable_rows
@@ -121,7 +121,7 @@ class FitStage:
             loops=s.fit_loop_weight,
             proximity=s.fit_proximity_weight,
         )
-        options = FitOptions(s.fit_steps, s.fit_rate, rows=self._rows(), seed=s.seed)
+        options = FitOptions(s.fit_steps, s.fit_rate, readings=s.fit_readings, rows=self._rows(), seed=s.seed)
         writers = bench.lm.writers(s.components)
         fit = Fit(bench.lm, writers, bench.edit(self.start.parameters), {}, objective, options)
         file = self.parameters.file.with_suffix(".state")
@@ -163,7 +163,7 @@ class FitStage:
         return min(WIDEST, max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH))
 
 
-def _resumed(fit: Fit, file: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _resumed(fit: Fit, file: Path) -> list[Variables]:
     """Let a fit go on from its state; return the edits that it has learnt from. Raise RunFolderError if it is damaged."""
     try:
         state = torch.load(file, weights_only=True)

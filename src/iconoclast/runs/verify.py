@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iconoclast.config.schema import Settings, without_functions
 from iconoclast.documents import require_known_schema
-from iconoclast.edits.edit import Edit, edited_weight, low_rank_factors
+from iconoclast.edits.edit import Edit
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError
 from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
@@ -171,10 +171,6 @@ def _applied(change: Any, tensor: Tensor) -> Tensor:
     return torch.stack([_applied(change, matrix) for matrix in tensor])
 
 
-def _edited(edit: Edit, site: Any, weight: Tensor) -> Tensor:
-    return edited_weight(weight, edit.directions[site], edit.strengths[site], edit.row_normalization)
-
-
 def _adapter(
     folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, information: Mapping[str, Any]
 ) -> Check:
@@ -192,9 +188,7 @@ def _adapter(
             experts = weight.shape[0]
             a = a.reshape(experts, -1, a.shape[-1])
             b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
-        wanted = low_rank_factors(
-            weight, edit.directions[site], edit.strengths[site], edit.row_normalization, a.shape[-2]
-        )
+        wanted = edit.factors(site, weight, a.shape[-2])
         update = wanted.b @ wanted.a
         off = float((b @ a - update).norm() / update.norm().clamp(min=1e-12))
         worst = off if not off <= worst else worst
