@@ -1,6 +1,7 @@
 """The edit of one weight: what it removes, what it keeps, and the same edit as a function of the output."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 
 from iconoclast.edits.edit import NEGLIGIBLE, Edit, edited_weight, low_rank_factors, output_transform
 from iconoclast.edits.profile import Profile
+from iconoclast.edits.record import load_edit, save_edit
 from iconoclast.errors import UserError
 from iconoclast.vocabulary import NORMALIZATIONS, Component, RowNormalization, Site
 
@@ -171,6 +173,46 @@ def test_only_full_looks_at_the_weight(normalization: RowNormalization) -> None:
     v = torch.full((5,), 5**-0.5)
     transform = output_transform(v, 0.8, normalization, weight.norm(dim=1))
     assert (transform.scale == 1).all()
+
+
+@every_normalization
+@given(pair=weights_and_directions(), strength=strengths, seed=st.integers(0, 2**31))
+def test_what_is_read_may_be_another_direction(
+    normalization: RowNormalization, pair: tuple[Tensor, Tensor], strength: float, seed: int
+) -> None:
+    weight, v = pair
+    random = torch.Generator().manual_seed(seed)
+    r, x = torch.randn(len(v), generator=random), torch.randn(3, weight.shape[1], generator=random)
+    edited = edited_weight(weight, v, strength, normalization, r)
+    if normalization == "none":
+        torch.testing.assert_close(edited, weight - strength * torch.outer(v, r @ weight), atol=1e-3, rtol=1e-3)
+    transform = output_transform(v, strength, normalization, weight.norm(dim=1), weight, r)
+    torch.testing.assert_close(transform(x @ weight.T), x @ edited.T, atol=2e-3, rtol=1e-3)
+    factors = low_rank_factors(weight, v, strength, normalization, None, r)
+    delta = edited - weight
+    assert (weight + factors.b @ factors.a - edited).norm() <= 0.01 * delta.norm() + 1e-4
+    same = edited_weight(weight, v, strength, normalization, v)
+    torch.testing.assert_close(same, edited_weight(weight, v, strength, normalization))
+
+
+def test_only_edited_sites_have_readings() -> None:
+    one, other = Site(0, "attn.o_proj", "a"), Site(1, "attn.o_proj", "b")
+    v = torch.eye(3)[0]
+    with pytest.raises(UserError, match="not edited"):
+        Edit({one: v}, {one: 1.0}, "none", {other: v})
+
+
+def test_a_file_keeps_an_edit_with_its_readings(tmp_path: Path) -> None:
+    sites = [Site(layer, "attn.o_proj", f"layers.{layer}.o_proj") for layer in range(2)]
+    v, r = torch.eye(3)[0], torch.eye(3)[1]
+    for readings in ({}, {sites[1]: r}):
+        edit = Edit(dict.fromkeys(sites, v), {sites[0]: 0.5, sites[1]: -1.0}, "pre", readings)
+        save_edit(edit, tmp_path / "edit.safetensors")
+        read = load_edit(tmp_path / "edit.safetensors")
+        assert (read.strengths, read.row_normalization) == (edit.strengths, "pre")
+        assert read.readings.keys() == readings.keys()
+        assert all(torch.equal(read.reading(site), edit.reading(site)) for site in sites)
+        assert read.scaled(2).readings.keys() == readings.keys()
 
 
 # The same edit as low-rank factors.

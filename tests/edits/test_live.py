@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,13 +95,15 @@ def logits(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
 
 
 def random_edit(writers: Writers, normalization: RowNormalization, seed: int = 0, strength: float = 1.2) -> Edit:
-    """An edit of both components with another direction at every layer, zero at the first layer."""
+    """An edit of both components with another direction at every layer, zero at the first layer; every other site reads another."""
     layers = 1 + max(site.layer for site in writers)
     width = next(iter(writers.values())).weight().shape[0]
     random = torch.Generator().manual_seed(seed)
     directions = normalize(torch.randn(layers, width, generator=random), dim=-1)
     profile = Profile(strength, layers - 1, 0.5 * strength, layers - 2)
-    return Edit.build(site_directions(writers, directions), dict.fromkeys(COMPONENTS, profile), normalization)
+    edit = Edit.build(site_directions(writers, directions), dict.fromkeys(COMPONENTS, profile), normalization)
+    read = {s: normalize(v + 0.5 * torch.randn(v.shape, generator=random), dim=-1) for s, v in edit.directions.items()}
+    return replace(edit, readings={site: read[site] for site in edit.sites[::2]})
 
 
 def live_logits(model: PreTrainedModel, writers: Writers, edit: Edit, ids: Tensor) -> Tensor:

@@ -138,6 +138,17 @@ def test_a_fit_that_is_broken_off_ends_at_the_same_edit(tiny_lm: LanguageModel) 
     assert second.curve == whole.curve
     assert second.edit().strengths == whole.edit().strengths
     assert same(second.edit().directions, whole.edit().directions)
+    assert same(second.edit().readings, whole.edit().readings)
+
+
+def test_readings_move_only_where_they_may(tiny_lm: LanguageModel) -> None:
+    free, tied = opened(tiny_lm), opened(tiny_lm, readings=False)
+    for fit in (free, tied):
+        list(fit.run(3))
+    assert not tied.edit().readings
+    assert all(not torch.equal(r, free.edit().directions[site]) for site, r in free.edit().readings.items())
+    assert free.curve[0] == pytest.approx(tied.curve[0], rel=1e-5)  # they begin as one
+    assert tied.edit().strengths != free.edit().strengths
 
 
 def same(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor]) -> bool:

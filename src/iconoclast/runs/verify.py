@@ -129,7 +129,7 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
     if kind == "adapter":
         return _adapter(folder, skeleton, source, edit, information)
     changes = matrix_changes(
-        source, skeleton.model, skeleton.writers(components), {s: partial(_edited, edit, s) for s in edit.sites}
+        source, skeleton.model, skeleton.writers(components), {s: partial(edit.weight, s) for s in edit.sites}
     )
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
