@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from iconoclast.fitting.examples import Example, Examples, response_tokens
 from iconoclast.fitting.fit import EAGER_TOKENS, Fit, FitOptions, attention_for_gradients
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.models.packed import packed, unpacked
 from iconoclast.models.reading import continuation_logits, differentiable_logits
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 from tests.support.families import FAMILIES
+from tests.support.tiny import save_tiny, tiny_config
 
 OBJECTIVE = Objective.standard(opening=0.3, continuation=0.7, opening_length=2, proximity=0.1)
 
@@ -90,6 +93,14 @@ def test_the_gradient_is_the_slope_in_every_family(name: str, monkeypatch: pytes
     plain = fit.gradient(0, 3)
     monkeypatch.setattr("iconoclast.fitting.fit.EAGER_TOKENS", 0)
     assert fit.gradient(0, 3) == pytest.approx(plain, rel=1e-3, abs=2e-4)
+
+
+def test_the_gradient_is_the_slope_through_4_bit_weights_that_were_read_before(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path, tiny_config(hidden_size=64, intermediate_size=128))
+    lm = load_model(str(folder), dtypes=["float32"], quantization="bnb_4bit")
+    continuation_logits(lm, [[5, 6, 7]], [[8, 9]])
+    assert error_of_gradient(opened(lm)) < 0.01
 
 
 def test_small_batches_give_the_same_gradient(tiny_lm: LanguageModel) -> None:

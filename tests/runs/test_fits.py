@@ -1,5 +1,6 @@
 """Fitted edits are trials like others: kept, continued after an interruption, exported, replayed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from iconoclast.runs.pipeline import Run, started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
 from iconoclast.search.space import FittedParameters
+from iconoclast.vocabulary import Quantization
+from tests.support.tiny import save_tiny, tiny_config
 
 SCALES = [0.5, 1.0]
 
@@ -149,3 +152,17 @@ def test_too_few_responses_are_no_examples(settings: Settings, monkeypatch: pyte
 
     assert not fitted(finished(settings, Noted()))
     assert any(note.startswith("Nothing is fitted") for note in notes)
+
+
+@pytest.mark.parametrize("quantization", ["bnb_4bit", "bnb_8bit"])
+def test_gradients_of_a_quantised_base_reach_the_edit(
+    settings: Settings, tmp_path: Path, quantization: Quantization
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path / "base", tiny_config(hidden_size=64, intermediate_size=128))
+    run = finished(settings.model_copy(update={"model": str(folder), "quantization": quantization}))
+    (losses,) = (json.loads(file.read_text()) for file in (run.folder.path / "fits").glob("*.json"))
+    assert len(losses) == 7 and losses[-1]["loss"] < losses[0]["loss"]
+    trial = fitted(run)[-1]
+    start, whole = (edit_of(run.settings, run, index) for index in (trial.parameters.trial, trial.index))
+    assert all(float((start.directions[site] - v).norm()) > 1e-4 for site, v in whole.directions.items())

@@ -105,12 +105,6 @@ class Writer:
             return restored
         if state is None:
             return stored.detach().float()
-        if getattr(state, "packing_format_for_cpu", False):
-            # bitsandbytes has rearranged the bits for the processor; what the module makes of the identity is W.
-            identity = torch.eye(state.shape[1], device=stored.device)
-            with torch.no_grad():
-                matrix: Tensor = self.module.forward(identity) - (0 if self.bias is None else self.bias)
-            return matrix.T.float()
         import bitsandbytes.functional
 
         return bitsandbytes.functional.dequantize_4bit(stored.data, state).float()

@@ -36,6 +36,9 @@ from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import DTYPES, QUANTIZATIONS, Dtype, Quantization
 
+BNB_PACKS = "support_avx512bf16_for_cpu"
+"""The attribute of bitsandbytes' 4-bit layers that says whether they lay out their weights for this processor."""
+
 
 class Placement(TypedDict, total=False):
     """Placement of weights, and trust in a model's code, while it is loaded.
@@ -93,7 +96,7 @@ def load_model(
             raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
         else:
             prepare_tokenizer(tokenizer, chat_template, name)
-            model.requires_grad_(False).train(False)
+            keep_layout(model.requires_grad_(False).train(False))
             kept, kind = str(model.dtype).removeprefix("torch."), cast(Quantization, quantization)
             loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
             if not (problem := _forward_problem(loaded)):
@@ -105,6 +108,16 @@ def load_model(
         note(f"dtype {dtype} {told}: {problem}")
     reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
+
+
+def keep_layout(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from laying out 4-bit weights anew on the CPU when they are first read.
+
+    After that no gradient passes through them (bitsandbytes 0.50), and one step of decoding a sequence is all that gains much.
+    """
+    for module in model.modules():
+        if hasattr(module, BNB_PACKS):
+            setattr(module, BNB_PACKS, False)
 
 
 def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
