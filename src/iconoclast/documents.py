@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
@@ -16,6 +16,9 @@ from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.privacy import portable
 
 REMEDY = "Delete it and start the run again."
+
+UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""A field that a document leaves out where there is nothing to say."""
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _CHOICE = re.compile(r"\[|^([A-Z]\w*|str|int|float)$")

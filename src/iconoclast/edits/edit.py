@@ -78,6 +78,11 @@ class Edit:
         """The edited sites, by layer."""
         return sorted(self.strengths)
 
+    def applied_to(self, site: Site, weight: Tensor) -> Tensor:
+        """Return W' of a site, in the shape of W, [d, k] or [experts, d, k]."""
+        direction = self.directions[site].to(weight.device)
+        return edited_weight(weight, direction, self.strengths[site], self.row_normalization)
+
     def scaled(self, factor: float) -> "Edit":
         return Edit(self.directions, {site: factor * s for site, s in self.strengths.items()}, self.row_normalization)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iconoclast.edits.edit import Edit, edited_weight
+from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
@@ -17,9 +17,7 @@ from iconoclast.vocabulary import Site
 
 def merged_weight(edit: Edit, site: Site, writer: Writer) -> Tensor:
     """Return the edited weight of one site in the stored shape and dtype."""
-    weight = writer.weight()
-    direction = edit.directions[site].to(weight.device)
-    edited = edited_weight(weight, direction, edit.strengths[site], edit.row_normalization)
+    edited = edit.applied_to(site, writer.weight())
     return (edited.mT if writer.transposed else edited).to(writer.stored.dtype).contiguous()
 
 
@@ -40,8 +38,7 @@ def save_merged(
         ModelError: the weights are quantised.
     """
     if checkpoint is not None:
-        edited = {site: partial(_edited, edit, site) for site in edit.sites}
-        changes = matrix_changes(checkpoint, model, writers, edited)
+        changes = matrix_changes(checkpoint, model, writers, {s: partial(edit.applied_to, s) for s in edit.sites})
         if changes is not None:
             checkpoint.write(folder, changes)
             return []
@@ -56,7 +53,3 @@ def save_merged(
         state[writers[site].parameter] = merged_weight(edit, site, writers[site])
     model.save_pretrained(folder, state_dict=state)
     return [] if checkpoint is None else keep_rest(checkpoint, model, folder)
-
-
-def _edited(edit: Edit, site: Site, weight: Tensor) -> Tensor:
-    return edited_weight(weight, edit.directions[site], edit.strengths[site], edit.row_normalization)

@@ -1,7 +1,6 @@
 """All that is measured once of a chosen model: responses, intervals, paired tests."""
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -154,26 +153,3 @@ def paired(before: Examination, after: Examination) -> dict[str, Any]:
 
 def _refused(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[list[bool], list[bool]]:
     return [a.label == "refusal" for a in before], [a.label == "refusal" for a in after]
-
-
-@dataclass(frozen=True)
-class Control:
-    """The effect of equally strong random edits; `as_strong` if they remove half as many failures on average."""
-
-    scores: Sequence[Scores]
-    as_strong: bool
-
-    @classmethod
-    def of(cls, base: Scores, edited: Scores, controls: Sequence[Scores]) -> "Control":
-        """Compare the effect of random directions with that of the edit."""
-        removed = base.failures.count - edited.failures.count
-        by_chance = statistics.fmean(base.failures.count - scores.failures.count for scores in controls)
-        return cls(controls, removed > 0 and by_chance >= removed / 2)
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "draws": [scores.document() for scores in self.scores],
-            "mean_failures": statistics.fmean(scores.failures.count for scores in self.scores),
-            "mean_kl_divergence": statistics.fmean(scores.kl_divergence for scores in self.scores),
-            "as_strong_as_the_edit": self.as_strong,
-        }

@@ -180,7 +180,8 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
         found = writers_of_layer(model, layer)
         _require_each(f"Layer {index} of {kind}", layer, found, components)
         for path, (name, whole) in found.items():
-            if (own := _component(path, whole, components)) is not None:
+            finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
+            if (own := next(finer, whole if whole in components else None)) is not None:
                 module = layer.get_submodule(path)
                 _require_editable(f"Layer {index} of {kind}", name, module, own)
                 site = Site(index, own, name)
@@ -201,12 +202,6 @@ def writers_of_layer(model: PreTrainedModel, layer: nn.Module) -> dict[str, tupl
         for path, module in layer.named_modules()
         if _writes(path, module, component, width)
     }
-
-
-def _component(path: str, whole: Component, components: Sequence[Component]) -> Component | None:
-    """Return the finest of the components that a writer belongs to."""
-    finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
-    return next(finer, whole if whole in components else None)
 
 
 def _require_each(

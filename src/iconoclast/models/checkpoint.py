@@ -82,21 +82,15 @@ class Checkpoint:
     @classmethod
     def _of(cls, folder: Path) -> "Checkpoint | None":
         """Read the files that transformers would load: those that the configuration names, one file, or an index."""
-        named = _configured(folder)
-        start = next(
-            (
-                folder / name
-                for name in (named or SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-                if (folder / name).is_file()
-            ),
-            None,
-        )
-        if start is None:
-            return None
-        chosen = cls._from(folder, start.name)
-        other = folder / SAFE_WEIGHTS_INDEX_NAME
-        if chosen is not None and start.name == SAFE_WEIGHTS_NAME and other.is_file():
-            chosen._require_one_reading(cls._from(folder, other.name))
+        config = folder / CONFIG_NAME
+        named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config.is_file() else None
+        single = folder / (named if isinstance(named, str) and named else SAFE_WEIGHTS_NAME)
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        if not single.is_file():
+            return cls._from(folder, index.name) if index.is_file() else None
+        chosen = cls._from(folder, single.name)
+        if chosen is not None and single.name == SAFE_WEIGHTS_NAME and index.is_file():
+            chosen._require_one_reading(cls._from(folder, index.name))
         return chosen
 
     @classmethod
@@ -267,13 +261,6 @@ def require_loaded(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
                 f"{name} was loaded with other values than {checkpoint.places[one].file} of {checkpoint.folder} has. "
                 "The files are read in two ways: leave one set of weights in the folder."
             )
-
-
-def _configured(folder: Path) -> str | None:
-    """Return the file of weights that config.json names, as some models do."""
-    config = folder / CONFIG_NAME
-    named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config.is_file() else None
-    return named if isinstance(named, str) else None
 
 
 def _same(folder: Path, one: Place, other: Place) -> bool:

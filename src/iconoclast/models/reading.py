@@ -74,6 +74,14 @@ def next_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> I
         yield indices, logits.float().log_softmax(-1)
 
 
+def first_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> Tensor:
+    """Return log-probabilities of the token after each sequence, float32 [sequences, vocabulary]."""
+    found: dict[int, Tensor] = {}
+    for indices, logprobs in next_token_logprobs(lm, sequences, rows):
+        found.update(zip(indices, logprobs, strict=True))
+    return torch.stack([found[i] for i in range(len(sequences))])
+
+
 @torch.inference_mode()
 def continuation_logits(lm: LanguageModel, prompts: Sequences, continuations: Sequences) -> Tensor:
     """Return the logits of every token of the (non-empty) continuations, read at once (teacher forcing).

@@ -236,8 +236,7 @@ class Lessons:
         return found
 
     def _label(self, prompt: Prompt, tokens: list[int]) -> Label:
-        text = self._bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)
-        return self._bench.rules.label(prompt.text, str(text))
+        return self._bench.rules.label(prompt.text, self._bench.lm.text(tokens))
 
     def _responses(self, edit: Edit, prompts: Sequence[Prompt], length: int) -> list[tuple[list[int], list[int]]]:
         """Token ids of every prompt and of the response to it."""

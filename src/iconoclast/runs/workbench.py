@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,7 +31,6 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, open_block
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import Prompt
 from iconoclast.runs.documents import Rendering
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
@@ -95,9 +94,8 @@ class Workbench:
             note=progress.note,
         )
         told = settings.template_date
-        return cls(
-            settings, replace(lm, template_date=None if told is None else datetime.fromisoformat(told)), directions
-        )
+        date = None if told is None else datetime.fromisoformat(told)
+        return cls(settings, replace(lm, template_date=date), directions)
 
     @classmethod
     @contextmanager
@@ -157,14 +155,8 @@ class Workbench:
     def options(self) -> MeasureOptions:
         """Lengths and batch widths."""
         s = self.settings
-        return MeasureOptions(
-            s.max_response_length,
-            s.max_benign_response_length,
-            s.batch_size,
-            s.max_batch_size,
-            s.weights_of_axes,
-            own_scores(s.constraints),
-        )
+        lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own_scores(s.constraints))
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
         """Return the evaluator of edits on a split; without report prompts, "report" means the selection prompts.
@@ -241,7 +233,8 @@ class Workbench:
                 progress.note(f"The chat template opens {block[0].strip()}, and response_prefix does not close it.")
             return
         progress.start("Looking at how responses start", 0)
-        sample = _alternating(self.prompts.benign.prompts, self.prompts.target.prompts)[: 2 * PREFIX_PROMPTS]
+        pairs = zip_longest(self.prompts.benign, self.prompts.target)
+        sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
         prefix = find_response_prefix(self.lm, sample, len(sample))
         if prefix:
             progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
@@ -270,7 +263,11 @@ class Workbench:
         room = lm.context - max(s.max_response_length, s.max_benign_response_length)
         for each in self.prompts.named().values():
             for number, prompt in enumerate(each, 1):
-                if (size := _too_long(prompt, room, lambda prompt: len(lm.encode([prompt])[0]))) is not None:
+                size = len(prompt.text.encode())
+                if size <= room // 2:  # few tokenizers make more tokens than there are bytes
+                    continue
+                doubtful = size <= LONGEST_TOKEN * room
+                if (len(lm.encode([prompt])[0]) if doubtful else size // LONGEST_TOKEN) > room:
                     raise PromptsError(
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
@@ -279,16 +276,3 @@ class Workbench:
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _too_long(prompt: Prompt, room: int, tokens_of: Callable[[Prompt], int]) -> int | None:
-    """Return the bytes of a prompt with more than `room` tokens, else None; only doubtful prompts are tokenised."""
-    size = len(prompt.text.encode())
-    if size <= room // 2:  # few tokenizers make more tokens than there are bytes
-        return None
-    tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else tokens_of(prompt)
-    return size if tokens > room else None
-
-
-def _alternating(first: Sequence[Prompt], second: Sequence[Prompt]) -> list[Prompt]:
-    return [p for pair in zip_longest(first, second) for p in pair if p is not None]
