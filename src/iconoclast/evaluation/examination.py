@@ -9,7 +9,7 @@ from typing import Any
 from iconoclast.evaluation.intervals import cohen_kappa, mcnemar, mean_interval, paired_bootstrap
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
-from iconoclast.scores import Count, Mean, Scores
+from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import LABELS, ExaminedSplit, Label, Verdict
 
 SETTLED = 0.02
@@ -93,14 +93,6 @@ class Examination:
         mean = sum(value * count for value, count in self.likelihoods) / total
         return math.exp(min(-mean, 700.0))
 
-    @property
-    def first_token_kl(self) -> Mean:
-        return mean_interval(self.scores.kl_by_prompt)
-
-    @property
-    def mean_token_kl(self) -> Mean:
-        return mean_interval(self.token_kl)
-
     def judged(self, judge: str) -> dict[str, Any]:
         """Return a judge's counts of the target responses, and its agreement with the markers, for JSON."""
         verdicts = [answer.judged[judge] for answer in self.target]
@@ -122,8 +114,8 @@ class Examination:
         borderline = self.borderline_overrefusals
         return {
             **self.scores.document(),
-            "first_token_kl": self.first_token_kl.document(),
-            "token_kl": {**self.mean_token_kl.document(), "tokens": self.token_length},
+            "first_token_kl": mean_interval(self.scores.kl_by_prompt).document(),
+            "token_kl": {**mean_interval(self.token_kl).document(), "tokens": self.token_length},
             "perplexity": {"value": self.perplexity, "n": sum(count for _, count in self.likelihoods)},
             "refusals_by_length": [{"tokens": length, **c.document()} for length, c in self.by_length.items()],
             "refusals_settled": self.settled,

@@ -24,7 +24,6 @@ from iconoclast.scores import Count
 
 SHORTEST_LENGTH = 16
 """Tokens of the shortest beginning in which refusals are counted; each further one is twice as long."""
-
 ROWS_READ_AT_ONCE = 16
 """Responses whose token probabilities are computed at once: each takes length × vocabulary numbers."""
 

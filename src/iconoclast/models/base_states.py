@@ -19,10 +19,8 @@ from iconoclast.models.reading import RowListener, read_prompts, step
 
 LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""
-
 SAMPLE = 4
 """Prompts on which the shortcut is checked."""
-
 TOLERANCE = 1e-3
 """Largest total variation distance the shortcut may cause; it feeds in the same numbers in the same shapes."""
 

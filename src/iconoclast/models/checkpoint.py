@@ -27,16 +27,12 @@ PAPERS = (
     "*processor*.json", "chat_template*", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
 )  # fmt: skip
 """Files that belong to a model beside its weights and configuration; any others are the owner's."""
-
 DTYPES = ("BF16", "F16", "F32")
 """Tensor types (safetensors names) that can be edited in place; others are quantised."""
-
 SAMPLED = 16
 """Parameters that are compared with the files after loading, spread over the model."""
-
 COMPARED = 4096
 """Bytes at the start, in the middle and at the end by which two stored tensors are compared."""
-
 MatrixChange = Callable[[Tensor], Tensor]
 """A float32 matrix as stored → its new value."""
 

@@ -19,7 +19,6 @@ from iconoclast.models.hooks import replaced_forwards
 
 LARGEST_SHARE = 1 / 4
 """Share of the free memory that the second copy of the weights may take."""
-
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -57,7 +56,7 @@ class _Product:
         return result
 
 
-@dataclass
+@dataclass(eq=False)
 class _Gated:
     """The forward pass of down(silu(gate(x)) * up(x)), with all but the products done as their results are written."""
 
@@ -71,7 +70,7 @@ class _Gated:
         return result
 
 
-@dataclass
+@dataclass(eq=False)
 class _RootMeanSquare:
     """The forward pass of an RMS norm in half as many passes over the states, rounded once at the end."""
 

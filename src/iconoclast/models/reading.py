@@ -17,7 +17,6 @@ from iconoclast.models.transformers_internals import uses_sdpa
 
 PART_TOKENS = 2048
 """Tokens read at once: enough for full-speed matrix products, few enough for sequences of similar length."""
-
 SHORTEST_PREFIX = 8
 """Tokens below which a shared prefix is not worth a pass of its own."""
 

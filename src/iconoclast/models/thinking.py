@@ -11,7 +11,6 @@ from iconoclast.prompts import Prompt
 
 WRITTEN = re.compile(r"[<\[][^\s<>\[\]|/]+[>\]]")
 """A tag whose partner is written with a slash, whether or not the vocabulary has it."""
-
 OPPOSITES = (("begin", "end"), ("start", "end"), ("prefix", "suffix"), ("open", "close"))
 
 LOOKS = 3

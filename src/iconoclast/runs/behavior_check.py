@@ -16,10 +16,8 @@ from iconoclast.scores import Count
 
 LARGE = 0.8
 """Cohen's d that is called large (Cohen 1988)."""
-
 TELLING = 0.75
 """Accuracy of the first word, or of the words, from which on the sets differ in it."""
-
 RARE, OFTEN = 0.15, 0.5
 FEW = 30
 

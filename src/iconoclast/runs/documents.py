@@ -29,10 +29,8 @@ from iconoclast.vocabulary import (
 
 Status = Literal["running", "complete", "interrupted"]
 """How far a run is: `interrupted` by its user; a killed one still says `running`."""
-
 PromptSets = Mapping[str, Mapping[str, Any]]
 """Prompt set → source, n, SHA-256."""
-
 UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
 
 
@@ -48,16 +46,15 @@ class Rendering(Part):
     def differences(self, now: "Rendering", sets: Collection[str]) -> list[str]:
         """Name the sets of `sets` whose token ids differ, and why, in a line for each; empty if none does."""
         others = [name for name in sets if self.tokens.get(name) != now.tokens.get(name)]
-        causes = [
-            what
-            for what, one, other in (
-                ("the chat template has changed", self.template, now.template),
-                ("the tokenizer has changed", self.tokenizer, now.tokenizer),
-                (f"the chat template was told {self.date} then, {now.date} now", self.date, now.date),
-            )
-            if one != other
-        ]
-        why = ", ".join(causes) or "transformers renders the chat template in another way"
+        causes = {
+            "the chat template has changed": self.template != now.template,
+            "the tokenizer has changed": self.tokenizer != now.tokenizer,
+            f"the chat template was told {self.date} then, {now.date} now": self.date != now.date,
+        }
+        why = (
+            ", ".join(cause for cause, holds in causes.items() if holds)
+            or "transformers renders the chat template in another way"
+        )
         return [f"the token ids of {name}: {why}" for name in others]
 
 

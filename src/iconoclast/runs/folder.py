@@ -3,7 +3,7 @@
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -125,11 +125,9 @@ class RunFolder:
                         for folder in made:
                             folder.rmdir()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[object]:
         """Wait until none of the other processes that share the run is in here."""
-        with FileLock(self.path / layout.ALONE):
-            yield
+        return FileLock(self.path / layout.ALONE)
 
     def in_use(self) -> bool:
         """Check for a process that works on this run; leave nothing behind."""

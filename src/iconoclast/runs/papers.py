@@ -23,7 +23,6 @@ COUNTED = (
     ("Broken benign responses", "benign_broken"),
 )
 """Counts of `Scores` as tables show them: title, attribute."""
-
 MEASURED = "Measured on this export, loaded from these files, against its base."
 NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
@@ -33,8 +32,6 @@ DEMO_LICENCE = "apache-2.0"
 
 TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 """Strict, because a hole in a public document is worse than an error (docs/decisions/0001-model-card.md)."""
-
-
 AS_MEASURED = {
     "bnb_4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
     "bnb_8bit": "BitsAndBytesConfig(load_in_8bit=True)",

@@ -7,7 +7,6 @@ from iconoclast.privacy import portable
 
 FIT_SETTINGS = frozenset(name for name in Settings.model_fields if name.startswith("fit_")) - {"fit_scales"}
 """Settings that a fit depends on, beside the pinned ones."""
-
 FREE_SETTINGS = FIT_SETTINGS | frozenset(
     [
         "n_trials", "trials_per_batch", "prune_trials", "fit", "fit_scales", "exit_after_optimization", "batch_size",
@@ -18,8 +17,6 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
     ]
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
-
-
 YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints"])
 """Settings that older runs do not have; unset, they mean what those runs did."""
 

@@ -36,7 +36,6 @@ from iconoclast.scores import Scores
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: the base model's bfloat16 leaves so much open."""
-
 DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError)
 """Exceptions from reading and comparing damaged files, or those of another model."""
 

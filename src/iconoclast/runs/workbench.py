@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import zip_longest
@@ -37,10 +37,8 @@ from iconoclast.search.space import AnyParameters
 
 LONGEST_TOKEN = 128
 """Rough bound on the bytes in one token of any tokenizer; a longer text is too long without being tokenised."""
-
 PREFIX_PROMPTS = 8
 """Prompts of each set whose responses are searched for a common start."""
-
 ASKS_FOR_THE_DATE = "strftime_now"
 """The function by which chat templates get the date."""
 
@@ -98,17 +96,15 @@ class Workbench:
         return cls(settings, replace(lm, template_date=date), directions)
 
     @classmethod
-    @contextmanager
     def open(
         cls,
         settings: Settings,
         model: str | None = None,
         directions: Directions | None = None,
         progress: Progress | None = None,
-    ) -> Iterator["Workbench"]:
+    ) -> AbstractContextManager["Workbench"]:
         """Load a model and lay out its weights for as long as the context lasts; arguments as in `load`."""
-        with cls.load(settings, model, None, directions, progress).laid_out() as bench:
-            yield bench
+        return cls.load(settings, model, None, directions, progress).laid_out()
 
     def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
         """Use prompts that are loaded already, and let responses start with a known prefix."""
@@ -122,11 +118,9 @@ class Workbench:
         with packed(self.lm.model):
             yield self
 
-    @contextmanager
-    def beside(self, lm: LanguageModel) -> Iterator["Workbench"]:
-        """Yield a workbench that measures another model in the same way, with the same prompts."""
-        with Workbench(self.settings, lm, self.directions, self.prompts).laid_out() as bench:
-            yield bench
+    def beside(self, lm: LanguageModel) -> AbstractContextManager["Workbench"]:
+        """Give a workbench that measures another model in the same way, with the same prompts."""
+        return Workbench(self.settings, lm, self.directions, self.prompts).laid_out()
 
     @property
     def prompts(self) -> Prompts:
