@@ -218,9 +218,11 @@ def _require_each(
 
 
 def _require_editable(place: str, name: str, module: nn.Module, component: Component) -> None:
-    if (stored := _unknown_type(module)) is not None:
+    known = fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    if not known and module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ModelError(
-            f"{name} of {place.split()[-1]} holds its weights as {stored}, which cannot be edited. Use the model in another format."
+            f"{name} of {place.split()[-1]} holds its weights as {module.weight.dtype}, which cannot be edited. "
+            "Use the model in another format."
         )
     if fused(module) and not interceptable(module):
         raise ModelError(
@@ -239,11 +241,3 @@ def _output_size(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return int(module.nf) if isinstance(module, Conv1D) else None
-
-
-def _unknown_type(module: nn.Module) -> str | None:
-    """Return the type of a weight that is quantised in an unknown way, else None."""
-    if fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-        return None
-    dtype = module.weight.dtype
-    return None if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) else str(dtype)
