@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json
@@ -17,6 +17,8 @@ from iconoclast.privacy import portable
 
 REMEDY = "Delete it and start the run again."
 
+UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""A field that a document leaves out where there is nothing to say."""
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _CHOICE = re.compile(r"\[|^([A-Z]\w*|str|int|float)$")
 """A part of a problem's place that names no key, but one of several types."""
@@ -76,11 +78,7 @@ class Document(Part):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read the file.
-
-        Raises:
-            RunFolderError: it is missing, damaged, something else, or from a newer version.
-        """
+        """Read the file; raise RunFolderError if it is missing, damaged, something else, or from a newer version."""
         content = read_known(file)
         try:
             return cls.model_validate(content)

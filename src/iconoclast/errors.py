@@ -35,3 +35,8 @@ class RunFolderError(UserError):
 
 class MeasurementError(IconoclastError):
     """A measurement that broke down: exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,19 +7,10 @@ from typing import Any
 
 PATHS = frozenset(
     [
-        "model",
-        "dataset",
-        "chat_template",
-        "study_checkpoint_dir",
-        "include_path",
-        "source",
-        "sources",
-        "refusal_rules",
-        "constraints",
-        "name",
-        "command",
+        "model", "dataset", "chat_template", "study_checkpoint_dir", "include_path", "source", "sources", "refusal_rules",
+        "constraints", "name", "command",
     ]
-)
+)  # fmt: skip
 """Keys whose values can be paths or begin with one; everything else, such as prompts, is left alone."""
 
 

@@ -14,14 +14,10 @@ from iconoclast.vocabulary import Criterion
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 """What decides which of two edits is better, first things first."""
-
 Key = tuple[int, int, float]
 """Failures, overrefusals, KL divergence: what edits are ordered by, and what the Pareto front is a front of."""
-
 ONE_STANDARD_ERROR = 2 * NormalDist().cdf(1) - 1
 """Confidence of an interval of one standard error to either side."""
-
-
 Compliance = Annotated[
     float,
     Field(
@@ -91,7 +87,6 @@ class Mean(Value):
 
 NONE = Count(0, 0)
 """Nothing was counted."""
-
 COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
 """The counts in `Scores`; the first three also in `AxisScores`."""
 

@@ -8,12 +8,10 @@ from iconoclast.registry import require_known
 
 Component = Literal["attn.o_proj", "mlp.down_proj", "attn.linear", "mlp.experts", "mlp.shared", "per_layer.proj"]
 """A kind of residual writer."""
-
 KNOWN_COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 COMPONENTS: tuple[Component, ...] = ("attn.o_proj", "mlp.down_proj")
 """Attention output and MLP output: together, everything that a layer writes."""
-
 PART_OF: dict[Component, Component] = {
     "attn.linear": "attn.o_proj",
     "mlp.experts": "mlp.down_proj",
@@ -22,21 +20,16 @@ PART_OF: dict[Component, Component] = {
 }
 """Finer component → the one that its sites belong to unless it is asked for too: linear attention, convolutions and
 state-space mixers; routed experts; shared experts; what a layer makes of inputs of its own (Gemma 3n and 4)."""
-
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 """How a direction is estimated from residuals."""
-
 METHODS: tuple[DirectionMethod, ...] = get_args(DirectionMethod)
 """The methods of this package; `known_methods` gives those of others too."""
-
 DirectionScope = Literal["global", "per_layer"]
 """One direction for all layers, or each layer's own."""
-
 SCOPES: tuple[DirectionScope, ...] = get_args(DirectionScope)
 
 RowNormalization = Literal["none", "pre", "full"]
 """How the rows of a weight are treated while it is edited; see `edits.edit.Edit`."""
-
 NORMALIZATIONS: tuple[RowNormalization, ...] = get_args(RowNormalization)
 
 Quantization = Literal["none", "bnb_4bit", "bnb_8bit"]
@@ -49,21 +42,16 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 Split = Literal["fit", "select", "report"]
 """Prompts that directions are fitted on, that trials are chosen on, and that chose nothing."""
-
 ExaminedSplit = Literal["report", "selection"]
 """What an examination is of, as documents spell it."""
-
 Label = Literal["complied", "soft_refusal", "refusal", "broken"]
 """What a response is."""
-
 LABELS: tuple[Label, ...] = get_args(Label)
 
 Verdict = Literal[Label, "unknown"]
 """What a judge says a response is."""
-
 Criterion = Literal["failures", "overrefusals", "kl_divergence"]
 """What edits are ordered by."""
-
 ExportFormat = Literal["adapter", "merged", "gguf"]
 
 DEMO = "demo"

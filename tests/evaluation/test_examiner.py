@@ -12,12 +12,13 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
-from iconoclast.evaluation.examination import Control, Examination, ExaminedPrompts, Variant, paired
+from iconoclast.evaluation.examination import Examination, ExaminedPrompts, Variant, paired
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.runs.documents import RandomControl
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import Verdict
 
@@ -157,10 +158,12 @@ def scores(refusals: int, broken: int = 0) -> Scores:
 
 
 def test_a_control_that_does_half_as_much_is_as_strong() -> None:
-    assert not Control.of(scores(18), scores(0), [scores(17), scores(18)]).as_strong
-    assert Control.of(scores(18), scores(0), [scores(9), scores(9)]).as_strong
-    assert not Control.of(scores(18), scores(0), [scores(0, broken=18)]).as_strong  # breaking is no success
-    assert not Control.of(scores(2), scores(2), [scores(2)]).as_strong
+    assert not RandomControl.of(scores(18), scores(0), [scores(17), scores(18)]).as_strong_as_the_edit
+    assert RandomControl.of(scores(18), scores(0), [scores(9), scores(9)]).as_strong_as_the_edit
+    assert not RandomControl.of(
+        scores(18), scores(0), [scores(0, broken=18)]
+    ).as_strong_as_the_edit  # breaking is no success
+    assert not RandomControl.of(scores(2), scores(2), [scores(2)]).as_strong_as_the_edit
 
 
 # Axes.

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
-from iconoclast.documents import Document, Part
+from iconoclast.documents import UNLESS_NONE, Document, Part
 from iconoclast.version import __version__
 from iconoclast.vocabulary import RowNormalization
 
@@ -17,8 +15,6 @@ Construction = Literal["rank_one", "low_rank", "dense", "requantised", "weak", "
 
 Verdict = Literal["untouched", "rank_one", "low_rank", "dense", "requantised", "mixed"]
 """What the whole edit is consistent with; weak and unreadable tensors have no say."""
-
-UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class TensorFinding(Part):

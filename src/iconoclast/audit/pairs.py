@@ -32,7 +32,6 @@ class Source(Protocol):
 
     def matrices(self, name: str) -> Iterator[Tensor]:
         """Yield a tensor, or of a stack of matrices one after the other, in the stored type."""
-        ...
 
 
 @dataclass(frozen=True)

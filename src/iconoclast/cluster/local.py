@@ -49,7 +49,8 @@ def work_locally(folder: RunFolder, workers: int, progress: Progress, gpus: int 
     failed = [number for number, process in enumerate(processes) if process.returncode]
     if len(failed) == workers:
         log = logs / f"worker-{failed[0]}.log"
-        raise MeasurementError(f"No worker came to the end. {log} says: {_last_line(log)}")
+        said = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+        raise MeasurementError(f"No worker came to the end. {log} says: {said[-1]}")
     for number in failed:
         progress.note(f"Worker {number} failed, and the others did its work: see {logs / f'worker-{number}.log'}.")
 
@@ -74,8 +75,3 @@ def _started(folder: RunFolder, number: int, cores: Sequence[int], gpus: int, lo
         with suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
     return process
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing"

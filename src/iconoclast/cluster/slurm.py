@@ -13,16 +13,12 @@ from iconoclast.errors import SettingsError, UserError
 
 SIGNAL_DELAY = 120
 """Seconds before the end of its time at which a job is told."""
-
 TIME_UP = 75
 """Exit code of a worker whose time was nearly over (EX_TEMPFAIL): its job may be queued again."""
-
 JOB_FOLDER = "iconoclast-"
 """Prefix of a job's own folder, which holds its TMPDIR."""
-
 CACHE_VARIABLES = "HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_DATASETS_CACHE HF_ASSETS_CACHE HF_XET_CACHE HF_HUB_OFFLINE"
 """Variables that would lead a job with a cache of its own back to the user's."""
-
 Caches = Literal["shared", "job"]
 
 

@@ -67,7 +67,7 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
 
     progress.note(f"Worker {worker.name} joins {folder.path}.")
     try:
-        with _written(folder), worker.alive(stop), started_run(settings, progress, worker=worker) as run:
+        with worker.alive(stop), started_run(settings, progress, worker=worker) as run:
             worker.says("working")
             run.optimize(settings.n_trials, progress)
             worker.says("finishing")
@@ -77,13 +77,6 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
         if reasons:
             raise RunFolderError(f"Worker {worker.name} was stopped: {reasons[0]}.") from None
         raise
-
-
-@contextmanager
-def _written(folder: RunFolder) -> Iterator[None]:
-    """Turn a disk error in the folder into one clear line."""
-    try:
-        yield
     except OSError as error:
         raise RunFolderError(f"The run folder {folder.path} cannot be used: {error}.") from None
 

@@ -14,14 +14,10 @@ from iconoclast.vocabulary import METHODS, SCOPES, DirectionMethod, DirectionSco
 
 SMALLEST_REMAINDER = 1e-4
 """Share of a direction that must survive the filters for it to point anywhere."""
-
 SAME = 1e-3
 """Relative difference below which residuals are the same but for rounding (of bfloat16, say)."""
-
-
 Estimator = Callable[[Tensor, Tensor], Tensor]
 """Benign residuals [n, L, d], target residuals [m, L, d] → directions [L, d], of any length."""
-
 estimators: Registry[Estimator] = Registry("estimator", "estimators")
 """Estimators by name; other packages add theirs as entry points in the group iconoclast.estimators."""
 

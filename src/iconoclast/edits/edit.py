@@ -90,8 +90,8 @@ class Edit:
         """Return r of a site: [d]."""
         return self.readings.get(site, self.directions[site])
 
-    def weight(self, site: Site, weight: Tensor) -> Tensor:
-        """Return W' of a site, on the device of W."""
+    def applied_to(self, site: Site, weight: Tensor) -> Tensor:
+        """Return W' of a site, in the shape and on the device of W, [d, k] or [experts, d, k]."""
         direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
         return edited_weight(weight, direction, self.strengths[site], self.row_normalization, reading)
 

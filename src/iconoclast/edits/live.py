@@ -1,8 +1,9 @@
 """Edits applied live to the writers' outputs: no weight is touched, and the rows of a batch may differ."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from iconoclast.edits.edit import Edit, OutputTransform, output_transform
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
-from iconoclast.models.experts import OutputChange, expert_outputs
+from iconoclast.models.experts import expert_outputs
 from iconoclast.models.hooks import hooks_act
 from iconoclast.models.reading import RowListener
 from iconoclast.vocabulary import Site
@@ -35,39 +36,31 @@ class _SiteTransforms:
 
     def __call__(self, output: Tensor) -> Tensor:
         """Transform `output` [rows, tokens, d] or [rows · tokens, d], with one transform for each row or for all."""
-        shape = output.shape
-        if torch.is_grad_enabled():  # nothing may be overwritten that a gradient needs
-            z = output.reshape(len(self.inward), -1, shape[-1]).float()
-            z = z if self.bias is None else z - self.bias
+        z = output.reshape(len(self.inward), -1, output.shape[-1])
+        z = z.to(torch.float32, copy=not torch.is_grad_enabled())
+        z = self._reduced(z if self.bias is None else z - self.bias)
+        z = z if self.scale is None else z * self.scale[:, None]
+        z = z if self.bias is None else z + self.bias
+        return z.to(output.dtype).reshape(output.shape)
+
+    def _reduced(self, z: Tensor) -> Tensor:
+        """Return z − (z·inward) outward, [edits, tokens, d], written over z unless a gradient may need it."""
+        inward, outward = self.inward[:, None], self.outward[:, None]
+        if torch.is_grad_enabled():
             if len(self.inward) == 1:  # a product with one vector, whose gradient copies nothing
-                z = z - (z @ self.inward[0])[..., None] * self.outward[0]
-            else:
-                z = z - (z * self.inward[:, None]).sum(-1, keepdim=True) * self.outward[:, None]
-            z = z if self.scale is None else z * self.scale[:, None, :]
-            z = z if self.bias is None else z + self.bias
-            return z.to(output.dtype).reshape(shape)
-        z = output.reshape(len(self.inward), -1, shape[-1]).to(torch.float32, copy=True)
-        if self.bias is not None:
-            z -= self.bias
+                return z - (z @ self.inward[0])[..., None] * outward
+            return z - (z * inward).sum(-1, keepdim=True) * outward
         if z.shape[1] == 1:  # a step of decoding, for which batched products of vectors are slow
-            z.addcmul_((z * self.inward[:, None]).sum(-1, keepdim=True), self.outward[:, None], value=-1)
-        else:
-            z.baddbmm_(z @ self.inward[:, :, None], self.outward[:, None], alpha=-1)
-        if self.scale is not None:
-            z *= self.scale[:, None, :]
-        if self.bias is not None:
-            z += self.bias
-        return z.to(output.dtype).reshape(shape)
+            return z.addcmul_((z * inward).sum(-1, keepdim=True), outward, value=-1)
+        return z.baddbmm_(z @ self.inward[:, :, None], outward, alpha=-1)
 
     def of_experts(self, output: Tensor, edits: Tensor, experts: Tensor) -> Tensor:
         """Transform `output` [pairs, d], where pair i is what expert `experts[i]` writes under edit `edits[i]`."""
         z = output.float() if self.bias is None else output - self.bias[experts]
         read = (z * self.inward[edits, experts]).sum(-1, keepdim=True)
         z = torch.addcmul(z, read, self.outward[edits, experts], value=-1)
-        if self.scale is not None:
-            z = z * self.scale[edits, experts]
-        if self.bias is not None:
-            z = z + self.bias[experts]
+        z = z if self.scale is None else z * self.scale[edits, experts]
+        z = z if self.bias is None else z + self.bias[experts]
         return z.to(output.dtype)
 
 
@@ -109,9 +102,9 @@ class LiveEdits(RowListener):
             for site in self._transforms:
                 module = self._writers[site].module
                 if self._writers[site].fused:
-                    stack.enter_context(expert_outputs(module, self._of_experts(site)))
+                    stack.enter_context(expert_outputs(module, partial(self._of_experts, site)))
                 else:
-                    stack.enter_context(module.register_forward_hook(self._hook(site)))
+                    stack.enter_context(module.register_forward_hook(partial(self._hook, site)))
             yield
 
     def keep(self, positions: Tensor) -> None:
@@ -131,19 +124,13 @@ class LiveEdits(RowListener):
             for site, transforms in self._transforms.items()
         }
 
-    def _hook(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return self._active[site](output)
+    def _hook(self, site: Site, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return self._active[site](output)
 
-        return hook
-
-    def _of_experts(self, site: Site) -> OutputChange:
-        def change(output: Tensor, tokens: Tensor, experts: Tensor, count: int) -> Tensor:
-            assert self._current is not None
-            edits = self._current.to(output.device)
-            return self._active[site].of_experts(output, edits[tokens * len(edits) // count], experts)
-
-        return change
+    def _of_experts(self, site: Site, output: Tensor, tokens: Tensor, experts: Tensor, count: int) -> Tensor:
+        assert self._current is not None
+        edits = self._current.to(output.device)
+        return self._active[site].of_experts(output, edits[tokens * len(edits) // count], experts)
 
 
 def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms:
@@ -160,9 +147,5 @@ def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms
         direction, strength = edit.directions[site].to(device), edit.strengths[site]
         reading = edit.reading(site).to(device)
         transforms.append(output_transform(direction, strength, edit.row_normalization, norms, weight, reading))
-    inward, outward = (
-        torch.stack([each.inward for each in transforms]),
-        torch.stack([each.outward for each in transforms]),
-    )
-    scale = torch.stack([each.scale for each in transforms]) if scaled else None
-    return _SiteTransforms(inward, outward, scale, writer.bias)
+    inward, outward, scale = map(torch.stack, zip(*((t.inward, t.outward, t.scale) for t in transforms), strict=True))
+    return _SiteTransforms(inward, outward, scale if scaled else None, writer.bias)

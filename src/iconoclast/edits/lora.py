@@ -59,7 +59,10 @@ def save_adapter(
 
 
 def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) -> LoraConfig:
-    as_parameters = {site for site in edit.sites if _as_parameter(writers[site])}
+    # PEFT adapts fused experts as a parameter. In a model of a type whose experts are fused while loading, even if it has none,
+    # it takes every module called down_proj for an expert of an older checkpoint.
+    beside = {s for s in edit.sites if writers[s].beside_experts and not s.component.startswith("attn.")}
+    as_parameters = beside | {site for site in edit.sites if writers[site].fused}
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -72,10 +75,3 @@ def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) ->
         base_model_name_or_path=base,
         inference_mode=True,
     )
-
-
-def _as_parameter(writer: Writer) -> bool:
-    """Check whether PEFT adapts a parameter of the module rather than the module."""
-    # In a model of a type whose experts are fused while loading, even if it has none, PEFT takes every module called down_proj
-    # for an expert of an older checkpoint.
-    return writer.fused or (writer.beside_experts and not writer.site.component.startswith("attn."))

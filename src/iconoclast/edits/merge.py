@@ -17,7 +17,7 @@ from iconoclast.vocabulary import Site
 
 def merged_weight(edit: Edit, site: Site, writer: Writer) -> Tensor:
     """Return the edited weight of one site in the stored shape and dtype."""
-    edited = edit.weight(site, writer.weight())
+    edited = edit.applied_to(site, writer.weight())
     return (edited.mT if writer.transposed else edited).to(writer.stored.dtype).contiguous()
 
 
@@ -38,8 +38,7 @@ def save_merged(
         ModelError: the weights are quantised.
     """
     if checkpoint is not None:
-        edited = {site: partial(edit.weight, site) for site in edit.sites}
-        changes = matrix_changes(checkpoint, model, writers, edited)
+        changes = matrix_changes(checkpoint, model, writers, {s: partial(edit.applied_to, s) for s in edit.sites})
         if changes is not None:
             checkpoint.write(folder, changes)
             return []

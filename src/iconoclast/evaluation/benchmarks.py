@@ -40,7 +40,6 @@ TASK_FAULTS = (OSError, ValueError, LookupError, TypeError, RuntimeError, Import
 
 Results = Mapping[str, Any]
 """Output of lm-eval: results, samples, group_subtasks, higher_is_better."""
-
 Side = AbstractContextManager[LanguageModel]
 """One of the models to compare, loaded when the context is entered."""
 
@@ -179,7 +178,11 @@ def load_tasks(options: BenchmarkOptions) -> Any:
     known = manager.task_index
     for name in names:
         if name not in known and not Path(name).is_file():
-            raise BenchmarkError(_unknown(name, list(known)))
+            near = difflib.get_close_matches(name, list(known), 3)
+            meant = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise BenchmarkError(
+                f'lm-eval knows no task "{name}".{meant} Task files of your own need --include-path FOLDER.'
+            )
     if not options.confirm_run_unsafe_code:  # first, because setting such a task up may run code
         _refuse_unsafe([name for name in names if name in known and (known[name].cfg or {}).get("unsafe_code")])
     _seed()
@@ -312,12 +315,6 @@ def _refuse_unsafe(names: Sequence[str]) -> None:
         raise BenchmarkError(
             f"{', '.join(names)} runs code that the model writes. Allow it with --confirm-run-unsafe-code, in a sandbox."
         )
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 3)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f'lm-eval knows no task "{name}".{meant} Task files of your own need --include-path FOLDER.'
 
 
 def _reason(error: BaseException) -> str:

@@ -10,10 +10,8 @@ Defect = Literal["empty", "looping", "wrong script"]
 
 REPEATED_WORDS = 12
 """Consecutive words that must repeat earlier ones before a text counts as looping."""
-
 FEWEST_LETTERS = 10
 """Letters of a foreign script before it can be the wrong one."""
-
 _SAYS_NOTHING = re.compile(r"[\s.…*=~|+_\ufffd-]*")
 _SAYS_ONE_SIGN = re.compile(r"\s*([^\w\s]{1,4}?)(?:\s*\1){7,}\s*")
 # In scripts without spaces each character counts as a word. Numbers do not count: a loop with a counter is still a loop.

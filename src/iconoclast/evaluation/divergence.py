@@ -5,7 +5,6 @@ from torch import Tensor
 
 LARGEST_KL = 100.0
 """A substitute in nats for an infinite divergence, which samplers cannot learn from and JSON cannot write."""
-
 ROWS_AT_A_TIME = 16
 """Rows of logits compared at once: few enough to stay in the processor's cache."""
 

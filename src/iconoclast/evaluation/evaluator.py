@@ -17,10 +17,11 @@ from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rules import apply_measures, find, measures
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
+from iconoclast.models.batching import Sequences
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
-from iconoclast.models.reading import next_token_logprobs, read_prompts
+from iconoclast.models.reading import first_token_logprobs, read_prompts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import AxisScores, Bounds, Count, Scores
@@ -49,6 +50,11 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         for name in self.own:  # one that is not there must not come out after the first responses
             find(name, measures)
+
+    def rows(self, lm: LanguageModel, prompts: Sequences) -> Rows:
+        """Return how many of the prompts, with whole responses, go through the model at once."""
+        longest = max(map(len, prompts)) + self.response_length
+        return Rows(affordable_rows(lm, longest, self.batch_size, self.max_batch_size))
 
 
 class Evaluator:
@@ -79,12 +85,7 @@ class Evaluator:
         self._components = tuple(components)
         self._target = _Encoded(lm.encode(target.prompts))
         self._benign = _Encoded(lm.encode(benign.prompts))
-        longest = max(len(ids) for ids in self._target.ids + self._benign.ids)
-        self._rows = Rows(
-            affordable_rows(
-                lm, longest + self.options.response_length, self.options.batch_size, self.options.max_batch_size
-            )
-        )
+        self._rows = self.options.rows(lm, self._target.ids + self._benign.ids)
         self._reference = reference
         longest_marker = max((len(lm.tokenizer.encode(marker)) for marker in rules.refusal_markers), default=0)
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
@@ -114,14 +115,7 @@ class Evaluator:
     def reference(self) -> Tensor:
         """First-token log-probabilities of the base model on the benign prompts, float32 [benign, vocabulary]."""
         if self._reference is None:
-            by_prompt: dict[int, Tensor] = {}
-
-            def fill(rows: int) -> None:
-                for indices, logprobs in next_token_logprobs(self.lm, self._benign.ids, rows):
-                    by_prompt.update(zip(indices, logprobs, strict=True))
-
-            self._rows.adaptively(fill)
-            self._reference = torch.stack([by_prompt[i] for i in range(len(self.benign))])
+            self._reference = self._rows.adaptively(lambda n: first_token_logprobs(self.lm, self._benign.ids, n))
         return self._reference
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
@@ -165,7 +159,8 @@ class Evaluator:
         scores: list[Scores | Bounds] = [standing.bounds(edit) for edit in range(len(edits))]
         for edit, responses in zip(left, target, strict=True):
             if not standing.pruned[edit]:
-                scores[edit] = self._scores(divergences[edit], responses, benign[edit])
+                texts = self.target, responses, self.benign, benign[edit]
+                scores[edit] = score(self.rules, *texts, divergences[edit], self.options)
         return scores
 
     def divergences(self, edits: Sequence[Edit]) -> Tensor:
@@ -230,26 +225,18 @@ class Evaluator:
                 self.lm, ids * len(edits), length, rows, live, Callbacks(decided, first, advance), encoded.lower
             )
 
-        texts = [self._text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
+        texts = [self.lm.text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
 
     def _failure(self, tokens: list[int]) -> Label | None:
         """Return the label that is certain so far; for speed, the whole is read only if its end looks suspect."""
-        if may_loop(tokens) or self.rules.may_refuse(self._text(tokens[-self._window :])):
-            return self.rules.failure(self._text(tokens))
+        if may_loop(tokens) or self.rules.may_refuse(self.lm.text(tokens[-self._window :])):
+            return self.rules.failure(self.lm.text(tokens))
         return None
 
     def _live(self, edits: Sequence[Edit], prompts: int) -> LiveEdits:
         writers = self.lm.writers(self._components) if any(edit.sites for edit in edits) else {}
         return LiveEdits(writers, edits, [e for e in range(len(edits)) for _ in range(prompts)])
-
-    def _text(self, tokens: list[int]) -> str:
-        text = self.lm.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
-
-    def _scores(self, divergences: list[float], target: list[str], benign: list[str]) -> Scores:
-        return score(self.rules, self.target, target, self.benign, benign, divergences, self.options)
 
 
 def score(

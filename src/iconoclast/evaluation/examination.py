@@ -1,7 +1,6 @@
 """All that is measured once of a chosen model: responses, intervals, paired tests."""
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 from iconoclast.evaluation.intervals import cohen_kappa, mcnemar, mean_interval, paired_bootstrap
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
-from iconoclast.scores import Count, Mean, Scores
+from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import LABELS, ExaminedSplit, Label, Verdict
 
 SETTLED = 0.02
@@ -94,14 +93,6 @@ class Examination:
         mean = sum(value * count for value, count in self.likelihoods) / total
         return math.exp(min(-mean, 700.0))
 
-    @property
-    def first_token_kl(self) -> Mean:
-        return mean_interval(self.scores.kl_by_prompt)
-
-    @property
-    def mean_token_kl(self) -> Mean:
-        return mean_interval(self.token_kl)
-
     def judged(self, judge: str) -> dict[str, Any]:
         """Return a judge's counts of the target responses, and its agreement with the markers, for JSON."""
         verdicts = [answer.judged[judge] for answer in self.target]
@@ -123,8 +114,8 @@ class Examination:
         borderline = self.borderline_overrefusals
         return {
             **self.scores.document(),
-            "first_token_kl": self.first_token_kl.document(),
-            "token_kl": {**self.mean_token_kl.document(), "tokens": self.token_length},
+            "first_token_kl": mean_interval(self.scores.kl_by_prompt).document(),
+            "token_kl": {**mean_interval(self.token_kl).document(), "tokens": self.token_length},
             "perplexity": {"value": self.perplexity, "n": sum(count for _, count in self.likelihoods)},
             "refusals_by_length": [{"tokens": length, **c.document()} for length, c in self.by_length.items()],
             "refusals_settled": self.settled,
@@ -154,26 +145,3 @@ def paired(before: Examination, after: Examination) -> dict[str, Any]:
 
 def _refused(before: Sequence[Answer], after: Sequence[Answer]) -> tuple[list[bool], list[bool]]:
     return [a.label == "refusal" for a in before], [a.label == "refusal" for a in after]
-
-
-@dataclass(frozen=True)
-class Control:
-    """The effect of equally strong random edits; `as_strong` if they remove half as many failures on average."""
-
-    scores: Sequence[Scores]
-    as_strong: bool
-
-    @classmethod
-    def of(cls, base: Scores, edited: Scores, controls: Sequence[Scores]) -> "Control":
-        """Compare the effect of random directions with that of the edit."""
-        removed = base.failures.count - edited.failures.count
-        by_chance = statistics.fmean(base.failures.count - scores.failures.count for scores in controls)
-        return cls(controls, removed > 0 and by_chance >= removed / 2)
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "draws": [scores.document() for scores in self.scores],
-            "mean_failures": statistics.fmean(scores.failures.count for scores in self.scores),
-            "mean_kl_divergence": statistics.fmean(scores.kl_divergence for scores in self.scores),
-            "as_strong_as_the_edit": self.as_strong,
-        }

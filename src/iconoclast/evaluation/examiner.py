@@ -17,15 +17,13 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.batching import batches_by_length
 from iconoclast.models.decoding import Callbacks, FirstToken, decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.memory import Rows, affordable_rows
-from iconoclast.models.reading import continuation_logits, next_token_logprobs
+from iconoclast.models.reading import continuation_logits, first_token_logprobs
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count
 
 SHORTEST_LENGTH = 16
 """Tokens of the shortest beginning in which refusals are counted; each further one is twice as long."""
-
 ROWS_READ_AT_ONCE = 16
 """Responses whose token probabilities are computed at once: each takes length × vocabulary numbers."""
 
@@ -52,14 +50,7 @@ class Examiner:
         self._target, self._benign, self._borderline = (
             base.lm.encode(prompts.prompts) if prompts else [] for prompts in sets
         )
-        self._rows = Rows(
-            affordable_rows(
-                base.lm,
-                max(map(len, self._target + self._benign + self._borderline)) + self._options.response_length,
-                self._options.batch_size,
-                self._options.max_batch_size,
-            )
-        )
+        self._rows = self._options.rows(base.lm, self._target + self._benign + self._borderline)
 
     def examined_base(self, progress: Progress | None = None) -> Examination:
         """Examine the base model once; its divergences are numerical noise."""
@@ -80,46 +71,22 @@ class Examiner:
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
         token_kl, likelihoods = self._read_base_responses(variant, progress)
-        texts = [[self._text(ids) for ids in responses] for responses in (target, benign, borderline)]
+        texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
-        return Examination(
-            variant.name,
-            score(
-                self._rules,
-                self.sample.target,
-                texts[0],
-                self.sample.benign,
-                texts[1],
-                divergences.result()[0].tolist(),
-                self._options,
-            ),
-            answers[0],
-            answers[1],
-            answers[2],
-            self._refusals_by_length(target),
-            token_kl,
-            short,
-            likelihoods,
-            {
-                judge.name: judge.problem
-                for judge in self._judges
-                if judge.problem and any(a.judged[judge.name] == "unknown" for some in answers for a in some)
-            },
-        )
+        unknown = {name for some in answers for a in some for name, verdict in a.judged.items() if verdict == "unknown"}
+        problems = {judge.name: judge.problem for judge in self._judges if judge.problem and judge.name in unknown}
+        sides = self.sample.target, texts[0], self.sample.benign, texts[1]
+        scores = score(self._rules, *sides, divergences.result()[0].tolist(), self._options)
+        lengths = self._refusals_by_length(target)
+        said = answers[0], answers[1], answers[2]
+        return Examination(variant.name, scores, *said, lengths, token_kl, short, likelihoods, problems)
 
     @cached_property
     def _reference(self) -> Tensor:
         """First-token log-probabilities of the base model, float32 [benign, vocabulary]."""
-        by_prompt: dict[int, Tensor] = {}
-
-        def fill(rows: int) -> None:
-            for indices, logprobs in next_token_logprobs(self._base.lm, self._benign, rows):
-                by_prompt.update(zip(indices, logprobs, strict=True))
-
         with self._base.applied():
-            self._rows.adaptively(fill)
-        return torch.stack([by_prompt[i] for i in range(len(self._benign))])
+            return self._rows.adaptively(lambda rows: first_token_logprobs(self._base.lm, self._benign, rows))
 
     @cached_property
     def _base_responses(self) -> list[list[int]]:
@@ -190,16 +157,12 @@ class Examiner:
         while length < whole:
             lengths.add(length)
             length *= 2
-        return {
-            length: Count(
-                sum(
-                    self._rules.shows(prompt.text, self._text(ids[:length]))
-                    for prompt, ids in zip(self.sample.target, responses, strict=True)
-                ),
-                len(responses),
-            )
-            for length in sorted(lengths)
-        }
+
+        def refusals(length: int) -> int:
+            texts = (self._base.lm.text(ids[:length]) for ids in responses)
+            return sum(self._rules.shows(p.text, text) for p, text in zip(self.sample.target, texts, strict=True))
+
+        return {length: Count(refusals(length), len(responses)) for length in sorted(lengths)}
 
     def _answers(self, prompts: PromptSet, texts: Sequence[str], progress: Progress) -> tuple[Answer, ...]:
         pairs = [(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
@@ -211,8 +174,3 @@ class Examiner:
             Answer(prompt, text, self._rules.label(prompt, text), {name: v[i] for name, v in verdicts.items()})
             for i, (prompt, text) in enumerate(pairs)
         )
-
-    def _text(self, tokens: list[int]) -> str:
-        text = self._base.lm.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text

@@ -18,22 +18,16 @@ from iconoclast.registry import Registry
 
 Rule = Callable[..., Any]
 """(response, prompt=...) → whether the response shows the behaviour."""
-
 rules: Registry[Rule] = Registry("rule", "rules")
 """Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
-
 Measure = Callable[..., Any]
 """(responses, prompts=...) → a score of all responses to the target prompts."""
-
 measures: Registry[Measure] = Registry("score", "scores")
 """Scores by name; another package adds one as an entry point in the group iconoclast.scores."""
-
 SHORT = 25
 """Words that suffice where a short answer is asked for."""
-
 FAILURES = (Exception, SystemExit)
 """How code of a user may fail: in any way, but Ctrl-C is the user's."""
-
 _BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
 _CLAIM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
 _AGREES = re.compile(

@@ -166,14 +166,11 @@ class Fit:
         """Leave the gradient of a step's loss at the variables; gives the loss and its terms."""
         self._optimizer.zero_grad()
         losses: dict[str, float] = {}
-        counts_of: dict[Kind, int] = {
-            "benign": self.options.benign,
-            "target": self.options.target,
-            "loop": self.options.loops,
-        }
+        options = self.options
+        counts_of: dict[Kind, int] = {"benign": options.benign, "target": options.target, "loop": options.loops}
         for kind, examples in self.examples.items():
-            count, terms = counts_of[kind], self.objective.of(kind)
-            drawn = examples.draw(count, f"{self.options.seed}/{kind}/{step}")
+            terms = self.objective.of(kind)
+            drawn = examples.draw(counts_of[kind], f"{options.seed}/{kind}/{step}")
             everything = tokens_of([examples.examples[i] for i in drawn])
             counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
             for batch in examples.batches(drawn, rows) if terms else ():

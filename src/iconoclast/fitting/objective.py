@@ -1,5 +1,6 @@
 """What fitting minimises: a weighted sum of terms, each a mean over tokens of responses."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -33,64 +34,66 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """KL(base ‖ edited) in nats a token, from place `start` of the responses to before place `end`."""
+class Term(ABC):
+    """A sum over some tokens of the responses to examples of a kind; `weight` is that of its mean."""
 
     name: str
     kind: Kind
     weight: float
+
+    @abstractmethod
+    def where(self, tokens: Tokens) -> Tensor:
+        """Mark the tokens that count."""
+
+    @abstractmethod
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """Return the sum over the tokens that count."""
+
+
+@dataclass(frozen=True)
+class Divergence(Term):
+    """KL(base ‖ edited) in nats a token, from place `start` of the responses to before place `end`."""
+
     start: int = 0
     end: int = 1_000_000
 
     def where(self, tokens: Tokens) -> Tensor:
-        """The tokens that count."""
         return (tokens.places >= self.start) & (tokens.places < self.end)
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """The sum over the tokens that count."""
         counts = self.where(tokens)
         base = tokens.base()[counts]
         return (base.exp() * (base - tokens.logprobs[counts])).sum()
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Term):
     """Negative log-likelihood of the responses in nats a token, before place `end`."""
 
-    name: str
-    kind: Kind
-    weight: float
     end: int
 
     def where(self, tokens: Tokens) -> Tensor:
-        """The tokens that count."""
         return tokens.places < self.end
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """The sum over the tokens that count."""
         counts = self.where(tokens)
         return -tokens.logprobs[counts].gather(-1, tokens.ids[counts, None]).sum()
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(Term):
     """softplus(margin − lead), mean over examples.
 
     The lead is how much likelier, in nats, the response goes on than the behaviour at the first token where they part. An
     example that leads by far enough weighs nothing any more.
     """
 
-    name: str
-    kind: Kind
-    weight: float
     margin: float = 1.0
 
     def where(self, tokens: Tokens) -> Tensor:
-        """The tokens that count."""
         return tokens.rivals >= 0
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """The sum over the tokens that count."""
         counts = self.where(tokens)
         logprobs = tokens.logprobs[counts]
         ours, theirs = (logprobs.gather(-1, ids[counts, None]) for ids in (tokens.ids, tokens.rivals))
@@ -98,24 +101,15 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Unlikelihood:
+class Unlikelihood(Term):
     """−log(1 − p) in nats a token, of tokens that should not follow (Welleck et al. 2020, arXiv:1908.04319)."""
 
-    name: str
-    kind: Kind
-    weight: float
-
     def where(self, tokens: Tokens) -> Tensor:
-        """The tokens that count."""
         return tokens.avoided
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """The sum over the tokens that count."""
         logprobs = tokens.logprobs[tokens.avoided].gather(-1, tokens.ids[tokens.avoided, None])
         return -(-logprobs.exp().clamp(max=0.999)).log1p().sum()
-
-
-Term = Divergence | Likelihood | Preference | Unlikelihood
 
 
 @dataclass(frozen=True)

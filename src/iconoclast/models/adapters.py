@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from iconoclast.errors import ModelError
+from iconoclast.errors import ModelError, first_line
 from iconoclast.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
             warnings.simplefilter("ignore")  # what does not fit is found below
             adapted = PeftModel.from_pretrained(lm.model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {reason}") from None
+        raise ModelError(f"The adapter {name} cannot be put on {lm.name}: {first_line(error)[:300]}") from None
     if adapted.active_peft_config.is_prompt_learning:
         raise ModelError(f"The adapter {name} changes the prompts and not the model, which is not measured here.")
     if unfit := _unfit(adapted, folder):
@@ -96,17 +95,14 @@ def _unfit(adapted: "PeftModel", folder: Path) -> list[str]:
         return []
     # PEFT renames tensors by transformers' rules for checkpoints, which can break names that are those of the modules.
     stored = load_file(folder / WEIGHTS)
-    own = {_plain(name): parameter for name, parameter in adapted.named_parameters()}
+    own = {name.replace(".default", ""): parameter for name, parameter in adapted.named_parameters()}
+    missing, unexpected = (
+        {name.replace(".default", "") for name in names} for names in (result.missing_keys, result.unexpected_keys)
+    )
     fitting = {name for name in stored if name in own and own[name].shape == stored[name].shape}
-    unfit = (stored.keys() - fitting) | (set(map(_plain, result.missing_keys)) - fitting)
-    if unfit:
-        return sorted(unfit & set(map(_plain, result.missing_keys + result.unexpected_keys))) or sorted(unfit)
+    if unfit := (stored.keys() | missing) - fitting:
+        return sorted(unfit & (missing | unexpected)) or sorted(unfit)
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
     return []
-
-
-def _plain(name: str) -> str:
-    """Return the name that a parameter of an adapter has in its file."""
-    return name.replace(".default", "")

@@ -174,7 +174,8 @@ def find_writers(model: PreTrainedModel, components: Sequence[Component]) -> dic
         found = writers_of_layer(model, layer)
         _require_each(f"Layer {index} of {kind}", layer, found, components)
         for path, (name, whole) in found.items():
-            if (own := _component(path, whole, components)) is not None:
+            finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
+            if (own := next(finer, whole if whole in components else None)) is not None:
                 module = layer.get_submodule(path)
                 _require_editable(f"Layer {index} of {kind}", name, module, own)
                 site = Site(index, own, name)
@@ -197,12 +198,6 @@ def writers_of_layer(model: PreTrainedModel, layer: nn.Module) -> dict[str, tupl
     }
 
 
-def _component(path: str, whole: Component, components: Sequence[Component]) -> Component | None:
-    """Return the finest of the components that a writer belongs to."""
-    finer = (c for c, pattern in FINER_PATHS.items() if c in components and pattern.fullmatch(path))
-    return next(finer, whole if whole in components else None)
-
-
 def _require_each(
     place: str, layer: nn.Module, found: Mapping[str, tuple[str, Component]], components: Sequence[Component]
 ) -> None:
@@ -217,9 +212,11 @@ def _require_each(
 
 
 def _require_editable(place: str, name: str, module: nn.Module, component: Component) -> None:
-    if (stored := _unknown_type(module)) is not None:
+    known = fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    if not known and module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ModelError(
-            f"{name} of {place.split()[-1]} holds its weights as {stored}, which cannot be edited. Use the model in another format."
+            f"{name} of {place.split()[-1]} holds its weights as {module.weight.dtype}, which cannot be edited. "
+            "Use the model in another format."
         )
     if fused(module) and not interceptable(module):
         raise ModelError(
@@ -238,11 +235,3 @@ def _output_size(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return int(module.nf) if isinstance(module, Conv1D) else None
-
-
-def _unknown_type(module: nn.Module) -> str | None:
-    """Return the type of a weight that is quantised in an unknown way, else None."""
-    if fused(module) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-        return None
-    dtype = module.weight.dtype
-    return None if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) else str(dtype)

@@ -1,7 +1,7 @@
 """States of the base model's layers for a list of prompts: computed once for every edit that begins above them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,15 @@ from transformers import DynamicCache
 from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.batching import Sequences
 from iconoclast.models.cache import PreallocatedLayer, shareable
+from iconoclast.models.hooks import replaced_forwards
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import free_memory, token_bytes
 from iconoclast.models.reading import RowListener, read_prompts, step
 
 LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""
-
 SAMPLE = 4
 """Prompts on which the shortcut is checked."""
-
 TOLERANCE = 1e-3
 """Largest total variation distance the shortcut may cause; it feeds in the same numbers in the same shapes."""
 
@@ -54,22 +53,11 @@ class BaseStates:
     def level(self, first_layer: int) -> int:
         return max((level for level in self.outputs if level <= first_layer), default=0)
 
-    @contextmanager
-    def answering(self, level: int, sequences: Sequences, width: int) -> Iterator[None]:
+    def answering(self, level: int, sequences: Sequences, width: int) -> AbstractContextManager[None]:
         known = self.outputs[level]
         output = known[self._places(sequences).to(known.device), -width:]
-        layers = self.layers[:level]
-        own = [layer.__dict__.get("forward") for layer in layers]  # as offloading puts one there
         answer = output if self.tuple_length is None else (output, *[None] * (self.tuple_length - 1))
-        for layer in layers:
-            layer.forward = lambda *args, **kwargs: answer
-        try:
-            yield
-        finally:
-            for layer, forward in zip(layers, own, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
+        return replaced_forwards(dict.fromkeys(self.layers[:level], lambda *args, **kwargs: answer))
 
     def fill(self, cache: DynamicCache, level: int, sequences: Sequences, width: int) -> None:
         places = self._places(sequences)
@@ -130,6 +118,9 @@ def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Seque
         tuple_length = len(output) if isinstance(output, tuple) else None
         caught[level_of[module]] = output[0] if isinstance(output, tuple) else output
 
+    def empty(like: Tensor) -> Tensor:
+        return like.new_zeros(len(sequences), *like.shape[1:])
+
     states: BaseStates | None = None
     with ExitStack() as stack:
         for layer in level_of:
@@ -142,10 +133,6 @@ def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Seque
             ]
             keys, values = ([tensor[:, :, shared:] for tensor in tensors] for tensors in zip(*cached, strict=True))
             if states is None:  # the first batch holds the longest prompts
-
-                def empty(like: Tensor) -> Tensor:
-                    return like.new_zeros(len(sequences), *like.shape[1:])
-
                 outputs = {level: empty(tensor) for level, tensor in caught.items()}
                 places = {tuple(sequence): i for i, sequence in enumerate(sequences)}
                 of_cache = list(map(empty, keys)), list(map(empty, values))

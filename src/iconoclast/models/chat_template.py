@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -32,21 +32,13 @@ REMEDY = "Set chat_template to plain, raw, or a Jinja file."
 
 FAILURES = (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError)
 """What a template can raise while it is rendered."""
-
-SYSTEM, USER, ANSWER, LATER = (
-    "Speak as a lighthouse keeper.",
-    "Which way lies the harbour?",
-    "Zuerst nach Norden.",
-    "Und dann?",
-)
+SYSTEM, USER = "Speak as a lighthouse keeper.", "Which way lies the harbour?"
+ANSWER, LATER = "Zuerst nach Norden.", "Und dann?"
 """Messages with which a template is tried."""
-
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys under which templates look for the thoughts of an answer."""
-
 TAG = re.compile(r"[<\[◁⟨〈【«]\|?[^\s<>\[\]|/'\"{}()]{1,40}\|?[>\]▷⟩〉】»]")
 """A tag that opens something."""
-
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -100,11 +92,12 @@ class Layout:
         if self.system == "user" and len(messages) > 1 and messages[0]["role"] == "system":
             first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
             messages = [first, *messages[2:]]
-        return [self._message(message) for message in messages]
-
-    def _message(self, message: Mapping[str, str]) -> dict[str, Any]:
-        parts = self.system == "parts" if message["role"] == "system" else self.parts
-        return {**message, "content": [{"type": "text", "text": message["content"]}]} if parts else dict(message)
+        laid_out: list[dict[str, Any]] = []
+        for message in messages:
+            parts = self.system == "parts" if message["role"] == "system" else self.parts
+            content = [{"type": "text", "text": message["content"]}] if parts else message["content"]
+            laid_out.append({**message, "content": content})
+        return laid_out
 
 
 LAYOUTS = [Layout(parts, system) for parts, system in product((False, True), ("role", "parts", "user"))]
@@ -143,11 +136,11 @@ class ChatTemplate:
         self._tokenizer, self._name, self._now = tokenizer, name, now
         self._layouts: dict[bool, Layout] = {}
 
-    def render(self, messages: Messages, generation: bool = True) -> str:
+    def render(self, messages: Messages) -> str:
         """Return the text of a conversation; raise ModelError unless every text of user and system is in it."""
         layout = self.layout(messages[0]["role"] == "system")
         try:
-            text = self._apply(layout.of(messages), generation)
+            text = self._apply(layout.of(messages), True)
         except FAILURES as error:
             raise self._error(f"fails on a message ({error})") from None
         for message in messages:
@@ -167,18 +160,16 @@ class ChatTemplate:
         user = {"role": "user", "content": USER}
         answer = {"role": "assistant", "content": ANSWER}
         lead, _, opening = self.render([user]).rpartition(USER)
-        whole = self._tried([user, answer, {"role": "user", "content": LATER}], False)
+        whole = thought = ""
+        with suppress(*FAILURES):
+            whole = self._apply(self.layout(False).of([user, answer, {"role": "user", "content": LATER}]), False)
+        with suppress(*FAILURES):
+            thinking = {**answer, **dict.fromkeys(REASONING, SYSTEM)}
+            thought = self._apply(self.layout(False).of([user, thinking]), False)
         header, found, rest = whole.partition(ANSWER)
         # A template that leaves out answers says nothing of them: then its opening is taken for the header.
         header, after = (header.rpartition(USER)[2], rest.partition(LATER)[0]) if found else (opening, "")
-        thought = self._tried([user, {**answer, **dict.fromkeys(REASONING, SYSTEM)}], False)
         return Turn(lead, opening, header, after, *_thinking(thought.rpartition(USER)[2], opening, header))
-
-    def _tried(self, messages: Messages, generation: bool) -> str:
-        try:
-            return self._apply(self.layout(False).of(messages), generation)
-        except FAILURES:
-            return ""
 
     def _find_layout(self, with_system: bool) -> Layout:
         messages = [{"role": "user", "content": USER}]

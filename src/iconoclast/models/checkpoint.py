@@ -27,16 +27,12 @@ PAPERS = (
     "*processor*.json", "chat_template*", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
 )  # fmt: skip
 """Files that belong to a model beside its weights and configuration; any others are the owner's."""
-
 DTYPES = ("BF16", "F16", "F32")
 """Tensor types (safetensors names) that can be edited in place; others are quantised."""
-
 SAMPLED = 16
 """Parameters that are compared with the files after loading, spread over the model."""
-
 COMPARED = 4096
 """Bytes at the start, in the middle and at the end by which two stored tensors are compared."""
-
 MatrixChange = Callable[[Tensor], Tensor]
 """A float32 matrix as stored → its new value."""
 
@@ -82,21 +78,15 @@ class Checkpoint:
     @classmethod
     def _of(cls, folder: Path) -> "Checkpoint | None":
         """Read the files that transformers would load: those that the configuration names, one file, or an index."""
-        named = _configured(folder)
-        start = next(
-            (
-                folder / name
-                for name in (named or SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-                if (folder / name).is_file()
-            ),
-            None,
-        )
-        if start is None:
-            return None
-        chosen = cls._from(folder, start.name)
-        other = folder / SAFE_WEIGHTS_INDEX_NAME
-        if chosen is not None and start.name == SAFE_WEIGHTS_NAME and other.is_file():
-            chosen._require_one_reading(cls._from(folder, other.name))
+        config = folder / CONFIG_NAME
+        named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config.is_file() else None
+        single = folder / (named if isinstance(named, str) and named else SAFE_WEIGHTS_NAME)
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        if not single.is_file():
+            return cls._from(folder, index.name) if index.is_file() else None
+        chosen = cls._from(folder, single.name)
+        if chosen is not None and single.name == SAFE_WEIGHTS_NAME and index.is_file():
+            chosen._require_one_reading(cls._from(folder, index.name))
         return chosen
 
     @classmethod
@@ -267,13 +257,6 @@ def require_loaded(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
                 f"{name} was loaded with other values than {checkpoint.places[one].file} of {checkpoint.folder} has. "
                 "The files are read in two ways: leave one set of weights in the folder."
             )
-
-
-def _configured(folder: Path) -> str | None:
-    """Return the file of weights that config.json names, as some models do."""
-    config = folder / CONFIG_NAME
-    named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config.is_file() else None
-    return named if isinstance(named, str) else None
 
 
 def _same(folder: Path, one: Place, other: Place) -> bool:

@@ -15,13 +15,10 @@ from iconoclast.models.reading import Decoding, LowerLayers, RowListener, read_p
 
 CHECK_EVERY = 4
 """Tokens between two checks for decided rows (each check synchronises with the device)."""
-
 WORTH_LEAVING = 0.1
 """Share of rows that must be done before they are dropped, because dropping them copies the cache."""
-
 Decided = Callable[[int, list[int]], bool]
 """(sequence index, response tokens so far) → True if nothing still to come matters."""
-
 FirstToken = Callable[[list[int], Tensor], None]
 """(sequence indices, logits of the first response token [rows, vocabulary])."""
 

@@ -15,10 +15,8 @@ from iconoclast.models.transformers_internals import experts_function
 
 DOWN = "down_proj"
 """Name of the fused tensor that holds the matrices writing to the residual stream."""
-
 SORTED, IN_ORDER = "grouped_mm", "batched_mm"
 """The experts functions that order (token, expert) pairs by expert and by token."""
-
 OutputChange = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(outputs [pairs, d], token of each pair, expert of each pair, number of tokens) → outputs."""
 

@@ -105,3 +105,7 @@ class LanguageModel:
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts as `chat_template.token_ids` does."""
         return token_ids(self.tokenizer, texts)
+
+    def text(self, tokens: Any, special: bool = False) -> str:
+        """Return the text of tokens, without special ones unless they are asked for."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=not special))

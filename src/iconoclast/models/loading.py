@@ -84,28 +84,16 @@ def load_model(
     path = _checked_path(name, dtypes, quantization)
     failures: dict[str, list[str]] = {}
     for dtype in dtypes:
-        try:
-            model, tokenizer = _load(path, dtype, quantization, **placement)
-        except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
-            if "trust_remote_code" in str(error) and not placement.get("trust_remote_code"):
-                raise ModelError(
-                    f"{name} brings Python code of its own, which is only run with trust_remote_code. Read it first."
-                ) from None
-            problem, told = _first_line(error), "does not load"
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
-        else:
-            prepare_tokenizer(tokenizer, chat_template, name)
-            keep_layout(model.requires_grad_(False).train(False))
-            kept, kind = str(model.dtype).removeprefix("torch."), cast(Quantization, quantization)
-            loaded = LanguageModel(model, tokenizer, name, path, kept, kind, response_prefix)
+        loaded, problem = _tried(name, path, dtype, quantization, **placement)
+        if loaded is not None:
+            prepare_tokenizer(loaded.tokenizer, chat_template, name)
+            loaded.response_prefix = response_prefix
             if not (problem := _forward_problem(loaded)):
                 if dtype == "auto" and path.lower().endswith(".gguf"):
-                    note(f"A GGUF file states no dtype; its weights are held in {kept}.")
+                    note(f"A GGUF file states no dtype; its weights are held in {loaded.dtype}.")
                 return loaded
-            told = "is passed over"
         failures.setdefault(problem, []).append(dtype)
-        note(f"dtype {dtype} {told}: {problem}")
+        note(f"dtype {dtype} {'does not load' if loaded is None else 'is passed over'}: {problem}")
     reasons = "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in failures.items())
     raise ModelError(f"The model {name} works in none of the dtypes tried. {reasons}")
 
@@ -145,6 +133,25 @@ def _checked_path(name: str, dtypes: Sequence[str], quantization: str) -> str:
             "safetensors, as the hub does for most models."
         )
     return path
+
+
+def _tried(
+    name: str, path: str, dtype: Dtype | str, quantization: Quantization | str, **placement: Unpack[Placement]
+) -> tuple[LanguageModel | None, str]:
+    """Return the model, or why it does not load in this dtype; raise ModelError if it loads in none."""
+    try:
+        model, tokenizer = _load(path, dtype, quantization, **placement)
+    except (RuntimeError, ValueError, ImportError, AssertionError) as error:  # torch asserts that there is CUDA
+        if "trust_remote_code" in str(error) and not placement.get("trust_remote_code"):
+            raise ModelError(
+                f"{name} brings Python code of its own, which is only run with trust_remote_code. Read it first."
+            ) from None
+        return None, _first_line(error)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"The model {name} cannot be loaded: {_first_line(error)}") from None
+    keep_layout(model.requires_grad_(False).train(False))
+    kept = str(model.dtype).removeprefix("torch.")
+    return LanguageModel(model, tokenizer, name, path, kept, cast(Quantization, quantization)), ""
 
 
 def _load(

@@ -5,7 +5,8 @@ behind torch.compile take it laid out, but have no public name: this is off wher
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -14,9 +15,10 @@ from torch.linalg import vector_norm
 from torch.nn.functional import linear
 from transformers.activations import SiLUActivation
 
+from iconoclast.models.hooks import replaced_forwards
+
 LARGEST_SHARE = 1 / 4
 """Share of the free memory that the second copy of the weights may take."""
-
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -31,30 +33,15 @@ def packed(model: nn.Module) -> Iterator[bool]:
     possible = bool(modules) and size <= LARGEST_SHARE * psutil.virtual_memory().available and _works()
     products: dict[nn.Module, _Product] = {module: _Product(module) for module in modules} if possible else {}
     others = {module: faster for module in model.modules() if possible and (faster := _faster(module, products))}
-    forwards: dict[nn.Module, Forward] = {**products, **others}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
+    with replaced_forwards({**products, **others}):
         yield possible
-    finally:
-        for module in forwards:
-            module.__dict__.pop("forward", None)
 
 
-@contextmanager
-def unpacked(model: nn.Module) -> Iterator[None]:
+def unpacked(model: nn.Module) -> AbstractContextManager[None]:
     """Undo `packed` within it while the context lasts, so that gradients flow."""
     kinds = (_Product, _Gated, _RootMeanSquare)
-    faster = {
-        module: forward for module in model.modules() if isinstance(forward := module.__dict__.get("forward"), kinds)
-    }
-    for module in faster:
-        del module.forward
-    try:
-        yield
-    finally:
-        for module, forward in faster.items():
-            module.forward = forward
+    faster = (module for module in model.modules() if isinstance(module.__dict__.get("forward"), kinds))
+    return replaced_forwards(dict.fromkeys(faster))
 
 
 class _Product:
@@ -68,40 +55,39 @@ class _Product:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, then, [], "")
         return result
 
-    def times(self, states: Tensor, factor: Tensor) -> Tensor:
-        binary = torch.ops.mkldnn._linear_pointwise.binary
-        result: Tensor = binary(states, factor, self.weight, self.bias, "mul")
-        return result
 
-
+@dataclass(eq=False)
 class _Gated:
     """The forward pass of down(silu(gate(x)) * up(x)), with all but the products done as their results are written."""
 
-    def __init__(self, gate: _Product, up: _Product, down: nn.Module) -> None:
-        self._gate, self._up, self._down = gate, up, down
+    gate: _Product
+    up: _Product
+    down: nn.Module
 
     def __call__(self, states: Tensor) -> Tensor:
-        result: Tensor = self._down(self._up.times(states, self._gate(states, "swish")))
+        multiplied = torch.ops.mkldnn._linear_pointwise.binary
+        result: Tensor = self.down(multiplied(states, self.gate(states, "swish"), self.up.weight, self.up.bias, "mul"))
         return result
 
 
-def _suits(module: nn.Linear) -> bool:
-    """Check for a plain bfloat16 linear map on the CPU without a forward pass of its own (offloading)."""
-    if type(module) is not nn.Linear or "forward" in module.__dict__:
-        return False
-    return module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
-
-
+@dataclass(eq=False)
 class _RootMeanSquare:
     """The forward pass of an RMS norm in half as many passes over the states, rounded once at the end."""
 
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        self._weight, self._epsilon = weight.detach().float(), epsilon
+    weight: Tensor
+    epsilon: float
 
     def __call__(self, states: Tensor) -> Tensor:
         values = states.float()
         squares = vector_norm(values, dim=-1, keepdim=True).square_().div_(values.shape[-1])
-        return values.mul_(squares.add_(self._epsilon).rsqrt_()).mul_(self._weight).to(states.dtype)
+        return values.mul_(squares.add_(self.epsilon).rsqrt_()).mul_(self.weight).to(states.dtype)
+
+
+def _suits(module: nn.Module) -> bool:
+    """Check for a plain bfloat16 linear map on the CPU without a forward pass of its own (offloading)."""
+    if type(module) is not nn.Linear or "forward" in module.__dict__:
+        return False
+    return module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
 
 
 def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forward | None:
@@ -112,12 +98,11 @@ def _faster(module: nn.Module, products: Mapping[nn.Module, _Product]) -> Forwar
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     faster: Forward
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, Tensor) and isinstance(epsilon, float):
-        faster, width = _RootMeanSquare(weight, epsilon), len(weight)
+        faster, width = _RootMeanSquare(weight.detach().float(), epsilon), len(weight)
     elif isinstance(gate, nn.Linear) and isinstance(up, nn.Linear) and isinstance(down, nn.Module):
         listened_to = any(part._forward_hooks or part._forward_pre_hooks for part in (gate, up))
-        if listened_to or not {gate, up} <= products.keys():
-            return None
-        if type(getattr(module, "act_fn", None)) not in (nn.SiLU, SiLUActivation):
+        silu = type(getattr(module, "act_fn", None)) in (nn.SiLU, SiLUActivation)
+        if listened_to or not silu or not {gate, up} <= products.keys():
             return None
         faster, width = _Gated(products[gate], products[up], down), gate.in_features
     else:

@@ -19,10 +19,8 @@ from iconoclast.vocabulary import COMPONENTS, Site
 
 TOLERANCE = 1e-2
 """Largest relative change of a layer's states that counts as none; a missed writer changes them more."""
-
 QUIET = 2.0**-8
 """Size of random states, small beside what a writer adds to them, so that rounding hides nothing of it."""
-
 States = tuple[Tensor, Tensor]
 """States before and after a layer, each [tokens, d]."""
 

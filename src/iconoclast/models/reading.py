@@ -17,7 +17,6 @@ from iconoclast.models.transformers_internals import uses_sdpa
 
 PART_TOKENS = 2048
 """Tokens read at once: enough for full-speed matrix products, few enough for sequences of similar length."""
-
 SHORTEST_PREFIX = 8
 """Tokens below which a shared prefix is not worth a pass of its own."""
 
@@ -72,6 +71,14 @@ def next_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> I
     """Yield log-probabilities of the token after each sequence, by batch: (indices, float32 [rows, vocabulary])."""
     for indices, logits, _ in read_prompts(lm, sequences, rows, 0, RowListener()):
         yield indices, logits.float().log_softmax(-1)
+
+
+def first_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> Tensor:
+    """Return log-probabilities of the token after each sequence, float32 [sequences, vocabulary]."""
+    found: dict[int, Tensor] = {}
+    for indices, logprobs in next_token_logprobs(lm, sequences, rows):
+        found.update(zip(indices, logprobs, strict=True))
+    return torch.stack([found[i] for i in range(len(sequences))])
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from iconoclast.errors import ModelError
+from iconoclast.errors import ModelError, first_line
 from iconoclast.models.anatomy import decoder_layers, find_writers
 from iconoclast.models.chat_template import prepare_tokenizer
 from iconoclast.models.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def load_skeleton(
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"The architecture of {name} cannot be built: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"The architecture of {name} cannot be built: {first_line(error)}") from None
     prepare_tokenizer(tokenizer, chat_template, name)
     lm = LanguageModel(model, tokenizer, name, path, str(model.dtype).removeprefix("torch."))
     writers = lm.writers(components)

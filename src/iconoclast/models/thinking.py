@@ -11,7 +11,6 @@ from iconoclast.prompts import Prompt
 
 WRITTEN = re.compile(r"[<\[][^\s<>\[\]|/]+[>\]]")
 """A tag whose partner is written with a slash, whether or not the vocabulary has it."""
-
 OPPOSITES = (("begin", "end"), ("start", "end"), ("prefix", "suffix"), ("open", "close"))
 
 LOOKS = 3
@@ -60,7 +59,7 @@ def open_block(lm: LanguageModel) -> tuple[str, str] | None:
 def _opened(lm: LanguageModel, responses: Sequence[list[int]], common: str) -> tuple[str, str] | None:
     """Return the tags of a block that all responses open, or some of them if the model is known to have its partner."""
     thinking = lm.chat.turn.thinking
-    texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=False)).lstrip() for ids in responses]
+    texts = [lm.text(ids, special=True).lstrip() for ids in responses]
     common = common.lstrip()
     for text in dict.fromkeys([common, *texts]):
         if thinking and thinking[0].strip() and text.startswith(thinking[0].strip()):
@@ -94,20 +93,15 @@ def _partners(lm: LanguageModel, tag: str, written: bool) -> Iterator[str]:
 def _responses(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int) -> list[list[int]]:
     ids = lm.encode(prompts)
     responses = decode(lm, ids, 1, rows)  # most models need one token to show that there is no prefix
-    first = {tuple(tokens) for tokens in responses}
-    return (
-        responses if longest == 1 or (len(first) > 1 and not _tags(lm, responses)) else decode(lm, ids, longest, rows)
-    )
-
-
-def _tags(lm: LanguageModel, responses: Sequence[list[int]]) -> bool:
-    texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=False)).lstrip() for ids in responses]
-    return any(text[:1] in "<[◁⟨〈【«" for text in texts if text)
+    if longest == 1:
+        return responses
+    tags = any(lm.text(tokens, special=True).lstrip().startswith(tuple("<[◁⟨〈【«")) for tokens in responses)
+    return decode(lm, ids, longest, rows) if tags or len(set(map(tuple, responses))) == 1 else responses
 
 
 def _common_start(lm: LanguageModel, prompt: Prompt, responses: Sequence[list[int]]) -> str:
     columns = zip(*responses, strict=False)
     common = [tokens[0] for tokens in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
     before = lm.encode([prompt])[0]  # at the start of a text, some tokenizers drop a space
-    texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=False)) for ids in (before, before + common)]
+    texts = [lm.text(ids, special=True) for ids in (before, before + common)]
     return texts[1].removeprefix(texts[0]).rstrip("\ufffd")  # half a character

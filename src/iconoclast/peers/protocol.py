@@ -17,7 +17,6 @@ class PeerTrial(Protocol):
     @property
     def name(self) -> str:
         """The tool and the trial, as in "tool trial 3"."""
-        ...
 
     def edit(self, base: LanguageModel) -> Edit:
         """Make the trial's edit of its base model.
@@ -25,19 +24,15 @@ class PeerTrial(Protocol):
         Raises:
             ModelError: `base` is another model, or the trial edits what cannot be edited here.
         """
-        ...
 
     def seen(self) -> Sequence[PromptSet] | None:
         """Load the prompt sets that fitted or chose it; None if they are not known."""
-        ...
 
     def settings(self) -> Settings:
         """Return the settings to measure it here; raise SettingsError if they cannot be used here."""
-        ...
 
     def document(self) -> dict[str, Any]:
         """Return the tool's measurements of it, with "tool" and "caveats", for JSON."""
-        ...
 
 
 class Peer(Protocol):
@@ -45,7 +40,6 @@ class Peer(Protocol):
 
     def reads(self, file: Path) -> bool:
         """Check that a file may be of this tool."""
-        ...
 
     def trial(self, file: Path, which: str, kl_target: float) -> PeerTrial:
         """Read a trial: "best" or a number, as the tool shows it.
@@ -53,7 +47,6 @@ class Peer(Protocol):
         Raises:
             RunFolderError: the file is something else or damaged, or has no such trial.
         """
-        ...
 
     def command(
         self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
@@ -66,13 +59,11 @@ class Peer(Protocol):
         Raises:
             UserError: the tool cannot do the same.
         """
-        ...
 
     def summary(
         self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
     ) -> dict[str, Any]:
         """Return results like batch_summary.json; raise MeasurementError if the tool has measured nothing."""
-        ...
 
 
 peers: Registry[type[Peer]] = Registry("peer", "peers")

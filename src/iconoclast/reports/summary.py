@@ -18,7 +18,6 @@ from iconoclast.vocabulary import ExaminedSplit
 
 OURS = "iconoclast"
 """The `tool` in our own summaries; all others are peers."""
-
 PROMPT_SETS = {
     "report": ("bad_report_prompts", "good_report_prompts"),
     "selection": ("bad_evaluation_prompts", "good_evaluation_prompts"),

@@ -11,16 +11,13 @@ import torch
 from iconoclast.directions.separability import Separability, bag_of_words, effect_size, separability
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress
-from iconoclast.prompts import PromptSet
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Count
 
 LARGE = 0.8
 """Cohen's d that is called large (Cohen 1988)."""
-
 TELLING = 0.75
 """Accuracy of the first word, or of the words, from which on the sets differ in it."""
-
 RARE, OFTEN = 0.15, 0.5
 FEW = 30
 
@@ -50,25 +47,26 @@ class BehaviorCheck:
 
     def warnings(self) -> list[str]:
         """Say what would make an edit of this behaviour, or figures about it, doubtful."""
-        best = max(self.layers, key=lambda layer: layer.accuracy)
-        said = {
-            f"The model shows it on only {self.target.with_interval} of the target prompts: there is little to remove.": self.target.rate
-            <= RARE,
-            f"{self.benign.with_interval} of the benign prompts show it too: they are no contrast.": self.benign.rate
-            >= OFTEN / 2,
-            f"Only {self.target.n} select prompts: intervals are wide. Take {FEW} or more.": self.target.n < FEW,
-            f"No layer tells the sets apart better than shuffled labels ({best.shuffled:.2f}).": best.accuracy
-            <= best.shuffled,
-            f"The sets differ in length (effect size {self.length:+.1f}): the direction may be length.": abs(
-                self.length
-            )
-            >= LARGE,
-            f"The first word alone tells the sets apart ({self.first_word:.0%}): the direction may be that word.": self.first_word
-            >= TELLING,
-            f"The words alone tell the sets apart ({self.words.accuracy:.0%}, shuffled {self.words.shuffled:.0%}): the direction may be the topic.": self.words.accuracy
-            >= max(TELLING, self.words.shuffled),
-        }
-        return [text for text, holds in said.items() if holds]
+        best, words = max(self.layers, key=lambda layer: layer.accuracy), self.words
+        said = []
+        if self.target.rate <= RARE:
+            shown = self.target.with_interval
+            said.append(f"The model shows it on only {shown} of the target prompts: there is little to remove.")
+        if self.benign.rate >= OFTEN / 2:
+            said.append(f"{self.benign.with_interval} of the benign prompts show it too: they are no contrast.")
+        if self.target.n < FEW:
+            said.append(f"Only {self.target.n} select prompts: intervals are wide. Take {FEW} or more.")
+        if best.accuracy <= best.shuffled:
+            said.append(f"No layer tells the sets apart better than shuffled labels ({best.shuffled:.2f}).")
+        if abs(self.length) >= LARGE:
+            said.append(f"The sets differ in length (effect size {self.length:+.1f}): the direction may be length.")
+        if self.first_word >= TELLING:
+            told = f"{self.first_word:.0%}"
+            said.append(f"The first word alone tells the sets apart ({told}): the direction may be that word.")
+        if words.accuracy >= max(TELLING, words.shuffled):
+            told = f"{words.accuracy:.0%}, shuffled {words.shuffled:.0%}"
+            said.append(f"The words alone tell the sets apart ({told}): the direction may be the topic.")
+        return said
 
     def document(self) -> dict[str, Any]:
         """Return the check for JSON."""
@@ -100,33 +98,22 @@ def check(bench: Workbench, progress: Progress, examples: int = 3) -> BehaviorCh
     benign, target = bench.residuals(progress)
     progress.start("Probing", 0)
     order = sorted(range(len(sides[0])), key=lambda i: labels[0][i] != "refusal")[:examples]
+    words = [[re.findall(r"\w+", prompt.text.lower()) for prompt in side] for side in (prompts.benign, prompts.target)]
+    features = bag_of_words([*words[0], *words[1]])
     return BehaviorCheck(
         Count(labels[0].count("refusal"), len(labels[0])),
         Count(labels[1].count("refusal"), len(labels[1])),
         Count(labels[0].count("broken"), len(labels[0])),
         [separability(benign[:, layer], target[:, layer]) for layer in range(benign.shape[1])],
-        effect_size(*(_lengths(side) for side in (prompts.benign, prompts.target))),
-        _first_word(prompts.benign, prompts.target),
-        _by_words(prompts.benign, prompts.target),
+        effect_size(*(torch.tensor([float(len(each)) for each in side]) for side in words)),
+        _first_word(words),
+        separability(features[: len(words[0])], features[len(words[0]) :]),
         [(sides[0].prompts[i].text, answers[0][i]) for i in order],
     )
 
 
-def _words(prompts: PromptSet) -> list[list[str]]:
-    return [re.findall(r"\w+", prompt.text.lower()) for prompt in prompts]
-
-
-def _lengths(prompts: PromptSet) -> torch.Tensor:
-    return torch.tensor([float(len(words)) for words in _words(prompts)])
-
-
-def _first_word(benign: PromptSet, target: PromptSet) -> float:
+def _first_word(words: Sequence[Sequence[Sequence[str]]]) -> float:
     """Return the mean of both sides' shares of prompts whose first word is more frequent on their own side."""
-    first = [Counter(words[0] if words else "" for words in _words(side)) for side in (benign, target)]
+    first = [Counter(each[0] if each else "" for each in side) for side in words]
     shares = [{word: n / side.total() for word, n in side.items()} for side in first]
     return 0.5 * sum(max(shares[0].get(word, 0.0), shares[1].get(word, 0.0)) for word in {**shares[0], **shares[1]})
-
-
-def _by_words(benign: PromptSet, target: PromptSet) -> Separability:
-    features = bag_of_words([*_words(benign), *_words(target)])
-    return separability(features[: len(benign)], features[len(benign) :])

@@ -61,8 +61,7 @@ class Conversation:
                 eos_token_id=end_tokens(self._lm),
                 pad_token_id=self._lm.tokenizer.pad_token_id,
             )
-        text = self._lm.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
-        assert isinstance(text, str)
+        text = self._lm.text(output[0, inputs.shape[1] :])
         self._messages = [*messages, {"role": "assistant", "content": text}]
         return text
 

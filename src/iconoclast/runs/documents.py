@@ -1,15 +1,17 @@
 """What runs, exports and comparisons write about themselves, as typed JSON. No torch."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from iconoclast.audit.document import AuditDocument
-from iconoclast.documents import Document, Part, Value
+from iconoclast.documents import UNLESS_NONE, Document, Part, Value
+from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
 from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
@@ -27,11 +29,8 @@ from iconoclast.vocabulary import (
 
 Status = Literal["running", "complete", "interrupted"]
 """How far a run is: `interrupted` by its user; a killed one still says `running`."""
-
 PromptSets = Mapping[str, Mapping[str, Any]]
 """Prompt set → source, n, SHA-256."""
-
-UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
 
 
@@ -47,26 +46,16 @@ class Rendering(Part):
     def differences(self, now: "Rendering", sets: Collection[str]) -> list[str]:
         """Name the sets of `sets` whose token ids differ, and why, in a line for each; empty if none does."""
         others = [name for name in sets if self.tokens.get(name) != now.tokens.get(name)]
-        causes = [
-            what
-            for what, one, other in (
-                ("the chat template has changed", self.template, now.template),
-                ("the tokenizer has changed", self.tokenizer, now.tokenizer),
-                (f"the chat template was told {self.date} then, {now.date} now", self.date, now.date),
-            )
-            if one != other
-        ]
-        why = ", ".join(causes) or "transformers renders the chat template in another way"
+        causes = {
+            "the chat template has changed": self.template != now.template,
+            "the tokenizer has changed": self.tokenizer != now.tokenizer,
+            f"the chat template was told {self.date} then, {now.date} now": self.date != now.date,
+        }
+        why = (
+            ", ".join(cause for cause, holds in causes.items() if holds)
+            or "transformers renders the chat template in another way"
+        )
         return [f"the token ids of {name}: {why}" for name in others]
-
-
-class ProfileDocument(Part):
-    """The strength profile of a component; see `edits.profile.Profile`."""
-
-    max_weight: float
-    max_weight_position: float
-    min_weight: float
-    min_weight_distance: float
 
 
 class FitDocument(Part):
@@ -102,7 +91,7 @@ class TrialDocument(Scores):
     direction_scope: DirectionScope
     direction_index: float | None
     direction_blend: float | None
-    parameters: Mapping[str, ProfileDocument]
+    parameters: Mapping[str, Profile]
     fit: FitDocument | None = None
 
 
@@ -179,12 +168,27 @@ class Paired(Part):
 
 
 class RandomControl(Part):
-    """What edits along random directions do that are as strong as the best trial."""
+    """What edits along random directions do that have the strengths of the best trial.
+
+    They are as strong as that if they remove half as many failures on average.
+    """
 
     draws: list[Scores]
     mean_failures: float
     mean_kl_divergence: float
     as_strong_as_the_edit: bool
+
+    @classmethod
+    def of(cls, base: Scores, edited: Scores, draws: Sequence[Scores]) -> "RandomControl":
+        """Compare what random directions do with what the edit does."""
+        removed = base.failures.count - edited.failures.count
+        failures = fmean(scores.failures.count for scores in draws)
+        return cls(
+            draws=list(draws),
+            mean_failures=failures,
+            mean_kl_divergence=fmean(scores.kl_divergence for scores in draws),
+            as_strong_as_the_edit=removed > 0 and base.failures.count - failures >= removed / 2,
+        )
 
 
 class Report(Part):

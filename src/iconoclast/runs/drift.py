@@ -12,10 +12,8 @@ from iconoclast.scores import COUNTS, Count, Scores
 
 NOISE = 2.0
 """Noise floors by which equal edits can differ: the floor is a mean, with single measurements on both sides of it."""
-
 SMALLEST = 1e-6
 """Nats below which a KL divergence is rounding, even in float32."""
-
 Grade = Literal["exact", "within noise", "changed"]
 
 

@@ -132,10 +132,9 @@ def export_trial(
             _convert(folder, find_converter(llama_cpp))
         exported = measure_export(folder, kind, bench, reference, progress)
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
+        scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(
-            to, described, base, live, exported, approximations, remarks, problem, lm.quantization, directions
-        )
+        result = Exported(to, described, *scores, approximations, remarks, problem, *origin)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -162,22 +161,20 @@ def export_unmeasured(run: Path, which: str, to: Path, progress: Progress | None
     """
     progress = progress or Silent()
     saved = SavedRun.open(RunFolder(run), which)
+    settings = saved.settings
     require_free(to)
-    assert saved.settings.model is not None
+    assert settings.model is not None
     progress.start("Writing the merged weights", 0)
-    lm = load_skeleton(
-        saved.settings.model, saved.settings.components, saved.settings.trust_remote_code, saved.settings.chat_template
-    )
-    bench = Workbench(saved.settings, lm.with_prefix(saved.response_prefix), saved.directions)
+    lm = load_skeleton(settings.model, settings.components, settings.trust_remote_code, settings.chat_template)
+    bench = Workbench(settings, lm.with_prefix(saved.response_prefix), saved.directions)
     known = _known_scores(saved, bench.prompts) if bench.sample.split == "report" else None
     base, live = known or (saved.base, saved.trial.scores)
     described = _described(bench.prompts, bench.sample if known else bench.prompts.selected)
     directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with appearing(to) as folder:
-        _, remarks = write_edit(edit, lm, "merged", folder, saved.settings)
-        measured_in = saved.settings.quantization
-        result = Exported(to, described, base, live, None, [], remarks, "", measured_in, directions)
+        _, remarks = write_edit(edit, lm, "merged", folder, settings)
+        result = Exported(to, described, base, live, None, [], remarks, "", settings.quantization, directions)
         _write_papers(saved, lm, "merged", folder, result, edit)
     return result
 
@@ -190,19 +187,11 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         return None
     if known.trial.index != trial or known.export_metrics is None:
         return None
+    scores = known.base_metrics, known.live_metrics, known.export_metrics
+    problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
-    return Exported(
-        folder,
-        known.measured_on,
-        known.base_metrics,
-        known.live_metrics,
-        known.export_metrics,
-        approximations,
-        known.remarks,
-        beyond_noise(known.live_metrics, known.export_metrics, known.kl_noise_floor, "bfloat16"),
-        known.quantization,
-        known.directions,
-    )
+    origin = known.quantization, known.directions
+    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin)
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
@@ -327,42 +316,30 @@ def _write_papers(
     """Write everything but the weights. Local paths lose their folders: an export is made to be given away."""
     assert saved.settings.model is not None
     save_edit(edit, folder / EDIT_FILE)
-    base = str(public(saved.settings.model))
     checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if checkpoint is not None:
         checkpoint.copy_licence(folder)
     settings = public(portable(settings_document(saved.settings)))
     (folder / CONFIG).write_text(tomli_w.dumps(settings), encoding="utf-8")
-    _information(saved, lm, kind, base, result).write(folder / TRIAL_INFORMATION)
+    told = _information(saved, lm, kind, result)
+    told.write(folder / TRIAL_INFORMATION)
+    licence = None if checkpoint is None else checkpoint.licence()
     card = ModelCard(
-        base=base,
-        licence=None if checkpoint is None else checkpoint.licence(),
-        kind=kind,
+        told=told,
+        licence=licence,
         trial=saved.trial,
-        row_normalization=saved.settings.row_normalization,
         sites=len(edit.sites),
-        directions="" if result.directions is None else str(result.directions),
-        sets=public(saved.prompts),
-        prompts=result.prompts,
-        before=result.base,
-        after=result.exported or result.live,
-        measured=result.exported is not None,
-        figures_in=None if result.quantization == lm.quantization else result.quantization,
-        remarks=result.remarks,
         problem=result.problem,
-        approximation_error=result.approximation_error,
         loaded_in=lm.quantization,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")
 
 
-def _information(
-    saved: SavedRun, lm: LanguageModel, kind: ExportFormat, base: str, result: Exported
-) -> TrialInformation:
+def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result: Exported) -> TrialInformation:
     return TrialInformation(
         trial=trial_document(saved.trial),
-        base_model=base,
+        base_model=str(public(saved.settings.model)),
         format=kind,
         quantization=result.quantization,
         directions=result.directions,

@@ -33,31 +33,22 @@ from iconoclast.vocabulary import Label
 
 BENIGN_TOKENS = 24
 """Tokens of the base model's own benign responses that must stay as likely."""
-
 TARGET_TOKENS = 40
 """Tokens of target responses that are looked at."""
-
 OPENING = 10
 """Tokens of a target response that count as its opening."""
-
 BEHAVIOUR_TOKENS = 16
 """Tokens in which the base model's own responses to target prompts show the behaviour."""
-
 SHORTEST = 20
 """Tokens that a target response must have to be an example."""
-
 FEWEST = 8
 """Examples of each kind that a fit needs."""
-
 SAVED_EVERY = 5
 """Steps between two states in the run folder: so many are lost at most."""
-
 WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
-
 WIDEST = 24
 """Sequences of a forward and backward pass, at most."""
-
 ROUNDS = 2
 """Times that the edit as it then is answers the target prompts."""
 
@@ -236,8 +227,7 @@ class Lessons:
         return found
 
     def _label(self, prompt: Prompt, tokens: list[int]) -> Label:
-        text = self._bench.lm.tokenizer.decode(tokens, skip_special_tokens=True)
-        return self._bench.rules.label(prompt.text, str(text))
+        return self._bench.rules.label(prompt.text, self._bench.lm.text(tokens))
 
     def _responses(self, edit: Edit, prompts: Sequence[Prompt], length: int) -> list[tuple[list[int], list[int]]]:
         """Token ids of every prompt and of the response to it."""

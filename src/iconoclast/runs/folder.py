@@ -3,7 +3,7 @@
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,71 +23,46 @@ from iconoclast.runs.locks import PATIENCE, lock_file
 from iconoclast.runs.pinned import changed_settings
 
 
+class _Inside:
+    """A file or folder in a run folder, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: "RunFolder", kind: type) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run, and the names of its files."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """Effective settings."""
-        return self.path / layout.CONFIG
-
-    @property
-    def manifest(self) -> Path:
-        """Origin of the run: weights, prompts, versions, machines."""
-        return self.path / layout.MANIFEST
-
-    @property
-    def journal(self) -> Path:
-        """The Optuna study."""
-        return self.path / layout.JOURNAL
-
-    @property
-    def baseline(self) -> Path:
-        """The base model's scores and what was found out about the model."""
-        return self.path / layout.BASELINE
-
-    @property
-    def directions(self) -> Path:
-        """Directions and benign basis."""
-        return self.path / layout.DIRECTIONS
-
-    @property
-    def geometry(self) -> Path:
-        """How the residuals of the fit prompts lie; runs of 0.1 have none."""
-        return self.path / layout.GEOMETRY
-
-    @property
-    def fits(self) -> Path:
-        """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
-        return self.path / layout.FITS
-
-    @property
-    def summary(self) -> Path:
-        """The results."""
-        return self.path / layout.SUMMARY
-
-    @property
-    def log(self) -> Path:
-        """Everything that the run has said, with times."""
-        return self.path / layout.LOG
-
-    @property
-    def workers(self) -> Path:
-        """Signs of life of the run's processes."""
-        return self.path / layout.WORKERS
-
-    @property
-    def cluster(self) -> Path:
-        """Submissions to a cluster, and their logs."""
-        return self.path / layout.CLUSTER
-
-    @property
-    def samples(self) -> Path:
-        """Responses of the base model and the best trial to the report prompts."""
-        return self.path / layout.SAMPLES
+    config = _Inside(layout.CONFIG)
+    """Effective settings."""
+    manifest = _Inside(layout.MANIFEST)
+    """Origin of the run: weights, prompts, versions, machines."""
+    journal = _Inside(layout.JOURNAL)
+    """The Optuna study."""
+    baseline = _Inside(layout.BASELINE)
+    """The base model's scores and what was found out about the model."""
+    directions = _Inside(layout.DIRECTIONS)
+    """Directions and benign basis."""
+    geometry = _Inside(layout.GEOMETRY)
+    """How the residuals of the fit prompts lie; runs of 0.1 have none."""
+    fits = _Inside(layout.FITS)
+    """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
+    summary = _Inside(layout.SUMMARY)
+    """The results."""
+    log = _Inside(layout.LOG)
+    """Everything that the run has said, with times."""
+    workers = _Inside(layout.WORKERS)
+    """Signs of life of the run's processes."""
+    cluster = _Inside(layout.CLUSTER)
+    """Submissions to a cluster, and their logs."""
+    samples = _Inside(layout.SAMPLES)
+    """Responses of the base model and the best trial to the report prompts."""
 
     def check(self, settings: Settings) -> None:
         """Raise RunFolderError if a run with these settings can neither begin nor continue here; touch nothing."""
@@ -132,7 +107,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / layout.LOCK).open("a")
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise RunFolderError(
+                f"The run folder {self.path} cannot be written: {error.strerror}. Give another with --out."
+            ) from None
         with lock:
             until = time.monotonic() + PATIENCE
             while not lock_file(lock, shared):
@@ -148,11 +125,9 @@ class RunFolder:
                         for folder in made:
                             folder.rmdir()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[object]:
         """Wait until none of the other processes that share the run is in here."""
-        with FileLock(self.path / layout.ALONE):
-            yield
+        return FileLock(self.path / layout.ALONE)
 
     def in_use(self) -> bool:
         """Check for a process that works on this run; leave nothing behind."""
@@ -161,11 +136,6 @@ class RunFolder:
                 return not lock_file(lock, shared=False)
         except (OSError, RunFolderError):  # there is none, or it is not ours to look at
             return False
-
-    def _unwritable(self, error: OSError) -> RunFolderError:
-        return RunFolderError(
-            f"The run folder {self.path} cannot be written: {error.strerror}. Give another with --out."
-        )
 
     def settings(self) -> Settings:
         """Read the run's settings; raise RunFolderError if there is no run, or one of a newer version."""

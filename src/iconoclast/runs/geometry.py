@@ -11,7 +11,6 @@ from iconoclast.runs.workbench import Workbench
 
 MOST_POINTS = 120
 """Prompts of each set that are kept as points."""
-
 LONGEST_TEXT = 120
 """Characters of a prompt that are kept with its point."""
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,17 +24,8 @@ from iconoclast.runs.documents import Hardware, Manifest, ModelOrigin, Program, 
 from iconoclast.version import __version__
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "optuna",
-    "datasets",
-    "bitsandbytes",
-    "numpy",
-)
+    "torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "optuna", "datasets", "bitsandbytes", "numpy",
+)  # fmt: skip
 
 
 def manifest(lm: LanguageModel, seed: int, prompts: PromptSets, settings: Mapping[str, Any]) -> Manifest:
@@ -66,10 +58,8 @@ def packages() -> dict[str, str]:
     """Return the versions of the installed packages that numbers depend on."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

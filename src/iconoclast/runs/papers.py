@@ -1,13 +1,13 @@
 """The model card of an export: says that the model was edited, how, and what changed. Its text is card.md.jinja."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -23,7 +23,6 @@ COUNTED = (
     ("Broken benign responses", "benign_broken"),
 )
 """Counts of `Scores` as tables show them: title, attribute."""
-
 MEASURED = "Measured on this export, loaded from these files, against its base."
 NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
@@ -33,8 +32,6 @@ DEMO_LICENCE = "apache-2.0"
 
 TEMPLATES = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 """Strict, because a hole in a public document is worse than an error (docs/decisions/0001-model-card.md)."""
-
-
 AS_MEASURED = {
     "bnb_4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
     "bnb_8bit": "BitsAndBytesConfig(load_in_8bit=True)",
@@ -47,42 +44,24 @@ class ModelCard:
     """Contents of an export's README.md, in the format of the hub.
 
     Attributes:
-        base: the base model, without the folders of a local path.
+        told: what trial_information.json says.
         licence: licence of the base model, as the hub writes it, if known.
-        kind: adapter, merged or gguf.
+        trial: the exported trial.
         sites: number of edited matrices.
-        directions: what is to be said of the directions of a quantised run; empty for others.
-        sets: all prompt sets of the run: name → source, n, sha256.
-        prompts: description of the prompts that `before` and `after` were measured on.
-        after: scores of the export itself, loaded from its files, or of the edit that it was written from.
-        measured: whether `after` is of the export itself.
-        approximation_error: largest relative error of a site's update in an adapter.
-        figures_in: quantisation of the weights that the scores are of, if it is not that of these files; they are then
-            not shown.
-        remarks: what the files have otherwise than the base model, beside the edit.
         problem: in what the export measures farther from the live edit than noise allows.
-        loaded_in: quantisation of the base model that an adapter is made for.
+        loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
     """
 
-    base: str
+    told: TrialInformation
     licence: str | None
-    kind: str
     trial: Trial
-    row_normalization: str
     sites: int
-    directions: str
-    sets: Mapping[str, Any]
-    prompts: str
-    before: Scores
-    after: Scores
-    measured: bool
-    approximation_error: float
-    figures_in: str | None = None
-    remarks: Sequence[str] = ()
     problem: str = ""
     loaded_in: Quantization = "none"
 
     def render(self) -> str:
+        told = self.told
+        after = told.export_metrics or told.live_metrics
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
         parameters = self.trial.parameters
         fitted = isinstance(parameters, FittedParameters)
@@ -93,40 +72,41 @@ class ModelCard:
         return TEMPLATES.from_string(source).render(
             metadata=self._metadata().to_yaml(),
             version=__version__,
-            name="SmolLM2-135M-Instruct" if self.base == "demo" else self.base,
-            before=self.before,
-            after=self.after,
+            name="SmolLM2-135M-Instruct" if told.base_model == "demo" else told.base_model,
+            before=told.base_metrics,
+            after=after,
             sites=self.sites,
             components=", ".join(profiles),
             strengths="every matrix's own" if fitted else ", ".join(strengths),
             fitted=fitted,
             direction=self._direction(),
-            directions=self.directions,
-            row_normalization=self.row_normalization,
-            approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
-            measured=MEASURED if self.measured else NOT_MEASURED,
-            prompts=self.prompts,
-            rows=score_rows(self.before, self.after),
-            snippet=_snippet(self.kind, self.base, self.loaded_in),
+            directions="" if told.directions is None else str(told.directions),
+            row_normalization=told.row_normalization,
+            approximation_error=f"{told.approximation_error:.1%}" if told.approximation_error else "",
+            measured=MEASURED if told.export_metrics else NOT_MEASURED,
+            prompts=told.measured_on,
+            rows=score_rows(told.base_metrics, after),
+            snippet=_snippet(told.format, told.base_model, self.loaded_in),
             trial=self.trial.index,
-            sets=self.sets,
-            figures_in=self.figures_in,
-            remarks=self.remarks,
+            sets=told.prompts,
+            figures_in=None if told.quantization == self.loaded_in else told.quantization,
+            remarks=told.remarks,
             problem=self.problem,
             licence=self._licence,
         )
 
     @property
     def _licence(self) -> str | None:
-        return DEMO_LICENCE if self.base == "demo" else self.licence
+        return DEMO_LICENCE if self.told.base_model == "demo" else self.licence
 
     def _metadata(self) -> ModelCardData:
-        hub = DEMO_BASE if self.base == "demo" else self.base if self.base.count("/") == 1 else None
+        base, kind = self.told.base_model, self.told.format
+        hub = DEMO_BASE if base == "demo" else base if base.count("/") == 1 else None
         return ModelCardData(
             license=self._licence,
             base_model=hub,
-            base_model_relation=None if hub is None else "adapter" if self.kind == "adapter" else "finetune",
-            library_name=LIBRARIES[self.kind],
+            base_model_relation=None if hub is None else "adapter" if kind == "adapter" else "finetune",
+            library_name=LIBRARIES[kind],
             pipeline_tag="text-generation",
             tags=["iconoclast", "representation-editing", "edited"],
         )

@@ -7,36 +7,16 @@ from iconoclast.privacy import portable
 
 FIT_SETTINGS = frozenset(name for name in Settings.model_fields if name.startswith("fit_")) - {"fit_scales"}
 """Settings that a fit depends on, beside the pinned ones."""
-
 FREE_SETTINGS = FIT_SETTINGS | frozenset(
     [
-        "n_trials",
-        "trials_per_batch",
-        "prune_trials",
-        "fit",
-        "fit_scales",
-        "exit_after_optimization",
-        "batch_size",
-        "max_batch_size",
+        "n_trials", "trials_per_batch", "prune_trials", "fit", "fit_scales", "exit_after_optimization", "batch_size",
+        "max_batch_size", "device_map", "max_memory", "study_checkpoint_dir", "study_storage",
         "template_date",  # what it changes is seen in the rendered prompts
-        "device_map",
-        "max_memory",
-        "study_checkpoint_dir",
-        "study_storage",
-        "full_normalization_lora_rank",
-        "good_report_prompts",
-        "bad_report_prompts",
-        "borderline_report_prompts",
-        "allow_overlap",
-        "random_controls",
-        "judge_classifier",
-        "judge_chat",
-        "judges",
+        "full_normalization_lora_rank", "good_report_prompts", "bad_report_prompts", "borderline_report_prompts",
+        "allow_overlap", "random_controls", "judge_classifier", "judge_chat", "judges",
     ]
-)
+)  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
-
-
 YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints"])
 """Settings that older runs do not have; unset, they mean what those runs did."""
 

@@ -1,6 +1,5 @@
 """Make a recorded trial and measure it again, from the run folder alone."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -54,11 +53,9 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     known = Manifest.read(folder.manifest) if folder.manifest.is_file() else None
     with saved.opened(progress) as bench:
         bench.require_room()
-        changed = (
-            ["the run has no manifest to compare with"]
-            if known is None
-            else _changed(known, bench, weight_hashes(bench.lm.path))
-        )
+        changed = ["the run has no manifest to compare with"]
+        if known is not None:
+            changed = _changed(known, bench)
         evaluator = bench.evaluator("select")
         evaluator.leave_out_lower_layers()
         # One after the other: the run has measured the base model so, and thus it measures the same.
@@ -72,9 +69,9 @@ def replay(run: Path, which: str, progress: Progress | None = None, trust_remote
     return Replay(saved.trial.index, drifts, changed)
 
 
-def _changed(known: Manifest, bench: Workbench, weights: Mapping[str, str]) -> list[str]:
+def _changed(known: Manifest, bench: Workbench) -> list[str]:
     changed = changed_origins(known.starts[-1], this_start())
-    if known.model.weights != weights:
+    if known.model.weights != weight_hashes(bench.lm.path):
         changed.append("the weights of the model")
     now = bench.prompts.document()
     others = [n for n, each in known.prompts.items() if now.get(n, {}).get("sha256") != each.get("sha256")]

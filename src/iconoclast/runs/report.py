@@ -10,7 +10,7 @@ from platformdirs import user_cache_path
 
 from iconoclast.config.schema import Settings
 from iconoclast.constraints import violated
-from iconoclast.evaluation.examination import Control, Examination, paired
+from iconoclast.evaluation.examination import Examination, paired
 from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they register themselves
 from iconoclast.evaluation.judges.cache import CachedJudge
 from iconoclast.evaluation.judges.protocol import Judge, judges
@@ -79,8 +79,7 @@ def _control(
     random = map(bench.directions.randomized, range(first, first + bench.settings.random_controls))
     edits = [bench.edit(best.parameters, directions) for directions in random]
     base, edited = (examination.scores for examination in examined)
-    control = Control.of(base, edited, bench.evaluator("report").measure(edits, progress))
-    return RandomControl.model_validate(control.document())
+    return RandomControl.of(base, edited, bench.evaluator("report").measure(edits, progress))
 
 
 def samples(examinations: Sequence[Examination]) -> list[Sample]:

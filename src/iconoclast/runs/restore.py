@@ -80,11 +80,7 @@ def _declared(folder: Path, base: str, differing: Sequence[str], patterns: Seque
     writers = skeleton.writers(components)
     if missing := [site.module for site in edit.sites if site not in writers]:
         raise ModelError(f"{folder / EDIT_FILE} names modules that {base} does not have: {_few(missing)}.")
-    return set(matrix_changes(source, skeleton.model, writers, dict.fromkeys(edit.sites, _same)) or ())
-
-
-def _same(matrix: Tensor) -> Tensor:
-    return matrix
+    return set(matrix_changes(source, skeleton.model, writers, dict.fromkeys(edit.sites, lambda matrix: matrix)) or ())
 
 
 def _next(matrices: Iterator[Tensor], edited: Tensor) -> Tensor:

@@ -110,12 +110,11 @@ class Prompts:
 
     def _check_axes(self, weights: dict[str, float]) -> None:
         axes = {axis for prompt in self.target_evaluation for axis in prompt.axes}
-        for name in weights:
-            if name not in axes:
-                there = (
-                    f"they have {', '.join(sorted(axes))}" if axes else "set bad_evaluation_prompts.axis to a column"
-                )
-                raise SettingsError(f"axis_weights names {name}, which is no axis of bad_evaluation_prompts: {there}.")
+        there = f"they have {', '.join(sorted(axes))}" if axes else "set bad_evaluation_prompts.axis to a column"
+        if unknown := [name for name in weights if name not in axes]:
+            raise SettingsError(
+                f"axis_weights names {unknown[0]}, which is no axis of bad_evaluation_prompts: {there}."
+            )
 
 
 def _report_sources(settings: Settings) -> tuple[PromptSource | None, PromptSource | None]:

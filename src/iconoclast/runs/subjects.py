@@ -36,11 +36,9 @@ class Subject(Protocol):
     @property
     def name(self) -> str:
         """Name in reports."""
-        ...
 
     def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
         """Open the model, loaded as the settings say; `base`, its base model, must stay as it is."""
-        ...
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """Return the prompt sets that fitted or chose it, perhaps some of `prompts`; None if they are not known.
@@ -48,11 +46,9 @@ class Subject(Protocol):
         Raises:
             PromptsError: one of them cannot be read.
         """
-        ...
 
     def document(self, base: str) -> dict[str, Any]:
         """Describe it without measuring, for JSON; `base` is the name of the model that it is compared with."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,10 @@ class RunSubject:
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """Return the run's prompt sets except those of its report; None if they have changed since."""
-        sets = _seen(self.saved.settings)
-        then = [self.saved.prompts[name]["sha256"] for name in FIT_AND_SELECT if name in self.saved.prompts]
-        return None if sets is None or (then and then != [each.fingerprint for each in sets]) else sets
+        settings, known = self.saved.settings, self.saved.prompts
+        sets = [load_prompts(getattr(settings, name), settings.system_prompt) for name in FIT_AND_SELECT]
+        then = [known[name]["sha256"] for name in FIT_AND_SELECT if name in known]
+        return None if then and then != [each.fingerprint for each in sets] else sets
 
     def document(self, base: str) -> dict[str, Any]:
         """Return the trial and its scores in the run, on the selection prompts."""
@@ -167,11 +164,6 @@ class ModelSubject:
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     writers = base.writers(sorted({site.component for site in edit.sites}))
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
-
-
-def _seen(settings: Settings) -> list[PromptSet] | None:
-    sources = [getattr(settings, name) for name in FIT_AND_SELECT]
-    return None if None in sources else [load_prompts(source, settings.system_prompt) for source in sources]
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:

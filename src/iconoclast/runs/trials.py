@@ -1,12 +1,12 @@
 """The trials of a run: sampled, chosen by name, written to documents."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
-from iconoclast.runs.documents import FitDocument, ProfileDocument, TrialDocument
+from iconoclast.runs.documents import FitDocument, TrialDocument
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import FittedParameters, SearchSpace
 
@@ -47,8 +47,6 @@ def trial_document(trial: Trial) -> TrialDocument:
         direction_scope=direction.scope,
         direction_index=direction.index if direction.scope == "global" else None,
         direction_blend=direction.blend if direction.method == "hybrid" else None,
-        parameters={
-            component: ProfileDocument(**asdict(profile)) for component, profile in parameters.profiles.items()
-        },
+        parameters=parameters.profiles,
         fit=fit,
     )

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
-from iconoclast.errors import RunFolderError, UserError
+from iconoclast.errors import RunFolderError, UserError, first_line
 from iconoclast.layout import CARD, CHECKSUMS, TRIAL_INFORMATION
 from iconoclast.runs.manifest import sums
 
@@ -96,8 +96,8 @@ def upload(plan: Plan) -> str:
     except LocalTokenNotFoundError:
         raise UploadError("Nobody is logged in to the hub. Use `hf auth login`, or set HF_TOKEN.") from None
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UploadError(
-            f"The upload to {plan.repo} failed: {reason}. Run the same command again: what has arrived is not sent again."
+            f"The upload to {plan.repo} failed: {first_line(error)}. Run the same command again: what has arrived is not sent "
+            "again."
         ) from None
     return str(commit.commit_url)

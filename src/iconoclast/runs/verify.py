@@ -16,7 +16,7 @@ from iconoclast.config.schema import Settings, without_functions
 from iconoclast.documents import require_known_schema
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.record import load_edit
-from iconoclast.errors import ModelError, RunFolderError, UserError
+from iconoclast.errors import ModelError, RunFolderError, UserError, first_line
 from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import adapter_base, other_base
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
@@ -36,7 +36,6 @@ from iconoclast.scores import Scores
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: the base model's bfloat16 leaves so much open."""
-
 DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError)
 """Exceptions from reading and comparing damaged files, or those of another model."""
 
@@ -90,19 +89,17 @@ def verify(
     except UserError as error:
         checks.append(Check("tensors", None, str(error)))
     except DAMAGED as error:
-        checks.append(Check("tensors", False, f"They cannot be compared with those of {name}: {_reason(error)}"))
+        checks.append(
+            Check("tensors", False, f"They cannot be compared with those of {name}: {first_line(error)[:200]}")
+        )
     if measure:
         try:
             checks.append(_scores(folder, kind, name, information, prompts, progress))
         except UserError as error:
             checks.append(Check("scores", None, str(error)))
         except DAMAGED as error:
-            checks.append(Check("scores", False, f"The export cannot be measured: {_reason(error)}"))
+            checks.append(Check("scores", False, f"The export cannot be measured: {first_line(error)[:200]}"))
     return checks
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _files(folder: Path) -> Check:
@@ -128,9 +125,8 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
         raise ModelError(f"{base} is not stored as safetensors files.")
     if kind == "adapter":
         return _adapter(folder, skeleton, source, edit, information)
-    changes = matrix_changes(
-        source, skeleton.model, skeleton.writers(components), {s: partial(edit.weight, s) for s in edit.sites}
-    )
+    edited = {site: partial(edit.applied_to, site) for site in edit.sites}
+    changes = matrix_changes(source, skeleton.model, skeleton.writers(components), edited)
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
         remarks = " ".join(information.get("remarks", ()))
@@ -147,13 +143,11 @@ def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mappin
         if after.dtype != wanted.dtype or after.shape != wanted.shape:
             wrong.append(f"{name} has another type or shape")
         elif not torch.equal(_bytes(after), _bytes(wanted)):
-            off = float(
-                (after.float() - wanted.float()).norm() / (wanted.float() - before.float()).norm().clamp(min=1e-12)
-            )
-            if name not in changes or not off <= CLOSE:  # not a number is not close
-                wrong.append(
-                    f"{name} is not " + ("what the edit makes of it" if name in changes else "that of the base")
-                )
+            size = (wanted.float() - before.float()).norm().clamp(min=1e-12)
+            if name not in changes:
+                wrong.append(f"{name} is not that of the base")
+            elif not float((after.float() - wanted.float()).norm() / size) <= CLOSE:  # not a number is not close
+                wrong.append(f"{name} is not what the edit makes of it")
     detail = (
         f"{len(changes)} tensors are what the declared edit makes of the base model's, the other "
         f"{len(source.places) - len(changes)} are equal byte by byte"
@@ -176,6 +170,7 @@ def _adapter(
 ) -> Check:
     tensors = load_file(folder / "adapter_model.safetensors")
     writers, wrong, worst = skeleton.writers(sorted({site.component for site in edit.sites})), [], 0.0
+    close = CLOSE if information.get("quantization", "none") == "none" else 0.3
     named = {f"base_model.model.{site.module}.lora_{x}.weight" for site in edit.sites for x in "AB"}
     wrong += [f"{name} is not declared" for name in tensors.keys() - named]
     wrong += [f"{name} is missing" for name in named - tensors.keys()]
@@ -192,9 +187,7 @@ def _adapter(
         update = wanted.b @ wanted.a
         off = float((b @ a - update).norm() / update.norm().clamp(min=1e-12))
         worst = off if not off <= worst else worst
-        if not off <= (
-            CLOSE if information.get("quantization", "none") == "none" else 0.3
-        ):  # not a number is not close
+        if not off <= close:  # not a number is not close
             wrong.append(f"the update of {site.module} is not the declared one (relative error {off:.1%})")
     detail = (
         f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
@@ -227,9 +220,8 @@ def _scores(
     with bench.laid_out():
         reference = bench.evaluator("report").reference
     now = measure_export(folder, kind, bench, reference, progress)
-    found = drift(
-        "export", Scores.from_document(information["export_metrics"]), now, float(information["kl_noise_floor"])
-    )
+    before = Scores.from_document(information["export_metrics"])
+    found = drift("export", before, now, float(information["kl_noise_floor"]))
     detail = f"measured again: {found.grade}"
     if found.differences:
         detail += f" ({'; '.join(found.differences)})"

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import zip_longest
@@ -31,17 +31,14 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, open_block
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import Prompt
 from iconoclast.runs.documents import Rendering
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
 
 LONGEST_TOKEN = 128
 """Rough bound on the bytes in one token of any tokenizer; a longer text is too long without being tokenised."""
-
 PREFIX_PROMPTS = 8
 """Prompts of each set whose responses are searched for a common start."""
-
 ASKS_FOR_THE_DATE = "strftime_now"
 """The function by which chat templates get the date."""
 
@@ -95,22 +92,19 @@ class Workbench:
             note=progress.note,
         )
         told = settings.template_date
-        return cls(
-            settings, replace(lm, template_date=None if told is None else datetime.fromisoformat(told)), directions
-        )
+        date = None if told is None else datetime.fromisoformat(told)
+        return cls(settings, replace(lm, template_date=date), directions)
 
     @classmethod
-    @contextmanager
     def open(
         cls,
         settings: Settings,
         model: str | None = None,
         directions: Directions | None = None,
         progress: Progress | None = None,
-    ) -> Iterator["Workbench"]:
+    ) -> AbstractContextManager["Workbench"]:
         """Load a model and lay out its weights for as long as the context lasts; arguments as in `load`."""
-        with cls.load(settings, model, None, directions, progress).laid_out() as bench:
-            yield bench
+        return cls.load(settings, model, None, directions, progress).laid_out()
 
     def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
         """Use prompts that are loaded already, and let responses start with a known prefix."""
@@ -124,11 +118,9 @@ class Workbench:
         with packed(self.lm.model):
             yield self
 
-    @contextmanager
-    def beside(self, lm: LanguageModel) -> Iterator["Workbench"]:
-        """Yield a workbench that measures another model in the same way, with the same prompts."""
-        with Workbench(self.settings, lm, self.directions, self.prompts).laid_out() as bench:
-            yield bench
+    def beside(self, lm: LanguageModel) -> AbstractContextManager["Workbench"]:
+        """Give a workbench that measures another model in the same way, with the same prompts."""
+        return Workbench(self.settings, lm, self.directions, self.prompts).laid_out()
 
     @property
     def prompts(self) -> Prompts:
@@ -157,14 +149,8 @@ class Workbench:
     def options(self) -> MeasureOptions:
         """Lengths and batch widths."""
         s = self.settings
-        return MeasureOptions(
-            s.max_response_length,
-            s.max_benign_response_length,
-            s.batch_size,
-            s.max_batch_size,
-            s.weights_of_axes,
-            own_scores(s.constraints),
-        )
+        lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own_scores(s.constraints))
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
         """Return the evaluator of edits on a split; without report prompts, "report" means the selection prompts.
@@ -241,7 +227,8 @@ class Workbench:
                 progress.note(f"The chat template opens {block[0].strip()}, and response_prefix does not close it.")
             return
         progress.start("Looking at how responses start", 0)
-        sample = _alternating(self.prompts.benign.prompts, self.prompts.target.prompts)[: 2 * PREFIX_PROMPTS]
+        pairs = zip_longest(self.prompts.benign, self.prompts.target)
+        sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
         prefix = find_response_prefix(self.lm, sample, len(sample))
         if prefix:
             progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
@@ -270,7 +257,11 @@ class Workbench:
         room = lm.context - max(s.max_response_length, s.max_benign_response_length)
         for each in self.prompts.named().values():
             for number, prompt in enumerate(each, 1):
-                if (size := _too_long(prompt, room, lambda prompt: len(lm.encode([prompt])[0]))) is not None:
+                size = len(prompt.text.encode())
+                if size <= room // 2:  # few tokenizers make more tokens than there are bytes
+                    continue
+                doubtful = size <= LONGEST_TOKEN * room
+                if (len(lm.encode([prompt])[0]) if doubtful else size // LONGEST_TOKEN) > room:
                     raise PromptsError(
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
@@ -279,16 +270,3 @@ class Workbench:
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _too_long(prompt: Prompt, room: int, tokens_of: Callable[[Prompt], int]) -> int | None:
-    """Return the bytes of a prompt with more than `room` tokens, else None; only doubtful prompts are tokenised."""
-    size = len(prompt.text.encode())
-    if size <= room // 2:  # few tokenizers make more tokens than there are bytes
-        return None
-    tokens = size // LONGEST_TOKEN if size > LONGEST_TOKEN * room else tokens_of(prompt)
-    return size if tokens > room else None
-
-
-def _alternating(first: Sequence[Prompt], second: Sequence[Prompt]) -> list[Prompt]:
-    return [p for pair in zip_longest(first, second) for p in pair if p is not None]

@@ -17,16 +17,12 @@ from iconoclast.runs.folder import RunFolder
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
-
 DEAD_AFTER = 180.0
 """Seconds without a sign of life after which a worker's trials are given to others; network file systems can show a
 change a minute late.
 """
-
-
 Activity = Literal["starting", "working", "waiting", "finishing", "ended", "interrupted", "failed"]
 """What a worker says that it does."""
-
 GONE = ("ended", "interrupted", "failed", "lost")
 """States in which a worker will not go on."""
 

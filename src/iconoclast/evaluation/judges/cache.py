@@ -46,29 +46,20 @@ class CachedJudge:
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
         """One verdict an item. The judge is asked for what is not kept, once for items that are the same."""
-        keys = [self._key(*item) for item in items]
+        keys = [hashlib.sha256(json.dumps([self.name, *item]).encode()).hexdigest() for item in items]
         with self._store() as store:
-            verdicts = self._kept(store, keys)
+            rows = [store.execute("SELECT key, verdict FROM verdicts WHERE key = ?", (key,)).fetchone() for key in keys]
+            verdicts = {row[0]: VERDICTS[row[1]] for row in rows if row and row[1] in VERDICTS}
             missing = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in verdicts]
             advance(len(items) - len(missing))
             for start in range(0, len(missing), CHUNK):
                 asked, texts = zip(*missing[start : start + CHUNK], strict=True)
                 fresh = dict(zip(asked, self._judge.judge(texts, advance), strict=True))
-                self._keep(store, fresh)
+                known = [(key, verdict) for key, verdict in fresh.items() if verdict != "unknown"]
+                with store:
+                    store.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", known)
                 verdicts.update(fresh)
         return [verdicts[key] for key in keys]
-
-    def _key(self, prompt: str, response: str) -> str:
-        return hashlib.sha256(json.dumps([self.name, prompt, response]).encode()).hexdigest()
-
-    def _kept(self, store: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Verdict]:
-        rows = [store.execute("SELECT key, verdict FROM verdicts WHERE key = ?", (key,)).fetchone() for key in keys]
-        return {row[0]: VERDICTS[row[1]] for row in rows if row and row[1] in VERDICTS}
-
-    def _keep(self, store: sqlite3.Connection, verdicts: dict[str, Verdict]) -> None:
-        known = [(key, verdict) for key, verdict in verdicts.items() if verdict != "unknown"]
-        with store:
-            store.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", known)
 
     @contextmanager
     def _store(self) -> Iterator[sqlite3.Connection]:

@@ -20,10 +20,8 @@ from iconoclast.vocabulary import Verdict
 
 HOPELESS = 8
 """Failures without one success after which an endpoint is asked no more."""
-
 LONGEST_PAUSE = 60.0
 """Seconds that an endpoint's Retry-After is honoured for at most."""
-
 MAX_TOKENS = 16
 
 INSTRUCTION = """\

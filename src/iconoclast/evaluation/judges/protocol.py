@@ -10,7 +10,6 @@ from iconoclast.vocabulary import LABELS, Verdict
 
 Item = tuple[str, str]
 """A prompt and the response to it."""
-
 VERDICTS: dict[object, Verdict] = {label: label for label in LABELS}
 
 
