@@ -315,7 +315,7 @@ class Settings(BaseModel):
     """Weight of the divergence from the base model after such an opening. More breaks fewer responses."""
     fit_first_token_weight: Weight = 0.1
     """Weight of the benign divergence at the first token, beside that at all tokens."""
-    fit_loop_weight: Weight = 0.01
+    fit_loop_weight: Weight = 0.02
     """Weight of the unlikelihood of tokens with which broken responses began to loop."""
     fit_proximity_weight: Weight = 0.0
     """Weight of the squared distance of directions times strengths from those of the start."""

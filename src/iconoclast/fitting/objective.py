@@ -132,7 +132,7 @@ class Objective:
         continuation: float = 0.5,
         opening_length: int = 10,
         first: float = 0.1,
-        loops: float = 0.01,
+        loops: float = 0.02,
         proximity: float = 0.0,
     ) -> "Objective":
         """The default: keep benign responses, let target responses open without the behaviour, and go on as the base model would.
