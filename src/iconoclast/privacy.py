@@ -16,6 +16,7 @@ PATHS = frozenset(
         "sources",
         "refusal_rules",
         "constraints",
+        "objectives",
         "name",
         "command",
     ]
@@ -38,6 +39,8 @@ def portable(value: Any, path: bool = True) -> Any:
 def public(value: Any, path: bool = True) -> Any:
     """Return the same data for strangers: only the last part of local paths."""
     if isinstance(value, str):
+        if found := re.match("-?(perplexity:)?(?=[/~.])", value if path else ""):
+            return found[0] + value[found.end() :].rsplit("/", 1)[-1]
         if path and value.startswith("pack:"):
             return "pack:" + "/".join(value.rsplit("/", 2)[-2:])
         local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
+from iconoclast.goals import DEFAULT
 from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
@@ -242,6 +243,7 @@ class BatchSummary(Document):
     fitted_trials: int = 0
     prompts: PromptSets = Field(default={})
     overlap: Mapping[str, int] = Field(default={})
+    objectives: list[str] = Field(default=list(DEFAULT))
     kl_divergence_target: float | None = None
     kl_noise_floor: float = 0.0
     base_metrics: Scores

@@ -168,9 +168,9 @@ def axes(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
         {
             "measure": axis,
             "model": model,
-            **share(Count(scores.axes[axis].refusals.count + scores.axes[axis].broken.count, part.refusals.n)),
+            **share(scores.axes[axis].failures(scores.strengthened)),
         }
-        for axis, part in columns[0][1].axes.items()
+        for axis in columns[0][1].axes
         for model, scores in columns
         if axis in scores.axes
     ]
