@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iconoclast.scores import Bounds, Count, Scores, no_more_than
@@ -66,6 +66,13 @@ def estimate(name: str, scores: Scores) -> Estimate | None:
     return None if value is None else Estimate(value, scores.intervals.get(short(name)))
 
 
+def with_estimates(scores: Scores, found: Mapping[str, Estimate | None]) -> Scores:
+    """Add estimates by their short names to an edit's own scores."""
+    values = {name: None if known is None else known.value for name, known in found.items()}
+    intervals = {name: known.interval for name, known in found.items() if known is not None and known.interval}
+    return replace(scores, own={**scores.own, **values}, intervals={**scores.intervals, **intervals})
+
+
 @dataclass(frozen=True)
 class Objective:
     """A score that is minimised, or maximised if its text begins with a minus."""
@@ -103,7 +110,9 @@ class Objective:
         """The highest key that is within one standard error of these scores' own."""
         if self.name in COUNTED:
             count: Count = getattr(scores, self.name)
-            return no_more_than(count) if self.sign > 0 else no_more_than(Count(count.n - count.count, count.n)) - count.n
+            if self.sign > 0:
+                return no_more_than(count)
+            return no_more_than(Count(count.n - count.count, count.n)) - count.n
         known = estimate(self.name, scores)
         if known is None or known.interval is None:
             return self.value(scores)
@@ -163,6 +172,14 @@ class Objectives:
     def within(self, scores: Scores, kl_target: float) -> bool:
         """Whether a trial keeps the KL target, which counts only where the KL divergence is an objective."""
         return scores.kl_divergence <= kl_target or all(each.name != "kl_divergence" for each in self.compared)
+
+    def rule(self, kl_target: float, kept: bool = True) -> str:
+        """Say how the best trial is chosen: `kept` is whether it keeps the KL target."""
+        first, *others = (str(each) for each in self.compared)
+        rule = f"best in {', then '.join(others)} of those within a standard error of the best {first}"
+        if all(each.name != "kl_divergence" for each in self.compared):
+            return rule
+        return f"{rule}, {'' if kept else 'no trial is '}within the KL target of {kl_target:g}"
 
     def shown(self, scores: Scores) -> list[tuple[str, str]]:
         """Every objective and its value with its interval, for people."""

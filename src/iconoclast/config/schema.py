@@ -390,7 +390,9 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 def without_functions(settings: Settings) -> Settings:
     """Return the settings without what runs code or reads files of the user's: for run folders that can be a stranger's."""
     kept = {
-        name: [text for text in getattr(settings, name) if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY))]
+        name: [
+            text for text in getattr(settings, name) if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY))
+        ]
         for name in ("refusal_rules", "constraints", "objectives")
     }
     return settings.model_copy(update=kept)

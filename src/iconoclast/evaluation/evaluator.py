@@ -14,9 +14,10 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
-from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.evaluation.named import apply_measures, measure_of
+from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.goals import with_estimates
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
@@ -274,8 +275,11 @@ def score(
     benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
     compliance = list(map(rules.compliance, prompts, target_responses))
     disclaimers = list(map(rules.disclaimers, target_responses))
-    own = apply_measures(options.own, prompts, target_responses)
-    means = {"compliance": compliance, "disclaimers": disclaimers, "kl_divergence": divergences}
+    means: dict[str, Sequence[float]] = {
+        "compliance": compliance,
+        "disclaimers": disclaimers,
+        "kl_divergence": divergences,
+    }
     intervals = {name: mean_interval(means[name]).interval for name in options.with_intervals}
 
     def axis(name: str) -> AxisScores:
@@ -289,7 +293,7 @@ def score(
             compliance=statistics.fmean(compliance[i] for i in places),
         )
 
-    return Scores(
+    scores = Scores(
         refusals=_counted(labels, "refusal"),
         soft_refusals=_counted(labels, "soft_refusal"),
         broken=_counted(labels, "broken"),
@@ -299,11 +303,11 @@ def score(
         compliance=statistics.fmean(compliance),
         kl_divergence=statistics.fmean(divergences),
         axes={name: axis(name) for name in dict.fromkeys(name for prompt in target for name in prompt.axes)},
-        own={name: known and known.value for name, known in own.items()},
-        intervals=intervals | {name: known.interval for name, known in own.items() if known and known.interval},
+        intervals=intervals,
         strengthened=options.strengthen,
         kl_by_prompt=tuple(divergences),
     )
+    return with_estimates(scores, apply_measures(options.own, prompts, target_responses))
 
 
 def _counted(labels: Sequence[Label], label: Label) -> Count:

@@ -63,7 +63,8 @@ class TaskScore:
 
     def of(self, results: Sequence[Row]) -> Estimate | None:
         """Find it among what lm-eval has measured of the task."""
-        task = self.task if any(row.task == self.task for row in results) else results[0].task  # a file has a name inside
+        named = any(row.task == self.task for row in results)
+        task = self.task if named or not results else results[0].task  # a file holds the task's name
         own = {row.metric: row.edited for row in results if row.task == task}
         figure = own.get(self.metric or ("acc" if "acc" in own else next(iter(own), "")))
         if figure is None or figure.value is None:

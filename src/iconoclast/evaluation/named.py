@@ -33,7 +33,9 @@ def measure_of(name: str) -> Measure:
     return function_of(name) if ".py:" in name else measures.get(name)
 
 
-def apply_measures(names: Sequence[str], prompts: Sequence[str], responses: Sequence[str]) -> Mapping[str, Estimate | None]:
+def apply_measures(
+    names: Sequence[str], prompts: Sequence[str], responses: Sequence[str]
+) -> Mapping[str, Estimate | None]:
     """Ask scores of all responses, each by the name of its function; None if one fails or gives no finite number."""
     return {short(name): _estimated(measure_of(name), prompts, responses) for name in names}
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.goals import estimate
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -62,6 +63,7 @@ class ModelCard:
         remarks: what the files have otherwise than the base model, beside the edit.
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for.
+        objectives: those of the search, if they are not the default ones.
     """
 
     base: str
@@ -81,6 +83,7 @@ class ModelCard:
     remarks: Sequence[str] = ()
     problem: str = ""
     loaded_in: Quantization = "none"
+    objectives: str = ""
 
     def render(self) -> str:
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -102,6 +105,7 @@ class ModelCard:
             fitted=fitted,
             direction=self._direction(),
             directions=self.directions,
+            objectives=self.objectives,
             row_normalization=self.row_normalization,
             approximation_error=f"{self.approximation_error:.1%}" if self.approximation_error else "",
             measured=MEASURED if self.measured else NOT_MEASURED,
@@ -128,7 +132,7 @@ class ModelCard:
             base_model_relation=None if hub is None else "adapter" if self.kind == "adapter" else "finetune",
             library_name=LIBRARIES[self.kind],
             pipeline_tag="text-generation",
-            tags=["iconoclast", "representation-editing", "edited"],
+            tags=["iconoclast", "representation-editing", "edited", *["strengthened"] * self.after.strengthened],
         )
 
     def _direction(self) -> str:
@@ -162,9 +166,14 @@ def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """Return the rows of the before/after table: name, base, edited."""
+
+    def known(name: str, scores: Scores) -> str:
+        return str(estimate(name, scores) or "unknown")
+
     return [
         *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
         ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
+        *((name, known(name, before), known(name, after)) for name in before.own if name in after.own),
     ]

@@ -15,7 +15,7 @@ from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.model_scores import ModelScores, require_scores
 from iconoclast.evaluation.rules import content_of
-from iconoclast.goals import PERPLEXITY, Estimate, Objectives
+from iconoclast.goals import Objectives, with_estimates
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
@@ -136,7 +136,7 @@ class Run:
             if self.worker is not None:
                 self.worker.says("working", trials=len(outcomes))
             for number, outcome in outcomes.items():
-                progress.note(_trial_line(number, outcome))
+                progress.note(_trial_line(number, outcome, self.base.failing))
 
         self.study.run(n_trials, evaluate, self.minimised, told, self.worker)
 
@@ -147,7 +147,9 @@ class Run:
         if not self.settings.fit or start is None:
             return
         if not {"failures", "refusals"} & {each.name for each in self.objectives.all}:
-            progress.note("Nothing is fitted: a fit lowers failures, and neither failures nor refusals are an objective.")
+            progress.note(
+                "Nothing is fitted: a fit lowers failures, and neither failures nor refusals are an objective."
+            )
             return
         done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
         found = FitStage(self.bench, self.folder.fits, start).run(progress)
@@ -160,7 +162,7 @@ class Run:
             assert isinstance(scores, Scores)
             self.study.add_fitted(parameters, scores)
         for trial in self.trials()[-len(left) :]:
-            progress.note(_trial_line(trial.index, trial.scores))
+            progress.note(_trial_line(trial.index, trial.scores, self.base.failing))
         self.write_summary("running")
 
     def measure_report(self, progress: Progress | None = None) -> None:
@@ -171,7 +173,7 @@ class Run:
         known = self.report  # of an earlier start; if a judge failed then, it stands until it has been asked again
         if known is not None and known.trial == best.index and not _judge_failed(known):
             return
-        self.report, samples = report(self.bench, best, self.judges, progress or Silent())
+        self.report, samples = report(self.bench, best, self.judges, progress or Silent(), self.base)
         write_samples(self.folder.samples, samples)
 
     def finish(self, progress: Progress | None = None) -> None:
@@ -342,14 +344,8 @@ def with_model_scores(
     """Add the scores of the model itself to what was measured of edits."""
     if model_scores is None:
         return list(scores)
-    measured: Sequence[Mapping[str, Estimate | None]] = model_scores.measure(edits, progress)
     return [
-        replace(
-            known,
-            own={**known.own, **{name: each and each.value for name, each in more.items()}},
-            intervals={**known.intervals, **{n: each.interval for n, each in more.items() if each and each.interval}},
-        )
-        for known, more in zip(scores, measured, strict=True)
+        with_estimates(known, more) for known, more in zip(scores, model_scores.measure(edits, progress), strict=True)
     ]
 
 
@@ -378,9 +374,7 @@ def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
-def _baseline(
-    evaluator: Evaluator, model_scores: ModelScores | None, noise: float, progress: Progress
-) -> Baseline:
+def _baseline(evaluator: Evaluator, model_scores: ModelScores | None, noise: float, progress: Progress) -> Baseline:
     nothing = [Edit.nothing()]
     base = with_model_scores(model_scores, nothing, evaluator.measure(nothing, progress), progress)[0]
     return Baseline(
@@ -409,10 +403,10 @@ def _judge_failed(report: Report) -> bool:
     return any(judged.problem for each in (report.base_metrics, report.metrics) for judged in each.judges.values())
 
 
-def _trial_line(number: int, outcome: Outcome) -> str:
+def _trial_line(number: int, outcome: Outcome, failing: str) -> str:
     if isinstance(outcome, Bounds):
         return (
-            f"Trial {number}: pruned at {outcome.failures} or more refused or broken, "
+            f"Trial {number}: pruned at {outcome.failures} or more {failing}, "
             f"{outcome.overrefusals} or more overrefusals, KL {outcome.kl_divergence:.4f}"
         )
     return (

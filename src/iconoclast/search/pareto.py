@@ -7,7 +7,6 @@ from iconoclast.goals import Objectives
 from iconoclast.scores import Key, Scores, beaten
 from iconoclast.search.space import AnyParameters
 
-
 BY_DEFAULT = Objectives()
 
 
