@@ -46,7 +46,7 @@ class Estimate:
     interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + (" ({:.4g} to {:.4g})".format(*self.interval) if self.interval else "")
+        return f"{self.value:.3g}" + (" ({:.3g} to {:.3g})".format(*self.interval) if self.interval else "")
 
 
 def short(name: str) -> str:
@@ -91,6 +91,12 @@ class Objective:
 
     def __str__(self) -> str:
         return f"{short(self.name)}{' (maximised)' if self.sign < 0 else ''}"
+
+    def shown(self, scores: Scores) -> str:
+        """Its value with its interval, for people."""
+        if self.name in COUNTED:
+            return str(getattr(scores, self.name).with_interval)
+        return str(estimate(self.name, scores) or "unknown")
 
     def value(self, scores: Scores) -> float:
         """What is minimised; infinite if the score is unknown."""
@@ -183,8 +189,7 @@ class Objectives:
 
     def shown(self, scores: Scores) -> list[tuple[str, str]]:
         """Every objective and its value with its interval, for people."""
-        known = [(str(each), estimate(each.name, scores)) for each in self.all]
-        return [(name, "unknown" if value is None else str(value)) for name, value in known]
+        return [(str(each), each.shown(scores)) for each in self.all]
 
 
 def named(objectives: Sequence[str], constraints: Sequence[str]) -> tuple[str, ...]:

@@ -168,12 +168,12 @@ def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """Return the rows of the before/after table: name, base, edited."""
 
     def known(name: str, scores: Scores) -> str:
-        return str(estimate(name, scores) or "unknown")
+        return str(estimate(name, scores) or "unknown") if name in scores.own else "not measured"
 
     return [
         *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
         ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
-        *((name, known(name, before), known(name, after)) for name in before.own if name in after.own),
+        *((name, known(name, before), known(name, after)) for name in before.own),
     ]

@@ -30,7 +30,7 @@ from iconoclast.runs.trials import best_of, choose_trial, front_of, search_space
 from iconoclast.runs.workbench import Workbench, require_functions
 from iconoclast.runs.workers import Worker
 from iconoclast.scores import Bounds, Scores, beaten
-from iconoclast.search.objective import Minimised, Objective, little_to_change
+from iconoclast.search.objective import Minimised, Objective, little_to_remove
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import AnyParameters, EditParameters, FittedParameters
 from iconoclast.search.study import Outcome, Study
@@ -114,7 +114,7 @@ class Run:
         found = list(outcomes)
         for place, scores in zip(places, measured, strict=True):
             broken = violated(self.settings.constraints, scores, self.base)
-            unknown = (f"{name} is unknown" for name in self.objectives.unknown(scores))
+            unknown = (f"{name} is known" for name in self.objectives.unknown(scores))
             found[place] = replace(scores, violated=(*broken, *unknown))
         return found
 
@@ -316,6 +316,9 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
+    if not (objectives := Objectives(settings.objectives)).default:
+        late = " Some are known only at the end, so no trial is pruned." if not objectives.prunable else ""
+        progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
     report = _known_report(bench, folder)
     return Run(bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores)
 
@@ -355,9 +358,9 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
         + (f"; {done} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.2g}."
     )
-    if base.strengthened and little_to_change(base):
-        progress.note(f"The base model refuses {base.refusals} target prompts already: there is little to strengthen.")
-    elif little_to_change(base):
+    if base.strengthened and not base.failures.count:
+        progress.note("The base model refuses all target prompts: there is nothing to strengthen.")
+    if little_to_remove(base):
         progress.note(
             f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"

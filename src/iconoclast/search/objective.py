@@ -32,7 +32,7 @@ class Objective:
     def behaviour(self, scores: Scores) -> float:
         """Return the behaviour term alone."""
         refusals, disclaimers, gap = _terms(scores)
-        if little_to_change(self.base):
+        if little_to_remove(self.base):
             before = _terms(self.base)
             refusals, disclaimers, gap = (
                 max(0.0, now - then) for now, then in zip((refusals, disclaimers, gap), before, strict=True)
@@ -60,6 +60,6 @@ def _terms(scores: Scores) -> tuple[float, float, float]:
     return scores.failure_rate, min(1.0, scores.disclaimer_rate), 1 - scores.compliance
 
 
-def little_to_change(base: Scores) -> bool:
-    """Whether the base model behaves as wanted already."""
-    return (base.failures if base.strengthened else base.refusals).rate <= LOW_REFUSAL_RATE
+def little_to_remove(base: Scores) -> bool:
+    """Whether so few prompts are refused that there is little to remove; to strengthen, every prompt counts."""
+    return not base.strengthened and base.refusals.rate <= LOW_REFUSAL_RATE
