@@ -8,10 +8,11 @@ import pytest
 
 from iconoclast.config.layers import load_settings
 from iconoclast.config.schema import Settings, without_functions
-from iconoclast.constraints import Constraint, own_scores, violated
+from iconoclast.constraints import Constraint, violated
 from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.errors import RunFolderError, SettingsError
-from iconoclast.evaluation.rules import apply_measures
+from iconoclast.evaluation.named import apply_measures
+from iconoclast.goals import Estimate
 from iconoclast.runs.pipeline import started_run
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial, pareto_front
@@ -46,7 +47,8 @@ def test_what_a_constraint_says(text: str, holds: bool) -> None:
 
 def test_a_constraint_is_named_without_its_file() -> None:
     assert violated(["/home/me/marks.py:tone>=base-0.1"], EDITED, BASE) == ("tone >= base - 0.1",)
-    assert own_scores(["refusals <= 1", "a.py:f <= 1", "a.py:f >= 0"]) == ("a.py:f",)
+    settings = Settings(constraints=["refusals <= 1", "a.py:f <= 1", "a.py:f >= 0"], objectives=["b.py:g", "kl"])
+    assert settings.named_scores == ("b.py:g", "a.py:f")
 
 
 @pytest.mark.parametrize("text", ["refusals", "refusals < 1", "refusals <=", "refusals <= base 0.1", "<= 1", "a <= b"])
@@ -64,7 +66,7 @@ def test_a_score_that_fails_or_gives_no_number_is_unknown(tmp_path: Path) -> Non
     )
     names = [f"{file}:{name}" for name in ("words", "none", "odd", "faulty")]
     found = apply_measures(names, ["What?", "Why?"], ["one two", "three"])
-    assert found == {"words": 1.5, "none": None, "odd": None, "faulty": None}
+    assert found == {"words": Estimate(1.5, (1.0, 2.0)), "none": None, "odd": None, "faulty": None}
 
 
 def test_trials_that_violate_a_constraint_are_on_the_front_only_if_all_do() -> None:

@@ -11,12 +11,13 @@ import torch
 from iconoclast import registry
 from iconoclast.config import packs
 from iconoclast.config.schema import Settings
-from iconoclast.constraints import own_scores
 from iconoclast.directions.estimators import DirectionSpec, estimate_directions, estimators
 from iconoclast.errors import DirectionError, UserError
 from iconoclast.evaluation.judges.protocol import JudgeError, judges
+from iconoclast.evaluation.named import apply_measures, measures
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.evaluation.rules import apply_measures, measures, rules
+from iconoclast.evaluation.rules import rules
+from iconoclast.goals import Estimate
 from iconoclast.prompts import PromptSet
 from iconoclast.registry import Registry
 from iconoclast.runs.report import judges_of
@@ -114,7 +115,7 @@ def test_a_behaviour_of_another_package_is_used() -> None:
 @pytest.mark.usefixtures("stranger")
 def test_a_rule_and_a_score_of_another_package_are_used() -> None:
     assert ResponseRules([], rules=["hums"]).label("Sing.", "hm hm") == "refusal"
-    assert apply_measures(own_scores(["notes <= 3"]), ["Sing."], ["hm hm"]) == {"notes": 2.0}
+    assert apply_measures(["notes"], ["Sing."], ["hm hm"]) == {"notes": Estimate(2.0, (2.0, 2.0))}
 
 
 @pytest.mark.usefixtures("stranger")

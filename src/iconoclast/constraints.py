@@ -2,23 +2,11 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from iconoclast.goals import estimate, short
 from iconoclast.scores import Scores
-
-RATES: Mapping[str, Callable[[Scores], float]] = {
-    "failures": lambda scores: scores.failures.rate,
-    "refusals": lambda scores: scores.refusals.rate,
-    "soft_refusals": lambda scores: scores.soft_refusals.rate,
-    "broken": lambda scores: scores.broken.rate,
-    "overrefusals": lambda scores: scores.overrefusals.rate,
-    "benign_broken": lambda scores: scores.benign_broken.rate,
-    "disclaimers": lambda scores: scores.disclaimer_rate,
-    "compliance": lambda scores: scores.compliance,
-    "kl_divergence": lambda scores: scores.kl_divergence,
-}
-"""Scores that every edit has: rates from 0 to 1, disclaimers per response, nats."""
 
 _TEXT = re.compile(r"(?P<score>\S.*?)\s*(?P<sign><=|>=)\s*(?P<base>base)?\s*(?P<number>[+-]?\s*\d+(\.\d+)?(e-?\d+)?)?")
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
@@ -29,7 +17,7 @@ class Constraint:
     """A limit of a score, perhaps from the base model's.
 
     Attributes:
-        score: one of `RATES`, or a score of a user's or an installed package's.
+        score: name of a score (`goals`).
         sign: <= or >=.
         from_base: whether `number` is added to the base model's score.
     """
@@ -52,8 +40,8 @@ class Constraint:
 
     @property
     def name(self) -> str:
-        """Name of the score in tables and files: that of the function, without its file."""
-        return self.score.rpartition(":")[2]
+        """Name of the score in tables and files: that of a function, without its file."""
+        return short(self.score)
 
     def __str__(self) -> str:
         distance = f" {'-' if self.number < 0 else '+'} {abs(self.number):g}" if self.number else ""
@@ -61,16 +49,15 @@ class Constraint:
 
     def holds(self, scores: Scores, base: Scores) -> bool:
         """Check an edit's scores; what is unknown does not hold."""
-        value, from_base = self._value(scores), self._value(base) if self.from_base else 0.0
-        return value is not None and from_base is not None and _COMPARE[self.sign](value, from_base + self.number)
+        value, start = estimate(self.score, scores), estimate(self.score, base)
+        if value is None or (self.from_base and start is None):
+            return False
+        return bool(_COMPARE[self.sign](value.value, self.number + (start.value if self.from_base and start else 0.0)))
 
-    def _value(self, scores: Scores) -> float | None:
-        return RATES[self.score](scores) if self.score in RATES else scores.own.get(self.name)
 
-
-def own_scores(constraints: Sequence[str]) -> tuple[str, ...]:
-    """Name the scores among the constraints' that are a user's or an installed package's."""
-    return tuple(dict.fromkeys(s for text in constraints if (s := Constraint.parse(text).score) not in RATES))
+def constrained(constraints: Sequence[str]) -> list[str]:
+    """Name the scores that constraints are about."""
+    return [Constraint.parse(text).score for text in constraints]
 
 
 def violated(constraints: Sequence[str], scores: Scores, base: Scores) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 PATHS = frozenset(
     [
         "model", "dataset", "chat_template", "study_checkpoint_dir", "include_path", "source", "sources", "refusal_rules",
-        "constraints", "name", "command",
+        "constraints", "objectives", "name", "command",
     ]
 )  # fmt: skip
 """Keys whose values can be paths or begin with one; everything else, such as prompts, is left alone."""
@@ -29,6 +29,8 @@ def portable(value: Any, path: bool = True) -> Any:
 def public(value: Any, path: bool = True) -> Any:
     """Return the same data for strangers: only the last part of local paths."""
     if isinstance(value, str):
+        if found := re.match("-?(perplexity:)?(?=[/~.])", value if path else ""):
+            return found[0] + value[found.end() :].rsplit("/", 1)[-1]
         if path and value.startswith("pack:"):
             return "pack:" + "/".join(value.rsplit("/", 2)[-2:])
         local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))

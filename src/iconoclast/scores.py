@@ -1,7 +1,7 @@
 """What measuring an edit gives: counts, scores, bounds, and the one order in which they are compared. No torch."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from statistics import NormalDist
 from typing import Annotated, get_args
@@ -85,6 +85,9 @@ class Mean(Value):
         return "{:.4f} ({:.4f} to {:.4f})".format(self.value, *self.interval)
 
 
+REFUSED_OR_BROKEN, NOT_REFUSED = "refused or broken", "not refused"
+"""What failures are, in words: of edits that weaken the behaviour, and of those that strengthen it."""
+
 NONE = Count(0, 0)
 """Nothing was counted."""
 COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken")
@@ -116,10 +119,10 @@ class AxisScores(Value):
         n = self.refusals.n
         return Count(n - self.refusals.count - self.broken.count - self.soft_refusals.count, n)
 
-    @property
-    def failure_rate(self) -> float:
-        """Share of prompts that were refused or answered with broken text."""
-        return self.refusals.rate + self.broken.rate
+    def failures(self, strengthened: bool = False) -> Count:
+        """Prompts that were refused or answered with broken text, or, of a strengthened model, not refused."""
+        n = self.refusals.n
+        return Count(n - self.refusals.count if strengthened else self.refusals.count + self.broken.count, n)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,10 @@ class Scores(Value):
         broken: target prompts answered with broken text.
         benign_broken: benign prompts answered with broken text.
         axes: the same by axis of the target prompts, if they have axes.
-        own: scores of a user's or an installed package's that constraints name; None if one is unknown.
-        violated: constraints that do not hold.
+        own: scores that objectives or constraints name and that are not measured otherwise; None if one is unknown.
+        intervals: 95 % intervals of those and of other means that they name.
+        violated: constraints that do not hold, and objectives that are unknown.
+        strengthened: whether the edit should make the model refuse more: a failure is then a target prompt not refused.
         kl_by_prompt: KL divergence of every benign prompt; documents do not hold it.
     """
 
@@ -156,18 +161,29 @@ class Scores(Value):
     violated: Annotated[tuple[str, ...], Field(exclude_if=lambda violated: not violated)] = field(
         default=(), compare=False
     )
+    intervals: Annotated[Mapping[str, tuple[float, float]], Field(exclude_if=lambda intervals: not intervals)] = field(
+        default_factory=dict, compare=False
+    )
+    strengthened: Annotated[bool, Field(exclude_if=lambda strengthened: not strengthened)] = False
     kl_by_prompt: Annotated[tuple[float, ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
 
     @property
     def failures(self) -> Count:
         """Target prompts that were refused or answered with broken text: what counts as no success of an edit."""
-        return Count(self.refusals.count + self.broken.count, self.refusals.n)
+        n = self.refusals.n
+        return Count(n - self.refusals.count if self.strengthened else self.refusals.count + self.broken.count, n)
+
+    @property
+    def failing(self) -> str:
+        """What became of target prompts that are failures, in words."""
+        return NOT_REFUSED if self.strengthened else REFUSED_OR_BROKEN
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def complied(self) -> Count:
         """Target prompts that were answered."""
-        return Count(self.refusals.n - self.failures.count - self.soft_refusals.count, self.refusals.n)
+        n = self.refusals.n
+        return Count(n - self.refusals.count - self.broken.count - self.soft_refusals.count, n)
 
     @property
     def failure_rate(self) -> float:
@@ -180,7 +196,8 @@ class Scores(Value):
     def weighted_failure_rate(self) -> float | None:
         """The weighted mean of the axes' failure rates; None without axes, or if none has weight."""
         total = sum(axis.weight for axis in self.axes.values())
-        return sum(axis.weight * axis.failure_rate for axis in self.axes.values()) / total if total else None
+        failures = (axis.weight * axis.failures(self.strengthened).rate for axis in self.axes.values())
+        return sum(failures) / total if total else None
 
     @property
     def disclaimer_rate(self) -> float:
@@ -213,7 +230,7 @@ class Bounds(Value):
         return self.failures, self.overrefusals, self.kl_divergence
 
 
-def beaten(key: Key, others: Iterable[Key]) -> bool:
+def beaten(key: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
     """Check whether one of the others is as good or better in everything."""
     return any(all(a <= b for a, b in zip(other, key, strict=True)) for other in others)
 

@@ -179,6 +179,6 @@ def test_prompts_of_two_axes_are_counted_once(tiny_lm: LanguageModel) -> None:
     (found,) = Evaluator(tiny_lm, axed(), BENIGN, RULES, options).measure([Edit.nothing()])
     assert found.refusals.n == 3
     assert {name: axis.refusals.n for name, axis in found.axes.items()} == {"home": 1, "travel": 2, "food": 1}
-    rates = {name: axis.failure_rate for name, axis in found.axes.items()}
+    rates = {name: axis.failures().rate for name, axis in found.axes.items()}
     assert found.failure_rate == pytest.approx((rates["home"] + 3 * rates["travel"] + rates["food"]) / 5)
     assert Scores.from_document(json.loads(json.dumps(found.document()))) == found

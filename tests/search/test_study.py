@@ -179,7 +179,7 @@ def test_an_interrupted_study_that_prunes_goes_on_alike(tmp_path: Path, after: i
         return OBJECTIVE(scores)
 
     with contextlib.suppress(KeyboardInterrupt):
-        study.run(16, Pruning(study), objective)  # type: ignore[arg-type]
+        study.run(16, Pruning(study), objective)
     study = opened(tmp_path / "parts")
     assert run(study, 16, Pruning(study)) == expected
 
@@ -250,7 +250,7 @@ def test_an_interruption_within_a_batch_loses_none(undisturbed: list[Trial], tmp
         return OBJECTIVE(scores)
 
     with pytest.raises(KeyboardInterrupt):
-        study.run(TOTAL, evaluate, objective)  # type: ignore[arg-type]
+        study.run(TOTAL, evaluate, objective)
     assert opened(tmp_path).trials() == undisturbed[: BATCH + after]
     assert opened(tmp_path).states()["running"] == 0  # the whole batch was measured, told or not
     recorder = Recorder()

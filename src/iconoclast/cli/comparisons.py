@@ -24,7 +24,6 @@ SPLITS = {
 }
 
 ADVANTAGES = {
-    "failures": "fewer refused or broken",
     "overrefusals": "fewer overrefusals",
     "kl_divergence": "lower first-token KL",
 }
@@ -59,13 +58,13 @@ def _print(comparison: Comparison, document: ComparisonDocument, sample_count: i
     for subject in document.subjects:
         failures = subject.against_base.failures
         say(
-            f"{subject.name} against its base, refused or broken: {failures.only_before} only the base, "
+            f"{subject.name} against its base, {subject.metrics.failing}: {failures.only_before} only the base, "
             f"{failures.only_after} only the edit (p = {failures.p_value:.2g}, exact McNemar test).",
             *(f"{subject.name}: {caveat}." for caveat in subject.caveats or []),
         )
     say(*warnings, *(line for name, metrics in columns for line in caveats(name, metrics)))
     for pair in document.pairs:
-        say(*_pair_lines(pair))
+        say(*_pair_lines(pair, document.base_metrics.failing))
     say(f"KL differences below the noise floor of {comparison.noise_floor:.2g} mean nothing.")
     if sample_count:
         rows = [row for row in comparison.samples(sample_count) if row.set == "target"]
@@ -85,15 +84,16 @@ def _seen_lines(comparison: Comparison) -> Iterator[str]:
             )
 
 
-def _pair_lines(pair: Pair) -> list[str]:
+def _pair_lines(pair: Pair, failing: str) -> list[str]:
     better, decided_by, p = pair.verdict.better, pair.verdict.decided_by, pair.verdict.p_value
     chance = "" if p is None else f", p = {p:.2g}" + ("; that can be chance" if p >= CHANCE else "")
     failures, divergence = pair.paired.failures, pair.paired.token_kl
     low, high = divergence.interval
-    outcome = f"{better} is better ({ADVANTAGES[decided_by]}{chance})." if better and decided_by else "equal."
+    advantage = f"fewer {failing}" if decided_by == "failures" else ADVANTAGES.get(decided_by or "", "")
+    outcome = f"{better} is better ({advantage}{chance})." if better else "equal."
     return [
         f"{pair.first} and {pair.second}: {outcome}",
-        f"  Refused or broken: {failures.only_before} only the first, {failures.only_after} only the second "
+        f"  {failing.capitalize()}: {failures.only_before} only the first, {failures.only_after} only the second "
         f"(p = {failures.p_value:.2g}). KL over tokens, second less first: {divergence.value:+.4f} ({low:+.4f} to {high:+.4f}, "
         f"p = {divergence.p_value:.2g}, bootstrap).",
     ]

@@ -101,16 +101,18 @@ def _print_results(run: "Run") -> None:
     from iconoclast.reports.tables import front_table, report_lines, report_table
 
     best = run.best()
-    out.print(front_table(run.front(), best, run.base))
+    out.print(front_table(run.front(), best, run.base, run.objectives))
     if best is None:
         return
     target = run.settings.kl_divergence_target
-    reason = "lowest KL of those with the fewest refused or broken, give or take a standard error,"
-    if best.scores.kl_divergence > target:
-        reason = "no trial is"
+    kept = best.scores.kl_divergence <= target
+    reason = run.objectives.rule(target, kept)
+    if run.objectives.default:
+        least = f"lowest KL of those with the fewest {run.base.failing}, give or take a standard error,"
+        reason = f"{least if kept else 'no trial is'} within the KL target of {target:g}"
     fitted = f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""
     say(
-        f"* best: trial {best.index} ({reason} within the KL target of {target:g}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
+        f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
         f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them.{fitted}",
     )
     if run.report is not None:

@@ -12,9 +12,11 @@ from typer import Argument
 from iconoclast.cli.arguments import AsJsonOption, RunArgument
 from iconoclast.cli.console import out, print_table, say
 from iconoclast.errors import RunFolderError
+from iconoclast.goals import Objectives
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
 from iconoclast.runs.status import is_shared, runs_below, status_of
+from iconoclast.scores import Scores
 
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -99,11 +101,23 @@ def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterato
     yield first
     yield f"Model: {document['model']}. Last written: {document['written']}."
     yield from others
+    yield from _goals(document)
     if "trial" in document:
         yield f"Trial {_scores(document['trial'])}"
     if document["state"] == "interrupted":
         config, path = shlex.quote(str(folder.config)), shlex.quote(str(folder.path))
         yield f"Continue it: iconoclast run --config {config} --out {path}"
+
+
+def _goals(document: dict[str, Any]) -> Iterator[str]:
+    """Say what the run is after, if that is not the default."""
+    objectives = Objectives(document["objectives"])
+    if not objectives.default:
+        best = None if document["best"] is None else Scores.from_document(document["best"])
+        values = [str(each) for each in objectives.all] if best is None else map(" ".join, objectives.shown(best))
+        yield f"Objectives: {', '.join(values)}."
+    if document["strengthen"]:
+        yield "The run strengthens the behaviour: a failure is a target prompt that is not refused."
 
 
 def _scores(trial: dict[str, Any]) -> str:

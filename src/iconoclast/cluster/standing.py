@@ -11,9 +11,8 @@ from iconoclast.cluster.work import is_done
 from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.trials import search_space, trial_document
+from iconoclast.runs.trials import best_of, search_space, trial_document
 from iconoclast.runs.workers import GONE, workers_of
-from iconoclast.search.pareto import best_trial, pareto_front
 from iconoclast.search.study import Study
 
 
@@ -31,7 +30,7 @@ def standing(run: Path) -> dict[str, Any]:
         "trials_per_hour": None,
     }
     if study := _study(folder, settings):
-        best = best_trial(pareto_front(study.trials()), settings.kl_divergence_target)
+        best = best_of(study.trials(), settings)
         document["trials"] = study.states()
         document["best"] = None if best is None else trial_document(best).document()
         document["trials_per_hour"] = study.rate()

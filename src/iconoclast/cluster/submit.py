@@ -18,6 +18,7 @@ from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.documents import Part, first_problem
 from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.model_scores import require_scores
 from iconoclast.files import write_json, write_whole
 from iconoclast.layout import CONFIG
 from iconoclast.models.names import resolve
@@ -27,6 +28,7 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import run_folder
 from iconoclast.runs.report import judges_of
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workbench import require_functions
 from iconoclast.runs.workers import workers_of
 
 SUBMISSION = "submission.json"
@@ -60,6 +62,8 @@ def prepared(settings: Settings) -> RunFolder:
     assert settings.model is not None
     resolve(settings.model)
     folder.check(settings)
+    require_functions(settings)
+    require_scores(settings.named_scores)
     Prompts.load(settings)
     judges_of(settings)
     with folder.locked(shared=True):

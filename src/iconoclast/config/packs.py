@@ -3,6 +3,7 @@
 import ast
 import operator
 import random
+import re
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -111,9 +112,10 @@ class Pack(_Part):
     def _are_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         if "behavior" in settings:
             raise ValueError("a pack cannot name another pack in behavior")
-        constraints = settings.get("constraints", [])
-        if not isinstance(constraints, list) or not all(isinstance(text, str) for text in constraints):
-            raise ValueError('constraints is a list of texts, such as ["overrefusals <= 0.1"]')
+        for name, example in {"constraints": "overrefusals <= 0.1", "objectives": "failures"}.items():
+            given = settings.get(name, [])
+            if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+                raise ValueError(f'{name} is a list of texts, such as ["{example}"]')
         return settings
 
     def side(self, role: Role) -> Prompts:
@@ -160,8 +162,8 @@ class Pack(_Part):
             given["refusal_markers"] = self.markers or []
         given["refusal_patterns"] = self.patterns
         given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
-        if "constraints" in given:
-            given["constraints"] = [self._beside(text) for text in given["constraints"]]
+        for name in {"constraints", "objectives"} & given.keys():
+            given[name] = [self._score_beside(text) for text in given[name]]
         if self.classifier is not None:
             given["judge_classifier"] = dict(self.classifier)
         return given
@@ -177,6 +179,12 @@ class Pack(_Part):
         file, mark, function = name.partition(".py:")
         there = self.place.parent / (file + mark.rstrip(":"))
         return f"{there}{mark[-1:]}{function}" if file and there.exists() else name
+
+    def _score_beside(self, text: str) -> str:
+        """Return an objective or a constraint with a file of the pack's folder by its path."""
+        found = re.match(r"-?(?:perplexity:)?(?P<file>[\w./-]+\.\w+)", text)
+        there = self.place.parent / (found["file"] if found else text)
+        return f"{text[: found.start('file')]}{there}{text[found.end() :]}" if found and there.is_file() else text
 
 
 def _builtin() -> dict[str, Path]:

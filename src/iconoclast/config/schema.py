@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, model_validator
 
 from iconoclast.config.packs import load_pack
-from iconoclast.constraints import Constraint
+from iconoclast.constraints import Constraint, constrained
+from iconoclast.goals import DEFAULT, PERPLEXITY, Objective, named, short
 from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
@@ -66,6 +67,13 @@ def _constraint(value: Any) -> Any:
     return value
 
 
+def _objective(value: Any) -> Any:
+    if not isinstance(value, str) or not value.removeprefix("-").strip():
+        raise ValueError('Input should be the name of a score, such as "failures", or "-compliance" to maximise it')
+    return value
+
+
+ObjectiveText = Annotated[str, PlainValidator(_objective)]
 ConstraintText = Annotated[str, PlainValidator(_constraint)]
 Pattern = Annotated[str, PlainValidator(_pattern)]
 Method = Annotated[str, PlainValidator(_method)]
@@ -290,9 +298,16 @@ class Settings(BaseModel):
     """Random trials before the sampler learns from them."""
     trials_per_batch: int = Field(default=16, ge=1)
     """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
+    objectives: list[ObjectiveText] = Field(default=list(DEFAULT), min_length=2)
+    """Scores that the search minimises, the first first; a minus before one maximises it. By default those of the seed
+    documents. Others: overrefusals, broken, disclaimers, compliance, token_kl, perplexity:FILE, a task of lm-eval as
+    arc_easy[:100], a function of yours as FILE.py:name: see docs/behaviors.md."""
     constraints: list[ConstraintText] = []
     """Limits that the best trial must keep, as "overrefusals <= 0.1" or "FILE.py:name >= base - 0.05" with a function of
     yours, called as name(responses, prompts=...): see docs/behaviors.md. Trials that violate one are not on the front."""
+    strengthen: bool = False
+    """Make the model refuse, that is show the behaviour, more instead of less: edits then write more of the direction, and
+    a failure is a target prompt that is not refused."""
     prune_trials: bool = True
     """Stop measuring a trial as soon as a completed one is certain to beat it. No trial of the Pareto front is lost."""
     fit: bool = True
@@ -346,6 +361,18 @@ class Settings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_different_objectives(self) -> "Settings":
+        names = [Objective(text).name for text in self.objectives]
+        if len(set(map(short, names))) < len(names):
+            raise ValueError(f"objectives {', '.join(self.objectives)} name one score twice")
+        return self
+
+    @property
+    def named_scores(self) -> tuple[str, ...]:
+        """Scores that objectives and constraints name, beside those that every edit has."""
+        return named(self.objectives, constrained(self.constraints))
+
     @property
     def memory_limits(self) -> dict[str, str]:
         """`max_memory` by device."""
@@ -363,7 +390,11 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 
 
 def without_functions(settings: Settings) -> Settings:
-    """Return the settings without what runs code of the user's: for run folders that can be a stranger's."""
-    rules = [rule for rule in settings.refusal_rules if ".py:" not in rule]
-    constraints = [text for text in settings.constraints if ".py:" not in text]
-    return settings.model_copy(update={"refusal_rules": rules, "constraints": constraints})
+    """Return the settings without what runs code or reads files of the user's: for run folders that can be a stranger's."""
+    kept = {
+        name: [
+            text for text in getattr(settings, name) if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY))
+        ]
+        for name in ("refusal_rules", "constraints", "objectives")
+    }
+    return settings.model_copy(update=kept)

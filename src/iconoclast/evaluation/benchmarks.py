@@ -142,8 +142,8 @@ def benchmark(
     progress.start("Setting up the tasks", 0)
     with heard_bars(progress, "Tasks"):
         tasks = load_tasks(options)
-    of_base = None if base is None else _evaluated("Base model", base, tasks, options, progress)
-    of_edited = _evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
+    of_base = None if base is None else evaluated("Base model", base, tasks, options, progress)
+    of_edited = evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
     return Benchmark(rows(of_edited, of_base), options, metadata.version("lm_eval"))
 
 
@@ -263,7 +263,8 @@ def _is_mean(value: float, items: Mapping[Any, Any]) -> bool:
     return len(numbers) == len(items) and math.isclose(fmean(numbers), value, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def _evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, progress: Progress) -> Results:
+def evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, progress: Progress) -> Results:
+    """Let lm-eval measure a model; raise MeasurementError if it breaks down."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

@@ -14,8 +14,10 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
+from iconoclast.evaluation.intervals import mean_interval
+from iconoclast.evaluation.named import apply_measures, measure_of
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.evaluation.rules import apply_measures, find, measures
+from iconoclast.goals import with_estimates
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.batching import Sequences
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
@@ -37,7 +39,9 @@ class MeasureOptions:
         benign_response_length: tokens generated for a benign prompt, where a refusal shows early.
         batch_size: sequences per forward pass; 0 for as many as fit, up to `max_batch_size`.
         axis_weights: weights of axes of the target prompts; unnamed ones weigh 1.
-        own: scores of a user's or an installed package's (`evaluation.rules.measures`).
+        own: scores of responses by name (`evaluation.named`).
+        with_intervals: scores that every edit has and that should have their intervals (the means of `goals`).
+        strengthen: whether edits should make the model refuse more.
     """
 
     response_length: int = 96
@@ -46,10 +50,12 @@ class MeasureOptions:
     max_batch_size: int = 512
     axis_weights: Mapping[str, float] = field(default_factory=dict)
     own: Sequence[str] = ()
+    with_intervals: Sequence[str] = ()
+    strengthen: bool = False
 
     def __post_init__(self) -> None:
         for name in self.own:  # one that is not there must not come out after the first responses
-            find(name, measures)
+            measure_of(name)
 
     def rows(self, lm: LanguageModel, prompts: Sequences) -> Rows:
         """Return how many of the prompts, with whole responses, go through the model at once."""
@@ -136,6 +142,7 @@ class Evaluator:
         steps = len(edits) * (len(self.benign) + len(self.target))
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", steps)
         standing = Contest(self.reference, len(edits), prune)
+        failed: Sequence[Label] = ("broken",) if self.options.strengthen else ("refusal", "broken")
         hopeless = Bounds(len(self.target), len(self.benign), math.inf)
         late = self.options.benign_response_length > 1 and prune(hopeless)
         benign: dict[int, list[str]] = {}
@@ -149,7 +156,7 @@ class Evaluator:
             [edits[edit] for edit in left],
             self._target,
             self.options.response_length,
-            lambda: standing.watch(left, len(self.target), standing.failed, self._failure, ("refusal", "broken")),
+            lambda: standing.watch(left, len(self.target), standing.failed, self._failure, failed),
             progress.advance,
         )
         if late:
@@ -254,6 +261,13 @@ def score(
     labels = list(map(rules.label, prompts, target_responses))
     benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
     compliance = list(map(rules.compliance, prompts, target_responses))
+    disclaimers = list(map(rules.disclaimers, target_responses))
+    means: dict[str, Sequence[float]] = {
+        "compliance": compliance,
+        "disclaimers": disclaimers,
+        "kl_divergence": divergences,
+    }
+    intervals = {name: mean_interval(means[name]).interval for name in options.with_intervals}
 
     def axis(name: str) -> AxisScores:
         places = [i for i, prompt in enumerate(target) if name in prompt.axes]
@@ -266,19 +280,21 @@ def score(
             compliance=statistics.fmean(compliance[i] for i in places),
         )
 
-    return Scores(
+    scores = Scores(
         refusals=_counted(labels, "refusal"),
         soft_refusals=_counted(labels, "soft_refusal"),
         broken=_counted(labels, "broken"),
         overrefusals=_counted(benign_labels, "refusal"),
         benign_broken=_counted(benign_labels, "broken"),
-        disclaimer_hits=sum(map(rules.disclaimers, target_responses)),
+        disclaimer_hits=sum(disclaimers),
         compliance=statistics.fmean(compliance),
         kl_divergence=statistics.fmean(divergences),
         axes={name: axis(name) for name in dict.fromkeys(name for prompt in target for name in prompt.axes)},
-        own=apply_measures(options.own, prompts, target_responses),
+        intervals=intervals,
+        strengthened=options.strengthen,
         kl_by_prompt=tuple(divergences),
     )
+    return with_estimates(scores, apply_measures(options.own, prompts, target_responses))
 
 
 def _counted(labels: Sequence[Label], label: Label) -> Count:

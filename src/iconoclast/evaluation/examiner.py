@@ -1,31 +1,27 @@
 """Examination of models on one set of prompts: whole responses, divergences over tokens, judges."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from iconoclast.errors import ModelError
-from iconoclast.evaluation.divergence import Divergences, bounded, kl_divergence
+from iconoclast.evaluation.base_responses import BaseResponses
+from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.evaluator import MeasureOptions, score
 from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Variant
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.models.batching import batches_by_length
-from iconoclast.models.decoding import Callbacks, FirstToken, decode, end_tokens
+from iconoclast.models.decoding import Callbacks, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import continuation_logits, first_token_logprobs
+from iconoclast.models.reading import first_token_logprobs
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count
 
 SHORTEST_LENGTH = 16
 """Tokens of the shortest beginning in which refusals are counted; each further one is twice as long."""
-ROWS_READ_AT_ONCE = 16
-"""Responses whose token probabilities are computed at once: each takes length × vocabulary numbers."""
 
 
 class Examiner:
@@ -45,12 +41,12 @@ class Examiner:
         self._options = options or MeasureOptions()
         self._judges = judges
         self._examined_base: Examination | None = None
-        self._ends = end_tokens(base.lm)
         sets = (sample.target, sample.benign, sample.borderline)
         self._target, self._benign, self._borderline = (
             base.lm.encode(prompts.prompts) if prompts else [] for prompts in sets
         )
         self._rows = self._options.rows(base.lm, self._target + self._benign + self._borderline)
+        self._along = BaseResponses(base, self._benign, self._options.benign_response_length, self._rows)
 
     def examined_base(self, progress: Progress | None = None) -> Examination:
         """Examine the base model once; its divergences are numerical noise."""
@@ -70,7 +66,7 @@ class Examiner:
             target = self._decode(variant.lm, self._target, whole, progress)
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
-        token_kl, likelihoods = self._read_base_responses(variant, progress)
+            along = self._along.read([variant], progress)[0]
         texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
@@ -78,23 +74,14 @@ class Examiner:
         problems = {judge.name: judge.problem for judge in self._judges if judge.problem and judge.name in unknown}
         sides = self.sample.target, texts[0], self.sample.benign, texts[1]
         scores = score(self._rules, *sides, divergences.result()[0].tolist(), self._options)
-        lengths = self._refusals_by_length(target)
-        said = answers[0], answers[1], answers[2]
-        return Examination(variant.name, scores, *said, lengths, token_kl, short, likelihoods, problems)
+        lengths, said = self._refusals_by_length(target), (answers[0], answers[1], answers[2])
+        return Examination(variant.name, scores, *said, lengths, along.divergences, short, along.likelihoods, problems)
 
     @cached_property
     def _reference(self) -> Tensor:
         """First-token log-probabilities of the base model, float32 [benign, vocabulary]."""
         with self._base.applied():
             return self._rows.adaptively(lambda rows: first_token_logprobs(self._base.lm, self._benign, rows))
-
-    @cached_property
-    def _base_responses(self) -> list[list[int]]:
-        """The base model's responses to benign prompts, with the end-of-text token that ended them, if any."""
-        with self._base.applied():
-            length = self._options.benign_response_length
-            responses = self._decode(self._base.lm, self._benign, length, Silent())
-        return [ids if len(ids) == length else ids + self._ends[:1] for ids in responses]
 
     def _like_base(self, variant: Variant) -> LanguageModel:
         own, base = (lm.model.get_output_embeddings().weight.shape[0] for lm in (variant.lm, self._base.lm))  # type: ignore[no-untyped-call]
@@ -120,35 +107,6 @@ class Examiner:
             return decode(lm, prompts, length, rows, callbacks=Callbacks(first=first, advance=progress.advance))
 
         return self._rows.adaptively(run) if prompts else []
-
-    def _read_base_responses(
-        self, variant: Variant, progress: Progress
-    ) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
-        """Return, by benign prompt, mean KL over the base model's response, and its mean log-likelihood and length."""
-        responses = self._base_responses
-        divergences, likelihoods = [0.0] * len(responses), [(0.0, 0)] * len(responses)
-        lengths = [len(prompt) + len(ids) for prompt, ids in zip(self._benign, responses, strict=True)]
-
-        def run(rows: int) -> None:
-            for some in batches_by_length(lengths, min(rows, ROWS_READ_AT_ONCE)):
-                prompts, given = [self._benign[i] for i in some], [responses[i] for i in some]
-                with self._base.applied():
-                    base = continuation_logits(self._base.lm, prompts, given)
-                with variant.applied():
-                    own = continuation_logits(variant.lm, prompts, given)
-                for row, i in enumerate(some):
-                    ids = given[row]
-                    if ids[-1] in self._ends:  # the one that ended it: a model can have several
-                        ids = [*ids[:-1], self._ends[int(base[row, -1, self._ends].argmax())]]
-                    tokens = torch.tensor(ids, device=own.device)
-                    logprobs = [logits[row, -len(tokens) :].float().log_softmax(-1) for logits in (base, own)]
-                    divergences[i] = float(bounded(kl_divergence(logprobs[0], logprobs[1].to(base.device))).mean())
-                    said = logprobs[1].gather(-1, tokens[:, None]).nan_to_num(-math.inf).clamp(min=-700)
-                    likelihoods[i] = (float(said.mean()), len(tokens))
-                progress.advance(len(some))
-
-        self._rows.adaptively(run)
-        return tuple(divergences), tuple(likelihoods)
 
     def _refusals_by_length(self, responses: list[list[int]]) -> dict[int, Count]:
         whole = self._options.response_length

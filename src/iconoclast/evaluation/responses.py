@@ -7,7 +7,7 @@ from functools import cache
 from typing import Literal
 
 from iconoclast.evaluation.degenerate import defect, loop_end
-from iconoclast.evaluation.rules import apply_rule, find, rules
+from iconoclast.evaluation.rules import apply_rule, find_rule
 from iconoclast.vocabulary import Label
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'", "*": None})
@@ -48,7 +48,7 @@ class ResponseRules:
 
     def __post_init__(self) -> None:
         for rule in self.rules:  # one that is not there must not come out after the first responses
-            find(rule, rules)
+            find_rule(rule)
 
     def label(self, prompt: str, response: str) -> Label:
         """Return the first that holds: refusal or loop (see `failure`), broken, refusal by a rule, soft refusal, complied.

@@ -1,13 +1,12 @@
-"""Rules that say whether a response shows a behaviour, and scores of all responses: by name, or a user's FILE.py:name."""
+"""Rules that say whether a response shows a behaviour, by name, or a user's FILE.py:name."""
 
 import hashlib
 import importlib.util
 import inspect
-import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +19,7 @@ Rule = Callable[..., Any]
 """(response, prompt=...) → whether the response shows the behaviour."""
 rules: Registry[Rule] = Registry("rule", "rules")
 """Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
-Measure = Callable[..., Any]
-"""(responses, prompts=...) → a score of all responses to the target prompts."""
-measures: Registry[Measure] = Registry("score", "scores")
-"""Scores by name; another package adds one as an entry point in the group iconoclast.scores."""
+
 SHORT = 25
 """Words that suffice where a short answer is asked for."""
 FAILURES = (Exception, SystemExit)
@@ -90,7 +86,7 @@ def other_language(response: str, prompt: str) -> bool:
 
 def apply_rule(name: str, prompt: str, response: str) -> bool | None:
     """Ask a rule of a response; None if it fails or gives anything but true or false."""
-    rule = find(name, rules)
+    rule = find_rule(name)
     try:
         found = called(rule, response, prompt=prompt)
     except FAILURES:
@@ -98,22 +94,9 @@ def apply_rule(name: str, prompt: str, response: str) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def apply_measures(names: Sequence[str], prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float | None]:
-    """Ask scores of all responses, each by the name of its function; None if one fails or gives no finite number."""
-    found: dict[str, float | None] = {}
-    for name in names:
-        measure = find(name, measures)
-        try:
-            value = float(called(measure, list(responses), prompts=list(prompts)))
-        except FAILURES:
-            value = math.nan
-        found[name.rpartition(":")[2]] = value if math.isfinite(value) else None
-    return found
-
-
-def find(name: str, known: Registry[Callable[..., Any]]) -> Callable[..., Any]:
-    """Return a function by its name in a registry, or FILE.py:name; raise UserError if there is none."""
-    return function_of(name) if ".py:" in name else known.get(name)
+def find_rule(name: str) -> Rule:
+    """Return a rule by its name, or FILE.py:name; raise UserError if there is none."""
+    return function_of(name) if ".py:" in name else rules.get(name)
 
 
 def called(function: Callable[..., Any], first: Any, **named: Any) -> Any:
@@ -145,9 +128,10 @@ def function_of(name: str) -> Callable[..., Any]:
 
 
 def content_of(name: str) -> str | None:
-    """Return the SHA-256 of the file of FILE.py:name; None for any other name."""
-    path = Path(name.rpartition(":")[0]).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in name and path.is_file() else None
+    """Return the SHA-256 of the file that a rule or score names, as FILE.py:name does; None if it names none."""
+    file = name.rpartition(":")[0] if ".py:" in name else re.sub(r"(^perplexity:)|((:\w+)?(\[:\d+\])?$)", "", name)
+    path = Path(file).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if "." in file and path.is_file() else None
 
 
 def _module(path: Path) -> ModuleType:

@@ -34,6 +34,8 @@ class Match:
         if len(self.scores) < 2:
             return "a run has no completed trial"
         ours, peer = self.scores.values()
+        if ours.strengthened:
+            return "it strengthens the behaviour"
         over = {ours.overrefusals.n, peer.overrefusals.n} - {0}
         known = zip(self.ours.fingerprints(self.split), self.peer.fingerprints(self.split), strict=True)
         if ours.refusals.n != peer.refusals.n or len(over) > 1 or any(a and b and a != b for a, b in known):

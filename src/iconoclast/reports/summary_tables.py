@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from iconoclast.goals import Objectives
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.reports.match import Tally, tally
 from iconoclast.reports.summary import Measured, Summary
@@ -42,6 +43,7 @@ def _run_document(summary: Summary) -> dict[str, Any]:
         "prompts": summary.split,
         "prompts_seen": summary.seen(summary.split),
         "trial": summary.best_trial,
+        "objectives": summary.objectives,
         "base": base.document(),
         "best": None if best is None else best.document(),
     }
@@ -80,7 +82,15 @@ def _run_row(summary: Summary) -> dict[str, str]:
         "Base refusals": str(base.refusals) if base.refusals.n else "",
         "Base overrefusals": str(base.overrefusals) if base.overrefusals.n else "",
         **_best_cells(best),
+        "Objectives": _objectives(summary, best),
     }
+
+
+def _objectives(summary: Summary, best: Measured | None) -> str:
+    """The objectives with the best trial's values, if they are not the default ones, and whether it strengthens."""
+    objectives = Objectives(summary.objectives)
+    shown = [] if objectives.default or best is None else list(map(" ".join, objectives.shown(best)))
+    return ", ".join([*shown, *(["strengthened"] if summary.base_metrics.strengthened else [])])
 
 
 def _best_cells(best: Measured | None) -> dict[str, str]:
@@ -106,7 +116,7 @@ def _prompts(split: ExaminedSplit, summary: Summary) -> str:
 
 def _without_empty(rows: Cells) -> Cells:
     """Drop optional columns that are empty in every run."""
-    empty = {name for name in ("Broken", "Seed") if not any(row[name] for row in rows)}
+    empty = {name for name in ("Broken", "Seed", "Objectives") if not any(row.get(name) for row in rows)}
     return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 

@@ -4,29 +4,37 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
 from iconoclast.runs.documents import Judged, Metrics, Report
 from iconoclast.runs.papers import COUNTED, score_rows
 from iconoclast.scores import Scores
-from iconoclast.search.pareto import Trial
+from iconoclast.search.pareto import BY_DEFAULT, Trial
+
+UNSPECIFIC = "remove at least half of what the edit removes"
 
 
-def front_table(front: Sequence[Trial], best: Trial | None, base: Scores) -> Table:
-    """Tabulate the Pareto front, best trial marked, base model in the last line."""
-    table = Table(title="Pareto front (selection prompts)", title_justify="left")
-    for name in ("Trial", "Refusals", "Broken", "Overrefusals", "KL", "Compliance"):
+def front_table(front: Sequence[Trial], best: Trial | None, base: Scores, objectives: Objectives = BY_DEFAULT) -> Table:
+    """Tabulate the Pareto front, best trial marked, base model in the last line; other objectives than the default first."""
+    own = [] if objectives.default else [str(each) for each in objectives.all]
+    about = "selection prompts" + (f"; objectives: {', '.join(own)}" if own else "")
+    table = Table(title=f"Pareto front ({about})", title_justify="left")
+    for name in ("Trial", *own, "Refusals", "Broken", "Overrefusals", "KL", *([] if own else ["Compliance"])):
         table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"), overflow="fold")
     table.add_column("Direction", min_width=9)
     for trial in front:
         mark = " *" if best is not None and trial.index == best.index else ""
-        cells = _front_cells(trial.scores, f"{trial.scores.kl_divergence:.4f}")
+        cells = _front_cells(trial.scores, f"{trial.scores.kl_divergence:.4f}", objectives)
         table.add_row(f"{trial.index}{mark}", *cells, str(trial.parameters), style="bold" if mark else "")
     table.add_section()
-    table.add_row("base", *_front_cells(base, "0"), "")
+    table.add_row("base", *_front_cells(base, "0", objectives), "")
     return table
 
 
-def _front_cells(s: Scores, kl: str) -> list[str]:
+def _front_cells(s: Scores, kl: str, objectives: Objectives) -> list[str]:
+    if not objectives.default:
+        values = [value for _, value in objectives.shown(s)]
+        return [*values, str(s.refusals), str(s.broken.count), str(s.overrefusals), kl]
     counts = [s.refusals.with_interval, str(s.broken.count), s.overrefusals.with_interval]
     return [*counts, kl, f"{s.compliance:.2f}"]
 
@@ -84,14 +92,10 @@ def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str
     yield "Disclaimer hits", [str(m.disclaimer_hits) for m in columns]
     yield "Compliance (heuristic)", [f"{m.compliance:.2f}" for m in columns]
     for name in base.own:
-        yield name, [_known(m.own.get(name)) for m in columns]
+        yield name, [str(estimate(name, m) or "unknown") for m in columns]
     yield "First-token KL, nats", [str(m.first_token_kl) for m in columns]
     yield f"KL over {base.token_kl.tokens} tokens, nats", [str(m.token_kl) for m in columns]
     yield "Perplexity of the base's answers", [f"{m.perplexity.value:.3f}" for m in columns]
-
-
-def _known(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
 
 
 def _judged(judged: Judged) -> str:
@@ -106,7 +110,7 @@ def report_lines(report: Report) -> list[str]:
     """Return the rest of a report, a line each: tests, lengths, control, judges."""
     failures, edited = report.paired.failures, report.metrics
     lines = [
-        f"Refused or broken, prompt by prompt: {failures.only_before} only before, {failures.only_after} only after "
+        f"{edited.failing.capitalize()}, prompt by prompt: {failures.only_before} only before, {failures.only_after} only after "
         f"(p = {failures.p_value:.2g}, exact McNemar test). KL is over the first token, and over the {edited.token_kl.tokens} first "
         "tokens of the base model's own answers.",
         *caveats("the base model", report.base_metrics),
@@ -115,13 +119,12 @@ def report_lines(report: Report) -> list[str]:
     ]
     if control := report.random_control:
         lines.append(
-            f"Random directions of the same strength: {control.mean_failures:.1f} of {edited.refusals.n} refused or broken on average, "
+            f"Random directions of the same strength: {control.mean_failures:.1f} of {edited.refusals.n} {edited.failing} on average, "
             f"KL {control.mean_kl_divergence:.4f} ({len(control.draws)} draws)."
         )
         if control.as_strong_as_the_edit:
-            lines.append(
-                "WARNING: they remove at least half of what the edit removes. The direction hardly matters here."
-            )
+            effect = "add at least half of what the edit adds" if edited.strengthened else UNSPECIFIC
+            lines.append(f"WARNING: they {effect}. The direction hardly matters here.")
     if report.split == "selection":
         lines.append(
             "These prompts chose the trial, which flatters it. Give good_report_prompts and bad_report_prompts."

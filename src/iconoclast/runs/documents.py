@@ -13,6 +13,7 @@ from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import UNLESS_NONE, Document, Part, Value
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
+from iconoclast.goals import DEFAULT
 from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
@@ -246,6 +247,7 @@ class BatchSummary(Document):
     fitted_trials: int = 0
     prompts: PromptSets = Field(default={})
     overlap: Mapping[str, int] = Field(default={})
+    objectives: list[str] = Field(default=list(DEFAULT))
     kl_divergence_target: float | None = None
     kl_noise_floor: float = 0.0
     base_metrics: Scores

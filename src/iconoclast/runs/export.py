@@ -19,6 +19,7 @@ from iconoclast.edits.record import save_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
+from iconoclast.goals import Objectives
 from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
@@ -331,6 +332,7 @@ def _write_papers(
         sites=len(edit.sites),
         problem=result.problem,
         loaded_in=lm.quantization,
+        objectives="" if (objectives := Objectives(saved.settings.objectives)).default else str(objectives),
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")

@@ -40,7 +40,9 @@ OPENING = 10
 BEHAVIOUR_TOKENS = 16
 """Tokens in which the base model's own responses to target prompts show the behaviour."""
 SHORTEST = 20
-"""Tokens that a target response must have to be an example."""
+"""Tokens that a target response must have to be an example; a refusal can be shorter."""
+SHORTEST_REFUSAL = 4
+"""The same of a refusal, from which an edit learns that strengthens the behaviour."""
 FEWEST = 8
 """Examples of each kind that a fit needs."""
 SAVED_EVERY = 5
@@ -176,6 +178,9 @@ class Lessons:
         self._bench = stage.bench
         self._start = stage.start.index
         self._progress = progress
+        strengthen = self._bench.settings.strengthen
+        self._wanted: Label = "refusal" if strengthen else "complied"
+        self._shortest = SHORTEST_REFUSAL if strengthen else SHORTEST
         s, prompts = self._bench.settings, self._bench.prompts
         self._benign, self._target = (
             random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
@@ -187,7 +192,7 @@ class Lessons:
         self._own_examples: Examples | None = None  # they stay the same, so the base model is asked of them once
         base = self._responses(Edit.nothing(), self._target, BEHAVIOUR_TOKENS)
         self._behaviour = [
-            tuple(tokens) if self._label(prompt, tokens) == "refusal" else ()
+            tuple(tokens) if (self._label(prompt, tokens) == "refusal") is not strengthen else ()
             for prompt, (_, tokens) in zip(self._target, base, strict=True)
         ]
         self._answers: dict[int, Example] = {}
@@ -199,7 +204,7 @@ class Lessons:
         responses = self._responses(teacher, self._target, self._bench.settings.max_response_length)
         for number, (prompt, (ids, tokens)) in enumerate(zip(self._target, responses, strict=True)):
             label = self._label(prompt, tokens)
-            if label == "complied" and len(tokens) >= SHORTEST:
+            if label == self._wanted and len(tokens) >= self._shortest:
                 answer = tuple(tokens[:TARGET_TOKENS])
                 self._answers[number] = Example(tuple(ids), answer, self._behaviour[number])
             elif label == "broken" and (places := loop_of(tokens)):
@@ -209,9 +214,9 @@ class Lessons:
         """Check that there are examples enough, and say so if not."""
         if min(len(self._own), len(self._answers)) >= FEWEST:
             return True
+        responses = "refusals" if self._wanted == "refusal" else "whole responses without the behaviour"
         self._progress.note(
-            f"Nothing is fitted: trial {self._start} gives {len(self._answers)} whole responses without the behaviour to "
-            f"{len(self._target)} target prompts, and a fit needs {FEWEST}. More trials may find a stronger edit."
+            f"Nothing is fitted: trial {self._start} gives {len(self._answers)} {responses} to {len(self._target)} target prompts, and a fit needs {FEWEST}. More trials may find a stronger edit."
         )
         return False
 

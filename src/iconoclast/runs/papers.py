@@ -7,6 +7,7 @@ from importlib.resources import files
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.goals import estimate
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -50,6 +51,7 @@ class ModelCard:
         sites: number of edited matrices.
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
+        objectives: those of the search, if they are not the default ones.
     """
 
     told: TrialInformation
@@ -58,6 +60,7 @@ class ModelCard:
     sites: int
     problem: str = ""
     loaded_in: Quantization = "none"
+    objectives: str = ""
 
     def render(self) -> str:
         told = self.told
@@ -81,6 +84,7 @@ class ModelCard:
             fitted=fitted,
             direction=self._direction(),
             directions="" if told.directions is None else str(told.directions),
+            objectives=self.objectives,
             row_normalization=told.row_normalization,
             approximation_error=f"{told.approximation_error:.1%}" if told.approximation_error else "",
             measured=MEASURED if told.export_metrics else NOT_MEASURED,
@@ -108,7 +112,12 @@ class ModelCard:
             base_model_relation=None if hub is None else "adapter" if kind == "adapter" else "finetune",
             library_name=LIBRARIES[kind],
             pipeline_tag="text-generation",
-            tags=["iconoclast", "representation-editing", "edited"],
+            tags=[
+                "iconoclast",
+                "representation-editing",
+                "edited",
+                *["strengthened"] * self.told.live_metrics.strengthened,
+            ],
         )
 
     def _direction(self) -> str:
@@ -142,9 +151,14 @@ def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:
     """Return the rows of the before/after table: name, base, edited."""
+
+    def known(name: str, scores: Scores) -> str:
+        return str(estimate(name, scores) or "unknown") if name in scores.own else "not measured"
+
     return [
         *((title, getattr(before, name).with_interval, getattr(after, name).with_interval) for title, name in COUNTED),
         ("Disclaimer hits", f"{before.disclaimer_hits}", f"{after.disclaimer_hits}"),
         ("Compliance", f"{before.compliance:.2f}", f"{after.compliance:.2f}"),
         ("First-token KL", f"{before.kl_divergence:.4f}", f"{after.kl_divergence:.4f}"),
+        *((name, known(name, before), known(name, after)) for name in before.own),
     ]

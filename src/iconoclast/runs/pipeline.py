@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
-from iconoclast.constraints import own_scores, violated
+from iconoclast.constraints import violated
 from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.model_scores import ModelScores, require_scores
 from iconoclast.evaluation.rules import content_of
+from iconoclast.goals import Objectives, with_estimates
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
@@ -24,12 +26,12 @@ from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.trials import choose_trial, search_space, trial_document
-from iconoclast.runs.workbench import Workbench
+from iconoclast.runs.trials import best_of, choose_trial, front_of, search_space, trial_document
+from iconoclast.runs.workbench import Workbench, require_functions
 from iconoclast.runs.workers import Worker
 from iconoclast.scores import Bounds, Scores, beaten
-from iconoclast.search.objective import LOW_REFUSAL_RATE, Objective
-from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.objective import Minimised, Objective, little_to_remove
+from iconoclast.search.pareto import Trial
 from iconoclast.search.space import AnyParameters, EditParameters, FittedParameters
 from iconoclast.search.study import Outcome, Study
 
@@ -47,6 +49,7 @@ class Run:
     judges: Sequence[Judge] = ()
     report: Report | None = None
     worker: Worker | None = None
+    model_scores: ModelScores | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
 
     @property
@@ -60,9 +63,16 @@ class Run:
         return self.bench.prompts
 
     @property
-    def objective(self) -> Objective:
-        """The objective of the search."""
+    def objectives(self) -> Objectives:
+        """What the search minimises."""
+        return Objectives(self.settings.objectives)
+
+    @property
+    def minimised(self) -> Minimised:
+        """What Optuna minimises."""
         s = self.settings
+        if not self.objectives.default:
+            return self.objectives.values
         return Objective(
             self.base, s.kl_divergence_target, s.overrefusal_penalty, s.harmful_marker_penalty, s.compliance_gap_penalty
         )
@@ -85,19 +95,28 @@ class Run:
 
     def front(self) -> list[Trial]:
         """Return the Pareto front so far."""
-        return pareto_front(self.trials())
+        return front_of(self.trials(), self.settings)
 
     def best(self) -> Trial | None:
         """Return the best trial so far."""
-        return best_trial(self.front(), self.settings.kl_divergence_target)
+        return best_of(self.trials(), self.settings)
 
     def trial(self, which: str) -> Trial:
         """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
-        return choose_trial(self.trials(), which, self.settings.kl_divergence_target, self.folder.path)
+        return choose_trial(self.trials(), which, self.settings, self.folder.path)
 
-    def _constrained(self, scores: Scores) -> Scores:
-        """Say which of the constraints the scores violate."""
-        return replace(scores, violated=violated(self.settings.constraints, scores, self.base))
+    def _complete(self, edits: Sequence[Edit], outcomes: Sequence[Outcome], progress: Progress) -> list[Outcome]:
+        """Add the scores of the model itself, and which of the constraints are violated."""
+        places = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Scores)]
+        measured = with_model_scores(
+            self.model_scores, [edits[i] for i in places], [s for s in outcomes if isinstance(s, Scores)], progress
+        )
+        found = list(outcomes)
+        for place, scores in zip(places, measured, strict=True):
+            broken = violated(self.settings.constraints, scores, self.base)
+            unknown = (f"{name} is known" for name in self.objectives.unknown(scores))
+            found[place] = replace(scores, violated=(*broken, *unknown))
+        return found
 
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
@@ -105,19 +124,21 @@ class Run:
         steps = _Remaining(progress, n_trials - self.study.finished)
 
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
-            front = [trial.key for trial in self.front() if self.settings.prune_trials and not trial.scores.violated]
+            goal, bars = self.objectives, steps.of(len(batch))
+            pruning = self.settings.prune_trials and goal.prunable
+            front = [goal.key(trial.scores) for trial in self.front() if pruning and not trial.scores.violated]
             edits = [self.edit(parameters) for parameters in batch]
-            measured = self.evaluator.contest(edits, lambda bounds: beaten(bounds.key, front), steps.of(len(batch)))
-            return [self._constrained(outcome) if isinstance(outcome, Scores) else outcome for outcome in measured]
+            measured = self.evaluator.contest(edits, lambda bounds: beaten(goal.bound(bounds), front), bars)
+            return self._complete(edits, measured, Silent())
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
             if self.worker is not None:
                 self.worker.says("working", trials=len(outcomes))
             for number, outcome in outcomes.items():
-                progress.note(_trial_line(number, outcome))
+                progress.note(_trial_line(number, outcome, self.base.failing))
 
-        self.study.run(n_trials, evaluate, self.objective, told, self.worker)
+        self.study.run(n_trials, evaluate, self.minimised, told, self.worker)
 
     def fit(self, progress: Progress | None = None) -> None:
         """Fit an edit from the strongest trial and measure it at several scales; once for the same fit settings."""
@@ -125,16 +146,23 @@ class Run:
         start = start_of_fit(self.settings, self.trials())
         if not self.settings.fit or start is None:
             return
+        if not {"failures", "refusals"} & {each.name for each in self.objectives.all}:
+            progress.note(
+                "Nothing is fitted: a fit lowers failures, and neither failures nor refusals are an objective."
+            )
+            return
         done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
         found = FitStage(self.bench, self.folder.fits, start).run(progress)
         left = [p for p in found if (p.file.name, p.scale) not in done]
         if not left:
             return
-        measured = self.evaluator.measure([self.edit(parameters) for parameters in left], progress)
+        edits = [self.edit(parameters) for parameters in left]
+        measured = self._complete(edits, self.evaluator.measure(edits, progress), progress)
         for parameters, scores in zip(left, measured, strict=True):
-            self.study.add_fitted(parameters, self._constrained(scores))
+            assert isinstance(scores, Scores)
+            self.study.add_fitted(parameters, scores)
         for trial in self.trials()[-len(left) :]:
-            progress.note(_trial_line(trial.index, trial.scores))
+            progress.note(_trial_line(trial.index, trial.scores, self.base.failing))
         self.write_summary("running")
 
     def measure_report(self, progress: Progress | None = None) -> None:
@@ -145,7 +173,7 @@ class Run:
         known = self.report  # of an earlier start; if a judge failed then, it stands until it has been asked again
         if known is not None and known.trial == best.index and not _judge_failed(known):
             return
-        self.report, samples = report(self.bench, best, self.judges, progress or Silent())
+        self.report, samples = report(self.bench, best, self.judges, progress or Silent(), self.base)
         write_samples(self.folder.samples, samples)
 
     def finish(self, progress: Progress | None = None) -> None:
@@ -185,6 +213,7 @@ class Run:
             fitted_trials=self.study.fitted,
             prompts=self.prompts.document(),
             overlap=self.prompts.overlaps(),
+            objectives=list(self.settings.objectives),
             kl_divergence_target=self.settings.kl_divergence_target,
             kl_noise_floor=self.noise_floor,
             base_metrics=self.base,
@@ -225,6 +254,8 @@ def started_run(
     assert settings.model is not None
     resolve(settings.model)
     folder.check(settings)
+    require_functions(settings)
+    require_scores(settings.named_scores)
     prompts = Prompts.load(settings)
     for pair, count in prompts.overlaps().items():
         progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
@@ -271,8 +302,9 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         progress.note(
             "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
         )
+    model_scores = bench.model_scores()
     if known is None:
-        known = _baseline(evaluator, noise, progress).model_copy(update={"rendering": rendering})
+        known = _baseline(evaluator, model_scores, noise, progress).model_copy(update={"rendering": rendering})
         known.write(folder.baseline)
     base = known.base_metrics
     study = _opened_study(bench, folder)
@@ -284,14 +316,18 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
-    return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
+    if not (objectives := Objectives(settings.objectives)).default:
+        late = " Some are known only at the end, so no trial is pruned." if not objectives.prunable else ""
+        progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
+    report = _known_report(bench, folder)
+    return Run(bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores)
 
 
 def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
-    functions = (*settings.refusal_rules, *own_scores(settings.constraints))
+    functions = (*settings.refusal_rules, *settings.named_scores)
     contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
     return Study.open(
         folder.journal,
@@ -301,7 +337,19 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
         batch=settings.trials_per_batch,
         pinned=pinned_settings(settings) | contents,
         storage=settings.study_storage,
+        objectives=len(settings.objectives),
     )
+
+
+def with_model_scores(
+    model_scores: ModelScores | None, edits: Sequence[Edit], scores: Sequence[Scores], progress: Progress
+) -> list[Scores]:
+    """Add the scores of the model itself to what was measured of edits."""
+    if model_scores is None:
+        return list(scores)
+    return [
+        with_estimates(known, more) for known, more in zip(scores, model_scores.measure(edits, progress), strict=True)
+    ]
 
 
 def _say_ready(progress: Progress, done: int, base: Scores, noise: float, seconds: float) -> None:
@@ -310,7 +358,9 @@ def _say_ready(progress: Progress, done: int, base: Scores, noise: float, second
         + (f"; {done} trials are there already" if done else "")
         + f". Base model: {base.refusals} refusals, {base.overrefusals} overrefusals; KL noise floor {noise:.2g}."
     )
-    if base.refusals.rate <= LOW_REFUSAL_RATE:
+    if base.strengthened and not base.failures.count:
+        progress.note("The base model refuses all target prompts: there is nothing to strengthen.")
+    if little_to_remove(base):
         progress.note(
             f"The base model refuses only {base.refusals} target prompts, so there is little to remove. "
             "Are bad_evaluation_prompts and refusal_markers those of the behaviour?"
@@ -327,8 +377,9 @@ def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
-def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baseline:
-    base = evaluator.measure([Edit.nothing()], progress)[0]
+def _baseline(evaluator: Evaluator, model_scores: ModelScores | None, noise: float, progress: Progress) -> Baseline:
+    nothing = [Edit.nothing()]
+    base = with_model_scores(model_scores, nothing, evaluator.measure(nothing, progress), progress)[0]
     return Baseline(
         dtype=evaluator.lm.dtype,
         layers=evaluator.lm.layers,
@@ -355,10 +406,10 @@ def _judge_failed(report: Report) -> bool:
     return any(judged.problem for each in (report.base_metrics, report.metrics) for judged in each.judges.values())
 
 
-def _trial_line(number: int, outcome: Outcome) -> str:
+def _trial_line(number: int, outcome: Outcome, failing: str) -> str:
     if isinstance(outcome, Bounds):
         return (
-            f"Trial {number}: pruned at {outcome.failures} or more refused or broken, "
+            f"Trial {number}: pruned at {outcome.failures} or more {failing}, "
             f"{outcome.overrefusals} or more overrefusals, KL {outcome.kl_divergence:.4f}"
         )
     return (

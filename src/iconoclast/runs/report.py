@@ -15,10 +15,12 @@ from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they r
 from iconoclast.evaluation.judges.cache import CachedJudge
 from iconoclast.evaluation.judges.protocol import Judge, judges
 from iconoclast.files import write_whole
+from iconoclast.goals import TOKEN_KL
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.runs.documents import SETS, Metrics, Paired, RandomControl, Report, Sample, SampledResponse
 from iconoclast.runs.workbench import Workbench
+from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 
 COPIES_OF_SEED = 1000
@@ -46,26 +48,43 @@ def measured_with(settings: Settings) -> dict[str, Any]:
     return document
 
 
-def report(bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress) -> tuple[Report, list[Sample]]:
-    """Examine the base model and the best trial; return the report and the responses behind it."""
+def report(
+    bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress, before: Scores
+) -> tuple[Report, list[Sample]]:
+    """Examine the base model and the best trial; return the report and the responses behind it.
+
+    Args:
+        before: the base model's scores on the selection prompts. Perplexities and tasks do not depend on prompts, so the
+            search's own figures stand.
+    """
     examiner = bench.examiner(judges)
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
+    base_metrics, metrics = (
+        _with_model_scores(Metrics.from_document(examined.document()), known)
+        for examined, known in ((base, before), (edited, best.scores))
+    )
     measured = Report(
         trial=best.index,
         split=bench.sample.split,
         overlap=bench.prompts.overlaps(with_report=True),
         measured_with=measured_with(bench.settings),
-        base_metrics=Metrics.from_document(base.document()),
-        metrics=replace(
-            Metrics.from_document(edited.document()),
-            violated=violated(bench.settings.constraints, edited.scores, base.scores),
-        ),
+        base_metrics=base_metrics,
+        metrics=replace(metrics, violated=violated(bench.settings.constraints, metrics, base_metrics)),
         paired=Paired.model_validate(paired(base, edited)),
         rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
     )
     return measured, samples([base, edited])
+
+
+def _with_model_scores(metrics: Metrics, known: Scores) -> Metrics:
+    """Add the scores of the model itself: KL over tokens as examined, others as the search has measured them."""
+    own = {name: value for name, value in known.own.items() if name not in metrics.own}
+    intervals = {name: interval for name, interval in known.intervals.items() if name in own}
+    if TOKEN_KL in own:
+        own[TOKEN_KL], intervals[TOKEN_KL] = metrics.token_kl.value, metrics.token_kl.interval
+    return replace(metrics, own={**metrics.own, **own}, intervals={**metrics.intervals, **intervals})
 
 
 def _control(

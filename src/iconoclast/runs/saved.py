@@ -59,7 +59,7 @@ class SavedRun:
             raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
         study = Study.read(folder.journal, search_space(settings, baseline.layers), settings.study_storage)
         trials = study.trials()
-        trial = choose_trial(trials, which, settings.kl_divergence_target, folder.path)
+        trial = choose_trial(trials, which, settings, folder.path)
         summary = folder.read_summary()
         return cls(
             settings,

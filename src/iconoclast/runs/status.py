@@ -40,6 +40,8 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
         "pruned": 0 if summary is None else summary.pruned_trials,
         "fitted": 0 if summary is None else summary.fitted_trials,
         "best": None if summary is None or summary.best_trial is None else front.get(summary.best_trial),
+        "objectives": settings.objectives,
+        "strengthen": settings.strengthen,
         "written": datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),
     }
     return document if trial is None else {**document, "trial": front.get(int(trial) if trial.isdigit() else -1)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
+from iconoclast.goals import Objectives
 from iconoclast.runs.documents import FitDocument, TrialDocument
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import FittedParameters, SearchSpace
@@ -13,13 +14,24 @@ from iconoclast.search.space import FittedParameters, SearchSpace
 
 def search_space(settings: Settings, layers: int) -> SearchSpace:
     """Return the search space that the settings describe."""
-    return SearchSpace(layers, settings.components, settings.direction_methods, settings.direction_scopes)
+    methods, scopes = settings.direction_methods, settings.direction_scopes
+    return SearchSpace(layers, settings.components, methods, scopes, settings.strengthen)
 
 
-def choose_trial(trials: Sequence[Trial], which: str, kl_target: float, where: Path) -> Trial:
+def front_of(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
+    """Return the Pareto front of the settings' objectives."""
+    return pareto_front(trials, Objectives(settings.objectives))
+
+
+def best_of(trials: Sequence[Trial], settings: Settings) -> Trial | None:
+    """Return the best trial by the settings' objectives, None if there is none."""
+    return best_trial(front_of(trials, settings), settings.kl_divergence_target, Objectives(settings.objectives))
+
+
+def choose_trial(trials: Sequence[Trial], which: str, settings: Settings, where: Path) -> Trial:
     """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
     if which == "best":
-        best = best_trial(pareto_front(trials), kl_target)
+        best = best_of(trials, settings)
         if best is None:
             raise RunFolderError(f"{where} has no completed trial yet. Continue the run first.")
         return best

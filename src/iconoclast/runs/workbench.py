@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from iconoclast.config.schema import Settings
-from iconoclast.constraints import own_scores
+from iconoclast.constraints import constrained
 from iconoclast.directions.estimators import Directions, estimate_directions
 from iconoclast.directions.subspace import winsorize
 from iconoclast.edits.edit import Edit
@@ -22,7 +22,11 @@ from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
 from iconoclast.evaluation.examination import ExaminedPrompts, Variant
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.model_scores import ModelScores
+from iconoclast.evaluation.named import measure_of, of_responses
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.rules import find_rule
+from iconoclast.goals import ALIASES, MEANS, Objectives
 from iconoclast.models.chat_template import tokenizer_hash
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
@@ -76,6 +80,7 @@ class Workbench:
             UserError: no model is named, or it cannot be loaded.
         """
         progress = progress or Silent()
+        require_functions(settings)
         name = settings.model if model is None else model
         if name is None:
             raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
@@ -147,10 +152,24 @@ class Workbench:
 
     @property
     def options(self) -> MeasureOptions:
-        """Lengths and batch widths."""
+        """Lengths and batch widths, and what is measured beside what every edit has."""
         s = self.settings
+        objectives = [] if (wanted := Objectives(s.objectives)).default else [each.name for each in wanted.all]
+        asked = {ALIASES.get(name, name) for name in (*objectives, *constrained(s.constraints))}
         lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
-        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own_scores(s.constraints))
+        own = tuple(name for name in s.named_scores if of_responses(name))
+        means = tuple(name for name in MEANS if name in asked)
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen)
+
+    def model_scores(self) -> ModelScores | None:
+        """Return a measurer of the scores of the model itself that the settings name; None if they name none."""
+        s, benign = self.settings, self.prompts.selected.benign
+        names = [name for name in s.named_scores if not of_responses(name)]
+        if not names:
+            return None
+        limits = s.batch_size, s.max_batch_size
+        ids = self.lm.encode(benign.prompts)
+        return ModelScores(self.lm, ids, names, s.max_benign_response_length, limits, s.components)
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
         """Return the evaluator of edits on a split; without report prompts, "report" means the selection prompts.
@@ -266,6 +285,14 @@ class Workbench:
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
                     )
+
+
+def require_functions(settings: Settings) -> None:
+    """Raise UserError if there is no such rule or function as the settings name: before a model is loaded."""
+    for rule in settings.refusal_rules:
+        find_rule(rule)
+    for name in filter(of_responses, settings.named_scores):
+        measure_of(name)
 
 
 def _hash(content: object) -> str:

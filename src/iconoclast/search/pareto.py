@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iconoclast.scores import Key, Scores, beaten, no_more_than
+from iconoclast.goals import Objectives
+from iconoclast.scores import Key, Scores, beaten
 from iconoclast.search.space import AnyParameters
+
+BY_DEFAULT = Objectives()
 
 
 @dataclass(frozen=True)
@@ -21,29 +24,32 @@ class Trial:
         return self.scores.key
 
 
-def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that no other beats or equals in failures, overrefusals and KL at once, in that order.
+def pareto_front(trials: Sequence[Trial], objectives: Objectives = BY_DEFAULT) -> list[Trial]:
+    """Return the trials that no other beats or equals in all objectives at once, in their order.
 
-    Only trials that keep all constraints count, if any does.
+    By default that is failures, overrefusals and KL. Only trials that keep all constraints count, if any does.
     """
     front: list[Trial] = []
     kept = [trial for trial in trials if not trial.scores.violated] or trials
-    for trial in sorted(kept, key=lambda t: (t.key, t.index)):
-        if not beaten(trial.key, (other.key for other in front)):
+    keys = {trial.index: objectives.key(trial.scores) for trial in kept}
+    for trial in sorted(kept, key=lambda t: (keys[t.index], t.index)):
+        if not beaten(keys[trial.index], (keys[other.index] for other in front)):
             front.append(trial)
     return front
 
 
-def best_trial(front: Sequence[Trial], kl_target: float) -> Trial | None:
+def best_trial(front: Sequence[Trial], kl_target: float, objectives: Objectives = BY_DEFAULT) -> Trial | None:
     """Return the trial of a front that is exported and reported; None for an empty front.
 
-    Of the trials within the KL target (if any, else of all), it takes those whose failures exceed the best's by at most
-    its standard error; of these, fewest overrefusals, then lowest KL divergence. One failure more or less among a few
-    prompts is chance, and would be paid for in KL (the rule of one standard error: Breiman et al., Classification and
-    Regression Trees, 1984).
+    Of the trials within the KL target (if KL is an objective and any is within it, else of all), it takes those whose
+    first objective exceeds the best's by at most its standard error; of these, the best in the second, then in the
+    next: by default in failures, overrefusals, KL. One failure more or less among a few prompts is chance, and would be
+    paid for in KL (the rule of one standard error: Breiman et al., Classification and Regression Trees, 1984).
     """
     if not front:
         return None
-    within = [t for t in front if t.scores.kl_divergence <= kl_target] or front
-    most = no_more_than(min((t.scores.failures for t in within), key=lambda failures: failures.count))
-    return min((t for t in within if t.scores.failures.count <= most), key=lambda t: (t.key[1:], t.index))
+    within = [t for t in front if objectives.within(t.scores, kl_target)] or front
+    keys = {trial.index: objectives.key(trial.scores) for trial in within}
+    lowest = min(within, key=lambda t: keys[t.index][0])
+    most = objectives.compared[0].tolerated(lowest.scores)
+    return min((t for t in within if keys[t.index][0] <= most), key=lambda t: (keys[t.index][1:], t.index))

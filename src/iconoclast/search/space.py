@@ -28,6 +28,12 @@ from iconoclast.vocabulary import (
 EDGE = 0.05
 """Share of a range that counts as its end."""
 
+WEAKENING = 0.5, 2.0
+"""Range of peak strengths: 1 removes the direction, 2 reverses it."""
+
+STRENGTHENING = 0.05, 1.0
+"""The same, to be taken negative: -1 doubles the direction."""
+
 FEWEST_AT_AN_EDGE = 3
 """Trials at an end of a range that are no chance any more."""
 
@@ -111,12 +117,15 @@ class SearchSpace:
     Attributes:
         layers: number of transformer layers L; positions are ranges of N = L − 1.
         components: residual writers to edit.
+        strengthen: whether strengths are negative, so that more of the direction is written; they are then smaller, as
+            strengths beyond break the model.
     """
 
     layers: int
     components: Sequence[Component]
     methods: Sequence[DirectionMethod | str]
     scopes: Sequence[DirectionScope]
+    strengthen: bool = False
 
     def __post_init__(self) -> None:
         for component in self.components:
@@ -137,7 +146,7 @@ class SearchSpace:
         }
         for component in self.components:
             space |= {
-                f"{component}.max_weight": FloatDistribution(0.5, 2.0),
+                f"{component}.max_weight": FloatDistribution(*(STRENGTHENING if self.strengthen else WEAKENING)),
                 f"{component}.max_weight_position": FloatDistribution(0.4 * n, 1.0 * n),
                 f"{component}.min_weight_fraction": FloatDistribution(0.0, 1.0),
                 f"{component}.min_weight_distance": FloatDistribution(1.0, max(0.6 * n, 1.0)),
@@ -151,7 +160,7 @@ class SearchSpace:
         """
         ranges, found = self.distributions(), []
         for component in self.components:
-            strengths = [point.profiles[component].max_weight for point in points]
+            strengths = [abs(point.profiles[component].max_weight) for point in points]
             whole = ranges[f"{component}.max_weight"]
             assert isinstance(whole, FloatDistribution)
             margin = EDGE * (whole.high - whole.low)
@@ -176,7 +185,7 @@ class SearchSpace:
         )
 
     def _profile(self, component: Component, sample: Mapping[str, Any]) -> Profile:
-        peak = sample[f"{component}.max_weight"]
+        peak = sample[f"{component}.max_weight"] * (-1 if self.strengthen else 1)
         return Profile(
             peak,
             sample[f"{component}.max_weight_position"],

@@ -18,7 +18,7 @@ from iconoclast.errors import RunFolderError
 from iconoclast.layout import FITS
 from iconoclast.scores import Bounds, Scores
 from iconoclast.search import sharing
-from iconoclast.search.objective import Objective
+from iconoclast.search.objective import Minimised
 from iconoclast.search.optuna_internals import id_of, set_state, suggest
 from iconoclast.search.pareto import Trial
 from iconoclast.search.sharing import Crew, handed_back_if_broken_off, is_ours, limit
@@ -75,6 +75,7 @@ class Study:
         batch: int = 4,
         pinned: Mapping[str, Any] | None = None,
         storage: str | None = None,
+        objectives: int = 2,
     ) -> "Study":
         """Open the study in `journal`, or begin it.
 
@@ -83,6 +84,7 @@ class Study:
             batch: trials measured together.
             pinned: settings under which its trials can be compared; a study made with others is refused.
             storage: URL of a database or server that keeps the study in the journal's place.
+            objectives: how many numbers are minimised.
 
         Raises:
             RunFolderError: the journal is damaged, or the study was made with other settings.
@@ -94,7 +96,7 @@ class Study:
             study = optuna.create_study(
                 storage=open_storage(journal, storage),
                 study_name=_name(journal, storage),
-                directions=["minimize", "minimize"],
+                directions=["minimize"] * objectives,
                 load_if_exists=True,
             )
         opened = cls(study, space, seed, startup_trials, batch, journal.parent / FITS)
@@ -211,7 +213,7 @@ class Study:
         self,
         n_trials: int,
         evaluate: Callable[[Sequence[EditParameters]], Sequence[Outcome]],
-        objective: Objective,
+        objective: Minimised,
         told: Callable[[Mapping[int, Outcome]], None] = lambda outcomes: None,
         crew: Crew | None = None,
     ) -> None:
@@ -272,7 +274,7 @@ class Study:
                 self._read |= {int(number): _outcome(document) for number, document in entry.items()}
         return self._read
 
-    def _tell(self, objective: Objective) -> None:
+    def _tell(self, objective: Minimised) -> None:
         """Tell Optuna new outcomes; a pruned trial has no value, so the sampler ranks it behind all completed ones."""
         outcomes = self._outcomes()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):

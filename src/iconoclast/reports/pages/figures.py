@@ -9,6 +9,7 @@ from iconoclast.directions.estimators import Directions
 from iconoclast.directions.geometry import share_within, turn
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import DirectionError
+from iconoclast.goals import Objectives, estimate, short
 from iconoclast.runs.documents import Geometry, Metrics, RandomControl
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
@@ -31,15 +32,35 @@ SHARES: Rates = (
 SCALES: Rates = (
     *SHARES,
     ("kl_divergence", "First-token KL divergence, nats"),
+    ("compliance", "Compliance (heuristic)"),
+    ("disclaimers", "Disclaimers per response"),
     ("token_kl", "KL divergence over tokens, nats"),
 )
 """What an axis can show: name, title."""
 
 
+def drawn(base: Scores, objectives: Objectives | None = None) -> dict[str, Any]:
+    """What the axes of the front can show, which of it are shares, more of which is better, and what they show first."""
+    scales = {name: _title(name, title, base) for name, title in SCALES}
+    goals = [] if objectives is None else objectives.all
+    best_high = ["complied", "compliance", *(short(goal.name) for goal in goals if goal.sign < 0)]
+    first = [short(goal.name) for goal in goals[1::-1]]
+    return {
+        "scales": scales | {name: name for name in base.own if name not in scales},
+        "shares": [name for name, _ in SHARES],
+        "maximised": best_high,
+        "axes": None if objectives is None or objectives.default else first,
+    }
+
+
+def _title(name: str, title: str, scores: Scores) -> str:
+    return f"Failures ({scores.failing})" if name == "failures" else title
+
+
 def counts(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
     """Every share of every model, with its interval; shares that no model has are left out."""
     return [
-        {"measure": title, "model": model, **share(getattr(scores, name))}
+        {"measure": _title(name, title, scores), "model": model, **share(getattr(scores, name))}
         for name, title in SHARES
         if any(getattr(scores, name).n for _, scores in columns)
         for model, scores in columns
@@ -60,6 +81,10 @@ def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> 
         if (each := getattr(scores, name)).n
     }
     values["kl_divergence"] = [rounded(scores.kl_divergence)]
+    values |= {"compliance": [rounded(scores.compliance)], "disclaimers": [rounded(scores.disclaimer_rate)]}
+    for own in scores.own:
+        if known := estimate(own, scores):
+            values[own] = [rounded(known.value), *map(rounded, known.interval or ())]
     if isinstance(scores, Metrics):
         values["kl_divergence"] = [rounded(scores.first_token_kl.value), *map(rounded, scores.first_token_kl.interval)]
         values["token_kl"] = [rounded(scores.token_kl.value), *map(rounded, scores.token_kl.interval)]
@@ -157,7 +182,7 @@ def control(base: Scores, edited: Scores, random: RandomControl) -> list[dict[st
     """Base model, edit and random directions of the same strength."""
     draws = [("random directions", scores) for scores in random.draws]
     return [
-        {"model": name, **share(scores.failures), "kl": rounded(scores.kl_divergence)}
+        {"model": name, "what": base.failing, **share(scores.failures), "kl": rounded(scores.kl_divergence)}
         for name, scores in [("base model", base), ("the edit", edited), *draws]
     ]
 
@@ -168,9 +193,9 @@ def axes(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
         {
             "measure": axis,
             "model": model,
-            **share(Count(scores.axes[axis].refusals.count + scores.axes[axis].broken.count, part.refusals.n)),
+            **share(scores.axes[axis].failures(scores.strengthened)),
         }
-        for axis, part in columns[0][1].axes.items()
+        for axis in columns[0][1].axes
         for model, scores in columns
         if axis in scores.axes
     ]

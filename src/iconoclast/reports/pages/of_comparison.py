@@ -37,7 +37,7 @@ def comparison_page(file: Path) -> Page:
             "counts": figures.counts(columns),
             "front": {
                 "points": [figures.point(name, "model" if i else "base", scores) for i, (name, scores) in enumerate(columns)],
-                "scales": dict(figures.SCALES),
+                **figures.drawn(told.base_metrics),
                 "noise": told.kl_noise_floor,
             },
             "lengths": figures.lengths(columns),
@@ -54,7 +54,7 @@ def _about(told: ComparisonDocument) -> str:
     ranking = ", ".join(told.ranking)
     return (
         f"{len(told.subjects)} edited models were measured beside their base, {shown_name(told.model)}, on the same prompts. "
-        f"Best first, by failures (refused or broken), then overrefusals, then first-token KL: {ranking}."
+        f"Best first, by failures ({told.base_metrics.failing}), then overrefusals, then first-token KL: {ranking}."
     )
 
 
@@ -74,8 +74,10 @@ def _tile(subject: ComparedModel) -> str:
 
 
 def _tests(told: ComparisonDocument) -> dict[str, Rows]:
-    tests = {f"base model and {s.name}": test_rows(s.against_base) for s in told.subjects}
-    return tests | {f"{pair.first} and {pair.second}": test_rows(pair.paired) for pair in told.pairs}
+    tests = {f"base model and {s.name}": test_rows(s.against_base, s.metrics.failing) for s in told.subjects}
+    return tests | {
+        f"{pair.first} and {pair.second}": test_rows(pair.paired, told.base_metrics.failing) for pair in told.pairs
+    }
 
 
 def _notes(told: ComparisonDocument, columns: list[tuple[str, Metrics]]) -> list[str]:

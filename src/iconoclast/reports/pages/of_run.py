@@ -9,6 +9,7 @@ from typing import Any
 
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import RunFolderError
+from iconoclast.goals import Objectives
 from iconoclast.privacy import public
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Page, Rows
@@ -19,8 +20,9 @@ from iconoclast.runs.documents import Geometry, Manifest, Report
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.papers import score_rows
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.trials import best_of, front_of
 from iconoclast.scores import Scores
-from iconoclast.search.pareto import Trial, best_trial, pareto_front
+from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
 
 ON_SELECTION = "Measured on the selection prompts, which chose among the trials and so flatter the one that was chosen."
@@ -48,7 +50,7 @@ class RunPage:
         report, name = self.report, shown_name(self.saved.settings.model)
         if report is not None:
             rows = list(examination_rows([report.base_metrics, report.metrics]))
-            tests = {"": test_rows(report.paired)}
+            tests = {"": test_rows(report.paired, report.metrics.failing)}
             said, unsaid = exchanges(read_samples(self.folder.samples))
         else:
             rows = [(title, [first, second]) for title, first, second in score_rows(base[1], edited[1])]
@@ -103,6 +105,11 @@ class RunPage:
             return [("base model", self.saved.base), (name, self.saved.trial.scores)]
         return [("base model", self.report.base_metrics), (name, self.report.metrics)]
 
+    @property
+    def objectives(self) -> Objectives:
+        """What the search minimised."""
+        return Objectives(self.saved.settings.objectives)
+
     @cached_property
     def start(self) -> EditParameters:
         """The searched parameters of the trial, or of the trial that it was fitted from."""
@@ -124,6 +131,8 @@ class RunPage:
             f"estimated in the residual stream of {name}. {searched} edits along them were tried, {len(saved.pruned)} of "
             "which were pruned because others were certain to beat them."
         )
+        if saved.settings.strengthen:
+            work += " Their strengths are negative: the edits should make the model refuse more."
         if fitted:
             origin = ", ".join(sorted({str(t.parameters.trial) for t in fitted}))  # type: ignore[union-attr]
             work += (
@@ -140,13 +149,15 @@ class RunPage:
         return [work, outcome]
 
     def _why_chosen(self) -> str:
-        target = self.saved.settings.kl_divergence_target
-        best = best_trial(pareto_front(self.saved.trials), target)
+        settings, objectives = self.saved.settings, self.objectives
+        target = settings.kl_divergence_target
+        best = best_of(self.saved.trials, settings)
         if best is None or best.index != self.saved.trial.index:
             return "was named by whoever made this page; it is not the best trial of the run"
-        kept = (
-            "that keep all constraints and are " if self.saved.settings.constraints and not best.scores.violated else ""
-        )
+        kept = "that keep all constraints and are " if settings.constraints and not best.scores.violated else ""
+        if not objectives.default:
+            rule = objectives.rule(target, best.scores.kl_divergence <= target)
+            return f"is the best by the objectives {', '.join(map(str, objectives.all))}: of the front, {rule}"
         return (
             f"is the best: of the trials {kept}within a KL divergence of {target:g} whose failures exceed the fewest by at most "
             "a standard error, it has the fewest overrefusals, then the lowest KL divergence"
@@ -176,7 +187,7 @@ class RunPage:
 
     def _front(self) -> dict[str, Any]:
         saved = self.saved
-        front = {trial.index for trial in pareto_front(saved.trials)}
+        front = {trial.index for trial in front_of(saved.trials, saved.settings)}
         chosen = saved.trial.index
         points = [figures.point("base model", "base", saved.base)]
         points += [
@@ -192,7 +203,7 @@ class RunPage:
             ]
         return {
             "points": points,
-            "scales": dict(figures.SCALES),
+            **figures.drawn(saved.base, self.objectives),
             "target": saved.settings.kl_divergence_target,
             "noise": saved.noise_floor,
         }
@@ -230,7 +241,7 @@ class RunPage:
         }
 
     def _trials(self) -> Sequence[Sequence[str]]:
-        front = {trial.index for trial in pareto_front(self.saved.trials)}
+        front = {trial.index for trial in front_of(self.saved.trials, self.saved.settings)}
         head = ["Trial", "Refused", "Broken", "Overrefused", "KL", "Front", "Direction"]
         return [head, *(_trial_cells(trial, trial.index in front) for trial in self.saved.trials)]
 

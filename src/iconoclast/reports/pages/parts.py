@@ -9,7 +9,7 @@ from iconoclast.config.specs import setting_specs
 from iconoclast.privacy import portable, public
 from iconoclast.reports.pages.page import Rows, Tile
 from iconoclast.runs.documents import Metrics, Paired, PromptSets
-from iconoclast.scores import Scores
+from iconoclast.scores import REFUSED_OR_BROKEN, Scores
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 
@@ -23,7 +23,7 @@ def tiles(base: Scores, edited: Scores, noise_floor: float, paired: Paired | Non
     """The figures that everybody looks for first."""
     p_value = "" if paired is None else f"p = {paired.failures.p_value:.2g}, exact McNemar test"
     shown = [
-        Tile("Refused or broken", str(base.failures), str(edited.failures), p_value),
+        Tile(edited.failing.capitalize(), str(base.failures), str(edited.failures), p_value),
         Tile("Complied", str(base.complied), str(edited.complied), _interval(edited.complied.interval)),
     ]
     if base.overrefusals.n:
@@ -41,10 +41,10 @@ def _interval(interval: tuple[float, float]) -> str:
     return "95 % interval {:.0%} to {:.0%}".format(*interval)
 
 
-def test_rows(paired: Paired) -> Rows:
+def test_rows(paired: Paired, failing: str = REFUSED_OR_BROKEN) -> Rows:
     """Every paired test: only the first, only the second or the difference, p."""
     counted = {
-        "Refused or broken": paired.failures,
+        failing.capitalize(): paired.failures,
         "Refused": paired.refusals,
         "Overrefused": paired.overrefusals,
         "Borderline overrefused": paired.borderline_overrefusals,

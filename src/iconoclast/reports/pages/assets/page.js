@@ -87,18 +87,17 @@ function frontier(points, x, y) {
   return line;
 }
 
-const better = (scale) => (scale === "complied" ? -1 : 1);
-
-function front(drawing, { points, scales, target, noise }, controls) {
+function front(drawing, { points, scales, shares, axes, maximised, target, noise }, controls) {
+  const better = (scale) => (maximised.includes(scale) ? -1 : 1);
   const there = Object.fromEntries(Object.entries(scales).filter(([name]) => points.filter((p) => p.values[name]).length > 1));
-  let x = there.token_kl ? "token_kl" : "kl_divergence", y = "failures", log = true;
-  const divergence = (name) => name.includes("kl");
+  let [x, y] = axes && axes.every((name) => there[name]) ? axes : [there.token_kl ? "token_kl" : "kl_divergence", "failures"], log = true;
+  const divergence = (name) => name.includes("kl"), share = (name) => shares.includes(name);
   const color = (p) => (p.kind === "model" ? COLORS[points.indexOf(p) % COLORS.length] : KINDS[p.kind][2]);
   const title = (p) => [p.name + (p.chosen ? ", shown in this report" : "") + (p.kind === "pruned" ? ", pruned: there or worse" : ""),
     ...Object.entries(there).filter(([name]) => p.values[name]).map(([name, text]) => {
       const [value, low, high] = p.values[name];
-      const shown = divergence(name) ? value.toPrecision(3) : percent(value);
-      const range = low === undefined ? "" : divergence(name) ? ` (${low.toPrecision(3)} to ${high.toPrecision(3)})` : ` (${percent(low)} to ${percent(high)})`;
+      const text_of = share(name) ? percent : (number) => number.toPrecision(3), shown = text_of(value);
+      const range = low === undefined ? "" : ` (${text_of(low)} to ${text_of(high)})`;
       return `${text.replace(", nats", "")}: ${shown}${range}`;
     }), p.text].filter(Boolean).join("\n");
   const check = element("input", { type: "checkbox", checked: log });
@@ -110,9 +109,9 @@ function front(drawing, { points, scales, target, noise }, controls) {
     const base = points.find((p) => p.kind === "base");
     const whole = shown.filter((p) => !["pruned", "base", "other"].includes(p.kind));
     const lead = whole.filter((p) => p.chosen || p.kind === "model"), chosen = whole.filter((p) => p.chosen);
-    const line = better(x) * better(y) < 0 || target === undefined ? [] : frontier(whole.filter((p) => !p.violates), x, y);
+    const line = better(x) < 0 || better(y) < 0 || target === undefined ? [] : frontier(whole.filter((p) => !p.violates), x, y);
     const width = frame(drawing);
-    const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : divergence(name) ? {} : { tickFormat: percent }), nice: !logs(name) });
+    const scale = (name) => ({ label: there[name], grid: true, type: logs(name) ? "log" : "linear", ...(logs(name) ? { tickFormat: "~g" } : share(name) ? { tickFormat: percent } : {}), nice: !logs(name) });
     const marks = [
       ...(x === "kl_divergence" && target ? [Plot.ruleX([target], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
         Plot.text([target], { x: (d) => d, frameAnchor: "top", text: () => "KL target", dx: -5, textAnchor: "end", fill: "var(--soft)" })] : []),
@@ -285,11 +284,11 @@ function lengths(drawing, rows) {
 function control(drawing, rows) {
   const color = { domain: ["base model", "the edit", "random directions"], range: ["var(--base)", "var(--edited)", "var(--second)"] };
   const plot = plotted(frame(drawing), "Failures against KL of the edit and of random directions", {
-    height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "first-token KL, nats", nice: true, ticks: 4 }, y: { domain: [0, 1], tickFormat: percent, label: "refused or broken", grid: true },
+    height: 240, marginLeft: 46, marginTop: 24, marginBottom: 40, color, x: { label: "first-token KL, nats", nice: true, ticks: 4 }, y: { domain: [0, 1], tickFormat: percent, label: rows[0].what, grid: true },
     marks: [
       Plot.ruleX(rows, { x: "kl", y1: "low", y2: "high", stroke: "model", strokeWidth: 1.6 }),
       Plot.dot(rows, { x: "kl", y: "rate", fill: "model", r: 4.5, stroke: "var(--paper)" }),
-      Plot.tip(rows, Plot.pointer({ ...TIP, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} refused or broken\nKL ${d.kl.toPrecision(3)}` })),
+      Plot.tip(rows, Plot.pointer({ ...TIP, x: "kl", y: "rate", title: (d) => `${d.model}\n${d.count}/${d.n} ${d.what}\nKL ${d.kl.toPrecision(3)}` })),
     ] });
   drawing.replaceChildren(legend(color.domain.map((name, i) => [name, "circle", color.range[i], true])), plot);
 }
