@@ -66,7 +66,7 @@ class Examiner:
             target = self._decode(variant.lm, self._target, whole, progress)
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
-            along = self._along.read([variant], progress)[0]
+        along = self._along.read([variant], progress)[0]
         texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
