@@ -21,7 +21,7 @@ from iconoclast.cli.config import config_app
 from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
 from iconoclast.cli.export import export
-from iconoclast.cli.flags import SettingsCommand, own_flag
+from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, own_flag
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.report import report
@@ -78,8 +78,8 @@ ORDINARY: tuple[Callable[..., None], ...] = (
     replay, verify, upload, audit, restore,
 )  # fmt: skip
 for command in ORDINARY:
-    app.command()(command)
-app.command("list")(list_runs)
+    app.command(cls=CommandWithOptions)(command)
+app.command("list", cls=CommandWithOptions)(list_runs)
 
 
 def _version(wanted: bool) -> None:

@@ -15,10 +15,11 @@ from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.rules import content_of
 from iconoclast.models.names import resolve
-from iconoclast.progress import Progress, Silent
+from iconoclast.progress import Progress, Silent, show
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.forecast import Forecast, stages_of_run
 from iconoclast.runs.geometry import geometry
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
@@ -47,6 +48,7 @@ class Run:
     judges: Sequence[Judge] = ()
     report: Report | None = None
     worker: Worker | None = None
+    forecast: Forecast | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
 
     @property
@@ -101,7 +103,7 @@ class Run:
 
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
-        progress = progress or Silent()
+        progress = self._watched(progress, n_trials - self.study.finished)
         steps = _Remaining(progress, n_trials - self.study.finished)
 
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
@@ -112,12 +114,31 @@ class Run:
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
+            self._show(progress, n_trials)
             if self.worker is not None:
                 self.worker.says("working", trials=len(outcomes))
             for number, outcome in outcomes.items():
                 progress.note(_trial_line(number, outcome))
 
+        self._show(progress, n_trials)
         self.study.run(n_trials, evaluate, self.objective, told, self.worker)
+
+    def _watched(self, progress: Progress | None, trials: int = 0) -> Progress:
+        """Let the forecast of the rest of the run, with so many trials to come, hear of progress."""
+        if self.forecast is None:
+            return progress or Silent()
+        self.forecast.progress = progress or Silent()
+        if trials:
+            fits = self.settings.fit and not self.study.fitted
+            self.forecast.replan(stages_of_run(self.settings, self.bench.lm, self.prompts, trials, fits)[2:])
+        return self.forecast
+
+    def _show(self, progress: Progress, n_trials: int) -> None:
+        show(progress, Trials=f"{self.study.finished} of {n_trials}, {self.pruned} of them pruned")
+        if (best := self.best()) is not None:
+            s = best.scores
+            counts = f"{s.refusals.with_interval} refused, {s.broken.count} broken, {s.overrefusals} overrefused"
+            show(progress, Best_so_far=f"trial {best.index}: {counts}, KL {s.kl_divergence:.4f}")
 
     def fit(self, progress: Progress | None = None) -> None:
         """Fit an edit from the strongest trial and measure it at several scales; once for the same fit settings."""
@@ -150,8 +171,10 @@ class Run:
 
     def finish(self, progress: Progress | None = None) -> None:
         """Fit, measure the report and write the summary; of several processes on the run, only the first does."""
+        watched = self._watched(progress)
         with self.folder.alone() if self.worker else nullcontext():
-            self.fit(progress)
+            self.fit(watched)
+            self._show(watched, self.study.finished)
             self.report = _known_report(self.bench, self.folder)
             best = self.best()
             if progress and best is not None and best.scores.violated:
@@ -160,7 +183,7 @@ class Run:
                 progress.note(
                     f"The front lies at the end of the search's ranges ({'; '.join(edges)}): better edits may lie beyond."
                 )
-            self.measure_report(progress)
+            self.measure_report(watched)
             self.write_summary("complete")
 
     def _edges(self) -> list[str]:
@@ -256,6 +279,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     else:
         bench.start_responses_with(known.response_prefix)
     rendering = bench.rendering()
+    progress = Forecast(progress, stages_of_run(settings, bench.lm, bench.prompts, settings.n_trials, settings.fit))
     begun = known is not None and folder.directions.is_file()
     residuals = None if begun else bench.residuals(progress)
     bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
@@ -284,7 +308,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
-    return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
+    return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder), forecast=progress)
 
 
 def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
@@ -305,6 +329,8 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
 
 
 def _say_ready(progress: Progress, done: int, base: Scores, noise: float, seconds: float) -> None:
+    show(progress, Base_model=f"{base.refusals.with_interval} refused, {base.overrefusals} overrefused")
+    show(progress, Noise_floor=f"{noise:.2g} nats: smaller differences of KL mean nothing")
     progress.note(
         f"Ready for trials after {seconds:.0f} s"
         + (f"; {done} trials are there already" if done else "")
