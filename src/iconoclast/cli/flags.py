@@ -11,6 +11,7 @@ from typer import Context, Option
 from typer.core import TyperCommand
 
 from iconoclast.cli.console import STANDARD_OUTPUT, Manner, in_manner
+from iconoclast.cli.examples import write_example
 from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
@@ -49,6 +50,10 @@ class CommandWithOptions(TyperCommand):
         as_json = bool(ctx.params.get("as_json")) or ctx.params.get("json_file") == STANDARD_OUTPUT
         with in_manner(Manner(**manner, as_json=as_json)):
             return super().invoke(ctx)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """End the help with an example."""
+        write_example(ctx, formatter)
 
     def _further(self) -> list[Any]:
         return [option for options in (*self.option_sets, manner_options) for option in options()]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import psutil
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from iconoclast.progress import Phase
 
@@ -58,9 +58,6 @@ class View:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._live = Live(
-            console=console, get_renderable=self._picture, auto_refresh=False, transient=True, vertical_overflow="crop"
-        )
         self._ended = threading.Event()
         self._lines: deque[str] = deque(maxlen=500)
         self._size = console.size
@@ -69,6 +66,9 @@ class View:
         self._figures: dict[str, str] = {}
         self._phases: Sequence[Phase] = ()
         self._took: dict[str, float] = {}
+        self._live = Live(
+            console=console, get_renderable=self._picture, auto_refresh=False, transient=True, vertical_overflow="crop"
+        )
 
     def __enter__(self) -> "View":
         self._live.start(refresh=True)
@@ -117,59 +117,62 @@ class View:
         self._live.refresh()
 
     def _picture(self) -> RenderableType:
+        if not self._phases:
+            return Group(*self._task_alone())
         rows = Table.grid(padding=(0, 1))
         rows.add_column(no_wrap=True)
         rows.add_column()
         for name, value in self._rows():
-            rows.add_row(name, value)
-        return rows if self._phases else Group(*self._bare())
+            rows.add_row(
+                Text(name) if isinstance(name, str) else name, Text(value) if isinstance(value, str) else value
+            )
+        return rows
 
-    def _rows(self) -> Iterator[tuple[str, RenderableType]]:
+    def _rows(self) -> Iterator[tuple[str | Text, RenderableType]]:
         """Name and content of every line, what matters most first: a low window shows no more."""
         now = self._clock()
         passed = now - self._told
-        yield "Time", f"[bold]{span(now - self._began)}[/]{self._left(passed)}"
+        yield "Time", Text(f"{span(now - self._began)}, {self._left(passed)}", "bold")
         current = next((phase for phase in self._phases if phase.share < 1), None)
         for phase in self._phases:
             if phase.share == 1:
-                yield f"[green]{phase.name}[/]", f"done in {span(self._took[phase.name])}"
+                yield Text(phase.name, "green"), f"done in {span(self._took[phase.name])}"
             elif phase is current:
                 left = None if phase.left is None else max(0.0, phase.left - passed)
-                yield f"[bold]{phase.name}[/]", self._bar(phase.share, left)
+                yield Text(phase.name, "bold"), self._bar(phase.share, left)
             else:
                 left_text = "" if phase.left is None else f", {about(phase.left)}"
-                yield f"[dim]{phase.name}[/]", f"[dim]to come{left_text}[/]"
-        yield "Now", escape(self._task) + (f", {self._done} of {self._total}" if self._total else "")
-        for name, value in reversed(self._figures.items()):
-            yield name, escape(value)
+                yield Text(phase.name, "dim"), Text(f"to come{left_text}", "dim")
+        yield "Now", self._task + (f", {self._done} of {self._total}" if self._total else "")
+        yield from reversed(self._figures.items())
         yield "Memory", memory()
 
     def _left(self, passed: float) -> str:
         lefts = [phase.left for phase in self._phases if phase.share < 1]
         known = [left for left in lefts if left is not None]
         if len(known) < len(lefts):
-            return ", the rest is not measured yet"
-        return f", [bold]{about(max(0.0, sum(known) - passed))} left[/]"
+            return "the rest is not measured yet"
+        return f"{about(max(0.0, sum(known) - passed))} left"
 
     def _bar(self, share: float, left: float | None) -> RenderableType:
         row = Table.grid(padding=(0, 1))
-        row.add_column(max_width=40)
-        row.add_column(no_wrap=True)
-        text = f"{share:4.0%}" + ("" if left is None else f", {about(left)}")
-        width = max(5, min(40, self._console.width - 40))
-        row.add_row(ProgressBar(total=1.0, completed=share, width=width), text)
+        row.add_row(
+            ProgressBar(total=1.0, completed=share, width=self._bar_width),
+            Text(f"{share:4.0%}" + ("" if left is None else f", {about(left)}")),
+        )
         return row
 
-    def _bare(self) -> Iterator[RenderableType]:
-        """One task without phases."""
-        if not self._task:
-            return
+    @property
+    def _bar_width(self) -> int:
+        return max(5, min(40, self._console.width - 40))
+
+    def _task_alone(self) -> Iterator[RenderableType]:
+        """The view of a job without phases."""
         elapsed = self._clock() - self._task_began
-        yield f"{escape(self._task)}  [dim]{span(elapsed)}[/]"
-        if self._total and self._done:
+        if self._task:
+            yield Text.assemble(self._task, "  ", (span(elapsed), "dim"))
+        if self._total:
             share = min(1.0, self._done / self._total)
-            yield self._bar(share, elapsed * (1 - share) / share)
-        elif self._total:
-            yield self._bar(0.0, None)
-        else:
-            yield ProgressBar(total=None, pulse=True, width=max(5, min(40, self._console.width - 40)))
+            yield self._bar(share, elapsed * (1 - share) / share if share else None)
+        elif self._task:
+            yield ProgressBar(total=None, pulse=True, width=self._bar_width)
