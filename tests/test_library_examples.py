@@ -12,7 +12,7 @@ from iconoclast import library
 from iconoclast.models.demo import demo_folder
 
 IN_ORDER = (library.residuals, library.estimate_directions, library.make_edit, library.applied, library.search,
-            library.export, ic.measure, ic.load_model, ic.Settings)  # fmt: skip
+            library.open_run, library.export, ic.measure, ic.load_model, ic.Settings)  # fmt: skip
 
 
 def test_every_function_of_the_library_has_an_example() -> None:

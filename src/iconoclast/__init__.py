@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from iconoclast.edits.edit import Edit
     from iconoclast.edits.profile import Profile
     from iconoclast.evaluation.evaluator import measure
-    from iconoclast.library import applied, estimate_directions, export, make_edit, residuals, search
+    from iconoclast.library import applied, estimate_directions, export, make_edit, open_run, residuals, search
     from iconoclast.models.language_model import LanguageModel
     from iconoclast.models.loading import load_model
     from iconoclast.prompts import PromptSet
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DirectionSpec", "Directions", "Edit", "LanguageModel", "Profile", "PromptSet", "Scores", "Settings", "__version__",
-    "applied", "estimate_directions", "export", "load_model", "make_edit", "measure", "residuals", "search",
+    "applied", "estimate_directions", "export", "load_model", "make_edit", "measure", "open_run", "residuals", "search",
 ]  # fmt: skip
 
 _HOMES = {

@@ -26,8 +26,10 @@ from iconoclast.models.residuals import last_token_residuals
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.export import Exported, export_run
+from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
-from iconoclast.search.pareto import Trial
+from iconoclast.runs.saved import SavedRun
+from iconoclast.search.pareto import Front, Trial
 from iconoclast.vocabulary import ExportFormat, RowNormalization
 
 
@@ -96,7 +98,20 @@ def search(settings: Settings, progress: Progress | None = None) -> list[Trial]:
     with started_run(settings, progress) as run:
         run.optimize(settings.n_trials, progress)
         run.finish(progress)
-        return run.front()
+        return Front(run.front())
+
+
+def open_run(run: Path | str, trial: str = "best") -> SavedRun:
+    """Open a run folder and one of its trials, without the model. A notebook shows the run as a table.
+
+    >>> opened = ic.open_run("demo-run")
+    >>> opened.edit(lm).sites == opened.edit(lm).scaled(0.5).sites
+    True
+
+    Raises:
+        RunFolderError: there is no run, or no such trial.
+    """
+    return SavedRun.open(RunFolder(Path(run)), trial)
 
 
 def export(

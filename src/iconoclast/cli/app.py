@@ -20,8 +20,9 @@ from iconoclast.cli.compare import compare, evaluate, export_and_compare
 from iconoclast.cli.config import config_app
 from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
+from iconoclast.cli.examples import write_example
 from iconoclast.cli.export import export
-from iconoclast.cli.flags import SettingsCommand, own_flag
+from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, own_flag
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.report import report
@@ -50,6 +51,10 @@ class Listing(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(limit=200)) for name, each in commands if each])
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """End the help with an example."""
+        write_example(ctx, formatter)
+
 
 class RunByDefault(Listing):
     """Without a command's name, the options are those of `run`: `iconoclast --config FILE` starts a run."""
@@ -57,7 +62,8 @@ class RunByDefault(Listing):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `run` in front unless a command, or an option of the group itself, comes first."""
         own = {name for parameter in self.params for name in parameter.opts} | {"-h", "--help"}
-        if not args or (args[0].startswith("-") and args[0] not in own):
+        completing = ctx.resilient_parsing  # then nothing stands for the commands' names
+        if (not args and not completing) or (args and args[0].startswith("-") and args[0] not in own):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -65,7 +71,6 @@ class RunByDefault(Listing):
 app = typer.Typer(
     cls=RunByDefault,
     context_settings=CONTEXT,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -78,8 +83,8 @@ ORDINARY: tuple[Callable[..., None], ...] = (
     replay, verify, upload, audit, restore,
 )  # fmt: skip
 for command in ORDINARY:
-    app.command()(command)
-app.command("list")(list_runs)
+    app.command(cls=CommandWithOptions)(command)
+app.command("list", cls=CommandWithOptions)(list_runs)
 
 
 def _version(wanted: bool) -> None:

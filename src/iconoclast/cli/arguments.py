@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from iconoclast.cli.console import STANDARD_OUTPUT
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.runs.references import split_reference
 
@@ -16,7 +17,7 @@ TrialOption = Annotated[
     str | None, Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
 ]
 SampleCountOption = Annotated[int, Option("--sample-count", help="Responses shown of each kind.", min=0)]
-FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures.")]
+FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures as JSON; - prints them.")]
 AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
 ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 
@@ -32,7 +33,7 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
 
 def require_writable(file: Path | None) -> None:
     """Raise RunFolderError before a long measurement if its result could not be written."""
-    if file is None:
+    if file is None or file == STANDARD_OUTPUT:
         return
     folder = file.absolute().parent
     if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):

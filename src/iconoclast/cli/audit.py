@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
-from iconoclast.cli.console import say, shown_progress, write_figures
+from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
 from iconoclast.errors import UserError
 
 DIRECTIONS = ".safetensors"
@@ -32,12 +32,13 @@ def audit(
         raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
-    if json_file is not None and directions:
+    if json_file not in (None, STANDARD_OUTPUT) and directions:
         file = json_file.with_suffix(DIRECTIONS)
         write_whole(file, save(directions))
         say(f"Wrote {file} (directions)")
         document = document.model_copy(update={"directions": file.name})
-    write_figures(json_file, document.document())
+    if weights_only or json_file != STANDARD_OUTPUT:
+        write_figures(json_file, document.document())
     found = [t for t in document.tensors if t.status != "unchanged"]
     for t in found:
         parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]

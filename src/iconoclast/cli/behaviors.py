@@ -9,8 +9,8 @@ from rich.table import Table
 from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
-from iconoclast.cli.console import out, print_table, say, shown_progress
-from iconoclast.cli.flags import SettingsCommand, loaded_settings
+from iconoclast.cli.console import print_json, print_table, say, shown_progress
+from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, loaded_settings
 from iconoclast.config.packs import (
     BUILTIN,
     PACK,
@@ -37,12 +37,12 @@ behaviors_app = typer.Typer(help="List, show, check and begin behaviours: packs 
 PackArgument = Annotated[str, Argument(metavar="NAME", help="Name of a pack, or the path of its folder or file.")]
 
 
-@behaviors_app.command("list")
+@behaviors_app.command("list", cls=CommandWithOptions)
 def list_packs(as_json: AsJsonOption = False) -> None:
     """List the packs that are built in or installed."""
     packs = [(name, load_pack(name)) for name in known_packs()]
     if as_json:
-        out.print_json(data=[{**pack.document(), "name": name} for name, pack in packs])
+        print_json([{**pack.document(), "name": name} for name, pack in packs])
         return
     table = Table("Name", "Fit · select · report", "What it is")
     for name, pack in packs:
@@ -50,12 +50,12 @@ def list_packs(as_json: AsJsonOption = False) -> None:
     print_table(table)
 
 
-@behaviors_app.command("show")
+@behaviors_app.command("show", cls=CommandWithOptions)
 def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
     """Show a pack: what it is, what marks it, its first prompts, and the settings that it stands for."""
     pack = load_pack(name)
     if as_json:
-        out.print_json(data={**pack.document(), "settings": pack.as_settings()})
+        print_json({**pack.document(), "settings": pack.as_settings()})
         return
     say(pack.name, pack.description, *(f"Success: {pack.success}" for _ in [0] if pack.success))
     say(f"Licence: {pack.licence or 'not said'}. Source: {pack.source or 'not said'}.")
@@ -82,13 +82,15 @@ def check_pack(ctx: Context, name: PackArgument, config: ConfigOption = None, as
     with shown_progress() as progress, Workbench.open(settings, progress=progress) as bench:
         found = check(bench, progress)
     if as_json:
-        out.print_json(data={"behavior": name, "model": settings.model, **found.document()})
+        print_json({"behavior": name, "model": settings.model, **found.document()})
         return
     _print_check(found)
 
 
-@behaviors_app.command("new")
-def new(folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the new pack.")]) -> None:
+@behaviors_app.command("new", cls=CommandWithOptions)
+def new(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the new pack.")], as_json: AsJsonOption = False
+) -> None:
     """Begin a pack: a folder with a file that says what it is, and two files of prompts to replace with yours."""
     from importlib.resources import files
 
@@ -105,6 +107,8 @@ def new(folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder for the 
         write_whole(folder / name, (start / name).read_bytes())
     say(f"Wrote {folder / PACK_FILE}, target.txt and benign.txt. Put your own texts into them, then:")
     say(f"iconoclast behaviors check {folder} --model MODEL", f"iconoclast run MODEL --behavior {folder}")
+    if as_json:
+        print_json({"pack": str(folder)})
 
 
 def _show_prompts(pack: Pack, role: Role, split: Split) -> None:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import FiguresOption, SampleCountOption, require_writable
-from iconoclast.cli.console import shown_progress, write_figures
+from iconoclast.cli.arguments import AsJsonOption, FiguresOption, SampleCountOption, require_writable
+from iconoclast.cli.console import print_json, shown_progress, write_figures
 from iconoclast.cli.export import require_near
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.peers import PEER
@@ -43,6 +43,7 @@ def compare(
     ] = None,
     to: Annotated[Path | None, Option(help="Folder for comparison.json and summary.json.")] = None,
     sample_count: SampleCountOption = 3,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Measure several edited models of one base on the same prompts, with paired tests, and say which is better.
 
@@ -59,6 +60,8 @@ def compare(
     document = shown(subjects, settings, against, sample_count)
     if to is not None:
         write_comparison(document, to)
+    if as_json:
+        print_json(document.document())
 
 
 def export_and_compare(
@@ -68,6 +71,7 @@ def export_and_compare(
         Path | None, Option(f"--{PEER}-checkpoint", help=f"Journal of a {PEER} study to compare with.")
     ] = None,
     sample_count: SampleCountOption = 5,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Export the best trial of a run as merged weights, and compare it with that of another tool.
 
@@ -95,5 +99,8 @@ def export_and_compare(
     with shown_progress() as progress:
         exported = export_run(chosen.folder, str(chosen.saved.trial.index), "merged", merged, progress)
     subjects.insert(0, find_subject(str(merged)))
-    write_comparison(shown(subjects, settings, None, sample_count), output_dir)
+    document = shown(subjects, settings, None, sample_count)
+    write_comparison(document, output_dir)
+    if as_json:
+        print_json(document.document())
     require_near(exported)

@@ -9,8 +9,8 @@ import typer
 from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
-from iconoclast.cli.console import out, say
-from iconoclast.cli.flags import SettingsCommand, loaded_settings
+from iconoclast.cli.console import print_json, say
+from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, loaded_settings
 from iconoclast.config.schema import settings_document
 from iconoclast.config.specs import setting_specs
 from iconoclast.reports.text import settings_lines, settings_reference
@@ -31,7 +31,7 @@ def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = Fals
         return
     model = loaded.settings.model
     path = None if model is None else resolve(model)
-    out.print_json(data={"model_path": path, "settings": settings_document(loaded.settings), "origins": origins})
+    print_json({"model_path": path, "settings": settings_document(loaded.settings), "origins": origins})
 
 
 def _value(settings: Any, path: Sequence[str]) -> Any:
@@ -39,8 +39,8 @@ def _value(settings: Any, path: Sequence[str]) -> Any:
     return reduce(lambda section, name: getattr(section, name, None), path, settings)
 
 
-@config_app.command("schemas")
-def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")]) -> None:
+@config_app.command("schemas", cls=CommandWithOptions)
+def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")], as_json: AsJsonOption = False) -> None:
     """Write the JSON schema of every file of runs and exports (docs/schemas are made of it)."""
     from iconoclast.files import write_whole
     from iconoclast.runs.documents import schemas
@@ -49,9 +49,11 @@ def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")])
     for name, content in schemas().items():
         write_whole(to / name, content.encode())
         say(f"Wrote {to / name}")
+    if as_json:
+        print_json({"written": [str(to / name) for name in schemas()]})
 
 
-@config_app.command("reference")
+@config_app.command("reference", cls=CommandWithOptions)
 def reference() -> None:
     """Print what every setting is for, in Markdown (docs/settings.md is made of it)."""
     say(settings_reference().rstrip())

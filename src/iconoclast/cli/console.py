@@ -5,24 +5,29 @@ import os
 import shutil
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from iconoclast.cli.view import View, memory, span
 from iconoclast.files import write_json
 from iconoclast.privacy import portable
+from iconoclast.progress import Phase
 from iconoclast.reports.text import plain, print_lines
 
 out = Console()
 err = Console(stderr=True)
+
+STANDARD_OUTPUT = Path("-")
 
 WIDEST = 10_000
 """Columns that a table may take where there is no terminal."""
@@ -31,6 +36,40 @@ WIDEST = 10_000
 def say(*lines: str, to: Console = out) -> None:
     """Print plain lines."""
     print_lines(to, *lines)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a command shows its work and its result.
+
+    Attributes:
+        plain: lines instead of a live view.
+        quiet: results and errors only.
+        verbose: also how long each step took, and what other libraries say.
+        as_json: standard output is a JSON document and nothing else.
+    """
+
+    plain: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+
+_manner = Manner()
+
+
+@contextmanager
+def in_manner(manner: Manner) -> Iterator[None]:
+    """Show everything in this manner as long as the context lasts."""
+    global _manner
+    before, _manner, out.quiet = _manner, manner, manner.as_json
+    if manner.verbose:
+        logging.disable(logging.NOTSET)
+        warnings.resetwarnings()
+    try:
+        yield
+    finally:
+        _manner, out.quiet = before, before.as_json
 
 
 def program() -> str:
@@ -46,9 +85,18 @@ def print_table(table: Table) -> None:
     out.print(table, soft_wrap=not out.is_terminal)
 
 
+def print_json(document: Any) -> None:
+    """Print a JSON document on standard output."""
+    out.quiet = False
+    out.print_json(data=document)
+    out.quiet = _manner.as_json
+
+
 def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
-    """Write the JSON file, if the user asked for one, and say so."""
-    if file is not None:
+    """Write the JSON file, if the user asked for one, and say so; `-` is standard output."""
+    if file == STANDARD_OUTPUT:
+        print_json(document)
+    elif file is not None:
         write_json(file, document)
         say(f"Wrote {file}")
 
@@ -82,16 +130,13 @@ def quiet_libraries() -> None:
 
 
 class RichProgress:
-    """Shows progress on standard error: a bar with an estimate on a terminal, plain lines elsewhere."""
+    """Shows progress on standard error: a live view on a terminal, plain lines elsewhere; every line goes into the log."""
 
-    def __init__(self) -> None:
-        task, bar, share, left = Progress.get_default_columns()
-        columns = (task, bar, share, TimeElapsedColumn(), TextColumn("left"), left)
-        # Batches end in bursts; a long window keeps the estimate honest.
-        self._bars = Progress(*columns, console=err, transient=True, speed_estimate_period=600)
-        self._task: TaskID | None = None
+    def __init__(self, view: View | None = None) -> None:
+        self._view = view
         self._log: Path | None = None
         self._unlogged = ""
+        self._task, self._began = "", 0.0
 
     def keep(self, log: Path) -> None:
         """Append every line to this file as well, earlier ones included."""
@@ -99,22 +144,37 @@ class RichProgress:
         self._append("")
 
     def start(self, task: str, total: int) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(task, total=total or None)
-        if err.is_terminal:
-            self._write(f"{task} ...")
-        else:
+        self._say_how_long()
+        self._task, self._began = task, time.monotonic()
+        if self._view is None:
             self.note(f"{task} ...")
+        else:
+            self._view.start(task, total)
+            self._write(f"{task} ...")
 
     def advance(self, steps: int = 1) -> None:
-        if self._task is not None:
-            self._bars.advance(self._task, steps)
+        if self._view is not None:
+            self._view.advance(steps)
+
+    def show(self, name: str, value: str) -> None:
+        if self._view is not None:
+            self._view.show(name, value)
+
+    def expect(self, phases: Sequence[Phase]) -> None:
+        if self._view is not None:
+            self._view.expect(phases)
 
     def note(self, message: str) -> None:
         """Print a line that stays."""
-        say(message, to=err)
+        if not _manner.quiet:
+            say(message, to=err)
+        if self._view is not None:
+            self._view.line(message)
         self._write(message)
+
+    def _say_how_long(self) -> None:
+        if _manner.verbose and self._task:
+            self.note(f"{self._task}: took {span(time.monotonic() - self._began)}; memory {memory()}.")
 
     def _write(self, message: str) -> None:
         self._append(f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {plain(message)}\n")
@@ -127,12 +187,18 @@ class RichProgress:
                 log.write(portable(lines))
 
     def close(self) -> None:
-        """Take the bar away: the work is done."""
-        self._bars.stop()
+        """Take the live view away: the work is done."""
+        self._say_how_long()
+        self._task = ""
+        if self._view is not None:
+            self._view.close()
 
 
 @contextmanager
 def shown_progress() -> Iterator[RichProgress]:
-    progress = RichProgress()
-    with progress._bars if err.is_terminal else nullcontext():
-        yield progress
+    """Show the progress of what is done as long as the context lasts, in the manner that the user asked for."""
+    if not err.is_terminal or err.is_dumb_terminal or _manner.plain or _manner.quiet:
+        yield RichProgress()
+        return
+    with View(err) as view:
+        yield RichProgress(view)

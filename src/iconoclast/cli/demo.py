@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from iconoclast.cli.console import out, program, say, shown_progress
+from iconoclast.cli.arguments import AsJsonOption
+from iconoclast.cli.console import out, print_json, program, say, shown_progress
 from iconoclast.cli.export import require_near
-from iconoclast.cli.run import process_start, search
+from iconoclast.cli.run import process_start, search, summary_of
 from iconoclast.config.schema import Settings
 from iconoclast.runs.folder import RunFolder
 from iconoclast.vocabulary import ExportFormat
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def demo(
     out_folder: Annotated[Path, Option("--out", help="Run folder; the exports go into it.")] = Path("demo-run"),
     n_trials: Annotated[int, Option(help="Trials in total.", min=1)] = 24,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Do the whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
 
@@ -37,6 +39,8 @@ def demo(
         require_near(exported)
     here = shlex.quote(str(out_folder))
     say(f"Run folder: {out_folder}", f"Try it: {program()} chat {here}", f"See it: {program()} report {here} --open")
+    if as_json:
+        print_json({**summary_of(out_folder), "exports": [adapter.document(), merged.document()]})
 
 
 def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from typer import Option
 
-from iconoclast.cli.arguments import RunArgument, TrialOption, run_and_trial
-from iconoclast.cli.console import out, say, shown_progress
+from iconoclast.cli.arguments import AsJsonOption, RunArgument, TrialOption, run_and_trial
+from iconoclast.cli.console import out, print_json, say, shown_progress
 from iconoclast.errors import MeasurementError, SettingsError
 from iconoclast.vocabulary import ExportFormat
 
@@ -27,6 +27,7 @@ def export(
         Path | None, Option(help="Folder of a llama.cpp checkout, whose converter makes GGUF files.")
     ] = None,
     measure: Annotated[bool, Option(help=MEASURE)] = True,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     folder, trial = run_and_trial(run, trial)
@@ -42,6 +43,8 @@ def export(
         else:
             exported = export_unmeasured(folder, trial, to, progress)
     _print(exported)
+    if as_json:
+        print_json(exported.document())
     require_near(exported)
 
 

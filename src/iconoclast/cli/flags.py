@@ -1,7 +1,7 @@
 """Options that several commands share, declared once: every setting as a flag, and others."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import make_dataclass
+from dataclasses import dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -10,6 +10,8 @@ import typer
 from typer import Context, Option
 from typer.core import TyperCommand
 
+from iconoclast.cli.console import STANDARD_OUTPUT, Manner, in_manner
+from iconoclast.cli.examples import write_example
 from iconoclast.config.layers import LoadedSettings, load_settings
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
@@ -44,10 +46,36 @@ class CommandWithOptions(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Call the function without the further options; it reads them by `given_settings` and the like."""
         ctx.meta[GIVEN] = {option.name: ctx.params.pop(option.name) for option in self._further()}
-        return super().invoke(ctx)
+        manner = {name: ctx.meta[GIVEN][name] for name in ("plain", "quiet", "verbose")}
+        as_json = bool(ctx.params.get("as_json")) or ctx.params.get("json_file") == STANDARD_OUTPUT
+        with in_manner(Manner(**manner, as_json=as_json)):
+            return super().invoke(ctx)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """End the help with an example."""
+        write_example(ctx, formatter)
 
     def _further(self) -> list[Any]:
-        return [option for options in self.option_sets for option in options()]
+        further: list[Callable[[], Sequence[Any]]] = [*self.option_sets, manner_options]
+        return [option for options in further for option in options()]
+
+
+@dataclass(frozen=True)
+class MannerFlags:
+    """How a command shows its work."""
+
+    plain: Annotated[bool, Option("--plain", help="Show progress as plain lines, as where there is no terminal.")] = (
+        False
+    )
+    quiet: Annotated[bool, Option("--quiet", help="Show results and errors only.")] = False
+    verbose: Annotated[
+        bool, Option("--verbose", help="Show how long each step took, too, and other libraries' words.")
+    ] = False
+
+
+@cache
+def manner_options() -> Sequence[Any]:
+    return options_of(MannerFlags)
 
 
 def options_of(function: Callable[..., Any]) -> Sequence[Any]:

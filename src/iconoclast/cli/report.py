@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from iconoclast import layout
-from iconoclast.cli.arguments import require_writable, run_and_trial
-from iconoclast.cli.console import err, say
+from iconoclast.cli.arguments import AsJsonOption, require_writable, run_and_trial
+from iconoclast.cli.console import err, print_json, say
 from iconoclast.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def report(
         list[Path] | None, Option(help="Another run whose trials are drawn beside this run's; may be repeated.")
     ] = None,
     open_: Annotated[bool, Option("--open", help="Show the page in the browser.")] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Write one self-contained web page: what was done, what changed, all trials, the edit, the responses.
 
@@ -40,6 +41,8 @@ def report(
     file = to or default
     page.write(file)
     say(f"Wrote {file}")
+    if as_json:
+        print_json({"written": [str(file)]})
     if open_:
         webbrowser.open(file.resolve().as_uri())
 

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.prompt import IntPrompt, Prompt
 from typer import Argument, Context, Option
 
-from iconoclast.cli.arguments import ConfigOption
+from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.chat import chat
-from iconoclast.cli.console import err, out, program, say, shown_progress
+from iconoclast.cli.console import err, out, print_json, program, say, shown_progress
 from iconoclast.cli.export import export
 from iconoclast.cli.flags import given_settings
 from iconoclast.config.schema import Settings
@@ -32,18 +32,25 @@ def run(
     config: ConfigOption = None,
     out_folder: Annotated[Path | None, Option("--out", help="Run folder; the same as --study-checkpoint-dir.")] = None,
     workers: Annotated[int, Option(help="Processes that share the study on this machine.", min=1)] = 1,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Search for the edit that changes the behaviour most and everything else least.
 
     Runs the main job on MODEL, or continues it where it was interrupted. The results are in the run folder.
     """
     settings = given_settings(ctx, config, model=model, out=out_folder)
-    if workers > 1:
-        _search_together(settings, workers)
-        return
-    folder = search(settings, began=process_start())
-    if not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
+    together = workers > 1
+    folder = _search_together(settings, workers) if together else search(settings, began=process_start())
+    if as_json:
+        print_json(summary_of(folder))
+    elif not together and not settings.exit_after_optimization and sys.stdin.isatty() and sys.stdout.isatty():
         _menu(settings, folder)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Return the summary of a run as a JSON document; none of its results is missing."""
+    summary = RunFolder(folder).read_summary()
+    return {} if summary is None else summary.document()
 
 
 def process_start() -> float:
@@ -84,7 +91,7 @@ def _resumable() -> Iterator[None]:
         raise
 
 
-def _search_together(settings: Settings, workers: int) -> None:
+def _search_together(settings: Settings, workers: int) -> Path:
     import torch
 
     from iconoclast.cluster.local import work_locally
@@ -95,6 +102,7 @@ def _search_together(settings: Settings, workers: int) -> None:
     with _resumable(), shown_progress() as progress:
         work_locally(folder, workers, progress, torch.cuda.device_count())
     say(*standing_lines(standing(folder.path)), f"Results: {folder.summary}")
+    return folder.path
 
 
 def _print_results(run: "Run") -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from typer import Argument
 
 from iconoclast.cli.arguments import AsJsonOption, RunArgument
-from iconoclast.cli.console import out, print_table, say
+from iconoclast.cli.console import print_json, print_table, say
 from iconoclast.errors import RunFolderError
 from iconoclast.goals import Objectives
 from iconoclast.runs.folder import RunFolder
@@ -29,12 +29,15 @@ def cluster_status(run: RunArgument, as_json: AsJsonOption = False) -> None:
     _show(run, as_json, shared=True)
 
 
-def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs")) -> None:
+def list_runs(
+    folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs"), as_json: AsJsonOption = False
+) -> None:
     """List all runs below a folder."""
     table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
         table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
     damaged: list[str] = []
+    documents: list[dict[str, Any]] = []
     for run in runs_below(folder):
         name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
         try:
@@ -42,7 +45,9 @@ def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")]
         except RunFolderError as error:
             table.add_row(name, "", "damaged")
             damaged.append(str(error))
+            documents.append({"run": str(run.path), "state": "damaged", "problem": str(error)})
             continue
+        documents.append(status)
         figures = ["", "", "", ""]
         if best := status["best"]:
             refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
@@ -53,6 +58,8 @@ def list_runs(folder: Annotated[Path, Argument(help="Folder with run folders.")]
         raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
     print_table(table)
     say(*damaged)
+    if as_json:
+        print_json(documents)
 
 
 def _show(run: str, as_json: bool, shared: bool = False) -> None:
@@ -64,7 +71,7 @@ def _show(run: str, as_json: bool, shared: bool = False) -> None:
     if trial is not None and document["trial"] is None:
         document["trial"] = _trial(folder, trial)
     if as_json:
-        out.print_json(data=document)
+        print_json(document)
     else:
         say(*_lines(document, folder, shared))
 

@@ -165,20 +165,21 @@ def jobs_of(folder: RunFolder) -> list[str]:
 
 def sweep(
     runs: Sequence[tuple[RunFolder, Callable[[], Any]]], options: JobOptions, sequential: bool, progress: Progress
-) -> None:
-    """Submit many prepared runs with their jobs' tasks, a peer always as one job.
+) -> list[str]:
+    """Submit many prepared runs with their jobs' tasks, a peer always as one job; return the jobs' numbers.
 
     With `sequential` each begins when the one before has ended, however it did: one model at a time on the disk.
     """
-    before: str | None = None
+    jobs: list[str] = []
     for folder, task in runs:
         name, asked = folder.path, options
         if isinstance(task, PeerJob):
             name, asked = task.folder, replace(options, workers=1)
-        if sequential and before is not None:
-            asked = replace(asked, dependency=f"afterany:{before}")
-        before = submit(folder, asked, task)
-        progress.note(f"{name}: job {before}" + (f", {asked.dependency}" if asked.dependency else ""))
+        if sequential and jobs:
+            asked = replace(asked, dependency=f"afterany:{jobs[-1]}")
+        jobs.append(submit(folder, asked, task))
+        progress.note(f"{name}: job {jobs[-1]}" + (f", {asked.dependency}" if asked.dependency else ""))
+    return jobs
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import UserError
+from iconoclast.notebook import bars, table
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import KNOWN_COMPONENTS, NORMALIZATIONS, RowNormalization, Site
 
@@ -99,6 +100,17 @@ class Edit:
         """Return W' − W of a site as `low_rank_factors`, on the device of W."""
         direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
         return low_rank_factors(weight, direction, self.strengths[site], self.row_normalization, rank, reading)
+
+    def _repr_html_(self) -> str:
+        """Tabulate the strengths of every component, for notebooks."""
+        rows = []
+        for component in dict.fromkeys(site.component for site in self.sites):
+            sites = [site for site in self.sites if site.component == component]
+            strengths = [self.strengths[site] for site in sites]
+            layers = f"{sites[0].layer} to {sites[-1].layer}"
+            rows.append((component, layers, f"{min(strengths):.2f} to {max(strengths):.2f}", bars(strengths)))
+        title = f"Edit of {len(self.strengths)} sites, row normalisation {self.row_normalization}"
+        return table(title, rows, ("Component", "Layers", "Strengths", "By layer"))
 
 
 @dataclass(frozen=True)

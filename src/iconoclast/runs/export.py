@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from safetensors import SafetensorError
@@ -81,6 +82,20 @@ class Exported:
     def sufficient_rank(self) -> int:
         """Rank at which every update would have an error under 1 %."""
         return max((each.sufficient_rank for each in self.approximations), default=1)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "folder": str(self.folder),
+            "prompts": self.prompts,
+            "base_metrics": self.base.document(),
+            "live_metrics": self.live.document(),
+            "export_metrics": None if self.exported is None else self.exported.document(),
+            "approximation_error": self.approximation_error,
+            "remarks": list(self.remarks),
+            "problem": self.problem,
+            "quantization": self.quantization,
+        }
 
 
 def export_run(

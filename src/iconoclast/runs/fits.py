@@ -23,7 +23,7 @@ from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.packed import unpacked
-from iconoclast.progress import Progress
+from iconoclast.progress import Progress, show
 from iconoclast.prompts import Prompt
 from iconoclast.runs.pinned import FIT_SETTINGS
 from iconoclast.runs.workbench import Workbench
@@ -136,8 +136,9 @@ class FitStage:
             end = min(round_length * len(teachers), options.steps)
             while fit.step < end:
                 with unpacked(bench.lm.model):
-                    for _ in fit.run(min(SAVED_EVERY, end - fit.step)):
+                    for losses in fit.run(min(SAVED_EVERY, end - fit.step)):
                         progress.advance()
+                        show(progress, Fitting_loss=f"{losses['loss']:.4f}, at first {fit.curve[0]['loss']:.4f}")
                 buffer = io.BytesIO()
                 torch.save(fit.state() | {"teachers": teachers}, buffer)
                 write_whole(file, buffer.getvalue())

@@ -17,10 +17,11 @@ from iconoclast.evaluation.model_scores import ModelScores, require_scores
 from iconoclast.evaluation.rules import content_of
 from iconoclast.goals import Objectives, with_estimates
 from iconoclast.models.names import resolve
-from iconoclast.progress import Progress, Silent
+from iconoclast.progress import Progress, Silent, show
 from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.forecast import Forecast, stages_of_run
 from iconoclast.runs.geometry import geometry
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
@@ -50,6 +51,7 @@ class Run:
     report: Report | None = None
     worker: Worker | None = None
     model_scores: ModelScores | None = None
+    forecast: Forecast | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
 
     @property
@@ -120,7 +122,7 @@ class Run:
 
     def optimize(self, n_trials: int, progress: Progress | None = None) -> None:
         """Measure trials until there are `n_trials`, writing the summary after every batch."""
-        progress = progress or Silent()
+        progress = self._watched(progress, n_trials - self.study.finished)
         steps = _Remaining(progress, n_trials - self.study.finished)
 
         def evaluate(batch: Sequence[EditParameters]) -> Sequence[Outcome]:
@@ -133,12 +135,31 @@ class Run:
 
         def told(outcomes: Mapping[int, Outcome]) -> None:
             self.write_summary("running")
+            self._show(progress, n_trials)
             if self.worker is not None:
                 self.worker.says("working", trials=len(outcomes))
             for number, outcome in outcomes.items():
                 progress.note(_trial_line(number, outcome, self.base.failing))
 
+        self._show(progress, n_trials)
         self.study.run(n_trials, evaluate, self.minimised, told, self.worker)
+
+    def _watched(self, progress: Progress | None, trials: int = 0) -> Progress:
+        """Let the forecast of the rest of the run, with so many trials to come, hear of progress."""
+        if self.forecast is None:
+            return progress or Silent()
+        self.forecast.progress = progress or Silent()
+        if trials:
+            fits = self.settings.fit and not self.study.fitted
+            self.forecast.replan(stages_of_run(self.settings, self.bench.lm, self.prompts, trials, fits)[2:])
+        return self.forecast
+
+    def _show(self, progress: Progress, n_trials: int) -> None:
+        show(progress, Trials=f"{self.study.finished} of {n_trials}, {self.pruned} of them pruned")
+        if (best := self.best()) is not None:
+            s = best.scores
+            counts = f"{s.refusals.with_interval} refused, {s.broken.count} broken, {s.overrefusals} overrefused"
+            show(progress, Best_so_far=f"trial {best.index}: {counts}, KL {s.kl_divergence:.4f}")
 
     def fit(self, progress: Progress | None = None) -> None:
         """Fit an edit from the strongest trial and measure it at several scales; once for the same fit settings."""
@@ -178,8 +199,10 @@ class Run:
 
     def finish(self, progress: Progress | None = None) -> None:
         """Fit, measure the report and write the summary; of several processes on the run, only the first does."""
+        watched = self._watched(progress)
         with self.folder.alone() if self.worker else nullcontext():
-            self.fit(progress)
+            self.fit(watched)
+            self._show(watched, self.study.finished)
             self.report = _known_report(self.bench, self.folder)
             best = self.best()
             if progress and best is not None and best.scores.violated:
@@ -188,7 +211,7 @@ class Run:
                 progress.note(
                     f"The front lies at the end of the search's ranges ({'; '.join(edges)}): better edits may lie beyond."
                 )
-            self.measure_report(progress)
+            self.measure_report(watched)
             self.write_summary("complete")
 
     def _edges(self) -> list[str]:
@@ -287,6 +310,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     else:
         bench.start_responses_with(known.response_prefix)
     rendering = bench.rendering()
+    progress = Forecast(progress, stages_of_run(settings, bench.lm, bench.prompts, settings.n_trials, settings.fit))
     begun = known is not None and folder.directions.is_file()
     residuals = None if begun else bench.residuals(progress)
     bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
@@ -320,7 +344,9 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         late = " Some are known only at the end, so no trial is pruned." if not objectives.prunable else ""
         progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
     report = _known_report(bench, folder)
-    return Run(bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores)
+    return Run(
+        bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores, forecast=progress
+    )
 
 
 def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
@@ -353,6 +379,8 @@ def with_model_scores(
 
 
 def _say_ready(progress: Progress, done: int, base: Scores, noise: float, seconds: float) -> None:
+    show(progress, Base_model=f"{base.refusals.with_interval} refused, {base.overrefusals} overrefused")
+    show(progress, Noise_floor=f"{noise:.2g} nats: smaller differences of KL mean nothing")
     progress.note(
         f"Ready for trials after {seconds:.0f} s"
         + (f"; {done} trials are there already" if done else "")

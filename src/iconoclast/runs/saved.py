@@ -11,6 +11,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.notebook import table
 from iconoclast.progress import Progress
 from iconoclast.runs.documents import PromptSets, Report
 from iconoclast.runs.folder import RunFolder
@@ -73,6 +74,21 @@ class SavedRun:
             {} if summary is None else summary.prompts,
             baseline.kl_noise_floor,
         )
+
+    def _repr_html_(self) -> str:
+        """Tabulate the run and its trial, for notebooks."""
+        columns = [("Base model", self.base), (f"Trial {self.trial.index}", self.trial.scores)]
+        if self.report is not None:
+            columns.append((f"Trial {self.report.trial}, report prompts", self.report.metrics))
+        rows = [
+            (name, s.refusals.with_interval, str(s.broken), s.overrefusals.with_interval, f"{s.kl_divergence:.4f}")
+            for name, s in columns
+        ]
+        title = (
+            f"Run of {self.settings.model}: {len(self.trials)} trials and {len(self.pruned)} pruned ones, "
+            f"KL noise floor {self.noise_floor:.2g}"
+        )
+        return table(title, rows, ("", "Refusals", "Broken", "Overrefusals", "KL, nats"))
 
     @contextmanager
     def opened(self, progress: Progress | None = None, prompts: Prompts | None = None) -> Iterator[Workbench]:

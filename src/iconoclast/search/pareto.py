@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iconoclast.goals import Objectives
+from iconoclast.notebook import table
 from iconoclast.scores import Key, Scores, beaten
 from iconoclast.search.space import AnyParameters
 
@@ -22,6 +23,28 @@ class Trial:
     def key(self) -> Key:
         """The results by which it competes."""
         return self.scores.key
+
+    def _repr_html_(self) -> str:
+        """Tabulate its scores and parameters, for notebooks."""
+        return table(f"Trial {self.index}", list(zip(COLUMNS, _cells(self), strict=True)))
+
+
+class Front(list[Trial]):
+    """Trials that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(trial.index, *_cells(trial)) for trial in self]
+        return table(f"{len(self)} trials (selection prompts)", rows, ("Trial", *COLUMNS))
+
+
+COLUMNS = ("Refusals", "Broken", "Overrefusals", "KL, nats", "Compliance", "Direction", "Violates")
+
+
+def _cells(trial: Trial) -> tuple[str, ...]:
+    s = trial.scores
+    counts = (s.refusals.with_interval, str(s.broken), s.overrefusals.with_interval)
+    violated = ", ".join(s.violated) or "nothing"
+    return *counts, f"{s.kl_divergence:.4f}", f"{s.compliance:.2f}", str(trial.parameters), violated
 
 
 def pareto_front(trials: Sequence[Trial], objectives: Objectives = BY_DEFAULT) -> list[Trial]:

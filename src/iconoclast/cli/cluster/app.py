@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Context, Option
 
+from iconoclast.cli.arguments import AsJsonOption
 from iconoclast.cli.cluster.jobs import ConfigOption, JobsCommand, ModelArgument, OutOption, Work, given_jobs
 from iconoclast.cli.cluster.jobs import work_options as worker_options
-from iconoclast.cli.console import err, say, shown_progress
-from iconoclast.cli.flags import given_settings
+from iconoclast.cli.console import err, print_json, say, shown_progress
+from iconoclast.cli.flags import CommandWithOptions, given_settings
 from iconoclast.cli.status import cluster_status
 from iconoclast.errors import SettingsError
 from iconoclast.peers import PEER
@@ -27,7 +28,11 @@ RunFolderArgument = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 @cluster_app.command(cls=JobsCommand)
 def submit(
-    ctx: Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
+    ctx: Context,
+    model: ModelArgument = None,
+    config: ConfigOption = None,
+    out_folder: OutOption = None,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Search one study with many workers: a job array that shares the run folder.
 
@@ -47,18 +52,27 @@ def submit(
         f"How it stands: iconoclast cluster status {path}",
         f"End it, to go on later: iconoclast cluster cancel {path}",
     )
+    if as_json:
+        print_json({"run": str(folder.path), "job": number, "workers": options.workers})
 
 
 @cluster_app.command(cls=JobsCommand)
 def script(
-    ctx: Context, model: ModelArgument = None, config: ConfigOption = None, out_folder: OutOption = None
+    ctx: Context,
+    model: ModelArgument = None,
+    config: ConfigOption = None,
+    out_folder: OutOption = None,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Write the batch script of `submit`, for clusters that take scripts only. Nothing is submitted."""
     jobs = given_jobs(ctx)
     from iconoclast.cluster.submit import prepared, write_script
 
     folder = prepared(given_settings(ctx, config, model=model, out=out_folder))
-    say(f"Submit it: sbatch {shlex.quote(str(write_script(folder, *jobs)))}")
+    file = str(write_script(folder, *jobs))
+    say(f"Submit it: sbatch {shlex.quote(file)}")
+    if as_json:
+        print_json({"run": str(folder.path), "script": file})
 
 
 @cluster_app.command(cls=JobsCommand)
@@ -72,6 +86,7 @@ def sweep(
     peer: Annotated[
         Path | None, Option(f"--{PEER}", help=f"The {PEER} program: also a job with it for every run.")
     ] = None,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Submit one study for every settings file. `iconoclast summarize` makes the table of them."""
     from iconoclast.cluster import submit
@@ -87,11 +102,13 @@ def sweep(
         if peer:
             runs.append((folder, PeerJob(folder.path, peer.absolute())))
     with shown_progress() as progress:
-        submit.sweep(runs, options, sequential, progress)
+        jobs = submit.sweep(runs, options, sequential, progress)
     say(f"When they have ended: iconoclast summarize {shlex.quote(str(out_folder))}")
+    if as_json:
+        print_json({"jobs": jobs})
 
 
-@cluster_app.command()
+@cluster_app.command(cls=CommandWithOptions)
 def work(
     run_folder: RunFolderArgument,
     max_disk: Annotated[float, Option(help="Gigabytes that temporary files may take.")] = 0.0,
@@ -112,11 +129,11 @@ def work(
         sys.exit(TIME_UP)
 
 
-cluster_app.command("status")(cluster_status)
+cluster_app.command("status", cls=CommandWithOptions)(cluster_status)
 
 
-@cluster_app.command()
-def cancel(run_folder: RunFolderArgument) -> None:
+@cluster_app.command(cls=CommandWithOptions)
+def cancel(run_folder: RunFolderArgument, as_json: AsJsonOption = False) -> None:
     """End all workers of a run. What they have measured stays, and the run can go on later."""
     from iconoclast.cluster import slurm
     from iconoclast.cluster.submit import jobs_of
@@ -134,3 +151,5 @@ def cancel(run_folder: RunFolderArgument) -> None:
     config, path = shlex.quote(str(folder.config)), shlex.quote(str(run_folder))
     say(f"Cancelled: {', '.join(jobs) or 'no jobs'}; {len(here)} workers of this machine.")
     say(f"The run can go on: iconoclast cluster submit --config {config} --out {path}")
+    if as_json:
+        print_json({"run": str(run_folder), "cancelled": jobs, "workers_here": len(here)})
