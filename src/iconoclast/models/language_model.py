@@ -91,13 +91,15 @@ class LanguageModel:
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         return self.render_messages([*system, {"role": "user", "content": prompt.text}])
 
-    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render_messages(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
         """Return the text of a whole conversation, up to where the next response continues.
+
+        With `thinking`, the template is told to let the model think, and the response begins at its own start.
 
         Raises:
             ModelError: the template fails, or leaves out what user or system say.
         """
-        return self.chat.render(messages) + self.response_prefix
+        return self.chat.render(messages, thinking=thinking) + self.response_prefix * (not thinking)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self.encode_texts([self.render(prompt) for prompt in prompts])
