@@ -16,6 +16,9 @@ from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import COMPONENTS, QUANTIZATIONS, Component, Quantization, Site
 
+HALF_A_CHARACTER = "\ufffd"
+"""What a tokenizer writes for bytes that are no whole character."""
+
 
 @dataclass
 class LanguageModel:
@@ -103,6 +106,11 @@ class LanguageModel:
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self.encode_texts([self.render(prompt) for prompt in prompts])
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token; its name in the vocabulary where it is but a part of a character."""
+        text = str(self.tokenizer.decode([token]))
+        return str(self.tokenizer.convert_ids_to_tokens(token)) if HALF_A_CHARACTER in text else text
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts as `chat_template.token_ids` does."""

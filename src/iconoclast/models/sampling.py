@@ -10,10 +10,8 @@ from torch import Tensor
 
 from iconoclast.errors import ModelError
 from iconoclast.models.decoding import end_tokens
-from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.language_model import HALF_A_CHARACTER, LanguageModel
 from iconoclast.models.reading import RowListener, read_prompts, step
-
-HALF_A_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / layout.GEOMETRY
 
     @property
+    def tokens(self) -> Path:
+        """What a trial's edit does at every token of some prompts; `report --tokens` adds it."""
+        return self.path / layout.TOKENS
+
+    @property
     def fits(self) -> Path:
         """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
         return self.path / layout.FITS

@@ -131,7 +131,7 @@ class Endpoint:
         voice = self._voices.voice(request.model, request.strength)
         ids = encoded(voice, request.plain_messages, request.thinking)
         pieces = respond(voice.lm, ids, request.sampling, voice.applied)
-        return Answer(request, voice.lm.tokenizer, len(ids)), pieces
+        return Answer(request, voice.lm, len(ids)), pieces
 
     async def _work(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from iconoclast.documents import Part, first_problem
 from iconoclast.errors import UserError
-from iconoclast.models.sampling import HALF_A_CHARACTER, Likely, Piece, Sampling
+from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.sampling import Likely, Piece, Sampling
 
 LONGEST = 1024
 """Tokens of an answer, unless the request says otherwise."""
@@ -122,7 +122,7 @@ class Answer:
     """An answer on its way to the client, whole or in chunks."""
 
     request: ChatRequest
-    tokenizer: PreTrainedTokenizerBase
+    lm: LanguageModel
     prompt_tokens: int
     tokens: int = 0
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
@@ -173,11 +173,9 @@ class Answer:
         return {**self._likely(piece.chosen), "top_logprobs": [self._likely(each) for each in piece.top]}
 
     def _likely(self, likely: Likely) -> dict[str, Any]:
-        text = str(self.tokenizer.decode([likely.token]))
-        if HALF_A_CHARACTER in text:  # part of a character has a name in the vocabulary, and no text
-            name = str(self.tokenizer.convert_ids_to_tokens(likely.token))
-            return {"token": name, "logprob": likely.logprob, "bytes": None}
-        return {"token": text, "logprob": likely.logprob, "bytes": list(text.encode())}
+        text = self.lm.token_text(likely.token)
+        whole = str(self.lm.tokenizer.decode([likely.token])) == text
+        return {"token": text, "logprob": likely.logprob, "bytes": list(text.encode()) if whole else None}
 
 
 def event(document: object) -> str:
