@@ -117,10 +117,10 @@ class _Draw:
 
     def _drawn(self, logits: Tensor) -> int:
         """Draw from the smallest set of tokens that holds `top_p` of the probability; on the CPU, equal everywhere."""
-        probabilities = (logits.cpu() / self._sampling.temperature).softmax(-1)
+        logits = logits.cpu()
+        probabilities = ((logits - logits.max()) / self._sampling.temperature).softmax(-1)
         ordered, tokens = probabilities.sort(descending=True, stable=True)
         ordered[ordered.cumsum(-1) - ordered >= self._sampling.top_p] = 0
-        ordered[0] = ordered[0].clamp(min=torch.finfo(ordered.dtype).tiny)
         return int(tokens[torch.multinomial(ordered, 1, generator=self._dice)])
 
 

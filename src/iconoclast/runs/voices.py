@@ -13,8 +13,8 @@ from iconoclast.layout import GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import adapter_base, adapter_scaled, is_adapter, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.progress import Progress
 from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.export import TEMPLATE
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.workbench import Workbench
@@ -132,7 +132,7 @@ class ModelVoices:
             return self.model
         if self._base is None:
             ours = self.model
-            loaded = load_model(self.base, dtypes=[ours.dtype])
+            loaded = load_model(self.base, dtypes=[ours.dtype], chat_template="raw")
             loaded.tokenizer.chat_template = ours.tokenizer.chat_template
             self._base = replace(loaded, response_prefix=ours.response_prefix, template_date=ours.template_date)
         return self._base
@@ -146,7 +146,7 @@ def require_name(name: str, names: Sequence[str]) -> None:
         raise UnknownVoice(f'There is no model "{name}" here. Use one of: {", ".join(shown)}.')
 
 
-def open_voices(source: str, which: str = "best", base: str | None = None, progress: Progress | None = None) -> Voices:
+def open_voices(source: str, which: str = "best", base: str | None = None) -> Voices:
     """Load what a user names by a run folder, an export, an adapter folder or any other model.
 
     Args:
@@ -162,13 +162,15 @@ def open_voices(source: str, which: str = "best", base: str | None = None, progr
         if base is not None:
             raise SettingsError("A run has a base model of its own. Leave out --base.")
         saved = SavedRun.open(RunFolder(folder), which)
-        return RunVoices(saved, saved.workbench(progress=progress))
+        return RunVoices(saved, saved.workbench())
     if which != "best":
         raise RunFolderError(f"{source} has no trials: only a run has. Leave out the number.")
-    if progress is not None:
-        progress.start(f"Loading {source}", 0)
-    if export or is_adapter(source):
-        return _export_voices(folder, export, base)
+    if export:
+        return _export_voices(folder, base)
+    if is_adapter(source):
+        lm = load_model(base or str(adapter_base(source)))
+        put_adapter(lm, source)
+        return AdapterVoices(lm, folder.name)
     if base is not None:
         raise SettingsError(f"{source} is no export or adapter, and is its own base model. Leave out --base.")
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -176,19 +178,19 @@ def open_voices(source: str, which: str = "best", base: str | None = None, progr
     return ModelVoices(load_model(source))
 
 
-def _export_voices(folder: Path, export: bool, base: str | None) -> Voices:
-    """Load an export of ours, or an adapter of anybody's; what its settings name beside the prompt is not obeyed."""
-    told = TrialInformation.read(folder / TRIAL_INFORMATION) if export else None
-    settings = RunFolder(folder).settings() if RunFolder(folder).config.is_file() else Settings()
-    prefix = "" if told is None else told.response_prefix
-    name = base or adapter_base(str(folder)) or (told.base_model if told else None)
-    edited = folder.name if told is None else f"{folder.resolve().name}, an export of trial {told.trial.index}"
-    if is_adapter(str(folder)):
-        assert name is not None
-        lm = load_model(name, dtypes=settings.dtypes, quantization=settings.quantization, response_prefix=prefix)
-        put_adapter(lm, str(folder))
-        return AdapterVoices(lm, edited, settings.system_prompt)
-    gguf = told is not None and told.format == "gguf"
-    file = str(folder / GGUF_FILE if gguf else folder)
-    lm = load_model(file, dtypes=settings.dtypes, response_prefix=prefix)
-    return ModelVoices(lm, name, edited, settings.system_prompt)
+def _export_voices(folder: Path, base: str | None) -> Voices:
+    """Load an export of ours from its files; its settings have no say in what runs here, and where."""
+    told, known = TrialInformation.read(folder / TRIAL_INFORMATION), RunFolder(folder).settings()
+    settings = Settings(dtypes=known.dtypes, template_date=known.template_date, system_prompt=known.system_prompt)
+    edited = f"{folder.resolve().name}, an export of trial {told.trial.index}"
+    if told.format == "adapter":
+        if (template := folder / TEMPLATE).is_file():
+            settings = settings.model_copy(update={"chat_template": str(template)})
+        bench = Workbench.load(settings, base or adapter_base(str(folder)) or told.base_model, told.quantization)
+        put_adapter(bench.lm, str(folder))
+    else:
+        bench = Workbench.load(settings, str(folder / GGUF_FILE if told.format == "gguf" else folder))
+    bench.start_responses_with(told.response_prefix)
+    if told.format == "adapter":
+        return AdapterVoices(bench.lm, edited, settings.system_prompt)
+    return ModelVoices(bench.lm, base or told.base_model, edited, settings.system_prompt)
