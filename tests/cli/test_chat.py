@@ -228,7 +228,7 @@ def test_at_a_terminal_commands_complete_and_an_interrupt_clears_the_line(run: P
         dimensions=(40, 60),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PROMPT_TOOLKIT_NO_CPR": "1"},
     )
-    terminal.expect("ends the conversation")
+    terminal.expect("/help lists commands")
     terminal.send("/stren\t")
     terminal.expect("/strength")
     terminal.sendintr()

@@ -14,8 +14,7 @@ import pytest
 
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
-from iconoclast.runs.documents import FirstToken, TokenPrompt, TokenView
-from tests.reports.test_pages import MADE, MARKUP, sample
+from tests.reports.test_pages import MADE, MARKUP, sample, token_view
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -60,18 +59,6 @@ def visit(file: Path, html: str, *, width: int = 1280) -> Visit:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return Visit(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])
-
-
-def token_view(trial: int, layers: int) -> TokenView:
-    """What a page shows at most of tokens."""
-    tokens = ["<|im_start|>", "\n", *(f" token{i}" for i in range(28)), MARKUP, "é"]
-    grid = [[round((layer * token % 7 - 3) / 9, 3) for token in range(len(tokens))] for layer in range(layers)]
-    first = [FirstToken(token=f" word{i}", base=0.4 / (i + 1), edited=0.02 * i) for i in range(20)]
-    prompts = [
-        TokenPrompt(set=name, text=MARKUP, tokens=tokens, base=grid, edited=grid, first=first)
-        for name in ("target", "benign")
-    ]
-    return TokenView(trial=trial, layers=list(range(3, 3 + layers)), prompts=prompts * 3)
 
 
 @pytest.fixture(scope="module")

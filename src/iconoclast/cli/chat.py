@@ -216,8 +216,10 @@ class Talk:
         file = Path(text).expanduser()
         if not text or file.exists() or not file.parent.is_dir():
             return "/save takes the name of a new file, in a folder that exists, such as /save talk.json."
-        said = {name: each.document() for name, each in self._conversations.items()}
-        write_json(file, {"conversations": [{"title": self._titles[name], **each} for name, each in said.items()]})
+        begun = {title: self._conversations.get(name) for name, title in self._titles.items()}
+        write_json(
+            file, {"conversations": [{"title": title, **each.document()} for title, each in begun.items() if each]}
+        )
         return f"Wrote {file}"
 
     def _answer(self, message: str) -> None:
