@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -68,6 +69,8 @@ class Room:
         self.talk = Talk(ParrotVoices())  # type: ignore[arg-type]
         for name in ("base", "edited"):
             self.talk._with(name)
+        self.base: Any
+        self.edited: Any
         self.base, self.edited = (self.talk._conversations[name] for name in ("base", "edited"))
 
     def hear(self, *lines: str) -> list[bool]:

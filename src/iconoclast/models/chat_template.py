@@ -197,7 +197,9 @@ class ChatTemplate:
         raise self._error(problem)
 
     def _apply(self, messages: list[dict[str, Any]], generation: bool, thinking: bool = False) -> str:
-        switches = {"enable_thinking": True, "thinking": True} if thinking else {"enable_thinking": False}
+        switches: dict[str, Any] = (
+            {"enable_thinking": True, "thinking": True} if thinking else {"enable_thinking": False}
+        )
         with template_clock(self._now) if self._now else nullcontext():
             text = self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=generation, tokenize=False, **switches

@@ -52,7 +52,7 @@ def token_residuals(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, Tens
 
 @contextmanager
 def _caught(
-    lm: LanguageModel, layers: Sequence[nn.Module], tokens: int | slice
+    lm: LanguageModel, layers: Sequence[nn.Module] | nn.ModuleList, tokens: int | slice
 ) -> Iterator[Callable[[], list[Tensor]]]:
     """Yield a function that returns what every layer gave last, at the tokens asked for."""
     caught: dict[nn.Module, Tensor] = {}

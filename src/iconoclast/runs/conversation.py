@@ -1,6 +1,6 @@
 """A conversation with one of the models that can be asked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -45,7 +45,7 @@ class Conversation:
         """Forget what was said, and begin with this system prompt."""
         self.messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
-    def reply(self, message: str) -> Iterator[str]:
+    def reply(self, message: str) -> Generator[str, None, None]:
         """Yield the reply piece by piece; what was said until then is remembered if it is closed before its end."""
         messages = [*self.messages, {"role": "user", "content": message}]
         ids, said = encoded(self.voice, messages, self.thinking), ""

@@ -1,5 +1,7 @@
 """What an edit does at every token of some prompts: the direction in the residual stream, and the first token's odds."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ from iconoclast.runs.geometry import LONGEST_TEXT
 from iconoclast.runs.workbench import Workbench
 from iconoclast.search.pareto import Trial
 
-SHOWN = {"target": 4, "benign": 2}
+SetName = Literal["target", "benign"]
+
+SHOWN: dict[SetName, int] = {"target": 4, "benign": 2}
 """Prompts of each set that are read, the first ones."""
 
 MOST_TOKENS = 32
@@ -29,7 +33,7 @@ def token_view(bench: Workbench, trial: Trial, progress: Progress | None = None)
     progress, edit = progress or Silent(), bench.edit(trial.parameters)
     layers, directions = edited_directions(edit)
     live = bench.live(f"trial {trial.index}", edit)
-    sets = {"target": bench.sample.target.prompts, "benign": bench.sample.benign.prompts}
+    sets: dict[SetName, list[Prompt]] = {"target": bench.sample.target.prompts, "benign": bench.sample.benign.prompts}
     chosen = [(name, prompt) for name, most in SHOWN.items() for prompt in sets[name][:most]] if layers else []
     progress.start("Looking at the tokens of some prompts", len(chosen))
     shown = []
@@ -50,7 +54,7 @@ def edited_directions(edit: Edit) -> tuple[list[int], Tensor]:
     return layers, torch.stack([sums[layer] / sums[layer].norm() for layer in layers]) if layers else torch.empty(0, 0)
 
 
-def _read(live: Variant, name: str, prompt: Prompt, layers: list[int], directions: Tensor) -> TokenPrompt:
+def _read(live: Variant, name: SetName, prompt: Prompt, layers: list[int], directions: Tensor) -> TokenPrompt:
     ids = live.lm.encode([prompt])[0]
     residuals, base = token_residuals(live.lm, ids)
     with live.applied():

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from iconoclast.errors import IconoclastError, UserError
 from iconoclast.models.sampling import Piece, respond
@@ -24,8 +25,6 @@ LARGEST = 2**24
 """Bytes of a request."""
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-
-Handler = Callable[[web.Request], Any]
 
 
 class Endpoint:
@@ -55,7 +54,7 @@ class Endpoint:
     @web.middleware
     async def _tell_errors(self, http: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            response: web.StreamResponse = await handler(http)
+            return await handler(http)
         except web.HTTPException as error:
             return _refused(error.status, f"{http.method} {http.path}: {error.reason}.")
         except UnknownVoice as error:
@@ -64,14 +63,12 @@ class Endpoint:
             return _refused(400, str(error), getattr(error, "param", None))
         except RuntimeError as error:  # out of memory, for instance
             return _refused(500, _first_line(error))
-        return response
 
     @web.middleware
     async def _check_host(self, http: web.Request, handler: Handler) -> web.StreamResponse:
         if self._hosts is not None and http.url.host not in self._hosts:
             return _refused(403, f"This endpoint is for this machine only, and not for {http.url.host}.")
-        response: web.StreamResponse = await handler(http)
-        return response
+        return await handler(http)
 
     async def _page(self, http: web.Request) -> web.Response:
         nonce = secrets.token_urlsafe(16)

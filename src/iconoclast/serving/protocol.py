@@ -20,7 +20,7 @@ LONGEST = 1024
 UNHEARD = ("tools", "functions", "response_format", "logit_bias", "frequency_penalty", "presence_penalty", "audio")
 """What would change an answer and is not done here: asked for, it is refused."""
 
-NOTHING = (None, 0, [], {}, {"type": "text"})
+NOTHING: tuple[Any, ...] = (None, 0, [], {}, {"type": "text"})
 """Values with which it asks for nothing."""
 
 
