@@ -195,7 +195,7 @@ def test_an_export_whose_base_is_elsewhere_answers_without_it(run: Path) -> None
 
 def test_a_plain_model_is_only_a_base(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = Talk(open_voices(str(tiny_folder)), longest=8)
-    assert talk.title == "Base model" and all(map(talk.hear, ["hello", "/both", "/strength 2", "/thinking on"]))
+    assert talk.title == "base model" and all(map(talk.hear, ["hello", "/both", "/strength 2", "/thinking on"]))
     said = capsys.readouterr()
     assert said.out.strip() and said.err.count('There is no model "edited" here. Use one of: base.') == 2
     assert "has no switch for thinking" in said.err

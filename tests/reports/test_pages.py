@@ -41,7 +41,7 @@ def token_view(trial: int, layers: int) -> TokenView:
     grid = [[round((layer * token % 7 - 3) / 9, 3) for token in range(len(tokens))] for layer in range(layers)]
     first = [FirstToken(token=f" word{i}", base=0.4 / (i + 1), edited=0.02 * i) for i in range(20)]
     prompts = [
-        TokenPrompt(set=name, text=MARKUP, tokens=tokens, base=grid, edited=grid, first=first)
+        TokenPrompt(set=name, text=MARKUP * 2, tokens=tokens, base=grid, edited=grid, first=first)
         for name in ("target", "benign")
     ]
     return TokenView(trial=trial, layers=list(range(3, 3 + layers)), prompts=prompts * 3)

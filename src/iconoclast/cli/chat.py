@@ -54,7 +54,10 @@ def chat(source: SourceArgument, trial: TrialOption = None, base: BaseOption = N
 
     with err.status("Loading the model"):
         talk = Talk(open_voices(str(folder), trial, base))
-    say(f"{talk.title}. /help lists commands; an empty line or Ctrl-D ends the conversation.", to=err)
+    say(
+        f"{talk.title[:1].upper()}{talk.title[1:]}. /help lists commands; an empty line or Ctrl-D ends the conversation.",
+        to=err,
+    )
     for line in typed(talk.choices):
         if not line or not talk.hear(line):
             break
@@ -132,8 +135,7 @@ class Talk:
     @property
     def title(self) -> str:
         """Who listens."""
-        title = " and ".join(self._titles[name] for name in self._listening)
-        return title[:1].upper() + title[1:]
+        return " and ".join(self._titles[name] for name in self._listening)
 
     @property
     def choices(self) -> list[str]:

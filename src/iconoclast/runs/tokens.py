@@ -33,7 +33,10 @@ def token_view(bench: Workbench, trial: Trial, progress: Progress | None = None)
     progress, edit = progress or Silent(), bench.edit(trial.parameters)
     layers, directions = edited_directions(edit)
     live = bench.live(f"trial {trial.index}", edit)
-    sets: dict[SetName, list[Prompt]] = {"target": bench.sample.target.prompts, "benign": bench.sample.benign.prompts}
+    sets: dict[SetName, tuple[Prompt, ...]] = {
+        "target": bench.sample.target.prompts,
+        "benign": bench.sample.benign.prompts,
+    }
     chosen = [(name, prompt) for name, most in SHOWN.items() for prompt in sets[name][:most]] if layers else []
     progress.start("Looking at the tokens of some prompts", len(chosen))
     shown = []

@@ -272,7 +272,7 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
 // The direction at every token and layer, and the odds of the first token.
 function tokens(drawing, { layers, prompts }, controls) {
   let current = 0;
-  const visible = (text) => JSON.stringify(text).slice(1, -1).replaceAll(" ", "␣");
+  const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   const short = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
   const grid = (title, values, texts, most, width) => {
     const rows = values.flatMap((row, i) => row.map((value, token) => ({ value, token, layer: layers[i] })));
@@ -295,7 +295,7 @@ function tokens(drawing, { layers, prompts }, controls) {
     const color = { domain: ["base model", "edited"], range: ["var(--base)", "var(--edited)"] };
     return plotted(width, "Probabilities of the first token", {
       height: rows.length * 20 + 54, marginLeft: 104, marginTop: 8, marginBottom: 40, marginRight: 20, color,
-      x: { domain: [0, 1], tickFormat: percent, label: "probability of the first token", grid: true, ticks: width < 560 ? 3 : 5 },
+      x: { domain: [0, Math.max(...ends.map((d) => d.value))], nice: true, tickFormat: percent, label: "probability of the first token", grid: true, ticks: width < 560 ? 3 : 5 },
       y: { type: "point", domain: rows.map((_, i) => i), padding: 0.5, tickFormat: (i) => short(visible(rows[i].token)), tickSize: 0, label: null },
       marks: [
         Plot.ruleY(rows, { y: (_, i) => i, x1: "base", x2: "edited", stroke: "var(--soft)", strokeWidth: 1.2 }),
