@@ -1,55 +1,85 @@
-"""`chat`: commands are obeyed and never sent to a model; both models can be asked side by side."""
+"""`chat`: commands are obeyed and never sent to a model; runs, exports and models can be talked to."""
 
+import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pexpect
 import pytest
 
+from iconoclast.cli import chat
 from iconoclast.cli.chat import HELP, Talk
-from iconoclast.edits.edit import Edit
+from iconoclast.evaluation.examination import Variant
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.conversation import Conversation
-from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.voices import Voices, open_voices, require_name
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
+from tests.support.tiny import TEMPLATE
 
 
-@pytest.fixture
-def run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_prompts(tmp_path)
-    assert iconoclast("run", tiny_folder, *QUICK, "--out", "run").code == 0
-    return Path("run")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_prompts(folder)
+        assert iconoclast("run", tiny_folder, *QUICK, "--n-trials", "2", "--out", "run").code == 0
+        for kind in ("adapter", "merged"):
+            assert iconoclast("export", "run", "--format", kind, "--to", kind).code == 0
+    return folder / "run"
 
 
-class Parrot(Conversation):
+class Parrot:
     """A conversation without a model, which keeps what it hears."""
 
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-        self.system: str | None = "unset"
+    def __init__(self, voice: Variant, system: str | None, longest: int) -> None:
+        self.voice, self.thinking = voice, False
+        self.restart(system)
 
-    def reply(self, message, emit=lambda piece: None):
+    def reply(self, message):
         self.heard.append(message)
-        emit(f"to {message}")
-        return f"to {message}"
+        yield f"to {message}"
 
     def restart(self, system_prompt):
-        self.heard, self.system = [], system_prompt
+        self.heard: list[str] = []
+        self.system = system_prompt
+
+    def document(self):
+        return {"heard": self.heard}
+
+
+class ParrotVoices:
+    """A run of nine trials, without its models; a voice is its name and strength."""
+
+    names = ("base", "edited", *(f"trial-{i}" for i in range(9)))
+    edited, system = "trial 3", "Be kind."
+
+    def voice(self, name: str, strength: float = 1) -> Variant:
+        require_name(name, self.names)
+        return Variant(f"{name} {strength:g}", None)  # type: ignore[arg-type]
 
 
 class Room:
     """A talk with two parrots."""
 
     def __init__(self) -> None:
-        self.base, self.edited = Parrot(), Parrot()
-        self.factors: list[float] = []
-        self.talk = Talk("trial 3", self.base, self.edited, self.factors.append, "Be kind.")
+        self.talk = Talk(ParrotVoices())  # type: ignore[arg-type]
+        for name in ("base", "edited"):
+            self.talk._with(name)
+        self.base: Any
+        self.edited: Any
+        self.base, self.edited = (self.talk._conversations[name] for name in ("base", "edited"))
 
     def hear(self, *lines: str) -> list[bool]:
         return [self.talk.hear(line) for line in lines]
 
 
 @pytest.fixture
-def room() -> Room:
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    monkeypatch.setattr("iconoclast.runs.conversation.Conversation", Parrot)
     return Room()
 
 
@@ -61,10 +91,13 @@ def test_commands_choose_who_answers(room: Room) -> None:
 
 def test_no_command_reaches_a_model(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(room.hear("/help", "/frobnicate", "/strength", "/strength much", "/strength nan", "/both please"))
-    assert room.base.heard == room.edited.heard == [] and room.factors == []
+    assert all(room.hear("/trial 12", "/thinking maybe", "/save", "/save nowhere/said.json"))
+    assert room.base.heard == room.edited.heard == [] and room.edited.voice.name == "edited 1"
     said = capsys.readouterr().err
     assert HELP in said and "There is no /frobnicate. /help lists the commands." in said
     assert said.count("/strength takes a number") == 3 and "/both takes nothing after it" in said
+    assert 'There is no model "trial-12" here. Use one of: base, edited, trial-0 … trial-8.' in said
+    assert "/thinking takes on or off." in said and said.count("/save takes the name of a new file") == 2
 
 
 def test_a_path_is_a_message(room: Room) -> None:
@@ -72,31 +105,141 @@ def test_a_path_is_a_message(room: Room) -> None:
     assert room.edited.heard == ["/etc/hosts is what?", "1 / 2", "/5"]
 
 
-def test_strength_and_beginning_anew(room: Room) -> None:
+def test_trial_strength_and_beginning_anew(room: Room) -> None:
     room.hear("one", "/strength 0.5", "/reset")
-    assert room.factors == [0.5] and room.edited.heard == [] and room.edited.system == "Be kind."
-    room.hear("/system Be brief,\nplease.", "/reset")
+    assert room.edited.voice.name == "edited 0.5" and room.edited.heard == [] and room.edited.system == "Be kind."
+    room.hear("/trial 7")
+    assert room.edited.voice.name == "trial-7 1"
+    room.hear("/strength 2", "/system Be brief,\nplease.", "/reset")
+    assert room.edited.voice.name == "trial-7 2" and room.base.voice.name == "base 1"
     assert room.base.system == room.edited.system == "Be brief,\nplease."
     room.hear("/system")
     assert room.base.system is None
 
 
-def test_at_a_terminal_both_models_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_said_is_saved_once(room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    room.hear("/both", "one", f"/save {tmp_path}/said.json", f"/save {tmp_path}/said.json")
+    said = json.loads((tmp_path / "said.json").read_text())["conversations"]
+    assert [(each["title"], each["heard"]) for each in said] == [("base model", ["one"]), ("trial 3", ["one"])]
+    assert "takes the name of a new file" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_a_response_and_not_the_conversation(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(message):
+        yield "begun"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room.edited, "reply", interrupted)
+    assert room.hear("one") == [True]
+
+
+def test_a_line_goes_on_behind_a_backslash(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["one\\", "two", "three"])
+    monkeypatch.setattr("builtins.input", lambda: next(lines))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    typed = chat.typed([])
+    assert [next(typed), next(typed)] == ["one\ntwo", "three"]
+
+
+def test_both_models_of_a_run_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Conversation.__init__, "__defaults__", (None, 8))  # short replies
-    done = iconoclast("chat", run, typed="/help\n/both\nhello\n/strength 0\nhello again\n/quit\nnot reached\n")
+    monkeypatch.setattr(Talk.__init__, "__defaults__", (8,))
+    lines = ["/help", "/both", "hello", "/strength 0", "/trial 1", "hello again", "/quit", "not reached"]
+    monkeypatch.setattr(chat, "typed", lambda choices: iter(lines))
+    done = iconoclast("chat", f"{run}:0", typed="")
     assert done.code == 0 and HELP.splitlines()[0] in done.err
-    assert "base model" in done.out and "trial 0" in done.out
+    assert "base model" in done.out and "trial 0" in done.out and "trial 1" in done.out
 
 
-def test_strength_zero_is_the_base_model(run: Path) -> None:
-    saved = SavedRun.open(RunFolder(run), "best")
-    lm = saved.load_model()
-    edit = saved.edit(lm)
-    base, edited = (
-        Conversation(lm, each, saved.settings.components, None, longest=8) for each in (Edit.nothing(), edit.scaled(40))
+def replies(voices: Voices, *names: str | tuple[str, float]) -> list[str]:
+    asked = [(name, 1.0) if isinstance(name, str) else name for name in names]
+    return ["".join(Conversation(voices.voice(*each), longest=8).reply("hello")) for each in asked]
+
+
+@pytest.fixture
+def opened(run: Path, tiny_folder: Path) -> Callable[[str], Voices]:
+    def open_one(kind: str) -> Voices:
+        if kind == "run":
+            return open_voices(str(run))
+        return open_voices(str(run.parent / kind), base=str(tiny_folder))
+
+    return open_one
+
+
+@pytest.mark.parametrize("kind", ["run", "adapter"])
+def test_strength_zero_is_the_base_model(kind: str, opened: Callable[[str], Voices]) -> None:
+    base, weak, none, strong, again = replies(
+        opened(kind), "base", ("edited", 1e-9), ("edited", 0), ("edited", 40), "base"
     )
-    assert edited.reply("hello") != base.reply("hello")
-    edited.carry(edit.scaled(0))
-    for conversation in (base, edited):
-        conversation.restart(None)
-    assert edited.reply("hello") == base.reply("hello")
+    assert base == weak == none == again != strong
+
+
+def test_exports_answer_as_their_run(opened: Callable[[str], Voices]) -> None:
+    run, adapter, merged = (replies(opened(kind), "base", "edited") for kind in ("run", "adapter", "merged"))
+    assert run == adapter == merged
+
+
+def test_a_merged_edit_has_one_strength_and_an_export_no_trials(opened: Callable[[str], Voices], run: Path) -> None:
+    with pytest.raises(Exception, match=r"merged into .* so that its strength cannot be changed"):
+        opened("merged").voice("edited", 0.5)
+    done = iconoclast("chat", f"{run.parent}/merged:3")
+    assert done.code == 2 and "has no trials: only a run has" in done.complaint
+
+
+def test_an_export_whose_base_is_elsewhere_answers_without_it(run: Path) -> None:
+    voices = open_voices(str(run.parent / "merged"), base="./gone")
+    assert replies(voices, "edited")[0]
+    done = iconoclast("chat", run.parent / "adapter", "--base", "./gone")
+    assert done.code == 2 and "no model at ./gone" in done.complaint
+
+
+def test_a_plain_model_is_only_a_base(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Talk(open_voices(str(tiny_folder)), longest=8)
+    assert talk.title == "base model" and all(map(talk.hear, ["hello", "/both", "/strength 2", "/thinking on"]))
+    said = capsys.readouterr()
+    assert said.out.strip() and said.err.count('There is no model "edited" here. Use one of: base.') == 2
+    assert "has no switch for thinking" in said.err
+
+
+def test_a_run_keeps_its_own_base(run: Path) -> None:
+    assert "has a base model of its own" in iconoclast("chat", run, "--base", "demo").complaint
+
+
+def test_thinking_is_let_and_not_remembered(tiny_lm: LanguageModel) -> None:
+    switch = "{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
+    thoughts = (
+        "{% if message.reasoning_content is defined %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+        "{{ message['content'] }}"
+    )
+    template = TEMPLATE.replace("{% endif %}", f"{switch}{{% endif %}}").replace("{{ message['content'] }}", thoughts)
+    tiny_lm.tokenizer.chat_template = template
+    conversation = Conversation(Variant("base", tiny_lm))
+    assert tiny_lm.render_messages([{"role": "user", "content": "hi"}], thinking=True).endswith("<think>")
+    assert tiny_lm.render_messages([{"role": "user", "content": "hi"}]).endswith("<think></think>")
+    conversation.thinking = True
+    assert conversation._without_thoughts("hm, let me see</think>\nhello") == "hello"
+
+
+@pytest.mark.slow
+def test_at_a_terminal_commands_complete_and_an_interrupt_clears_the_line(run: Path) -> None:
+    pytest.importorskip("prompt_toolkit")
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-m", "iconoclast", "chat", str(run)],
+        timeout=60,
+        encoding="utf-8",
+        dimensions=(40, 60),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PROMPT_TOOLKIT_NO_CPR": "1"},
+    )
+    terminal.expect("/help lists commands")
+    terminal.send("/stren\t")
+    terminal.expect("/strength")
+    terminal.sendintr()
+    terminal.send("/system One\x1b\rTwo\r")
+    terminal.expect("System prompt: One\r+\nTwo")
+    terminal.send("\x1b[A\x1b[A")
+    terminal.sendintr()
+    terminal.send("/quit\r")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0

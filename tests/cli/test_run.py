@@ -157,7 +157,7 @@ def test_at_a_terminal_a_finished_run_offers_what_to_do(config: Path, tmp_path: 
         ("What now", "more"), ("How many more", "2"),
         ("What now", "adapter"), ("Which trial", "77"), ("Into which folder", adapter),
         ('no completed trial "77"(?s:.*)What now', "adapter"), ("Which trial", ""), ("Into which folder", adapter),
-        ("Difference of the export(?s:.*)What now", "chat"), ("Which trial", "best"), ("> ", "Hello"), ("> ", ""),
+        ("Difference of the export(?s:.*)What now", "chat"), ("Which trial", "best"), ("ends the conversation", "Hello"), ("Hello", ""),
         ("What now", "quit"),
     ]  # fmt: skip
     for question, answer in conversation:

@@ -14,7 +14,7 @@ import pytest
 
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
-from tests.reports.test_pages import MADE, MARKUP, sample
+from tests.reports.test_pages import MADE, MARKUP, sample, token_view
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -27,11 +27,14 @@ const { x, y, width, height } = point.getBoundingClientRect();
 const at = { clientX: x + width / 2, clientY: y + height / 2, pointerType: "mouse", bubbles: true };
 front.dispatchEvent(new PointerEvent("pointerenter", at)); front.dispatchEvent(new PointerEvent("pointermove", at));
 const shown = [...document.querySelectorAll("#exchanges article")].filter((article) => !article.hidden);
+const tokens = document.querySelector("#figure-tokens"), prompts = tokens.querySelector("select"), before = tokens.querySelector("svg");
+prompts.value = 1; prompts.dispatchEvent(new Event("change"));
+document.body.dataset.redrawn = before !== tokens.querySelector("svg") && tokens.querySelectorAll(".grids svg").length;
 document.body.dataset.found = shown.map((article) => article.querySelector("h3").textContent.trim()).join("; ");
 const { scrollWidth, clientWidth } = document.documentElement;
 document.body.dataset.wide = scrollWidth > clientWidth;
 """
-"""What a visitor does: searches, points at a trial."""
+"""What a visitor does: searches, points at a trial, chooses another prompt of the token view."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def visit(file: Path, html: str, *, width: int = 1280) -> Visit:
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = Path(shutil.copytree(MADE / "run", tmp_path_factory.mktemp("browser") / "run"))
+    token_view(RunPage.open(run).saved.trial.index, layers=12).write(run / "tokens.json")
     said, _ = exchanges([sample("set an alarm", "I cannot", MARKUP), sample("play a song", MARKUP, "La la la")])
     return replace(RunPage.open(run).page(), exchanges=said).html()
 
@@ -69,7 +73,7 @@ def test_the_page_draws_its_figures_and_nothing_complains(html: str, tmp_path: P
     seen = visit(tmp_path / "page.html", html)
     assert seen.console == []
     figures = re.findall(r'<figure id="figure-(\w+)".*?</figure>', seen.dom, re.DOTALL)
-    assert {"counts", "front", "strengths", "layers"} <= set(figures)
+    assert {"counts", "front", "strengths", "layers", "tokens"} <= set(figures)
     for figure in re.findall(r"<figure .*?</figure>", seen.dom, re.DOTALL):
         assert re.search(r'<svg [^>]*role="img"', figure) and "NaN" not in figure
     assert seen.dom.count("<script") == 3
@@ -82,5 +86,5 @@ def test_search_and_pointing(html: str, tmp_path: Path, width: int) -> None:
     seen = visit(tmp_path / "page.html", ours.replace("</body>", f"<script>{{{SEARCH}}}</script></body>"), width=width)
     assert seen.console == []
     assert 'data-found="target set an alarm"' in seen.dom
-    assert 'data-wide="false"' in seen.dom
+    assert 'data-wide="false"' in seen.dom and 'data-redrawn="2"' in seen.dom
     assert re.search(r'aria-label="tip"(?:(?!</svg>).)*trial \d', seen.dom, re.DOTALL)

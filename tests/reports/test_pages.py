@@ -15,7 +15,7 @@ from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.page import Page
 from iconoclast.reports.pages.responses import differences, exchanges
-from iconoclast.runs.documents import Sample
+from iconoclast.runs.documents import FirstToken, Sample, TokenPrompt, TokenView
 from tests.support.entry_point import iconoclast
 
 MADE = Path(__file__).parents[1] / "fixtures" / "version-0.1.0"
@@ -33,6 +33,18 @@ def sample(prompt: str, base: str, edited: str) -> Sample:
         "trial 1": {"response": edited, "label": "complied"},
     }
     return Sample.model_validate({"set": "target", "prompt": prompt, "responses": responses})
+
+
+def token_view(trial: int, layers: int) -> TokenView:
+    """What a page shows at most of tokens."""
+    tokens = ["<|im_start|>", "\n", *(f" token{i}" for i in range(28)), MARKUP, "é"]
+    grid = [[round((layer * token % 7 - 3) / 9, 3) for token in range(len(tokens))] for layer in range(layers)]
+    first = [FirstToken(token=f" word{i}", base=0.4 / (i + 1), edited=0.02 * i) for i in range(20)]
+    prompts = [
+        TokenPrompt(set=name, text=MARKUP * 2, tokens=tokens, base=grid, edited=grid, first=first)
+        for name in ("target", "benign")
+    ]
+    return TokenView(trial=trial, layers=list(range(3, 3 + layers)), prompts=prompts * 3)
 
 
 def assert_asks_for_nothing(html: str) -> None:
@@ -103,10 +115,12 @@ def test_a_trial_that_violates_a_constraint_says_so(run: Path) -> None:
 
 def test_a_page_of_two_hundred_trials_is_small(run: Path) -> None:
     opened = RunPage.open(run)
+    token_view(0, layers=60).write(run / "tokens.json")
     trials = [replace(opened.saved.trial, index=i) for i in range(200)]
     long = "many words in a row " * 40
     said, unsaid = exchanges([sample(f"prompt {i}", long, long + "and more") for i in range(1000)])
     page = replace(opened, saved=replace(opened.saved, trials=trials, trial=trials[0])).page()
+    assert page.figures["tokens"]
     assert len(replace(page, exchanges=said, unsaid=unsaid).html().encode()) < 1_500_000
     assert len(said) + unsaid == 1000 and unsaid
 

@@ -74,6 +74,7 @@ def test_the_run_folder_holds_one_journal_and_no_leftovers(settings: Settings) -
         "manifest.json",
         "directions.safetensors",
         "geometry.json",
+        "tokens.json",
         "batch_summary.json",
         "samples.jsonl",
     }

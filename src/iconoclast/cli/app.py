@@ -28,6 +28,7 @@ from iconoclast.cli.replay import replay
 from iconoclast.cli.report import report
 from iconoclast.cli.restore import restore
 from iconoclast.cli.run import run
+from iconoclast.cli.serve import serve
 from iconoclast.cli.status import list_runs, status
 from iconoclast.cli.summarize import summarize
 from iconoclast.cli.upload import upload
@@ -79,7 +80,7 @@ app.add_typer(behaviors_app, name="behaviors", cls=Listing, context_settings=CON
 app.add_typer(cluster_app, name="cluster", cls=Listing, context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (
-    demo, report, export, chat, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
+    demo, report, export, chat, serve, plot, evaluate, compare, export_and_compare, benchmark, summarize, status,
     replay, verify, upload, audit, restore,
 )  # fmt: skip
 for command in ORDINARY:

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from iconoclast import layout
 from iconoclast.cli.arguments import AsJsonOption, require_writable, run_and_trial
-from iconoclast.cli.console import err, print_json, say
+from iconoclast.cli.console import err, print_json, say, shown_progress
 from iconoclast.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def report(
     beside: Annotated[
         list[Path] | None, Option(help="Another run whose trials are drawn beside this run's; may be repeated.")
     ] = None,
+    tokens: Annotated[
+        bool, Option("--tokens", help="Measure of this trial what its edit does at every token, which takes the model.")
+    ] = False,
     open_: Annotated[bool, Option("--open", help="Show the page in the browser.")] = False,
     as_json: AsJsonOption = False,
 ) -> None:
@@ -36,6 +39,8 @@ def report(
     It needs no network and can be given away: local paths have lost their folders. It holds the responses of the report.
     """
     require_writable(to)
+    if tokens:
+        _measure_tokens(source)
     with err.status("Reading"):
         page, default = _page(source, beside or [])
     file = to or default
@@ -45,6 +50,17 @@ def report(
         print_json({"written": [str(file)]})
     if open_:
         webbrowser.open(file.resolve().as_uri())
+
+
+def _measure_tokens(source: str) -> None:
+    from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.saved import SavedRun
+    from iconoclast.runs.tokens import token_view
+
+    path, trial = run_and_trial(source)
+    saved = SavedRun.open(folder := RunFolder(path), trial)
+    with shown_progress() as progress, saved.opened(progress) as bench:
+        token_view(bench, saved.trial, progress).write(folder.tokens)
 
 
 def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":

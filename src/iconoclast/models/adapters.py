@@ -3,12 +3,15 @@
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from iconoclast.errors import ModelError, first_line
 from iconoclast.models.language_model import LanguageModel
@@ -86,6 +89,34 @@ def put_adapter(lm: LanguageModel, name: str) -> None:
             f"({unfit[0]}{', …' if unfit[1:] else ''}). Give the model that it was made for."
         )
     adapted.requires_grad_(False).eval()
+
+
+@contextmanager
+def adapter_scaled(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the strength of the adapter on a model while the context lasts; 0 is the base model.
+
+    Raises:
+        ModelError: the adapter is of a kind that can only be switched on and off.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    if factor not in (0, 1) and not all(isinstance(layer, LoraLayer) for layer in layers):
+        raise ModelError("Only the strength of LoRA adapters can be changed; this one can be switched on and off.")
+    before = [(layer, dict(layer.scaling)) for layer in layers if isinstance(layer, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(factor != 0)
+        for lora, scaling in before:
+            lora.scaling.update({name: value * factor for name, value in scaling.items()})
+        yield
+    finally:
+        for lora, scaling in before:
+            lora.scaling.update(scaling)
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _unfit(adapted: "PeftModel", folder: Path) -> list[str]:

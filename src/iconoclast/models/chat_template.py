@@ -136,11 +136,11 @@ class ChatTemplate:
         self._tokenizer, self._name, self._now = tokenizer, name, now
         self._layouts: dict[bool, Layout] = {}
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Messages, generation: bool = True, thinking: bool = False) -> str:
         """Return the text of a conversation; raise ModelError unless every text of user and system is in it."""
         layout = self.layout(messages[0]["role"] == "system")
         try:
-            text = self._apply(layout.of(messages), True)
+            text = self._apply(layout.of(messages), generation, thinking)
         except FAILURES as error:
             raise self._error(f"fails on a message ({error})") from None
         for message in messages:
@@ -187,10 +187,13 @@ class ChatTemplate:
             problem = problem or ("leaves out the user's text" if text.strip() else "renders nothing")
         raise self._error(problem)
 
-    def _apply(self, messages: list[dict[str, Any]], generation: bool) -> str:
+    def _apply(self, messages: list[dict[str, Any]], generation: bool, thinking: bool = False) -> str:
+        switches: dict[str, Any] = (
+            {"enable_thinking": True, "thinking": True} if thinking else {"enable_thinking": False}
+        )
         with template_clock(self._now) if self._now else nullcontext():
             text = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=generation, tokenize=False, enable_thinking=False
+                messages, add_generation_prompt=generation, tokenize=False, **switches
             )
         return str(text)
 

@@ -16,6 +16,9 @@ from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import COMPONENTS, QUANTIZATIONS, Component, Quantization, Site
 
+HALF_A_CHARACTER = "\ufffd"
+"""What a tokenizer writes for bytes that are no whole character."""
+
 
 @dataclass
 class LanguageModel:
@@ -91,16 +94,23 @@ class LanguageModel:
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         return self.render_messages([*system, {"role": "user", "content": prompt.text}])
 
-    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render_messages(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
         """Return the text of a whole conversation, up to where the next response continues.
+
+        With `thinking`, the template is told to let the model think, and the response begins at its own start.
 
         Raises:
             ModelError: the template fails, or leaves out what user or system say.
         """
-        return self.chat.render(messages) + self.response_prefix
+        return self.chat.render(messages, thinking=thinking) + self.response_prefix * (not thinking)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self.encode_texts([self.render(prompt) for prompt in prompts])
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token; its name in the vocabulary where it is but a part of a character."""
+        text = str(self.tokenizer.decode([token]))
+        return str(self.tokenizer.convert_ids_to_tokens(token)) if HALF_A_CHARACTER in text else text
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts as `chat_template.token_ids` does."""

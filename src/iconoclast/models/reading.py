@@ -1,6 +1,6 @@
 """Prompts read in batches: next-token log-probabilities, and the state from which decoding continues."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -124,7 +124,7 @@ def read_prompts(
     room: int,
     listener: RowListener,
     lower: LowerLayers | None = None,
-) -> Iterator[tuple[list[int], Tensor, Decoding]]:
+) -> Generator[tuple[list[int], Tensor, Decoding], None, None]:
     """Read all sequences in batches by length: (indices, logits of the next token [rows, vocabulary], state).
 
     What all sequences start with (system prompt, template) is read once per variant.

@@ -1,7 +1,7 @@
-"""The residual stream at the last token of prompts."""
+"""The residual stream at the last token of many prompts, and at every token of one."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.batching import Sequences
 from iconoclast.models.hooks import hooks_act
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import next_token_logprobs
+from iconoclast.models.reading import continuation_logits, next_token_logprobs
 
 
 def last_token_residuals(
@@ -31,22 +31,44 @@ def last_token_residuals(
     """
     layers = modules or decoder_layers(lm.model)
     result = torch.empty(len(sequences), len(layers), lm.hidden_size)
+    with _caught(lm, layers, -1) as caught:
+        for indices, _ in next_token_logprobs(lm, sequences, rows):
+            result[indices] = torch.stack(caught(), dim=1)
+            advance(len(indices))
+    return result
+
+
+def token_residuals(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return what one prompt makes of the model: the residual stream after every layer at every token, float32 [tokens,
+    L, d], and the log-probabilities of the next token [vocabulary], both on the CPU.
+
+    Raises:
+        ModelError: a layer returns no hidden states.
+    """
+    with _caught(lm, decoder_layers(lm.model), slice(None)) as caught:
+        logits = continuation_logits(lm, [ids], [[0]])[0, -1]  # one token ahead, whichever it is
+        return torch.stack([each[0] for each in caught()], dim=1), logits.float().log_softmax(-1).cpu()
+
+
+@contextmanager
+def _caught(
+    lm: LanguageModel, layers: Sequence[nn.Module] | nn.ModuleList, tokens: int | slice
+) -> Iterator[Callable[[], list[Tensor]]]:
+    """Yield a function that returns what every layer gave last, at the tokens asked for."""
     caught: dict[nn.Module, Tensor] = {}
 
     def catch(module: nn.Module, args: Any, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
-        caught[module] = hidden[:, -1].float().cpu()
+        caught[module] = hidden[:, tokens].float().cpu()
+
+    def result() -> list[Tensor]:
+        for layer in layers:
+            if layer not in caught or caught[layer].shape[-1] != lm.hidden_size:
+                raise ModelError(f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states.")
+        return [caught[layer] for layer in layers]
 
     with ExitStack() as stack:
         stack.enter_context(hooks_act())
         for layer in layers:
             stack.enter_context(layer.register_forward_hook(catch))
-        for indices, _ in next_token_logprobs(lm, sequences, rows):
-            for layer in layers:
-                if layer not in caught or caught[layer].shape[-1] != lm.hidden_size:
-                    raise ModelError(
-                        f"{type(layer).__name__} of {lm.name} does not give {lm.hidden_size} hidden states."
-                    )
-            result[indices] = torch.stack([caught[layer] for layer in layers], dim=1)
-            advance(len(indices))
-    return result
+        yield result

@@ -1,78 +1,67 @@
-"""A conversation with a model under an edit."""
+"""A conversation with one of the models that can be asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
-import torch
-from transformers import TextStreamer
-
-from iconoclast.edits.edit import Edit
-from iconoclast.edits.live import LiveEdits
-from iconoclast.models.decoding import end_tokens
-from iconoclast.models.forward import contiguous_head
+from iconoclast.evaluation.examination import Variant
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.vocabulary import Component
+from iconoclast.models.sampling import Sampling, respond
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def encoded(voice: Variant, messages: Messages, thinking: bool = False) -> list[int]:
+    """Return the tokens of a conversation, up to where the voice's answer begins.
+
+    Raises:
+        ModelError: the chat template leaves out what a message says.
+    """
+    return voice.lm.encode_texts([voice.lm.render_messages(messages, thinking)])[0]
+
+
+def thinks(lm: LanguageModel) -> bool:
+    """Whether the model's template can let it think and keep it from thinking."""
+    messages = [{"role": "user", "content": "Hello"}]
+    return lm.render_messages(messages, thinking=True) != lm.render_messages(messages)
 
 
 class Conversation:
-    """A conversation of several turns, the edit applied live.
+    """A conversation of several turns, answered greedily.
 
-    Args:
-        components: residual writers that the edit may touch.
-        system_prompt: opens the conversation.
-        longest: most tokens in a reply.
+    Attributes:
+        voice: who answers from the next message on.
+        thinking: whether the model is let think before it answers.
+        messages: what was said, the system prompt first.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        edit: Edit,
-        components: Sequence[Component],
-        system_prompt: str | None = None,
-        longest: int = 1024,
-    ) -> None:
-        self._lm = lm
-        self._components = components
-        self._longest = longest
-        self.carry(edit)
+    def __init__(self, voice: Variant, system_prompt: str | None = None, longest: int = 1024) -> None:
+        self.voice = voice
+        self.thinking = False
+        self._sampling = Sampling(longest=longest)
         self.restart(system_prompt)
-
-    def carry(self, edit: Edit) -> None:
-        """Apply another edit from the next reply on."""
-        self._live = LiveEdits(self._lm.writers(self._components), [edit])
 
     def restart(self, system_prompt: str | None) -> None:
         """Forget what was said, and begin with this system prompt."""
-        self._messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self.messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
-    def reply(self, message: str, emit: Callable[[str], None] = lambda piece: None) -> str:
-        """Return the model's greedy reply; `emit` gets it piece by piece as it is written."""
-        messages = [*self._messages, {"role": "user", "content": message}]
-        ids = self._lm.encode_texts([self._lm.render_messages(messages)])
-        inputs = torch.tensor(ids, device=self._lm.device)
-        streamer = _Emitter(self._lm.tokenizer, emit)
-        with torch.inference_mode(), contiguous_head(self._lm.model), self._live.applied():
-            output: Any = self._lm.model.generate(  # type: ignore[operator]
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=self._longest,
-                do_sample=False,
-                streamer=streamer,
-                eos_token_id=end_tokens(self._lm),
-                pad_token_id=self._lm.tokenizer.pad_token_id,
-            )
-        text = self._lm.text(output[0, inputs.shape[1] :])
-        self._messages = [*messages, {"role": "assistant", "content": text}]
-        return text
+    def reply(self, message: str) -> Generator[str, None, None]:
+        """Yield the reply piece by piece; what was said until then is remembered if it is closed before its end."""
+        messages = [*self.messages, {"role": "user", "content": message}]
+        ids, said = encoded(self.voice, messages, self.thinking), ""
+        with closing(respond(self.voice.lm, ids, self._sampling, self.voice.applied)) as pieces:
+            try:
+                for piece in pieces:
+                    said += piece.text
+                    yield piece.text
+            finally:
+                self.messages = [*messages, {"role": "assistant", "content": self._without_thoughts(said)}]
 
+    def document(self) -> dict[str, Any]:
+        """Return what was said and by whom, for JSON."""
+        return {"model": self.voice.name, "thinking": self.thinking, "messages": self.messages}
 
-class _Emitter(TextStreamer):
-    """A streamer that hands finished text to a function instead of printing it."""
-
-    def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._emit = emit
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on a piece of text that will not change any more."""
-        self._emit(text)
+    def _without_thoughts(self, text: str) -> str:
+        """Leave out thoughts, which no model was trained to read again."""
+        block = self.voice.lm.chat.turn.thinking if self.thinking else None
+        return text.rpartition(block[1].strip())[2].lstrip() if block else text

@@ -14,7 +14,7 @@ from iconoclast.documents import UNLESS_NONE, Document, Part, Value
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
 from iconoclast.goals import DEFAULT
-from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TRIAL_INFORMATION
+from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TOKENS, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
 from iconoclast.version import __version__
 from iconoclast.vocabulary import (
@@ -230,6 +230,47 @@ class Geometry(Document):
     benign_variance_kept_out: list[float]
     points: list[list[list[float]]]
     prompts: list[ShownPrompt]
+
+
+class FirstToken(Part):
+    """A token that can begin the response, and its probability before and after the edit."""
+
+    token: str
+    base: float
+    edited: float
+
+
+class TokenPrompt(Part):
+    """A prompt token by token.
+
+    Attributes:
+        tokens: texts of its last tokens, up to where the response begins.
+        base: projection of the base model's residuals on the direction, by edited layer and token, in units of their
+            median length at that layer: above 0 on the side of the target prompts.
+        edited: the same under the edit.
+        first: the tokens that are among the likeliest ten to begin the response, before or after.
+    """
+
+    set: Literal["target", "benign"]
+    text: str
+    tokens: list[str]
+    base: list[list[float]]
+    edited: list[list[float]]
+    first: list[FirstToken]
+
+
+class TokenView(Document):
+    """tokens.json: what a trial's edit does at every token of some report prompts; see `runs.tokens`.
+
+    Attributes:
+        layers: the edited layers; the residual stream after each is put on the direction that is edited there.
+    """
+
+    what: ClassVar[str] = "token view"
+
+    trial: int
+    layers: list[int]
+    prompts: list[TokenPrompt]
 
 
 class BatchSummary(Document):
@@ -467,6 +508,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     GEOMETRY: Geometry,
     MANIFEST: Manifest,
     SUMMARY: BatchSummary,
+    TOKENS: TokenView,
     TRIAL_INFORMATION: TrialInformation,
 }
 """File → what it holds."""

@@ -27,6 +27,7 @@ from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.tokens import token_view
 from iconoclast.runs.trials import best_of, choose_trial, front_of, search_space, trial_document
 from iconoclast.runs.workbench import Workbench, require_functions
 from iconoclast.runs.workers import Worker
@@ -196,6 +197,7 @@ class Run:
             return
         self.report, samples = report(self.bench, best, self.judges, progress or Silent(), self.base)
         write_samples(self.folder.samples, samples)
+        token_view(self.bench, best, progress).write(self.folder.tokens)
 
     def finish(self, progress: Progress | None = None) -> None:
         """Fit, measure the report and write the summary; of several processes on the run, only the first does."""

@@ -10,7 +10,7 @@ from iconoclast.directions.geometry import share_within, turn
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import DirectionError
 from iconoclast.goals import Objectives, estimate, short
-from iconoclast.runs.documents import Geometry, Metrics, RandomControl
+from iconoclast.runs.documents import Geometry, Metrics, RandomControl, TokenView
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters
@@ -167,6 +167,12 @@ def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> dict[str,
         "texts": [prompt.text for prompt in known.prompts],
         "points": [[[round(x, 2) for x in place] for place in point] for point in known.points],
     }
+
+
+def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:
+    """What the edit does at every token of some prompts; None if it is not known of any."""
+    prompts = [{**prompt.document(), "set": sets[prompt.set][0]} for prompt in view.prompts]
+    return {"layers": view.layers, "prompts": prompts} if prompts else None
 
 
 def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from iconoclast.reports.pages.page import Page, Rows
 from iconoclast.reports.pages.parts import prompt_rows, setting_rows, shown_name, test_rows, tiles
 from iconoclast.reports.pages.responses import exchanges, read_samples
 from iconoclast.reports.tables import examination_rows, report_lines
-from iconoclast.runs.documents import Geometry, Manifest, Report
+from iconoclast.runs.documents import Geometry, Manifest, Report, TokenView
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.papers import score_rows
 from iconoclast.runs.saved import SavedRun
@@ -175,6 +175,8 @@ class RunPage:
             "fits": self._fits(),
             "layers": figures.layers_of(saved.directions, direction.method, direction.blend, known),
         }
+        if self.folder.tokens.is_file() and (view := TokenView.read(self.folder.tokens)).trial == saved.trial.index:
+            found["tokens"] = figures.tokens(view, self._sets())
         if known is not None:
             found["residuals"] = figures.residuals(known, self._sets())
         if report is not None:

@@ -268,6 +268,54 @@ function residuals(drawing, { sets, kinds, texts, points }, controls) {
   return draw;
 }
 
+// The direction at every token and layer, and the odds of the first token.
+function tokens(drawing, { layers, prompts }, controls) {
+  let current = 0;
+  const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+  const short = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
+  const grid = (title, values, texts, most, width) => {
+    const rows = values.flatMap((row, i) => row.map((value, token) => ({ value, token, layer: layers[i] })));
+    const [left, top, bottom] = [34, 8, 84], side = Math.min((width - left - 8) / texts.length, 15);
+    const color = ({ value }) => `color-mix(in oklab, var(${value < 0 ? "--second" : "--edited"}) ${Math.round((100 * Math.abs(value)) / most)}%, var(--raised))`;
+    const box = element("div", {}, element("p", { textContent: title }));
+    const all = Array.from({ length: layers.at(-1) - layers[0] + 1 }, (_, i) => layers[0] + i);
+    box.append(plotted(width, title, {
+      width: left + 8 + side * texts.length, height: top + bottom + side * all.length, marginLeft: left, marginRight: 8, marginTop: top, marginBottom: bottom, color: { type: "identity" }, symbol: { type: "identity" }, r: { type: "identity" },
+      x: { type: "point", domain: texts.map((_, i) => i), padding: 0.5, tickFormat: (i) => short(texts[i]), tickRotate: -60, tickSize: 0, label: null },
+      y: { type: "point", domain: all.reverse(), padding: 0.5, ticks: all.filter((layer) => layer % 5 === 0), label: "layer" },
+      marks: [
+        Plot.dot(rows, { x: "token", y: "layer", fill: color, symbol: "square", r: (side - 0.5) / Math.sqrt(Math.PI) }),
+        Plot.tip(rows, Plot.pointer({ ...TIP, x: "token", y: "layer", title: (d) => `${visible(texts[d.token])}\nlayer ${d.layer}: ${d.value.toFixed(3)}` })),
+      ] }));
+    return box;
+  };
+  const odds = (rows, width) => {
+    const ends = rows.flatMap((row, i) => [["base model", row.base], ["edited", row.edited]].map(([model, value]) => ({ i, model, value })));
+    const color = { domain: ["base model", "edited"], range: ["var(--base)", "var(--edited)"] };
+    return plotted(width, "Probabilities of the first token", {
+      height: rows.length * 20 + 54, marginLeft: 104, marginTop: 8, marginBottom: 40, marginRight: 20, color,
+      x: { domain: [0, Math.max(...ends.map((d) => d.value))], nice: true, tickFormat: percent, label: "probability of the first token", grid: true, ticks: width < 560 ? 3 : 5 },
+      y: { type: "point", domain: rows.map((_, i) => i), padding: 0.5, tickFormat: (i) => short(visible(rows[i].token)), tickSize: 0, label: null },
+      marks: [
+        Plot.ruleY(rows, { y: (_, i) => i, x1: "base", x2: "edited", stroke: "var(--soft)", strokeWidth: 1.2 }),
+        Plot.dot(ends, { x: "value", y: "i", fill: "model", r: 4.2, stroke: "var(--paper)" }),
+        Plot.tip(ends, Plot.pointer({ ...TIP, x: "value", y: "i", title: (d) => `${visible(rows[d.i].token)}\n${d.model}: ${percent(d.value)}` })),
+      ] });
+  };
+  const draw = () => {
+    const { base, edited, first, tokens: texts } = prompts[current], width = frame(drawing);
+    const shown = texts.map(visible), most = Math.max(...[...base, ...edited].flat().map(Math.abs), 1e-3);
+    const wide = width > 700, half = wide ? (width - 24) / 2 : width, pair = element("div", { className: "grids" });
+    pair.append(grid("Base model", base, shown, most, half), grid("Edited", edited, shown, most, half));
+    const key = legend([[`target side, up to ${most.toFixed(2)}`, "square", "var(--edited)", true], ["benign side", "square", "var(--second)", true]]);
+    drawing.replaceChildren(key, pair, legend([["base model", "circle", "var(--base)", true], ["edited", "circle", "var(--edited)", true]]), odds(first, width));
+  };
+  if (!controls.children.length)
+    controls.append(choice("Prompt", Object.fromEntries(prompts.map(({ set, text }, i) => [i, `${set}: ${text}`])), 0, (value) => { current = +value; draw(); }));
+  draw();
+  return draw;
+}
+
 function lengths(drawing, rows) {
   const color = modelColors(rows);
   const plot = plotted(frame(drawing), "Refusals by length of the response", {
@@ -322,7 +370,7 @@ function responses() {
   show();
 }
 
-const FIGURES = { counts: shares, axes: shares, front, strengths, fits, layers, residuals, lengths, control };
+const FIGURES = { counts: shares, axes: shares, front, strengths, fits, layers, residuals, tokens, lengths, control };
 const redraw = [];
 for (const figure of document.querySelectorAll("[data-figure]")) {
   const name = figure.dataset.figure, drawing = figure.querySelector("[data-drawing]"), controls = figure.querySelector("[data-controls]");
