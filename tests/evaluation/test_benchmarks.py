@@ -17,7 +17,7 @@ import pytest
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from iconoclast.cli.benchmark import benchmark_action
+from iconoclast.cli.benchmark import benchmark as benchmark_command
 from iconoclast.cli.console import interruptible
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
@@ -424,6 +424,25 @@ def finished(tiny_settings: Settings) -> Path:
         run.write_summary("complete")
     assert tiny_settings.study_checkpoint_dir is not None
     return tiny_settings.study_checkpoint_dir
+
+
+def benchmark_action(
+    subject: str, trial: str, against: str | None, options: BenchmarkOptions, file: Path | None
+) -> None:
+    """Run the command with these options."""
+    benchmark_command(
+        subject,
+        list(options.tasks),
+        trial,
+        against,
+        options.include_path,
+        options.limit,
+        options.num_fewshot,
+        options.batch_size,
+        options.apply_chat_template,
+        options.confirm_run_unsafe_code,
+        file,
+    )
 
 
 @pytest.fixture

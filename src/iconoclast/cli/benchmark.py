@@ -19,7 +19,7 @@ from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from iconoclast.evaluation.benchmarks import Benchmark, BenchmarkOptions, Figure, Side
+    from iconoclast.evaluation.benchmarks import Benchmark, Figure, Side
     from iconoclast.models.language_model import LanguageModel
     from iconoclast.runs.saved import SavedRun
 
@@ -44,26 +44,17 @@ def benchmark(
     json_file: FiguresOption = None,
 ) -> None:
     """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast-edit[benchmark]')."""
-    from iconoclast.evaluation.benchmarks import BenchmarkOptions
-
-    names = [name for entry in tasks for name in entry.split(",") if name]
-    options = BenchmarkOptions(
-        names, include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
-    )
-    benchmark_action(model, trial, against, options, json_file)
-
-
-def benchmark_action(
-    subject: str, trial: str | None, against: str | None, options: "BenchmarkOptions", json_file: Path | None
-) -> None:
-    """Benchmark a run's trial beside its base model, or a model beside another or alone, and print the figures."""
     from iconoclast.evaluation import benchmarks
 
+    names = [name for entry in tasks for name in entry.split(",") if name]
+    options = benchmarks.BenchmarkOptions(
+        names, include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
+    )
     benchmarks.require_lm_eval()
     # There is nothing to keep, and lm-eval ends its own processes by this signal, which must end them too.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     require_writable(json_file)
-    about, edited, base = _subject(subject, trial, against, options.apply_chat_template)
+    about, edited, base = _subject(model, trial, against, apply_chat_template)
     with shown_progress() as progress:
         result = benchmarks.benchmark(options, edited, base, progress)
     _print(result)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 
 from iconoclast.cluster.slurm import JOB_FOLDER
-from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
@@ -29,11 +28,6 @@ class WorkOptions:
     heartbeat: float = HEARTBEAT
     dead_after: float = DEAD_AFTER
     max_disk: int = 0
-
-
-def settings_of(folder: RunFolder) -> Settings:
-    """Return the settings of the run in this folder, wherever it was begun."""
-    return folder.settings().model_copy(update={"study_checkpoint_dir": folder.path, "exit_after_optimization": True})
 
 
 def is_done(folder: RunFolder) -> bool:
@@ -56,7 +50,8 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
     if is_done(folder):
         progress.note(f"{folder.path} has all its trials: there is nothing to do.")
         return
-    settings = settings_of(folder)
+    here = {"study_checkpoint_dir": folder.path, "exit_after_optimization": True}  # wherever the run was begun
+    settings = folder.settings().model_copy(update=here)
     own = Path(tempfile.gettempdir()).parent  # the batch script has made it for this job alone
     worker = Worker(folder, **asdict(options), temporary=own if own.name.startswith(JOB_FOLDER) else None)
     reasons: list[str] = []
