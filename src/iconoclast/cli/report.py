@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from iconoclast import layout
 from iconoclast.cli.arguments import AsJsonOption, require_writable, run_and_trial
-from iconoclast.cli.console import err, print_json, say
+from iconoclast.cli.console import busy, print_json, say
 from iconoclast.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def report(
     It needs no network and can be given away: local paths have lost their folders. It holds the responses of the report.
     """
     require_writable(to)
-    with err.status("Reading"):
+    with busy("Reading"):
         page, default = _page(source, beside or [])
     file = to or default
     page.write(file)
