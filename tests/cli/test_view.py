@@ -69,14 +69,14 @@ def test_durations() -> None:
 
 
 @pytest.fixture
-def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., pexpect.spawn]:
+def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., "pexpect.spawn[str]"]:
     """Starts a run at a terminal of some size."""
     file = tmp_path / "settings.toml"
     document = settings_document(tiny_settings) | {"exit_after_optimization": True}
     del document["study_checkpoint_dir"]
     file.write_text(tomli_w.dumps(document))
 
-    def start(*arguments: object, columns: int = 100) -> pexpect.spawn:
+    def start(*arguments: object, columns: int = 100) -> "pexpect.spawn[str]":
         return pexpect.spawn(
             sys.executable,
             ["-m", "iconoclast", "run", "--config", str(file), "--out", str(tmp_path / "run"), *map(str, arguments)],
@@ -92,9 +92,9 @@ def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., pexpec
 @pytest.mark.slow
 @pytest.mark.parametrize(("columns", "others"), [(60, 200), (200, 60)])
 def test_a_run_is_seen_at_a_terminal_whose_size_changes(
-    columns: int, others: int, at_terminal: Callable[..., pexpect.spawn]
+    columns: int, others: int, at_terminal: Callable[..., "pexpect.spawn[str]"]
 ) -> None:
-    terminal = at_terminal("--n-trials", 40, columns=columns)
+    terminal = at_terminal("--n-trials", 16, columns=columns)
     terminal.expect("Trial 3:")
     terminal.setwinsize(20, others)
     terminal.expect(re.escape("\x1b[2J"))  # the window is drawn anew
@@ -108,7 +108,7 @@ def test_a_run_is_seen_at_a_terminal_whose_size_changes(
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(at_terminal: Callable[..., pexpect.spawn]) -> None:
+def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(at_terminal: Callable[..., "pexpect.spawn[str]"]) -> None:
     terminal = at_terminal("--n-trials", 400)
     terminal.expect("Trial 3:")
     terminal.sendintr()

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -192,6 +192,11 @@ class RichProgress:
         self._task = ""
         if self._view is not None:
             self._view.close()
+
+
+def busy(task: str) -> AbstractContextManager[object]:
+    """Show that something goes on for some seconds, unless the user wants lines only."""
+    return nullcontext() if _manner.plain or _manner.quiet else err.status(task)
 
 
 @contextmanager

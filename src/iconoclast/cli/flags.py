@@ -56,8 +56,8 @@ class CommandWithOptions(TyperCommand):
         write_example(ctx, formatter)
 
     def _further(self) -> list[Any]:
-        further: list[Callable[[], Sequence[Any]]] = [*self.option_sets, manner_options]
-        return [option for options in further for option in options()]
+        sets: list[Callable[[], Sequence[Any]]] = [*self.option_sets, manner_options]
+        return [option for options in sets for option in options()]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from iconoclast import layout
 from iconoclast.cli.arguments import AsJsonOption, require_writable, run_and_trial
-from iconoclast.cli.console import err, print_json, say, shown_progress
+from iconoclast.cli.console import busy, print_json, say, shown_progress
 from iconoclast.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def report(
     require_writable(to)
     if tokens:
         _measure_tokens(source)
-    with err.status("Reading"):
+    with busy("Reading"):
         page, default = _page(source, beside or [])
     file = to or default
     page.write(file)

@@ -21,7 +21,7 @@ from iconoclast.runs.splits import Prompts
 Kind = Literal["read", "respond", "trial", "gradient"]
 
 RELATED: dict[Kind, tuple[Kind, float]] = {
-    "gradient": ("read", 0.7),  # the way back doubles the work, but what prompts have in common is read once
+    "gradient": ("read", 2.0),  # forward and back, less what prompts have in common, which is read once
     "trial": ("respond", 1.0),
     "read": ("respond", 1.0),
     "respond": ("trial", 1.0),
