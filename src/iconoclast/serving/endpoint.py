@@ -52,11 +52,11 @@ class Endpoint:
         return app
 
     @web.middleware
-    async def _tell_errors(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _tell_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            return await handler(http)
+            return await handler(request)
         except web.HTTPException as error:
-            return _refused(error.status, f"{http.method} {http.path}: {error.reason}.")
+            return _refused(error.status, f"{request.method} {request.path}: {error.reason}.")
         except UnknownVoice as error:
             return _refused(404, str(error), "model", "model_not_found")
         except IconoclastError as error:
@@ -65,10 +65,10 @@ class Endpoint:
             return _refused(500, _first_line(error))
 
     @web.middleware
-    async def _check_host(self, http: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._hosts is not None and http.url.host not in self._hosts:
-            return _refused(403, f"This endpoint is for this machine only, and not for {http.url.host}.")
-        return await handler(http)
+    async def _check_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._hosts is not None and request.url.host not in self._hosts:
+            return _refused(403, f"This endpoint is for this machine only, and not for {request.url.host}.")
+        return await handler(request)
 
     async def _page(self, http: web.Request) -> web.Response:
         nonce = secrets.token_urlsafe(16)
