@@ -220,26 +220,28 @@ def test_thinking_is_let_and_not_remembered(tiny_lm: LanguageModel) -> None:
     assert conversation._without_thoughts("hm, let me see</think>\nhello") == "hello"
 
 
-@pytest.mark.slow
-def test_at_a_terminal_commands_complete_and_an_interrupt_clears_the_line(run: Path) -> None:
+TYPED = "from iconoclast.cli.chat import typed\nfor line in typed(['/strength', '/trial 3']): print('said', repr(line))"
+
+
+def test_at_a_terminal_commands_complete_and_an_interrupt_clears_the_line() -> None:
     pytest.importorskip("prompt_toolkit")
+    environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1"}
     terminal = pexpect.spawn(
-        sys.executable,
-        ["-m", "iconoclast", "chat", str(run)],
-        timeout=60,
-        encoding="utf-8",
-        dimensions=(40, 60),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        sys.executable, ["-c", TYPED], timeout=120, encoding="utf-8", dimensions=(40, 60), env=environment
     )
-    terminal.expect("/help lists commands")
-    terminal.send("/stren\t")
-    terminal.expect("/strength")
-    terminal.sendintr()
-    terminal.send("/system One\x1b\rTwo\r")
-    terminal.expect("System prompt: One\r+\nTwo")
-    terminal.send("\x1b[A\x1b[A")
-    terminal.sendintr()
-    terminal.send("/quit\r")
+    for keys, seen, enter, said in (
+        ("/str", "/strength", "\t\r", "'/strength'"),
+        ("lost\x03One\x1b\rTwo", "Two", "\r", r"'One\\nTwo'"),
+        ("/tr", "/trial 3", "\t\r", "'/trial 3'"),
+        ("\x1b[A" * 4, "/strength", "\r", "'/strength'"),
+    ):
+        terminal.expect(">")
+        terminal.send(keys)
+        terminal.expect(seen)
+        terminal.send(enter)
+        terminal.expect(f"said {said}")
+    terminal.expect(">")
+    terminal.sendeof()
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
