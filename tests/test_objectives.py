@@ -15,7 +15,7 @@ from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.model_scores import ModelScores, TaskScore
-from iconoclast.goals import Estimate, Objective, Objectives, estimate, short
+from iconoclast.goals import Objective, Objectives, estimate, short
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.privacy import public
 from iconoclast.runs import workbench
@@ -143,7 +143,7 @@ MARKS = (
 @pytest.fixture
 def settings(tiny_settings: Settings, tmp_path: Path) -> Settings:
     (tmp_path / "marks.py").write_text(MARKS)
-    (tmp_path / "text.txt").write_text("the rain in spain stays mainly in the plain " * 3)
+    (tmp_path / "text.txt").write_text("the rain in spain stays mainly in the plain " * 15)
     objectives = ["token_kl", f"-{tmp_path}/marks.py:letters", f"perplexity:{tmp_path}/text.txt"]
     return tiny_settings.model_copy(update={"objectives": objectives, "random_controls": 0})
 
@@ -156,7 +156,8 @@ def test_a_run_minimises_what_it_is_told_to(settings: Settings, tmp_path: Path) 
         trials, goals, best = run.trials(), run.objectives, run.best()
     for each in trials:
         assert told[each.index].values == list(goals.values(each.scores))
-        for name in ("token_kl", "letters", "perplexity:text.txt"):
+        assert estimate("letters", each.scores) is not None
+        for name in ("token_kl", "perplexity:text.txt"):
             known = estimate(name, each.scores)
             assert known is not None and known.interval is not None
             assert known.interval[0] <= known.value <= known.interval[1]
@@ -203,7 +204,7 @@ def test_perplexity_is_that_of_the_text(tiny_lm: LanguageModel, tmp_path: Path) 
         loss = tiny_lm.model(input_ids=ids, labels=ids).loss
     perplexity, divergence = found["perplexity:text.txt"], found["token_kl"]
     assert perplexity is not None and perplexity.value == pytest.approx(math.exp(float(loss)), rel=1e-4)
-    assert isinstance(divergence, Estimate) and divergence.value == pytest.approx(0, abs=1e-6)
+    assert divergence is not None and divergence.value == pytest.approx(0, abs=1e-6)
 
 
 TASK = """
@@ -219,6 +220,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
+@pytest.mark.slow
 def test_a_task_of_lm_eval_is_a_score(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     items = [{"question": f"What is {i}?", "choices": ["abc", "xyz"], "answer": i % 2} for i in range(12)]

@@ -20,6 +20,8 @@ PATTERNS = {
 
 
 def _example(number: int, spec: SettingSpec) -> Any:
+    if spec.key == "objectives":
+        return ["overrefusals", "-compliance"]
     kind = without_none(spec.annotation)
     item = list_item(kind)
     return _scalar(number, spec, kind, spec.default) if item is None else [_scalar(number, spec, item, None)]

@@ -19,8 +19,8 @@ measures: Registry[Measure] = Registry("score", "scores")
 RESAMPLES = 200
 """Resampled sets of responses that a score is asked of for its interval."""
 
-SECONDS = 1.0
-"""Time that this may take; a slower score has no interval."""
+SLOW = 0.1
+"""Seconds for one set of responses from which a score is too slow to have an interval: it may ask a server."""
 
 
 def of_responses(name: str) -> bool:
@@ -44,13 +44,13 @@ def _estimated(measure: Measure, prompts: Sequence[str], responses: Sequence[str
     """Ask a score, and for its interval ask it of resampled responses too (percentile bootstrap), if it is quick."""
     began = time.monotonic()
     value = _asked(measure, prompts, responses)
-    if value is None or (time.monotonic() - began) * RESAMPLES > SECONDS:
+    if value is None or time.monotonic() - began > SLOW:
         return None if value is None else Estimate(value)
     draw, found = random.Random(0), []
     for _ in range(RESAMPLES):
         places = draw.choices(range(len(responses)), k=len(responses))
         again = _asked(measure, [prompts[i] for i in places], [responses[i] for i in places])
-        if again is None or time.monotonic() - began > 2 * SECONDS:
+        if again is None:
             return Estimate(value)
         found.append(again)
     found.sort()
