@@ -108,7 +108,9 @@ def test_a_run_is_seen_at_a_terminal_whose_size_changes(
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(at_terminal: Callable[..., "pexpect.spawn[str]"]) -> None:
+def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(
+    at_terminal: Callable[..., "pexpect.spawn[str]"],
+) -> None:
     terminal = at_terminal("--n-trials", 400)
     terminal.expect("Trial 3:")
     terminal.sendintr()
@@ -196,7 +198,7 @@ def test_help_ends_with_its_example_which_can_be_typed(path: tuple[str, ...]) ->
     ALL[named].make_context("iconoclast", words[1 + len(named) :])  # a wrong option would end the test
 
 
-WITHOUT_RESULT = {"chat", "cluster work", "config reference"}
+WITHOUT_RESULT = {"chat", "serve", "cluster work", "config reference"}
 """A conversation, a worker, and a document that is no figure."""
 
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
+from iconoclast.evaluation.examination import Variant
 from iconoclast.models import thinking
 from iconoclast.models.decoding import decode, end_tokens
 from iconoclast.models.language_model import LanguageModel
@@ -23,7 +24,6 @@ from iconoclast.models.thinking import find_response_prefix
 from iconoclast.prompts import Prompt
 from iconoclast.runs.conversation import Conversation
 from iconoclast.runs.workbench import Workbench
-from iconoclast.vocabulary import COMPONENTS
 from tests.support.tiny import TEMPLATE, WORDS
 from tests.wild.test_rendered_prompts import Notes
 
@@ -234,7 +234,7 @@ def test_a_response_ends_at_every_end_that_anything_names(tiny_lm: LanguageModel
     assert set(end_tokens(tiny_lm)) == {1, 2}
     written = emitting(tiny_lm, 2)
     assert decode(tiny_lm, tiny_lm.encode(PROMPTS[:1]), 16, 1) == [written]
-    said = Conversation(tiny_lm, Edit.nothing(), COMPONENTS, longest=16).reply(PROMPTS[0].text)
+    said = "".join(Conversation(Variant("base", tiny_lm), longest=16).reply(PROMPTS[0].text))
     assert said == tiny_lm.tokenizer.decode(written, skip_special_tokens=True)
 
 

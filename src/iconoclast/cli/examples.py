@@ -11,6 +11,7 @@ EXAMPLES = {
     "report": "iconoclast report runs/mine --open",
     "export": "iconoclast export runs/mine --trial best --format adapter --to my-adapter",
     "chat": "iconoclast chat runs/mine",
+    "serve": "iconoclast serve runs/mine --port 8000",
     "plot": "iconoclast plot runs/mine",
     "evaluate": "iconoclast evaluate my-adapter --config settings.toml --json figures.json",
     "compare": "iconoclast compare runs/mine runs/other:7 --to comparison",

@@ -46,7 +46,7 @@ class FitOptions:
         seed: which examples a step draws.
     """
 
-    steps: int = 40
+    steps: int = 60
     rate: float = 0.03
     direction_rate: float = 0.05
     readings: bool = True
