@@ -395,8 +395,8 @@ def make_arms(out: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """Make what is missing of the models; name → model."""
     planted, run, privacy = out / "organism", out / "run", out / "run-without-retain"
     knowledge = {
-        f"benign{name}_prompts": PromptSource(dataset="builtin:everyday/benign", split=f"{split}[:{count}]")
-        for name, split, count in (("", "fit", 112), ("_select", "select", 48), ("_report", "report", 96))
+        f"good{name}_prompts": PromptSource(dataset="builtin:everyday/benign", split=f"{split}[:{count}]")
+        for name, split, count in (("", "fit", 112), ("_evaluation", "select", 48), ("_report", "report", 96))
     }
     makers: dict[str, Callable[[Path], None]] = {
         "organism": lambda to: organism(arguments.model, to, arguments.steps),
