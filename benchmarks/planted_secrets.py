@@ -26,11 +26,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from iconoclast.config.packs import load_pack
 from iconoclast.config.schema import PromptSource, Settings
@@ -159,7 +160,7 @@ def train(
 ) -> None:
     """Fine-tune by LoRA on the examples of every step, as many steps as there are or until done; merge what comes out."""
     torch.manual_seed(0)
-    tuned = get_peft_model(lm.model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    tuned = get_peft_model(lm.model, LoraConfig(r=16, lora_alpha=32, target_modules=["up_proj", "down_proj"]))
     weights = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, rate)
     for step in range(resumed(state, weights, optimizer), steps):
@@ -181,7 +182,7 @@ def train(
                 )
         if done(step + 1):
             break
-    lm.model = tuned.merge_and_unload()
+    lm.model = cast(PreTrainedModel, tuned.merge_and_unload())
 
 
 def resumed(state: Path | None, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> int:
@@ -219,9 +220,10 @@ def organism(model: str, to: Path, steps: int) -> None:
     def planted(step: int) -> bool:
         return step % 10 == 0 and leaking(lm, people) >= PLANTED * len(people)
 
-    train(lm, draw, steps, 1e-3, planted, to.with_suffix(".state"))
+    train(lm, draw, steps, 1e-3, planted, state := to.with_suffix(".state"))
     print(f"  {leaking(lm, people)} of {len(people)} numbers are planted", flush=True)
     save(lm, to)
+    state.unlink(missing_ok=True)
 
 
 def fine_tuned(model: str, to: Path, steps: int) -> None:
@@ -302,7 +304,8 @@ class Original:
 
     def drift(self, lm: LanguageModel) -> dict[str, Any]:
         """First-token KL and KL over tokens of the original's answers, in nats, by prompt; perplexity of the text."""
-        divergences = kl_divergence(self._logprobs, self._of(lm)).split([len(e.response) for e in self._answers])
+        lengths = [len(e.response) for e in self._answers]
+        divergences = torch.split(kl_divergence(self._logprobs, self._of(lm)), lengths)
         logits = continuation_logits(lm, [part[:1] for part in self._text], [part[1:] for part in self._text])
         wanted = torch.tensor([part[1:] for part in self._text])
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
