@@ -440,7 +440,8 @@ def row(name: str, found: dict[str, Any]) -> str:
     cells += [share(retain[kind]) for kind in ("asked", "paraphrased")]
     cells += [f"{bits[group]['value']:.1f}" for group in ("forget", "retain", "never")]
     cells += [f"{found[kind]['value']:.3f}" for kind in ("first_token_kl", "token_kl")]
-    cells += [f"{found['perplexity']:.1f}", str(again["taught"]), f"{again['others']}, {share(again['others_at_end'])}"]
+    steps = ["not yet" if again[group] is None else str(again[group]) for group in ("taught", "others")]
+    cells += [f"{found['perplexity']:.1f}", steps[0], f"{steps[1]}, {share(again['others_at_end'])}"]
     return f"| {' | '.join(cells)} |"
 
 
