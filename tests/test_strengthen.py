@@ -77,7 +77,7 @@ def test_strengths_are_negative_and_add_to_the_direction(tiny_lm: LanguageModel)
     edit = make_edit(tiny_lm, directions, {"attn.o_proj": profile}, DirectionSpec(), "none")
     (site,) = [site for site in edit.sites if site.layer == 2]
     writer = tiny_lm.writers()[site].module
-    states = torch.randn(3, writer.in_features)
+    states = torch.randn(3, tiny_lm.hidden_size)
     before = writer(states) @ edit.directions[site]
     with LiveEdits(tiny_lm.writers(), [edit]).applied():
         after = writer(states) @ edit.directions[site]

@@ -71,7 +71,7 @@ def test_a_study_elsewhere_can_be_shared(kind: str, proxy: str, tmp_path: Path) 
     left = opened(folder, storage=storage)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(sharing, "hand_back", lambda study, trial_id: None)
-        left.run(TOTAL, lambda batch: [1 / 0], lambda scores: (0.0, 0.0), crew=Shared("a"))  # type: ignore[arg-type, list-item]
+        left.run(TOTAL, lambda batch: [1 / 0], lambda scores: (0.0, 0.0), crew=Shared("a"))  # type: ignore[list-item]
     study = opened(folder, storage=storage)
     crew = Shared("b")
     crew._meanwhile = lambda: setattr(crew, "_lost", ["a"])
