@@ -12,7 +12,6 @@ from iconoclast.constraints import Constraint, violated
 from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.named import apply_measures
-from iconoclast.goals import Estimate
 from iconoclast.runs.pipeline import started_run
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial, pareto_front
@@ -66,7 +65,9 @@ def test_a_score_that_fails_or_gives_no_number_is_unknown(tmp_path: Path) -> Non
     )
     names = [f"{file}:{name}" for name in ("words", "none", "odd", "faulty")]
     found = apply_measures(names, ["What?", "Why?"], ["one two", "three"])
-    assert found == {"words": Estimate(1.5, (1.0, 2.0)), "none": None, "odd": None, "faulty": None}
+    assert found["words"] is not None and found["words"].value == 1.5
+    assert found["words"].interval in ((1.0, 2.0), None)  # None on a machine so busy that it seemed slow
+    assert [found[name] for name in ("none", "odd", "faulty")] == [None, None, None]
 
 
 def test_trials_that_violate_a_constraint_are_on_the_front_only_if_all_do() -> None:

@@ -36,8 +36,8 @@ def flags(values: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, bool):
             yield SPECS[key].flag if value else SPECS[key].flag.replace("--", "--no-")
         else:
-            for item in value if isinstance(value, list) else [value]:
-                yield from (SPECS[key].flag, str(item))
+            for each in value if isinstance(value, list) else [value]:
+                yield from (SPECS[key].flag, str(each))
 
 
 # Every setting is a flag

@@ -63,7 +63,8 @@ def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
         if marks:
             say(f"{kind}: {', '.join(marks)}")
     say(*(f"Setting {plain(name)}: {plain(str(value))}" for name, value in pack.settings.items()))
-    if any(".py:" in text for text in (*pack.rules, *pack.settings.get("constraints", []))):
+    scores = (text for name in ("constraints", "objectives") for text in pack.settings.get(name, []))
+    if any(".py:" in text for text in (*pack.rules, *scores)):
         say("This pack has Python functions, which are run with the responses. Read them first.")
     for role in ROLES:
         for split in SPLITS:
