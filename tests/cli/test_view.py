@@ -108,7 +108,9 @@ def test_a_run_is_seen_at_a_terminal_whose_size_changes(
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(at_terminal: Callable[..., "pexpect.spawn[str]"]) -> None:
+def test_ctrl_c_at_a_terminal_ends_cleanly_and_the_run_goes_on(
+    at_terminal: Callable[..., "pexpect.spawn[str]"],
+) -> None:
     terminal = at_terminal("--n-trials", 400)
     terminal.expect("Trial 3:")
     terminal.sendintr()
