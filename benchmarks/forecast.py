@@ -1,8 +1,8 @@
 """How good a run's forecast of its remaining time is: what it said at half-time, and what came.
 
     python benchmarks/forecast.py demo        # the demo model with few prompts and a fit: a minute
-    python benchmarks/forecast.py search      # the same without a fit and with more trials
-    python benchmarks/forecast.py tiny        # a random model of six layers, with a fit
+    python benchmarks/forecast.py tiny        # a random model of six layers, with more trials and steps
+    python benchmarks/forecast.py search      # the random model without a fit
 
 Time is the processor's, so that others who use the machine change nothing.
 """
@@ -53,13 +53,11 @@ def settings(case: str, folder: Path) -> Settings:
         "max_benign_response_length": 8, "fit_steps": 8, "fit_scales": [0.8, 1.0], "random_controls": 1,
         "benign_subspace_rank": 4,
     }  # fmt: skip
-    if case == "search":
-        options |= {"fit": False, "n_trials": 24}
-    if case == "tiny":
+    if case != "demo":
         from tests.support.tiny import save_tiny, tiny_config
 
         model = save_tiny(folder / "model", tiny_config(hidden_size=64, intermediate_size=128, num_hidden_layers=6))
-        options |= {"model": str(model), "dtypes": ["float32"], "n_trials": 48, "fit_steps": 40}
+        options |= {"model": str(model), "dtypes": ["float32"], "n_trials": 48, "fit_steps": 40, "fit": case == "tiny"}
     return Settings(**options, **sets, study_checkpoint_dir=folder / "run")
 
 
