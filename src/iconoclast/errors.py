@@ -35,3 +35,9 @@ class RunFolderError(UserError):
 
 class MeasurementError(IconoclastError):
     """A measurement that broke down: exit code 1."""
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """Return the text with nothing in it that breaks a line or steers a terminal, cut to so many characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[:length]}…"

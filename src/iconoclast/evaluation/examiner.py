@@ -42,9 +42,10 @@ class Examiner:
         judges: Sequence[Judge] = (),
     ) -> None:
         self.sample = sample
+        self.base_lm = base.lm
+        self.options = options or MeasureOptions()
         self._base = base
         self._rules = rules
-        self._options = options or MeasureOptions()
         self._judges = judges
         self._examined_base: Examination | None = None
         self._ends = end_tokens(base.lm)
@@ -55,9 +56,9 @@ class Examiner:
         self._rows = Rows(
             affordable_rows(
                 base.lm,
-                max(map(len, self._target + self._benign + self._borderline)) + self._options.response_length,
-                self._options.batch_size,
-                self._options.max_batch_size,
+                max(map(len, self._target + self._benign + self._borderline)) + self.options.response_length,
+                self.options.batch_size,
+                self.options.max_batch_size,
             )
         )
 
@@ -74,33 +75,53 @@ class Examiner:
         progress.start(f"Examining {variant.name}", prompts)
         variant = replace(variant, lm=self._like_base(variant))
         divergences = Divergences(self._reference, 1)
-        whole, short = self._options.response_length, self._options.benign_response_length
+        whole, short = self.options.response_length, self.options.benign_response_length
         with variant.applied():
             target = self._decode(variant.lm, self._target, whole, progress)
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
         token_kl, likelihoods = self._read_base_responses(variant, progress)
         texts = [[self._text(ids) for ids in responses] for responses in (target, benign, borderline)]
+        first = divergences.result()[0].tolist()
+        return replace(
+            self.examination(variant.name, texts, target, (first, token_kl), progress), likelihoods=likelihoods
+        )
+
+    def examination(
+        self,
+        name: str,
+        texts: Sequence[Sequence[str]],
+        target: list[list[int]],
+        divergences: tuple[Sequence[float], Sequence[float]],
+        progress: Progress,
+    ) -> Examination:
+        """Score and label what a model has answered.
+
+        Args:
+            texts: responses to target, benign and borderline prompts.
+            target: tokens of the responses to target prompts.
+            divergences: by benign prompt, first-token KL, and KL over tokens.
+        """
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
         return Examination(
-            variant.name,
+            name,
             score(
                 self._rules,
                 self.sample.target,
                 texts[0],
                 self.sample.benign,
                 texts[1],
-                divergences.result()[0].tolist(),
-                self._options,
+                divergences[0],
+                self.options,
             ),
             answers[0],
             answers[1],
             answers[2],
             self._refusals_by_length(target),
-            token_kl,
-            short,
-            likelihoods,
+            tuple(divergences[1]),
+            self.options.benign_response_length,
+            (),
             {
                 judge.name: judge.problem
                 for judge in self._judges
@@ -125,7 +146,7 @@ class Examiner:
     def _base_responses(self) -> list[list[int]]:
         """The base model's responses to benign prompts, with the end-of-text token that ended them, if any."""
         with self._base.applied():
-            length = self._options.benign_response_length
+            length = self.options.benign_response_length
             responses = self._decode(self._base.lm, self._benign, length, Silent())
         return [ids if len(ids) == length else ids + self._ends[:1] for ids in responses]
 
@@ -184,7 +205,7 @@ class Examiner:
         return tuple(divergences), tuple(likelihoods)
 
     def _refusals_by_length(self, responses: list[list[int]]) -> dict[int, Count]:
-        whole = self._options.response_length
+        whole = self.options.response_length
         lengths = {whole // 2, whole}
         length = SHORTEST_LENGTH
         while length < whole:

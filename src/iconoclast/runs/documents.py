@@ -155,16 +155,28 @@ class Judged(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Truncated(Value):
+    """How far the divergences of a served model are known; see `evaluation.examination.Truncation`."""
+
+    top: int
+    outside: float
+    first_token_kl_at_most: Mean
+    token_kl_at_most: Mean
+    unlike_prompts: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Scores):
     """Everything that is measured of one model; see `evaluation.examination.Examination`."""
 
     first_token_kl: Mean
     token_kl: MeanOverTokens
-    perplexity: Perplexity
+    perplexity: Perplexity | None
     refusals_by_length: list[CountAtLength]
     refusals_settled: bool
     borderline_overrefusals: Count | None = UNLESS_NONE
     judges: Mapping[str, Judged] = UNLESS_EMPTY
+    truncation: Truncated | None = UNLESS_NONE
 
 
 class Paired(Part):
