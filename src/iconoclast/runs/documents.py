@@ -310,6 +310,7 @@ class TrialInformation(Document):
         quantization: of the weights that base and live scores are of.
         approximations: error of every matrix's update, where it is not exact.
         remarks: what the files have otherwise than the base model, beside the edit.
+        quants: scores of further quantised GGUF files, by their type.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -332,6 +333,7 @@ class TrialInformation(Document):
     approximation_error: float = 0.0
     approximations: list[dict[str, Any]] = Field(default=[])
     remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
+    quants: Mapping[str, Scores] = UNLESS_EMPTY
 
 
 class ModelOrigin(Part):

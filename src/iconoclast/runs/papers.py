@@ -1,13 +1,14 @@
 """The model card of an export: says that the model was edited, how, and what changed. Its text is card.md.jinja."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.layout import GGUF_FILE, quant_file
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -62,6 +63,8 @@ class ModelCard:
         remarks: what the files have otherwise than the base model, beside the edit.
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for.
+        quants: scores of further quantised files, by their type.
+        swallowed: those of them that undo more than half of the edit.
     """
 
     base: str
@@ -81,6 +84,8 @@ class ModelCard:
     remarks: Sequence[str] = ()
     problem: str = ""
     loaded_in: Quantization = "none"
+    quants: Mapping[str, Scores] = field(default_factory=dict)
+    swallowed: Sequence[str] = ()
 
     def render(self) -> str:
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -114,6 +119,8 @@ class ModelCard:
             remarks=self.remarks,
             problem=self.problem,
             licence=self._licence,
+            files=[(GGUF_FILE, self.after), *((quant_file(name), scores) for name, scores in self.quants.items())],
+            swallowed=", ".join(map(quant_file, self.swallowed)),
         )
 
     @property
