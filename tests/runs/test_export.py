@@ -369,7 +369,7 @@ def test_quantised_files_are_written_measured_and_on_the_card(
     run, to = settings.study_checkpoint_dir, tmp_path / "gguf"
     with pytest.raises(ModelError, match=r"Q4_K_M is written by llama.cpp's llama-quantize, .* or use F16"):
         export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_K_M"])
-    with pytest.raises(ModelError, match='no GGUF quantisation "Q4_KM". Did you mean Q4_K_M'):
+    with pytest.raises(ModelError, match=r'GGUF quantisation "Q4_KM"\. Did you mean Q4_K_M'):
         export_run(run, "best", "gguf", to, None, checkout, ["Q4_KM"])
     result = export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_0"])
     assert result.exported is not None and list(result.quants) == ["Q8_0", "Q4_0"]

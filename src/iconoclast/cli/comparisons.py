@@ -54,6 +54,11 @@ def shown(
     """Measure all subjects beside their base, and print the outcome."""
     with shown_progress() as progress:
         comparison = compare(subjects, settings, against, progress)
+    return presented(comparison, sample_count)
+
+
+def presented(comparison: Comparison, sample_count: int = 0) -> ComparisonDocument:
+    """Print the outcome of a comparison, and return it for JSON."""
     document = comparison.document(sample_count)
     _print(comparison, document, sample_count)
     return document

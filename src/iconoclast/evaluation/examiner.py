@@ -73,7 +73,7 @@ class Examiner:
         progress = progress or Silent()
         prompts = len(self._target) + 2 * len(self._benign) + len(self._borderline)
         progress.start(f"Examining {variant.name}", prompts)
-        variant = replace(variant, lm=self._like_base(variant))
+        variant = self.like_base(variant)
         divergences = Divergences(self._reference, 1)
         whole, short = self.options.response_length, self.options.benign_response_length
         with variant.applied():
@@ -150,7 +150,8 @@ class Examiner:
             responses = self._decode(self._base.lm, self._benign, length, Silent())
         return [ids if len(ids) == length else ids + self._ends[:1] for ids in responses]
 
-    def _like_base(self, variant: Variant) -> LanguageModel:
+    def like_base(self, variant: Variant) -> Variant:
+        """Return the variant with what turns prompts into tokens from the base; raise ModelError as `examine` does."""
         own, base = (lm.model.get_output_embeddings().weight.shape[0] for lm in (variant.lm, self._base.lm))  # type: ignore[no-untyped-call]
         if own != base:
             raise ModelError(
@@ -158,9 +159,10 @@ class Examiner:
                 "it is no edit of that model. Name its base with --against."
             )
         lm = self._base.lm
-        return replace(
-            variant.lm, tokenizer=lm.tokenizer, response_prefix=lm.response_prefix, template_date=lm.template_date
-        )
+        lm = self._base.lm
+        tokenizer, date = lm.tokenizer, lm.template_date
+        alike = replace(variant.lm, tokenizer=tokenizer, response_prefix=lm.response_prefix, template_date=date)
+        return replace(variant, lm=alike)
 
     def _decode(
         self,

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Subject(Protocol):
         ...
 
 
-class Openable(ABC):
+class Openable(Subject):
     """A subject that can be loaded here."""
 
     @abstractmethod
