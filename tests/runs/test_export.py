@@ -12,6 +12,7 @@ from typing import Any, Literal
 import gguf
 import pytest
 import torch
+from huggingface_hub import ModelCard as HubCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -258,6 +259,16 @@ def test_an_export_is_measured_by_the_same_passes_as_the_run(
     assert measured and all(measured)
 
 
+def test_the_hub_finds_the_figures_in_the_cards_metadata(finished: Path, tmp_path: Path) -> None:
+    result = export_run(finished, "best", "adapter", tmp_path / "adapter")
+    assert result.exported is not None
+    data = HubCard.load(tmp_path / "adapter" / "README.md").data
+    found = {each.metric_name: each.metric_value for each in data.eval_results or []}
+    assert found["Refusals"] == result.exported.refusals.rate
+    assert found["First-token KL"] == pytest.approx(result.exported.kl_divergence)
+    assert {each.dataset_name for each in data.eval_results or []} == {"target.txt train[6:]", "benign.txt train[6:]"}
+
+
 def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_path: Path) -> None:
     measured = export_run(finished, "best", "merged", tmp_path / "measured")
     bare = export_unmeasured(finished, "best", tmp_path / "bare")
@@ -265,7 +276,9 @@ def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_pat
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("measured", "bare"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     card = (tmp_path / "bare" / "README.md").read_text()
-    assert "These files were not measured" in card and "Measured on this export" not in card
+    assert (
+        "model-index" not in card and "These files were not measured" in card and "Measured on this export" not in card
+    )
     names = {entry.name for entry in (tmp_path / "bare").iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "trial_information.json"} <= names
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from iconoclast.layout import GGUF_FILE, quant_file
@@ -136,7 +136,24 @@ class ModelCard:
             library_name=LIBRARIES[self.kind],
             pipeline_tag="text-generation",
             tags=["iconoclast", "representation-editing", "edited"],
+            model_name=f"{self.base.rsplit('/', 1)[-1]}-edited" if (results := self._results()) else None,
+            eval_results=results,
         )
+
+    def _results(self) -> list[EvalResult] | None:
+        """Return what was measured of these files as the hub lists it (model-index)."""
+        if not self.measured or self.figures_in:
+            return None
+        found = []
+        for side, title, kind, value in (
+            ("bad", "Refusals", "refusal_rate", self.after.refusals.rate),
+            ("bad", "Broken responses", "broken_rate", self.after.broken.rate),
+            ("good", "Overrefusals", "refusal_rate", self.after.overrefusals.rate),
+            ("good", "First-token KL", "kl_divergence", self.after.kl_divergence),
+        ):
+            source = (self.sets.get(f"{side}_report_prompts") or self.sets[f"{side}_evaluation_prompts"])["source"]
+            found.append(EvalResult("text-generation", source.split()[0], source, kind, value, metric_name=title))
+        return found
 
     def _direction(self) -> str:
         if isinstance(self.trial.parameters, FittedParameters):
