@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from iconoclast.errors import ModelError, UserError
 from iconoclast.evaluation.divergence import kl_divergence, truncated_kl
+from iconoclast.evaluation.endpoint import Endpoint
 from iconoclast.evaluation.evaluator import MeasureOptions
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, Variant, paired
 from iconoclast.evaluation.examiner import Examiner
@@ -176,6 +177,13 @@ def test_what_cannot_be_measured_is_said_in_one_line(
 def test_a_model_can_be_named_where_none_are_listed(tiny_lm: LanguageModel) -> None:
     with serving(ChatServer(tiny_lm, spoil=replying("models", 404, "Not Found"))) as url:
         assert Server.find(url, "mine").model == "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("/home/me/a.gguf", "a.gguf"), ("set/a.gguf", "a.gguf"), ("you/model", "you/model")]
+)
+def test_reports_name_a_model_without_its_folders(model: str, name: str) -> None:
+    assert Server(Endpoint.at("http://localhost/v1", None, "server"), model, 5).name == name
 
 
 def test_nobody_there_is_said_in_one_line() -> None:

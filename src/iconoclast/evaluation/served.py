@@ -72,8 +72,9 @@ class Server:
 
     @property
     def name(self) -> str:
-        """Name in reports, without the folders of a local path."""
-        return Path(self.model).name if Path(self.model).is_absolute() else self.model
+        """Name in reports, without the folders of a local file."""
+        path = Path(self.model)
+        return path.name if path.is_absolute() or path.suffix == ".gguf" else self.model
 
     def ask(
         self,
