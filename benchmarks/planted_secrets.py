@@ -276,7 +276,7 @@ def export(run: Path, kind: type, to: Path, randomly: bool = False) -> None:
     if not trials:
         print(f"  {run} has no trial for {to.name}")
         return
-    trial = choose_trial(trials, "best", saved.settings.kl_divergence_target, run)
+    trial = choose_trial(trials, "best", saved.settings, run)
     print(
         f"  {to.name}: trial {trial.index}, {trial.parameters}, {trial.scores.failures}, KL {trial.scores.kl_divergence:.3f}"
     )

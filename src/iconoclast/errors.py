@@ -40,3 +40,9 @@ class MeasurementError(IconoclastError):
 def first_line(error: BaseException) -> str:
     """Return the first line of what a library's error says, or its class if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """Return the text with nothing in it that breaks a line or steers a terminal, cut to so many characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[:length]}…"

@@ -34,3 +34,8 @@ CHECKSUMS = "SHA256SUMS"
 
 # What is written where the user says
 AUDIT = "audit.json"
+
+
+def quant_file(name: str) -> str:
+    """Return the file of an export that is quantised to this type."""
+    return f"model-{name}.gguf"

@@ -54,6 +54,14 @@ Criterion = Literal["failures", "overrefusals", "kl_divergence"]
 """What edits are ordered by."""
 ExportFormat = Literal["adapter", "merged", "gguf"]
 
+PLAIN_QUANTS = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+"""Types of GGUF files that need no llama.cpp to be written."""
+
+GGUF_QUANTS = (
+    *PLAIN_QUANTS, "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_XS", "IQ4_NL",
+)  # fmt: skip
+"""Types of GGUF files that need no importance matrix."""
+
 DEMO = "demo"
 """The name of the model that comes along."""
 

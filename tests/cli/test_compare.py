@@ -10,8 +10,10 @@ import tomli_w
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.library import search
+from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
+from tests.support.chat_server import ChatServer, serving
 from tests.support.entry_point import iconoclast
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
@@ -51,6 +53,27 @@ def test_a_model_is_evaluated_beside_its_base(run: Path, config: Path, tmp_path:
     assert document["subject"]["name"] == "merged" and document["subject"]["metrics"]["refusals"]["n"] == 2
     assert document["base_metrics"]["refusals"]["interval"] and document["kl_noise_floor"] >= 0
     assert not counts_without_interval(document)
+
+
+def test_a_server_is_evaluated_beside_the_base(
+    config: Path, tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("KEY_OF_MINE", "sk-mine")
+    file = tmp_path / "figures.json"
+    with serving(ChatServer(tiny_lm, most=20, names=("tiny", "other"))) as url:
+        rest = ["--server", url, "--config", config, "--json", file, "--server-key-variable", "KEY_OF_MINE"]
+        assert "Which model is meant" in iconoclast("evaluate", *rest).err
+        done = iconoclast("evaluate", *rest, "--server-model", "tiny")
+        again = iconoclast("evaluate", "tiny", *rest)
+        unknown = iconoclast("evaluate", "--server", url)
+    assert done.code == 0, done.err
+    assert "tiny gives 20 log-probabilities a token" in " ".join(done.out.split())
+    subject = json.loads(file.read_text())["subject"]
+    assert (subject["format"], subject["metrics"]["truncation"]["top"]) == ("server", 20)
+    assert subject["metrics"]["first_token_kl"]["value"] < 1e-3 and subject["metrics"]["perplexity"] is None
+    assert (again.code, unknown.code) == (2, 2)
+    assert "Name a model or, with --server" in again.err and "give a settings file with --config" in unknown.err
 
 
 def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from transformers import (
 
 from iconoclast.cli.console import interruptible
 from iconoclast.errors import UserError
+from iconoclast.evaluation import endpoint as endpoint_module
 from iconoclast.evaluation.judges import chat
 from iconoclast.evaluation.judges.cache import CHUNK, CachedJudge
 from iconoclast.evaluation.judges.chat import HOPELESS, INSTRUCTION, REQUEST, ChatJudge, question, read_verdict
@@ -383,7 +384,7 @@ def test_an_endpoint_says_when_to_ask_again_but_not_for_ever(
         return time.monotonic() - start
 
     assert seconds("0.3") >= 0.3
-    monkeypatch.setattr(chat, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE", 0.1)
     for wish in ("3600", "inf", "nan", "-1", "tomorrow"):
         assert seconds(wish) < 3
 

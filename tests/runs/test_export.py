@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gguf
 import pytest
 import torch
+from huggingface_hub import ModelCard as HubCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +24,7 @@ from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
+from iconoclast.library import search
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
@@ -28,7 +33,7 @@ from iconoclast.runs.export import export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
-from iconoclast.scores import Scores
+from iconoclast.scores import Count, Scores
 from tests.support.families import FAMILIES
 from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
@@ -254,6 +259,16 @@ def test_an_export_is_measured_by_the_same_passes_as_the_run(
     assert measured and all(measured)
 
 
+def test_the_hub_finds_the_figures_in_the_cards_metadata(finished: Path, tmp_path: Path) -> None:
+    result = export_run(finished, "best", "adapter", tmp_path / "adapter")
+    assert result.exported is not None
+    data = HubCard.load(tmp_path / "adapter" / "README.md").data
+    found = {each.metric_name: each.metric_value for each in data.eval_results or []}
+    assert found["Refusals"] == result.exported.refusals.rate
+    assert found["First-token KL"] == pytest.approx(result.exported.kl_divergence)
+    assert {each.dataset_name for each in data.eval_results or []} == {"target.txt train[6:]", "benign.txt train[6:]"}
+
+
 def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_path: Path) -> None:
     measured = export_run(finished, "best", "merged", tmp_path / "measured")
     bare = export_unmeasured(finished, "best", tmp_path / "bare")
@@ -261,7 +276,9 @@ def test_merged_weights_can_be_written_without_the_model(finished: Path, tmp_pat
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("measured", "bare"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     card = (tmp_path / "bare" / "README.md").read_text()
-    assert "These files were not measured" in card and "Measured on this export" not in card
+    assert (
+        "model-index" not in card and "These files were not measured" in card and "Measured on this export" not in card
+    )
     names = {entry.name for entry in (tmp_path / "bare").iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "trial_information.json"} <= names
 
@@ -309,6 +326,107 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
     papers = {"README.md", "trial_information.json", "iconoclast_config.toml", "edit.safetensors", "SHA256SUMS"}
     assert names == {"model.gguf", *papers}
     assert "library_name: llama.cpp" in (tmp_path / "gguf" / "README.md").read_text()
+
+
+GGUF_CONVERTER = """
+import json, sys
+import gguf, numpy
+from safetensors.torch import load_file
+folder, file = sys.argv[1], sys.argv[3]
+writer = gguf.GGUFWriter(file, "llama")
+writer.add_vocab_size(261)
+writer.add_float32("llama.rope.freq_base", json.load(open(folder + "/config.json"))["rope_theta"])
+writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+for name, tensor in load_file(folder + "/model.safetensors").items():
+    kind = gguf.GGMLQuantizationType.BF16 if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+    writer.add_tensor(name, gguf.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+"""
+
+QUANTIZER = """#!{python}
+import sys
+source, to, kind = sys.argv[1:]
+if kind == "Q4_K_S":
+    sys.exit("main: failed to quantize model")
+open(to, "wb").write(open(source, "rb").read())
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of llama.cpp whose converter keeps the names of tensors, and a transformers that reads its files."""
+    folder = tmp_path / "llama.cpp"
+    folder.mkdir()
+    (folder / "convert_hf_to_gguf.py").write_text(GGUF_CONVERTER)
+    plain = load_model
+
+    def load(path: str, **options: Any) -> LanguageModel:
+        if not path.endswith(".gguf"):
+            return plain(path, **options)
+        lm = plain(str(base), **options)
+        tensors = {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)) for t in gguf.GGUFReader(path).tensors}
+        lm.model.load_state_dict(tensors, strict=True)
+        return lm
+
+    base = save_tiny(tmp_path / "base", tiny_config(hidden_size=64, intermediate_size=64))
+    monkeypatch.setattr(export_module, "load_model", load)
+    return folder
+
+
+def test_quantised_files_are_written_measured_and_on_the_card(
+    checkout: Path, tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings.model_copy(update={"model": str(tmp_path / "base"), "row_normalization": "none"})
+    search(settings)
+    assert settings.study_checkpoint_dir is not None
+    run, to = settings.study_checkpoint_dir, tmp_path / "gguf"
+    with pytest.raises(ModelError, match=r"Q4_K_M is written by llama.cpp's llama-quantize, .* or use F16"):
+        export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_K_M"])
+    with pytest.raises(ModelError, match=r'GGUF quantisation "Q4_KM"\. Did you mean Q4_K_M'):
+        export_run(run, "best", "gguf", to, None, checkout, ["Q4_KM"])
+    result = export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_0"])
+    assert result.exported is not None and list(result.quants) == ["Q8_0", "Q4_0"]
+    near, far = result.quants["Q8_0"].kl_divergence, result.quants["Q4_0"].kl_divergence
+    assert near == pytest.approx(result.exported.kl_divergence, abs=0.01) and near != far
+    files = [to / "model.gguf", to / "model-Q8_0.gguf", to / "model-Q4_0.gguf"]
+    assert [f.stat().st_size for f in files] == sorted((f.stat().st_size for f in files), reverse=True)
+    first, *others = (gguf.GGUFReader(file) for file in files)
+    for other in others:
+        assert other.fields["tokenizer.ggml.tokens"].contents() == ["a", "b"]
+        assert other.fields["llama.rope.freq_base"].contents() == first.fields["llama.rope.freq_base"].contents()
+        for one, two in zip(first.tensors, other.tensors, strict=True):
+            kept, now = (gguf.dequantize(t.data, t.tensor_type) for t in (one, two))
+            assert abs(now - kept).max() <= abs(kept).max() * (0.01 if other is others[0] else 0.13)
+    card = (to / "README.md").read_text()
+    assert (
+        "| `model-Q4_0.gguf` |" in card
+        and f"{far:.4f}" in card
+        and "model-Q8_0.gguf" in (to / "SHA256SUMS").read_text()
+    )
+    assert read_export(to, result_trial(to)) is not None
+
+    (checkout / "build" / "bin").mkdir(parents=True)
+    program = checkout / "build" / "bin" / "llama-quantize"
+    program.write_text(QUANTIZER.format(python=sys.executable))
+    program.chmod(0o755)
+    with pytest.raises(ModelError, match=r"llama-quantize cannot convert the model. It says: main: failed to quantize"):
+        export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_S"])
+    assert export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_M"]).quants
+
+
+def result_trial(folder: Path) -> int:
+    return int(json.loads((folder / "trial_information.json").read_text())["trial"]["index"])
+
+
+def test_quantisation_that_swallows_an_edit_is_said(finished: Path, tmp_path: Path) -> None:
+    result = export_run(finished, "best", "merged", tmp_path / "merged")
+
+    def refusing(count: int) -> Scores:
+        return Scores(Count(count, 20), Count(0, 20), 0, 0.5, 0.1)
+
+    kept, lost = refusing(9), refusing(11)
+    found = replace(result, base=refusing(20), live=refusing(0), quants={"Q8_0": kept, "Q2_K": lost})
+    assert found.swallowed == ["Q2_K"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

@@ -69,7 +69,7 @@ def test_the_report_says_why_a_judge_knows_nothing(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("iconoclast.evaluation.judges.chat.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("iconoclast.evaluation.endpoint.time.sleep", lambda seconds: None)
     judge = JudgeChat(url="http://127.0.0.1:9/v1", model="nobody")
     report = report_of(tiny_settings.model_copy(update={"judge_chat": judge}))
     (said,) = report["metrics"]["judges"].values()

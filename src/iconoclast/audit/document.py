@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from iconoclast.audit.behavior import Character
 from iconoclast.documents import UNLESS_NONE, Document, Part
 from iconoclast.version import __version__
 from iconoclast.vocabulary import RowNormalization
@@ -60,6 +61,7 @@ class AuditDocument(Document):
         lost: files beside the weights (tokenizer, template, processor …) that only the base has.
         directions: file of the singular directions, beside this one.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
+        character: how the responses themselves differ; None as above.
     """
 
     what: ClassVar[str] = "audit"
@@ -73,3 +75,4 @@ class AuditDocument(Document):
     lost: list[str]
     directions: str | None = None
     behavior: Mapping[str, Any] | None = None
+    character: Character | None = None

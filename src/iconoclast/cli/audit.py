@@ -51,10 +51,17 @@ def audit(
     say(f"Verdict: {document.verdict}. {len(found)} of {len(document.tensors)} tensors are not as in the base.")
     say(*(f"Lost: {name}" for name in document.lost))
     if not weights_only:
-        from iconoclast.cli.comparisons import shown
+        from iconoclast.cli.comparisons import presented
         from iconoclast.config.layers import load_settings
+        from iconoclast.reports.character import character_lines
+        from iconoclast.runs.behavior_audit import audit_behavior
         from iconoclast.runs.subjects import find_subject
 
-        measured = shown([find_subject(edited)], load_settings({}, config).settings, base, sample_count=0)
-        document = document.model_copy(update={"behavior": measured.document()})
+        with shown_progress() as progress:
+            comparison, character = audit_behavior(
+                find_subject(edited), load_settings({}, config).settings, base, progress
+            )
+        figures = presented(comparison).document()
+        say(*character_lines(character))
+        document = document.model_copy(update={"behavior": figures, "character": character})
         write_figures(json_file, document.document())

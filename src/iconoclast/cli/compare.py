@@ -13,22 +13,39 @@ from iconoclast.peers import PEER
 
 
 def evaluate(
-    model: Annotated[str, Argument(help=f"Model, adapter or run folder, hub id, or {PEER} journal.")],
+    model: Annotated[
+        str | None, Argument(help=f"Model, adapter or run folder, hub id, or {PEER} journal; not with --server.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint to measure, such as http://localhost:8080/v1; it is sent all prompts.",
+        ),
+    ] = None,
+    server_model: Annotated[str | None, Option(help="Name of the model there, if it serves several.")] = None,
+    server_key_variable: Annotated[str | None, Option(help="Environment variable that holds its key.")] = None,
     against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
         Path | None, Option(help="Settings file (TOML) with prompts and markers. Unset: those of a run.")
     ] = None,
     json_file: FiguresOption = None,
 ) -> None:
-    """Measure an edited model, whoever made it, beside its base.
+    """Measure an edited model, whoever made it, or a server, beside its base.
 
     Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
     followed by a colon and the number of a trial.
     """
-    from iconoclast.cli.comparisons import shown, understood
+    from iconoclast.cli.comparisons import served, shown, understood
 
     require_writable(json_file)
-    document = shown(*understood([model], config), against, sample_count=0)
+    if (model is None) == (server is None):
+        raise SettingsError("Name a model or, with --server, the URL of an endpoint.")
+    if server is None:
+        subjects, settings = understood([str(model)], config)
+    else:
+        subjects, settings = served(server, server_model, server_key_variable, config)
+    document = shown(subjects, settings, against, sample_count=0)
     shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
     write_figures(json_file, {**shared, "subject": document.subjects[0].document()})
 

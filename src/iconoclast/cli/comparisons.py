@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast.cli.console import out, say, shown_progress
-from iconoclast.config.layers import load_settings
+from iconoclast.config.layers import load_settings, secret
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.served import Server
 from iconoclast.files import write_json
 from iconoclast.layout import COMPARISON
 from iconoclast.privacy import portable
@@ -15,7 +16,7 @@ from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.documents import ComparisonDocument, Pair
 from iconoclast.runs.export import require_free
-from iconoclast.runs.subjects import Subject, find_subject
+from iconoclast.runs.subjects import ServerSubject, Subject, find_subject
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
@@ -38,12 +39,25 @@ def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject]
     return [find_subject(name, own) for name in names], own
 
 
+def served(
+    url: str, model: str | None, key_variable: str | None, config: Path | None
+) -> tuple[list[Subject], Settings]:
+    """Find a served model and the settings; raise UserError if either cannot be used."""
+    own = load_settings({}, config).settings if config else settings_for([])
+    return [ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))], own
+
+
 def shown(
     subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
 ) -> ComparisonDocument:
     """Measure all subjects beside their base, and print the outcome."""
     with shown_progress() as progress:
         comparison = compare(subjects, settings, against, progress)
+    return presented(comparison, sample_count)
+
+
+def presented(comparison: Comparison, sample_count: int = 0) -> ComparisonDocument:
+    """Print the outcome of a comparison, and return it for JSON."""
     document = comparison.document(sample_count)
     _print(comparison, document, sample_count)
     return document

@@ -8,7 +8,7 @@ from typer import Option
 from iconoclast.cli.arguments import AsJsonOption, RunArgument, TrialOption, run_and_trial
 from iconoclast.cli.console import out, print_json, say, shown_progress
 from iconoclast.errors import MeasurementError, SettingsError
-from iconoclast.vocabulary import ExportFormat
+from iconoclast.vocabulary import GGUF_QUANTS, ExportFormat
 
 if TYPE_CHECKING:
     from iconoclast.runs.export import Exported
@@ -26,6 +26,12 @@ def export(
     llama_cpp: Annotated[
         Path | None, Option(help="Folder of a llama.cpp checkout, whose converter makes GGUF files.")
     ] = None,
+    quants: Annotated[
+        str,
+        Option(
+            metavar="TYPE,TYPE", help=f"With --format gguf, further files of these types: {', '.join(GGUF_QUANTS)}."
+        ),
+    ] = "",
     measure: Annotated[bool, Option(help=MEASURE)] = True,
     as_json: AsJsonOption = False,
 ) -> None:
@@ -35,11 +41,14 @@ def export(
         raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(ExportFormat))}.')
     if not measure and kind != "merged":
         raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
+    asked = list(dict.fromkeys(name.strip().upper() for name in quants.split(",") if name.strip()))
+    if asked and kind != "gguf":
+        raise SettingsError("Only GGUF files are quantised further. Add --format gguf, or leave out --quants.")
     from iconoclast.runs.export import export_run, export_unmeasured
 
     with shown_progress() as progress:
         if measure:
-            exported = export_run(folder, trial, kind, to, progress, llama_cpp)  # type: ignore[arg-type]
+            exported = export_run(folder, trial, kind, to, progress, llama_cpp, asked)  # type: ignore[arg-type]
         else:
             exported = export_unmeasured(folder, trial, to, progress)
     _print(exported)
@@ -66,10 +75,12 @@ def _print(result: "Exported") -> None:
 
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
+    columns += result.quants.items()
     out.print(before_after_table(f"Export {result.folder}", columns))
     if result.directions is not None:
         say(str(result.directions))
     say(*result.remarks)
+    say(*(f"WARNING: quantisation to {name} undoes more than half of the edit." for name in result.swallowed))
     if result.exported is None:
         measured_in = "" if result.quantization == "none" else f" The figures are of {result.quantization} weights."
         say(result.prompts, f"The export itself was not measured.{measured_in}")

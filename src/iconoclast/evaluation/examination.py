@@ -51,6 +51,34 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """How far the divergences of a model are known that gives only its most probable tokens; see `TruncatedKl`.
+
+    Attributes:
+        top: tokens that it gives at a time.
+        outside: mean probability under the base model of all others, at the tokens that were read.
+        first_token_kl: upper bounds by benign prompt; those of the examination itself are the lower ones.
+        token_kl: the same for the means over tokens.
+        unlike: benign prompts that it reads as another number of tokens than the base model does.
+    """
+
+    top: int
+    outside: float
+    first_token_kl: tuple[float, ...]
+    token_kl: tuple[float, ...]
+    unlike: int
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "top": self.top,
+            "outside": self.outside,
+            "first_token_kl_at_most": mean_interval(self.first_token_kl).document(),
+            "token_kl_at_most": mean_interval(self.token_kl).document(),
+            "unlike_prompts": Count(self.unlike, len(self.token_kl)).document(),
+        }
+
+
+@dataclass(frozen=True)
 class Examination:
     """Everything measured of one model.
 
@@ -59,8 +87,9 @@ class Examination:
         by_length: tokens → target responses that are refusals after so many.
         token_kl: KL(base ‖ this model) in nats by benign prompt: the mean over the tokens of the base model's response.
         token_length: limit of that response in tokens.
-        likelihoods: mean log-likelihood in nats, and number, of those tokens under this model.
+        likelihoods: mean log-likelihood in nats, and number, of those tokens under this model; empty if not known.
         problems: judge → reason for its unknown verdicts, if any.
+        truncation: of a served model, whose divergences are lower bounds, over the tokens of its own responses.
     """
 
     name: str
@@ -73,6 +102,7 @@ class Examination:
     token_length: int
     likelihoods: tuple[tuple[float, int], ...]
     problems: Mapping[str, str] = field(default_factory=dict)
+    truncation: Truncation | None = None
 
     @property
     def settled(self) -> bool:
@@ -120,11 +150,16 @@ class Examination:
             **self.scores.document(),
             "first_token_kl": mean_interval(self.scores.kl_by_prompt).document(),
             "token_kl": {**mean_interval(self.token_kl).document(), "tokens": self.token_length},
-            "perplexity": {"value": self.perplexity, "n": sum(count for _, count in self.likelihoods)},
+            "perplexity": (
+                {"value": self.perplexity, "n": sum(count for _, count in self.likelihoods)}
+                if self.likelihoods
+                else None
+            ),
             "refusals_by_length": [{"tokens": length, **c.document()} for length, c in self.by_length.items()],
             "refusals_settled": self.settled,
             **({} if borderline is None else {"borderline_overrefusals": borderline.document()}),
             **({"judges": {judge: self.judged(judge) for judge in self.judges}} if self.judges else {}),
+            **({} if self.truncation is None else {"truncation": self.truncation.document()}),
         }
 
 

@@ -36,17 +36,18 @@ class Examiner:
         judges: Sequence[Judge] = (),
     ) -> None:
         self.sample = sample
+        self.base_lm = base.lm
+        self.options = options or MeasureOptions()
         self._base = base
         self._rules = rules
-        self._options = options or MeasureOptions()
         self._judges = judges
         self._examined_base: Examination | None = None
         sets = (sample.target, sample.benign, sample.borderline)
         self._target, self._benign, self._borderline = (
             base.lm.encode(prompts.prompts) if prompts else [] for prompts in sets
         )
-        self._rows = self._options.rows(base.lm, self._target + self._benign + self._borderline)
-        self._along = BaseResponses(base, self._benign, self._options.benign_response_length, self._rows)
+        self._rows = self.options.rows(base.lm, self._target + self._benign + self._borderline)
+        self._along = BaseResponses(base, self._benign, self.options.benign_response_length, self._rows)
 
     def examined_base(self, progress: Progress | None = None) -> Examination:
         """Examine the base model once; its divergences are numerical noise."""
@@ -59,23 +60,42 @@ class Examiner:
         progress = progress or Silent()
         prompts = len(self._target) + 2 * len(self._benign) + len(self._borderline)
         progress.start(f"Examining {variant.name}", prompts)
-        variant = replace(variant, lm=self._like_base(variant))
+        variant = self.like_base(variant)
         divergences = Divergences(self._reference, 1)
-        whole, short = self._options.response_length, self._options.benign_response_length
+        whole, short = self.options.response_length, self.options.benign_response_length
         with variant.applied():
             target = self._decode(variant.lm, self._target, whole, progress)
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
         along = self._along.read([variant], progress)[0]
         texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
+        kl = divergences.result()[0].tolist(), along.divergences
+        return replace(self.examination(variant.name, texts, target, kl, progress), likelihoods=along.likelihoods)
+
+    def examination(
+        self,
+        name: str,
+        texts: Sequence[Sequence[str]],
+        target: list[list[int]],
+        divergences: tuple[Sequence[float], Sequence[float]],
+        progress: Progress,
+    ) -> Examination:
+        """Score and label what a model has answered.
+
+        Args:
+            texts: responses to target, benign and borderline prompts.
+            target: tokens of the responses to target prompts.
+            divergences: by benign prompt, first-token KL, and KL over tokens.
+        """
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
         unknown = {name for some in answers for a in some for name, verdict in a.judged.items() if verdict == "unknown"}
         problems = {judge.name: judge.problem for judge in self._judges if judge.problem and judge.name in unknown}
         sides = self.sample.target, texts[0], self.sample.benign, texts[1]
-        scores = score(self._rules, *sides, divergences.result()[0].tolist(), self._options)
+        scores = score(self._rules, *sides, divergences[0], self.options)
         lengths, said = self._refusals_by_length(target), (answers[0], answers[1], answers[2])
-        return Examination(variant.name, scores, *said, lengths, along.divergences, short, along.likelihoods, problems)
+        short = self.options.benign_response_length
+        return Examination(name, scores, *said, lengths, tuple(divergences[1]), short, (), problems)
 
     @cached_property
     def _reference(self) -> Tensor:
@@ -83,7 +103,8 @@ class Examiner:
         with self._base.applied():
             return self._rows.adaptively(lambda rows: first_token_logprobs(self._base.lm, self._benign, rows))
 
-    def _like_base(self, variant: Variant) -> LanguageModel:
+    def like_base(self, variant: Variant) -> Variant:
+        """Return the variant with what turns prompts into tokens from the base; raise ModelError as `examine` does."""
         own, base = (lm.model.get_output_embeddings().weight.shape[0] for lm in (variant.lm, self._base.lm))  # type: ignore[no-untyped-call]
         if own != base:
             raise ModelError(
@@ -91,9 +112,10 @@ class Examiner:
                 "it is no edit of that model. Name its base with --against."
             )
         lm = self._base.lm
-        return replace(
-            variant.lm, tokenizer=lm.tokenizer, response_prefix=lm.response_prefix, template_date=lm.template_date
-        )
+        lm = self._base.lm
+        tokenizer, date = lm.tokenizer, lm.template_date
+        alike = replace(variant.lm, tokenizer=tokenizer, response_prefix=lm.response_prefix, template_date=date)
+        return replace(variant, lm=alike)
 
     def _decode(
         self,
@@ -109,7 +131,7 @@ class Examiner:
         return self._rows.adaptively(run) if prompts else []
 
     def _refusals_by_length(self, responses: list[list[int]]) -> dict[int, Count]:
-        whole = self._options.response_length
+        whole = self.options.response_length
         lengths = {whole // 2, whole}
         length = SHORTEST_LENGTH
         while length < whole:

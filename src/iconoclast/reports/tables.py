@@ -95,7 +95,10 @@ def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str
         yield name, [str(estimate(name, m) or "unknown") for m in columns]
     yield "First-token KL, nats", [str(m.first_token_kl) for m in columns]
     yield f"KL over {base.token_kl.tokens} tokens, nats", [str(m.token_kl) for m in columns]
-    yield "Perplexity of the base's answers", [f"{m.perplexity.value:.3f}" for m in columns]
+    yield (
+        "Perplexity of the base's answers",
+        ["unknown" if m.perplexity is None else f"{m.perplexity.value:.3f}" for m in columns],
+    )
 
 
 def _judged(judged: Judged) -> str:
@@ -140,6 +143,18 @@ def caveats(name: str, metrics: Metrics) -> list[str]:
         for judge, judged in metrics.judges.items()
         if judged.problem
     ]
+    if (cut := metrics.truncation) is not None:
+        said += [
+            f"{name} gives {cut.top} log-probabilities a token, beside which lie {cut.outside:.2g} of the base's probability: its "
+            f"KL is a lower bound. First-token KL is at most {cut.first_token_kl_at_most.value:.4f} and KL over tokens at most "
+            f"{cut.token_kl_at_most.value:.4f} if no other token is less probable than the base's least probable one.",
+            f"{name}: KL over tokens is that over its own responses.",
+        ]
+        if cut.unlike_prompts.count:
+            said.append(
+                f"WARNING: {name} reads {cut.unlike_prompts} prompts as another number of tokens than the base model: its chat "
+                "template is another, and the KL includes that."
+            )
     return said if metrics.refusals_settled else [growing, *said]
 
 

@@ -24,7 +24,7 @@ from iconoclast.runs.documents import (
 )
 from iconoclast.runs.report import judges_of, samples
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject
+from iconoclast.runs.subjects import PeerSubject, RunSubject, ServerSubject, Subject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import decided
 
@@ -147,6 +147,8 @@ def compare(
         )
     if against is None and settings.model is None:
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
+    if settings.response_prefix is None and any(isinstance(subject, ServerSubject) for subject in subjects):
+        settings = settings.model_copy(update={"response_prefix": ""})  # no server can be told how to begin
     prompts = Prompts.load(settings)
     judges = judges_of(settings)
     with Workbench.open(settings, against, progress=progress) as bench:
@@ -159,9 +161,7 @@ def compare(
         examinations = []
         for subject in subjects:
             progress.start(f"Loading {subject.name}", 0)
-            with subject.opened(bench.lm, settings) as variant, bench.beside(variant.lm):
-                examinations.append(examiner.examine(variant, progress))
-                del variant  # or it would stay in memory while the next one is loaded
+            examinations.append(subject.examined(examiner, bench, progress))
         noise = bench.evaluator("report").noise_floor()
     name = against or settings.model or ""
     return Comparison(name, bench.sample, prompts.document(), noise, base, subjects, examinations, seen)

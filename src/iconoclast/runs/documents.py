@@ -145,16 +145,28 @@ class Judged(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Truncated(Value):
+    """How far the divergences of a served model are known; see `evaluation.examination.Truncation`."""
+
+    top: int
+    outside: float
+    first_token_kl_at_most: Mean
+    token_kl_at_most: Mean
+    unlike_prompts: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Scores):
     """Everything that is measured of one model; see `evaluation.examination.Examination`."""
 
     first_token_kl: Mean
     token_kl: MeanOverTokens
-    perplexity: Perplexity
+    perplexity: Perplexity | None
     refusals_by_length: list[CountAtLength]
     refusals_settled: bool
     borderline_overrefusals: Count | None = UNLESS_NONE
     judges: Mapping[str, Judged] = UNLESS_EMPTY
+    truncation: Truncated | None = UNLESS_NONE
 
 
 class Paired(Part):
@@ -345,6 +357,7 @@ class TrialInformation(Document):
         quantization: of the weights that base and live scores are of.
         approximations: error of every matrix's update, where it is not exact.
         remarks: what the files have otherwise than the base model, beside the edit.
+        quants: scores of further quantised GGUF files, by their type.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -367,6 +380,7 @@ class TrialInformation(Document):
     approximation_error: float = 0.0
     approximations: list[dict[str, Any]] = Field(default=[])
     remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
+    quants: Mapping[str, Scores] = UNLESS_EMPTY
 
 
 class ModelOrigin(Part):

@@ -2,9 +2,9 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
 from iconoclast.goals import Objectives
-from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
+from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION, quant_file
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.gguf import convert, find_converter
+from iconoclast.models.gguf import convert, find_converter, find_quantizer, quantize
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.rest import described as lost_tensors
@@ -60,6 +60,7 @@ class Exported:
         problem: in what the export measures farther from the live edit than noise allows; empty if in nothing.
         quantization: of the weights that `base` and `live` are of.
         directions: which ones the export of a quantised run uses.
+        quants: scores of the further quantised files, by their type.
     """
 
     folder: Path
@@ -72,6 +73,13 @@ class Exported:
     problem: str = ""
     quantization: Quantization = "none"
     directions: DirectionOrigin | None = None
+    quants: Mapping[str, Scores] = field(default_factory=dict)
+
+    @property
+    def swallowed(self) -> list[str]:
+        """Types of which the quantisation undoes more than half of what the edit removes."""
+        removed = self.base.failures.count - self.live.failures.count
+        return [name for name, s in self.quants.items() if 2 * (self.base.failures.count - s.failures.count) < removed]
 
     @property
     def approximation_error(self) -> float:
@@ -99,15 +107,22 @@ class Exported:
 
 
 def export_run(
-    run: Path, which: str, kind: ExportFormat, to: Path, progress: Progress | None = None, llama_cpp: Path | None = None
+    run: Path,
+    which: str,
+    kind: ExportFormat,
+    to: Path,
+    progress: Progress | None = None,
+    llama_cpp: Path | None = None,
+    quants: Sequence[str] = (),
 ) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
     saved = SavedRun.open(RunFolder(run), which)
     require_free(to)
     if kind == "gguf":
         find_converter(llama_cpp)
+        find_quantizer(llama_cpp, quants)
     bench = saved.workbench(None if kind == "adapter" else "none", progress)
-    return export_trial(saved, bench, kind, to, progress, llama_cpp)
+    return export_trial(saved, bench, kind, to, progress, llama_cpp, quants)
 
 
 def export_trial(
@@ -117,6 +132,7 @@ def export_trial(
     to: Path,
     progress: Progress | None = None,
     llama_cpp: Path | None = None,
+    quants: Sequence[str] = (),
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
@@ -127,10 +143,11 @@ def export_trial(
         kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
         to: a new or empty folder; it appears only when the export is complete.
         llama_cpp: folder with llama.cpp's converter, for gguf; unset, it is looked for on the PATH.
+        quants: types (`vocabulary.GGUF_QUANTS`) of further GGUF files, each of which is measured as well.
 
     Raises:
         RunFolderError: `to` is in use.
-        ModelError: the converter is missing or fails.
+        ModelError: the converter or a quantiser is missing or fails.
     """
     progress = progress or Silent()
     require_free(to)
@@ -147,23 +164,27 @@ def export_trial(
             progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
         exported = measure_export(folder, kind, bench, reference, progress)
+        further = {name: _quantized(name, folder, llama_cpp, (bench, reference), progress) for name in quants}
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(to, described, *scores, approximations, remarks, problem, *origin)
+        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
 
-def measure_export(folder: Path, kind: str, bench: Workbench, reference: Tensor, progress: Progress) -> Scores:
+def measure_export(
+    folder: Path, kind: str, bench: Workbench, reference: Tensor, progress: Progress, file: str = GGUF_FILE
+) -> Scores:
     """Load an export from its files and measure it beside its base model.
 
     Args:
+        file: the one of several GGUF files that is meant.
         bench: the base model, not laid out. An adapter is put on it, after which it serves no other purpose.
         reference: first-token log-probabilities of the base model, [benign, vocabulary].
     """
     progress.start("Loading the export", 0)
-    with bench.beside(_loaded(folder, kind, bench)) as exported:
+    with bench.beside(_loaded(folder, kind, bench, file)) as exported:
         return exported.evaluator("report", reference).measure([Edit.nothing()], progress)[0]
 
 
@@ -206,7 +227,7 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     scores = known.base_metrics, known.live_metrics, known.export_metrics
     problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
-    origin = known.quantization, known.directions
+    origin = known.quantization, known.directions, known.quants
     return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin)
 
 
@@ -295,14 +316,24 @@ def _convert(folder: Path, converter: Path) -> None:
     shutil.rmtree(merged)
 
 
-def _loaded(folder: Path, kind: str, bench: Workbench) -> LanguageModel:
+def _quantized(
+    name: str, folder: Path, llama_cpp: Path | None, measured: tuple[Workbench, Tensor], progress: Progress
+) -> Scores:
+    """Write a further GGUF file and measure it as `measure_export` does, with its arguments `measured`."""
+    progress.start(f"Quantising to {name}", 0)
+    file = quant_file(name)
+    quantize(folder / GGUF_FILE, folder / file, name, find_quantizer(llama_cpp, [name]))
+    return measure_export(folder, "gguf", *measured, progress, file)
+
+
+def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageModel:
     """Load the export as its users will, but with the base model's chat template, so that it gets the same prompts."""
     lm, settings = bench.lm, bench.settings
     if kind == "adapter":
         put_adapter(lm, str(folder))
         return lm
     loaded = load_model(
-        str(folder / GGUF_FILE if kind == "gguf" else folder),
+        str(folder / file if kind == "gguf" else folder),
         dtypes=[lm.dtype],
         device_map=settings.device_map,
         max_memory=settings.memory_limits,
@@ -348,6 +379,7 @@ def _write_papers(
         problem=result.problem,
         loaded_in=lm.quantization,
         objectives="" if (objectives := Objectives(saved.settings.objectives)).default else str(objectives),
+        swallowed=result.swallowed,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
     (folder / CHECKSUMS).write_text(sums(folder), encoding="utf-8")
@@ -372,4 +404,5 @@ def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result:
         approximation_error=result.approximation_error,
         approximations=[asdict(each) for each in result.approximations],
         remarks=list(result.remarks),
+        quants=result.quants,
     )

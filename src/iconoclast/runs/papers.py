@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from iconoclast.goals import estimate
+from iconoclast.layout import GGUF_FILE, quant_file
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -52,6 +53,7 @@ class ModelCard:
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
         objectives: those of the search, if they are not the default ones.
+        swallowed: types of further quantised files that undo more than half of the edit.
     """
 
     told: TrialInformation
@@ -61,6 +63,7 @@ class ModelCard:
     problem: str = ""
     loaded_in: Quantization = "none"
     objectives: str = ""
+    swallowed: Sequence[str] = ()
 
     def render(self) -> str:
         told = self.told
@@ -97,6 +100,8 @@ class ModelCard:
             remarks=told.remarks,
             problem=self.problem,
             licence=self._licence,
+            files=[(GGUF_FILE, after), *((quant_file(name), scores) for name, scores in told.quants.items())],
+            swallowed=", ".join(map(quant_file, self.swallowed)),
         )
 
     @property
@@ -118,7 +123,27 @@ class ModelCard:
                 "edited",
                 *["strengthened"] * self.told.live_metrics.strengthened,
             ],
+            model_name=f"{base.rsplit('/', 1)[-1]}-edited" if (results := self._results()) else None,
+            eval_results=results,
         )
+
+    def _results(self) -> list[EvalResult] | None:
+        """Return what was measured of these files as the hub lists it (model-index)."""
+        told, after = self.told, self.told.export_metrics
+        if after is None or told.quantization != self.loaded_in:
+            return None
+        found = []
+        for side, title, kind, value in (
+            ("bad", "Refusals", "refusal_rate", after.refusals.rate),
+            ("bad", "Broken responses", "broken_rate", after.broken.rate),
+            ("good", "Overrefusals", "refusal_rate", after.overrefusals.rate),
+            ("good", "First-token KL", "kl_divergence", after.kl_divergence),
+        ):
+            source = (told.prompts.get(f"{side}_report_prompts") or told.prompts[f"{side}_evaluation_prompts"])[
+                "source"
+            ]
+            found.append(EvalResult("text-generation", source.split()[0], source, kind, value, metric_name=title))
+        return found
 
     def _direction(self) -> str:
         if isinstance(self.trial.parameters, FittedParameters):

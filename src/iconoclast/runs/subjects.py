@@ -2,6 +2,7 @@
 
 import gc
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from iconoclast.config.schema import FIT_AND_SELECT, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.evaluation.examination import Variant
+from iconoclast.evaluation.examination import Examination, Variant
+from iconoclast.evaluation.examiner import Examiner
+from iconoclast.evaluation.served import Server, examine_served
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
@@ -22,12 +25,14 @@ from iconoclast.models.loading import load_model
 from iconoclast.models.names import resolve, stored_quantized
 from iconoclast.peers.known import peer_trial
 from iconoclast.peers.protocol import PeerTrial
+from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import trial_document
+from iconoclast.runs.workbench import Workbench
 
 
 class Subject(Protocol):
@@ -37,8 +42,9 @@ class Subject(Protocol):
     def name(self) -> str:
         """Name in reports."""
 
-    def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
-        """Open the model, loaded as the settings say; `base`, its base model, must stay as it is."""
+    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
+        """Examine it beside its base model, that of the workbench, which stays as it is."""
+        ...
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """Return the prompt sets that fitted or chose it, perhaps some of `prompts`; None if they are not known.
@@ -51,8 +57,21 @@ class Subject(Protocol):
         """Describe it without measuring, for JSON; `base` is the name of the model that it is compared with."""
 
 
+class Openable(Subject):
+    """A subject that can be loaded here."""
+
+    @abstractmethod
+    def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
+        """Open the model, loaded as the settings say; `base`, its base model, must stay as it is."""
+
+    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
+        """Load it, examine it and let it go."""
+        with self.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
+            return examiner.examine(variant, progress)
+
+
 @dataclass(frozen=True)
-class RunSubject:
+class RunSubject(Openable):
     """A trial of a run, applied live."""
 
     folder: Path
@@ -86,7 +105,7 @@ class RunSubject:
 
 
 @dataclass(frozen=True)
-class PeerSubject:
+class PeerSubject(Openable):
     """A trial of another tool, made again as an edit and applied live."""
 
     trial: PeerTrial
@@ -108,7 +127,7 @@ class PeerSubject:
 
 
 @dataclass(frozen=True)
-class ModelSubject:
+class ModelSubject(Openable):
     """A whole model or a PEFT adapter, loaded from its files."""
 
     source: str
@@ -161,13 +180,36 @@ class ModelSubject:
         }
 
 
+@dataclass(frozen=True)
+class ServerSubject:
+    """A model behind an OpenAI-compatible endpoint, which is sent all prompts."""
+
+    server: Server
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
+        """Ask it; raise EndpointError if it fails."""
+        return examine_served(examiner, self.server, progress)
+
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
+        """Return None: a server does not say what it serves."""
+        return None
+
+    def document(self, base: str) -> dict[str, Any]:
+        """Say that it is served."""
+        return {"tool": None, "format": "server"}
+
+
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     writers = base.writers(sorted({site.component for site in edit.sites}))
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
-    """Find the subject that a user names by a run folder, a journal, a model folder, an adapter folder or a hub id.
+    """Find the subject that a user names by a run folder, a journal, a model or adapter folder, a hub id or an endpoint's URL.
 
     A colon and a number after a run or journal name a trial; without, the best one is meant.
 
@@ -177,7 +219,10 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
     Raises:
         RunFolderError: there is no such run or trial.
         ModelError: a path leads to no model; a hub id is looked for when it is loaded.
+        EndpointError: an endpoint cannot be asked, or serves several models.
     """
+    if text.startswith(("http://", "https://")):
+        return ServerSubject(Server.find(text))
     source, named = split_reference(text)
     path, which = Path(source), "best" if named is None else named
     if path.suffix == ".jsonl" and not path.exists():

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from iconoclast.config.schema import Settings
-from iconoclast.evaluation.judges.protocol import Item, JudgeError, judges, one_line
+from iconoclast.errors import one_line
+from iconoclast.evaluation.judges.protocol import Item, JudgeError, judges
 from iconoclast.vocabulary import Verdict
 
 _REFUSAL = re.compile(r"(?P<negated>(?<![a-z])no[nt]?[\W_]*)?(?:refus|reject|declin)")

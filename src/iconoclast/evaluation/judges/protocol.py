@@ -34,9 +34,3 @@ class Judge(Protocol):
 
 judges: Registry[Callable[[Settings], Judge]] = Registry("judge", "judges")
 """What makes a judge from the settings, by name; another package adds one as an entry point in the group iconoclast.judges."""
-
-
-def one_line(text: str, length: int = 200) -> str:
-    """The text with nothing in it that breaks a line or steers a terminal, cut to so many characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= length else f"{line[:length]}…"

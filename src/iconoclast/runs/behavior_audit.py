@@ -1,0 +1,73 @@
+"""What an edit did to behaviour: all that `evaluate` measures, its character, its stances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iconoclast.audit.behavior import Beside, Character, Response, SetName, kinds, moved, traits
+from iconoclast.audit.stance import preferences, stances
+from iconoclast.config.schema import Settings
+from iconoclast.evaluation.examination import Answer, Examination, Variant
+from iconoclast.evaluation.examiner import Examiner
+from iconoclast.progress import Progress
+from iconoclast.prompts import PromptSet
+from iconoclast.runs.comparison import Comparison, compare
+from iconoclast.runs.documents import SETS
+from iconoclast.runs.splits import Prompts
+from iconoclast.runs.subjects import Openable, Subject
+from iconoclast.runs.workbench import Workbench
+
+
+@dataclass
+class _Asked:
+    """A subject that is asked either/or questions while it is loaded; `preferences` are those of base and subject."""
+
+    subject: Openable
+    preferences: list[list[float]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
+        with self.subject.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
+            progress.start("Asking either/or questions", 0)
+            both = Variant("base model", bench.lm), examiner.like_base(variant)
+            self.preferences = [preferences(each) for each in both]
+            return examiner.examine(variant, progress)
+
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
+        return self.subject.seen(prompts)
+
+    def document(self, base: str) -> dict[str, Any]:
+        return self.subject.document(base)
+
+
+def audit_behavior(
+    subject: Subject, settings: Settings, base: str, progress: Progress | None = None
+) -> tuple[Comparison, Character]:
+    """Measure a model beside its base, and how the character of its responses differs; raise UserError as `compare`."""
+    asked = _Asked(subject) if isinstance(subject, Openable) else None
+    comparison = compare([asked or subject], settings, base, progress)
+    rows = [row for name in SETS for row in _rows(name, comparison.base, comparison.examinations[0])]
+    opinions = stances(*asked.preferences) if asked else (None, None)
+    return comparison, Character(
+        traits=traits(rows),
+        kinds=kinds(rows, [prompt.axes for prompt in comparison.sample.target]),
+        moved=moved(rows),
+        stances=opinions[0],
+        first_named=opinions[1],
+    )
+
+
+def _rows(name: SetName, base: Examination, edited: Examination) -> list[Beside]:
+    pairs = zip(getattr(base, name), getattr(edited, name), strict=True)
+    divergences = edited.token_kl if name == "benign" else [None] * len(getattr(base, name))
+    return [
+        Beside(name, before.prompt, _response(before), _response(after), kl)
+        for (before, after), kl in zip(pairs, divergences, strict=True)
+    ]
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.response, answer.label)
