@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iconoclast.audit.audit import audit
-from iconoclast.audit.constructions import rank_one, requantised
+from iconoclast.audit.constructions import rank_one
 from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.roundings import requantised
 from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS
 

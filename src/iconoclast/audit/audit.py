@@ -1,6 +1,5 @@
 """An edited model beside its base: a finding for every tensor, and what the whole is consistent with."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -9,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iconoclast.audit.constructions import RankOne, low_rank, rank_one, requantised
-from iconoclast.audit.document import AuditDocument, TensorFinding, Verdict
-from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.constructions import RankOne, low_rank, rank_one, several
+from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
+from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
+from iconoclast.audit.roundings import requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
 from iconoclast.progress import Progress, Silent
 
-SILENT = ("weak", "unreadable", None)
+SILENT = {"weak", "unreadable", None}
 """Constructions that have no say in the verdict."""
 
 
@@ -26,7 +26,7 @@ class _Seen:
     """What the matrices of one tensor came to."""
 
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    kinds: list[str] = field(default_factory=list)
+    kinds: list[Construction] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     fits: list[RankOne] = field(default_factory=list)
     bounded: bool = False
@@ -110,14 +110,20 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
     directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
     seen.energy = seen.energy or found.energy()
     seen.bounded |= found.bounded
-    seen.ranks.append(1 if fit and fit.row_normalization != "full" else found.rank)
+    seen.ranks.append(1 if fit and fit.row_normalization in ("none", "pre") else found.rank)
     if fit is not None:
         directions[f"{key}.direction"] = fit.direction.contiguous()
         seen.fits.append(fit)
-    near = float((x - w).norm()) <= 1.5 * found.noise
-    seen.kinds.append(
-        "rank_one" if fit else "weak" if found.rank == 0 and near else "low_rank" if low_rank(found) else "dense"
-    )
+    seen.kinds.append("rank_one" if fit else _kind(w, x, found))
+
+
+def _kind(w: Tensor, x: Tensor, found: Spectrum) -> Construction:
+    """Name a change that is no rank-one edit."""
+    if found.rank == 0 and found.total <= 1.5 * found.noise:
+        return "weak"
+    if several(w, x, found):
+        return "several"
+    return "low_rank" if low_rank(found) else "dense"
 
 
 def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
@@ -139,6 +145,7 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         construction=kind,  # type: ignore[arg-type]
         strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
         row_normalization=fit.row_normalization if fit else None,
+        cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
         along=fit.along if fit else None,
         error=max(each.error for each in seen.fits) if fit else None,
         strength_error=max(each.strength_error for each in seen.fits) if fit else None,
@@ -147,12 +154,12 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
 
 
 def _verdict(tensors: list[TensorFinding]) -> Verdict:
-    kinds = Counter(t.construction for t in tensors if t.construction not in SILENT)
-    if not kinds:
-        changed = any(t.status != "unchanged" for t in tensors)
-        return "mixed" if changed else "untouched"
-    (kind, _), *rest = kinds.most_common()
-    return "mixed" if rest or kind in SILENT else kind  # type: ignore[return-value]
+    changed = {t.construction for t in tensors if t.status != "unchanged"}
+    if not changed:
+        return "untouched"
+    telling = changed - SILENT
+    kind = telling.pop() if len(telling) == 1 else "weak" if changed == {"weak"} else None
+    return kind or "mixed"  # type: ignore[return-value]
 
 
 def _lost(base: Path, edited: Path) -> list[str]:

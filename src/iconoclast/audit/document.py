@@ -12,11 +12,18 @@ from iconoclast.vocabulary import RowNormalization
 TensorStatus = Literal["unchanged", "rounded", "changed", "missing", "added"]
 """What became of a tensor; `rounded` is its base's value in a coarser type, and nothing else."""
 
-Construction = Literal["rank_one", "low_rank", "dense", "requantised", "weak", "unreadable"]
-"""What a change is consistent with; `weak` is below what the stored type can tell, `unreadable` a type not compared."""
+Construction = Literal["rank_one", "several", "low_rank", "dense", "requantised", "weak", "unreadable"]
+"""What a change is consistent with.
 
-Verdict = Literal["untouched", "rank_one", "low_rank", "dense", "requantised", "mixed"]
-"""What the whole edit is consistent with; weak and unreadable tensors have no say."""
+`several` are directions that are weakened together, as in a merge of edited models; `weak` is below what the stored type
+can tell, `unreadable` a type not compared.
+"""
+
+Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed"]
+"""What the whole edit is consistent with; weak and unreadable tensors have no say beside others."""
+
+Normalization = RowNormalization | Literal["restored"]
+"""Those of `edits.edit.Edit`, and rows that are edited as they are and then get their norms back."""
 
 UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
 
@@ -33,6 +40,7 @@ class TensorFinding(Part):
         energy: r → share of ‖W' − W‖² in the first r singular values.
         strength: λ of the rank-one edit that the change is consistent with; see `edits.edit.Edit`.
         row_normalization: which one of that edit.
+        cut: rank to which its update is cut, as adapters do where row norms are restored.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
         strength_error: bound of the relative error of `strength` that this rounding leaves.
@@ -48,7 +56,8 @@ class TensorFinding(Part):
     energy: Mapping[int, float] | None = UNLESS_NONE
     construction: Construction | None = UNLESS_NONE
     strength: float | None = UNLESS_NONE
-    row_normalization: RowNormalization | None = UNLESS_NONE
+    row_normalization: Normalization | None = UNLESS_NONE
+    cut: int | None = UNLESS_NONE
     along: Literal["rows", "columns"] | None = UNLESS_NONE
     error: float | None = UNLESS_NONE
     strength_error: float | None = UNLESS_NONE
@@ -72,7 +81,7 @@ class AuditDocument(Document):
     base: str
     edited: str
     verdict: Verdict
-    row_normalization: RowNormalization | None = None
+    row_normalization: Normalization | None = None
     tensors: list[TensorFinding]
     lost: list[str]
     directions: str | None = None
