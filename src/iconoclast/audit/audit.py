@@ -1,5 +1,6 @@
 """An edited model beside its base: a finding for every tensor, and what the whole is consistent with."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iconoclast.audit.constructions import RankOne, low_rank, rank_one, several
+from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
 from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
@@ -19,6 +20,9 @@ from iconoclast.progress import Progress, Silent
 
 SILENT = {"weak", "unreadable", None}
 """Constructions that have no say in the verdict."""
+
+MOSTLY = 0.8
+"""Share of the changed tensors that are dense where all count as trained."""
 
 
 @dataclass
@@ -110,20 +114,22 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
     directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
     seen.energy = seen.energy or found.energy()
     seen.bounded |= found.bounded
-    seen.ranks.append(1 if fit and fit.row_normalization in ("none", "pre") else found.rank)
-    if fit is not None:
+    kind = _kind(w, x, found, fit)
+    if fit is not None and kind == "rank_one":
         directions[f"{key}.direction"] = fit.direction.contiguous()
         seen.fits.append(fit)
-    seen.kinds.append("rank_one" if fit else _kind(w, x, found))
+    seen.ranks.append(1 if kind == "rank_one" and fit and fit.row_normalization in ("none", "pre") else found.rank)
+    seen.kinds.append(kind)
 
 
-def _kind(w: Tensor, x: Tensor, found: Spectrum) -> Construction:
-    """Name a change that is no rank-one edit."""
-    if found.rank == 0 and found.total <= 1.5 * found.noise:
+def _kind(w: Tensor, x: Tensor, found: Spectrum, fit: RankOne | None) -> Construction:
+    if fit is not None and fit.exact:
+        return "rank_one"
+    if found.total <= SWAMPED * found.noise:
         return "weak"
     if several(w, x, found):
         return "several"
-    return "low_rank" if low_rank(found) else "dense"
+    return "low_rank" if low_rank(found) else "dense" if fit is None else "mixed"
 
 
 def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
@@ -154,12 +160,15 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
 
 
 def _verdict(tensors: list[TensorFinding]) -> Verdict:
-    changed = {t.construction for t in tensors if t.status != "unchanged"}
+    changed = Counter(t.construction for t in tensors if t.status != "unchanged")
     if not changed:
         return "untouched"
-    telling = changed - SILENT
-    kind = telling.pop() if len(telling) == 1 else "weak" if changed == {"weak"} else None
-    return kind or "mixed"  # type: ignore[return-value]
+    if changed.keys() == {"weak"}:
+        return "weak"
+    telling = Counter({kind: count for kind, count in changed.items() if kind not in SILENT})
+    if telling["dense"] >= MOSTLY * telling.total() and telling.keys() <= {"dense", "low_rank"}:
+        return "dense"  # training touches few rows of an embedding
+    return next(iter(telling)) if len(telling) == 1 else "mixed"  # type: ignore[return-value]
 
 
 def _lost(base: Path, edited: Path) -> list[str]:

@@ -19,6 +19,15 @@ CONSISTENT = 0.05
 EXACTLY = 0.02
 """The same of a rank-one edit, whose two unknowns are found more exactly."""
 
+PARTLY = 0.5
+"""The same of a rank-one edit with other changes on top, such as training."""
+
+ROUNDED = 1.15
+"""Norm of a remainder, over that of random rounding, up to which it is taken as rounding."""
+
+SWAMPED = 2.0
+"""The same of a whole change that says nothing but for a rank-one edit."""
+
 ROUNDS = 3
 """Times that a fit is weighted anew."""
 
@@ -56,9 +65,14 @@ class RankOne:
     direction_error: float
     cut: int | None = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether there is no other change on top."""
+        return self.error <= EXACTLY
+
 
 def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
-    """Return the rank-one edit, with its row normalisation, that makes W' of W; None if there is none.
+    """Return the rank-one edit, with its row normalisation, that makes W' of W, exactly or partly; None if there is none.
 
     Shapes as in `audit.matrix`. Both sides of the matrix are tried, as some models store it transposed.
     """
@@ -79,7 +93,7 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
             for fit in _fits(*matrices, start, other[:, : found.rank])
         ]
         chosen = min(cut, key=lambda each: each.error, default=None)
-    return None if chosen is None or chosen.error > EXACTLY else chosen
+    return None if chosen is None or chosen.error > PARTLY else chosen
 
 
 _Matrices = tuple[Tensor, Tensor, Tensor]
@@ -273,4 +287,4 @@ def _of_itself(before: Tensor, after: Tensor, left: Tensor, found: Spectrum) -> 
 
 
 def _tolerated(found: Spectrum) -> float:
-    return max(1.5 * found.noise, CONSISTENT * found.total)
+    return max(ROUNDED * found.noise, CONSISTENT * found.total)

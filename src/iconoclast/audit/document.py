@@ -12,11 +12,12 @@ from iconoclast.vocabulary import RowNormalization
 TensorStatus = Literal["unchanged", "rounded", "changed", "missing", "added"]
 """What became of a tensor; `rounded` is its base's value in a coarser type, and nothing else."""
 
-Construction = Literal["rank_one", "several", "low_rank", "dense", "requantised", "weak", "unreadable"]
+Construction = Literal["rank_one", "several", "low_rank", "dense", "mixed", "requantised", "weak", "unreadable"]
 """What a change is consistent with.
 
-`several` are directions that are weakened together, as in a merge of edited models; `weak` is below what the stored type
-can tell, `unreadable` a type not compared.
+`several` are directions that are weakened together, as in a merge of edited models; `mixed` is a rank-one edit with other
+changes on top, as in an edited model that was trained; `weak` is below what the stored type can tell, `unreadable` a type
+not compared.
 """
 
 Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed"]
