@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
 from iconoclast.audit.audit import audit as audited
-from iconoclast.audit.constructions import rank_one
+from iconoclast.audit.constructions import rank_one, several
 from iconoclast.audit.document import AuditDocument
 from iconoclast.audit.matrix import slack, spectrum
 from iconoclast.edits.edit import edited_weight
@@ -101,7 +101,8 @@ def test_a_faint_second_direction_is_not_passed_over() -> None:
     after = edited_weight(edited_weight(before, v, 1.0, "none"), u, 0.05, "none").bfloat16().float()
     rounding = slack(before, after, torch.bfloat16)
     found = spectrum(before, after, rounding)
-    assert found.rank == 2 and rank_one(before, after, rounding, found) is None
+    fit = rank_one(before, after, rounding, found)
+    assert found.rank == 2 and (fit is None or not fit.exact) and several(before, after, found)
 
 
 def test_the_figures_of_every_tensor_are_in_the_json_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from iconoclast.audit.claims import beside
 from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
 from iconoclast.audit.matrix import Spectrum, slack, spectrum
@@ -16,6 +17,7 @@ from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, sam
 from iconoclast.audit.roundings import requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
+from iconoclast.peers.known import read_claims
 from iconoclast.progress import Progress, Silent
 
 SILENT = {"weak", "unreadable", None}
@@ -61,6 +63,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         verdict=verdict,
         row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
         tensors=tensors,
+        claims=beside(read_claims(other.folder), None),
         lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
     )
     return document, directions

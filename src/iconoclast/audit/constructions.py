@@ -19,14 +19,20 @@ CONSISTENT = 0.05
 EXACTLY = 0.02
 """The same of a rank-one edit, whose two unknowns are found more exactly."""
 
+CERTAIN = 0.002
+"""The same below which no other side of the matrix is tried."""
+
 PARTLY = 0.5
 """The same of a rank-one edit with other changes on top, such as training."""
 
-ROUNDED = 1.15
-"""Norm of a remainder, over that of random rounding, up to which it is taken as rounding."""
+ROUNDED = 1.8
+"""Norm of a remainder, over that of one random rounding, up to which it is taken as rounding: a sum of models has three."""
 
-SWAMPED = 2.0
+SWAMPED = 3.0
 """The same of a whole change that says nothing but for a rank-one edit."""
+
+POWER = 12
+"""Iterations for the largest singular value of a remainder."""
 
 ROUNDS = 3
 """Times that a fit is weighted anew."""
@@ -52,6 +58,7 @@ class RankOne:
         direction: unit, [d] or [k] along columns.
         cut: rank to which the update is cut, as adapters do where row norms are restored; None if it is whole.
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
+        exact: whether what it misses is little, or as random as rounding, so that there is no other change on top.
         strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors.
         direction_error: the same of 1 − |cosine| between the direction and the true one.
     """
@@ -63,12 +70,8 @@ class RankOne:
     error: float
     strength_error: float
     direction_error: float
+    exact: bool
     cut: int | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether there is no other change on top."""
-        return self.error <= EXACTLY
 
 
 def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
@@ -79,24 +82,33 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     if found.rank == 0:
         return None
     left, right = found.left[:, 0], found.right[:, 0]
-    sides: list[tuple[Literal["rows", "columns"], _Matrices, Tensor, Tensor]] = []
+    sides: list[_Side] = []
     if _reads(before, left, right):
         sides.append(("rows", (before, after, slack), left, found.right))
     if _reads(before.mT, right, left):
         sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
-    whole = [replace(fit, along=along) for along, matrices, start, _ in sides for fit in _fits(*matrices, start)]
-    chosen = min(whole, key=lambda each: each.error, default=None)
-    if (chosen is None or chosen.error > EXACTLY) and 1 < found.rank <= LARGEST_CUT:
-        cut = [
-            replace(fit, along=along, cut=found.rank)
-            for along, matrices, start, other in sides
-            for fit in _fits(*matrices, start, other[:, : found.rank])
-        ]
-        chosen = min(cut, key=lambda each: each.error, default=None)
+    chosen = _best(sides, found, None)
+    if (chosen is None or chosen.error > CERTAIN) and 1 < found.rank <= LARGEST_CUT:
+        chosen = min(filter(None, (chosen, _best(sides, found, found.rank))), key=lambda e: e.error, default=None)
     return None if chosen is None or chosen.error > PARTLY else chosen
 
 
-_Matrices = tuple[Tensor, Tensor, Tensor]
+def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | None:
+    best: RankOne | None = None
+    # Without restored norms an update has rank one, and nothing is cut.
+    forms: tuple[Normalization, ...] = (*NORMALIZATIONS, "restored") if cut is None else ("full", "restored")
+    for along, matrices, start, other in sides:
+        for form in forms:
+            fit = _Fit.of(*matrices, form, None if cut is None else other[:, :cut]).run(start, found)
+            if best is None or fit.error < best.error:
+                best = replace(fit, along=along, cut=cut)
+        if best is not None and best.error < CERTAIN:
+            return best  # the other side has no better one
+    return best
+
+
+_Side = tuple[Literal["rows", "columns"], tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
+"""(along, (W, W', slack), first singular direction of the change there, those of the other side)."""
 
 
 def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
@@ -104,12 +116,6 @@ def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
     inverse = _inverse(rows.norm(dim=1))
     taken = (left @ rows, (inverse.square() * left) @ rows)
     return any(abs(float(normalize(each, dim=0) @ right)) > 0.5 for each in taken)
-
-
-def _fits(before: Tensor, after: Tensor, slack: Tensor, start: Tensor, kept: Tensor | None = None) -> list[RankOne]:
-    # Without restored norms an update has rank one, and nothing is cut.
-    forms: tuple[Normalization, ...] = ("full", "restored") if kept is not None else (*NORMALIZATIONS, "restored")
-    return [_Fit.of(before, after, slack, form, kept).run(start) for form in forms]
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ class _Fit:
     def restores(self) -> bool:
         return self.normalization in ("full", "restored")
 
-    def run(self, direction: Tensor) -> RankOne:
+    def run(self, direction: Tensor, found: Spectrum) -> RankOne:
         for _ in range(2):
             direction, strength = _oriented(self._solved(direction), direction)
         variance = torch.zeros_like(direction)
@@ -153,6 +159,7 @@ class _Fit:
             removed, variance = self._weighted(direction, strength)
             direction, strength = _oriented(removed, direction)
         error, size = self._missed(direction, strength), max(abs(strength), 1e-30)
+        exact = error <= EXACTLY or (error <= PARTLY and self._is_rounding(direction, strength, found))
         return RankOne(
             direction,
             strength,
@@ -161,6 +168,7 @@ class _Fit:
             error if error == error else 1.0,
             strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size,
             direction_error=MARGIN * float(variance.sum()) / size**2 / 2,
+            exact=exact,
         )
 
     def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
@@ -178,6 +186,18 @@ class _Fit:
             squares += float(missed.square_().sum())
             total += float((block.after - block.before).square_().sum())
         return float((squares / total) ** 0.5)
+
+    def _is_rounding(self, direction: Tensor, strength: float, found: Spectrum) -> bool:
+        """Check that what W' has beside the edit is as small as few roundings, and no direction in it stands out."""
+        made, _ = self._made(strength * direction[:, None], direction @ self.rows)
+        missed = made.sub_(self.after)
+        times = float(missed.norm()) / max(found.noise, 1e-30)
+        if found.total <= SWAMPED * found.noise or times > ROUNDED:
+            return False
+        probe = torch.randn(missed.shape[1], generator=torch.Generator().manual_seed(0))
+        for _ in range(POWER):
+            probe = normalize(missed.mT @ (missed @ probe), dim=0)
+        return float((missed @ probe).norm()) <= max(times, 1.0) * found.edge
 
     def _solved(self, direction: Tensor) -> Tensor:
         """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from iconoclast.documents import Document, Part
+from iconoclast.peers.claims import Claim
 from iconoclast.version import __version__
 from iconoclast.vocabulary import RowNormalization
 
@@ -65,6 +66,22 @@ class TensorFinding(Part):
     direction_error: float | None = UNLESS_NONE
 
 
+class ClaimFinding(Claim):
+    """A claim, and what was measured with the same definition; without a measurement it is claimed and no more.
+
+    Attributes:
+        measured: rate or nats, with its 95 % interval and the number of prompts.
+        measured_on: source of the prompts; refusals on other prompts than the claim's are another figure.
+        differs: whether they differ by more than the intervals of both allow.
+    """
+
+    measured: float | None = None
+    interval: tuple[float, float] | None = UNLESS_NONE
+    n: int | None = UNLESS_NONE
+    measured_on: str | None = UNLESS_NONE
+    differs: bool | None = UNLESS_NONE
+
+
 class AuditDocument(Document):
     """audit.json: an edited model beside its base.
 
@@ -73,6 +90,7 @@ class AuditDocument(Document):
         row_normalization: of a rank-one edit, where all matrices agree.
         lost: files beside the weights (tokenizer, template, processor …) that only the base has.
         directions: file of the singular directions, beside this one.
+        claims: figures on the card and in other tools' papers.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
     """
 
@@ -86,4 +104,5 @@ class AuditDocument(Document):
     tensors: list[TensorFinding]
     lost: list[str]
     directions: str | None = None
+    claims: list[ClaimFinding] = Field(default=[], exclude_if=lambda value: not value)
     behavior: Mapping[str, Any] | None = None

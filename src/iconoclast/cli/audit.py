@@ -1,13 +1,16 @@
 """`audit`: what somebody's edit changed, from the weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
 from iconoclast.cli.console import say, shown_progress, write_figures
 from iconoclast.errors import UserError
+
+if TYPE_CHECKING:
+    from iconoclast.audit.document import ClaimFinding
 
 DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
@@ -18,18 +21,23 @@ def audit(
     base: Annotated[str, Option(help="Its base model.")],
     config: Annotated[Path | None, Option(help="Settings file (TOML) with prompts and markers.")] = None,
     weights_only: Annotated[bool, Option("--weights-only", help="Leave out what it did to behaviour.")] = False,
+    measured: Annotated[
+        Path | None, Option(help="Measurements to set its claims beside: the file of iconoclast evaluate --json.")
+    ] = None,
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
     from safetensors.torch import save
 
     from iconoclast.audit.audit import audit as audited
+    from iconoclast.audit.claims import beside, measured_in
     from iconoclast.files import write_whole
     from iconoclast.models.adapters import other_base
 
     require_writable(json_file)
     if json_file is not None and json_file.suffix == DIRECTIONS:
         raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
+    figures = None if measured is None else measured_in(measured)
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
     if json_file is not None and directions:
@@ -37,6 +45,7 @@ def audit(
         write_whole(file, save(directions))
         say(f"Wrote {file} (directions)")
         document = document.model_copy(update={"directions": file.name})
+    document = document.model_copy(update={"claims": beside(document.claims, figures)})
     write_figures(json_file, document.document())
     found = [t for t in document.tensors if t.status != "unchanged"]
     for t in found:
@@ -54,6 +63,18 @@ def audit(
         from iconoclast.config.layers import load_settings
         from iconoclast.runs.subjects import find_subject
 
-        measured = shown([find_subject(edited)], load_settings({}, config).settings, base, sample_count=0)
-        document = document.model_copy(update={"behavior": measured.document()})
+        figures = shown([find_subject(edited)], load_settings({}, config).settings, base, sample_count=0).document()
+        claims = beside(document.claims, figures)
+        document = document.model_copy(update={"behavior": figures, "claims": claims})
         write_figures(json_file, document.document())
+    say(*map(_claimed, document.claims))
+
+
+def _claimed(claim: "ClaimFinding") -> str:
+    value = str(claim.count) if claim.count else f"{claim.value:g}"
+    said = f"{claim.name}{' of the base' if claim.of == 'base' else ''} {value} ({claim.source})"
+    if claim.measured is None or claim.interval is None:
+        return f"Claimed, not measured: {said}."
+    low, high = claim.interval
+    differs = ", which differs by more than chance" if claim.differs else ""
+    return f"Claimed: {said}. Measured: {claim.measured:.4g} ({low:.4g} to {high:.4g}, {claim.n} prompts){differs}."
