@@ -235,6 +235,25 @@ def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     assert "WARNING" not in done.out
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_an_adapter_of_experts_that_are_fused_while_loading_is_read(tmp_path: Path, family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES[family].model()
+    model.save_pretrained(tmp_path / "base")
+    parameters = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    config = LoraConfig(r=2, target_modules=["o_proj"], target_parameters=parameters, init_lora_weights=False)
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    found = {}
+    for which in ("adapter", "merged"):
+        document, _ = audited(str(tmp_path / "base"), str(tmp_path / which))
+        found[which] = {t.name: t.relative_norm for t in document.tensors if t.status == "changed"}
+        assert document.verdict == "low_rank"
+    assert found["adapter"] == pytest.approx(found["merged"], rel=1e-3) and len(found["adapter"]) > 3
+
+
 def test_the_base_that_an_adapter_names_is_said_if_it_is_another(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
