@@ -24,6 +24,9 @@ def audit(
     measured: Annotated[
         Path | None, Option(help="Measurements to set its claims beside: the file of iconoclast evaluate --json.")
     ] = None,
+    edit: Annotated[
+        Path | None, Option(help="File (.safetensors) for a rank-one edit as our own, to be evaluated and compared.")
+    ] = None,
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
@@ -35,6 +38,7 @@ def audit(
     from iconoclast.models.adapters import other_base
 
     require_writable(json_file)
+    require_writable(edit)
     if json_file is not None and json_file.suffix == DIRECTIONS:
         raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
     figures = None if measured is None else measured_in(measured)
@@ -58,6 +62,12 @@ def audit(
         )
     say(f"Verdict: {document.verdict}. {len(found)} of {len(document.tensors)} tensors are not as in the base.")
     say(*(f"Lost: {name}" for name in document.lost))
+    if edit is not None:
+        from iconoclast.audit.as_edit import edit_of
+        from iconoclast.edits.record import save_edit
+
+        save_edit(edit_of(document, directions), edit)
+        say(f"Wrote {edit} (edit)")
     if not weights_only:
         from iconoclast.cli.comparisons import shown
         from iconoclast.config.layers import load_settings
