@@ -67,10 +67,10 @@ class Base:
         return load_file(self.folder / "model.safetensors")
 
     def edited(self, edit: Matrix, seed: int, strength: float) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, float]]]:
-        """Edit writers (in a real model every third), along a direction of their own, with strengths that vary."""
+        """Edit writers (in a real model every eighth), along a direction of their own, with strengths that vary."""
         random, tensors, truth = torch.Generator().manual_seed(seed), self.tensors(), {}
         writers = sorted(name for name in tensors if name.endswith(WRITERS))
-        for number, name in enumerate(writers[:: 3 if len(writers) > 30 else 1]):
+        for number, name in enumerate(writers[:: 8 if len(writers) > 30 else 1]):
             turned, weight = name.endswith(self.turned) if self.turned else False, tensors[name].float()
             weight = weight.mT if turned else weight
             v = normalize(torch.randn(weight.shape[-2], generator=random), dim=0)
@@ -133,12 +133,18 @@ def by_training(base: Base) -> Iterator[Case]:
 
 
 def fine_tuned(base: Base, rate: float, lora: bool = False) -> dict[str, Tensor]:
-    """Train for four steps in float32 on harmless sentences; the names are those of the base's files."""
+    """Train for four steps in float32 on harmless sentences: everything, or in a real model every sixth layer."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     names = {n.rsplit(".", 1)[0] for n in base.tensors() if n.endswith(WRITERS) and n.endswith(".weight")}
+    real = model.config.vocab_size > 1000
+    if real:
+        names = {name for name in names if _layer(name) % 6 == 0}
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".layers." in name and _layer(name) % 6 == 0)
     trained = get_peft_model(model, LoraConfig(r=4, target_modules=sorted(names))) if lora else model
     ids = AutoTokenizer.from_pretrained(base.folder)(TEXT * 2, return_tensors="pt").input_ids
     optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), rate)
@@ -153,6 +159,10 @@ def fine_tuned(base: Base, rate: float, lora: bool = False) -> dict[str, Tensor]
     return {name: tensor.to(dtypes[name]) for name, tensor in saved.items() if name in dtypes}
 
 
+def _layer(name: str) -> int:
+    return int(next(part for part in name.split(".") if part.isdigit()))
+
+
 def by_rounding(base: Base) -> Iterator[Case]:
     made: dict[str, Callable[[Tensor], Tensor]] = {
         "int8 with a scale a row": lambda t: (t / (s := t.abs().amax(-1, keepdim=True) / 127)).round() * s,
@@ -161,7 +171,9 @@ def by_rounding(base: Base) -> Iterator[Case]:
     }
     own = base.tensors()
     for name, change in made.items():
-        rounded = {n: change(t.float()).to(t.dtype) if t.ndim == 2 and t.shape[-1] % 32 == 0 else t for n, t in own.items()}
+        # All matrices but the embedding of a real model, which only takes time.
+        suits = {n for n, t in own.items() if t.ndim == 2 and t.shape[-1] % 32 == 0 and t.shape[0] < 20_000}
+        rounded = {n: change(t.float()).to(t.dtype) if n in suits else t for n, t in own.items()}
         yield Case(name, "requantised", rounded)
     narrow = torch.float16 if next(iter(own.values())).dtype == torch.bfloat16 else torch.bfloat16
     yield Case(f"stored as {str(narrow)[6:]}", "requantised", {n: t.to(narrow) for n, t in own.items()})
@@ -186,7 +198,7 @@ model = Model(settings)
 layers = len(model.get_layers())
 torch.manual_seed(1)
 directions = torch.nn.functional.normalize(torch.randn(layers + 1, model.model.config.hidden_size), dim=1)
-asked = AbliterationParameters(1.1, 0.6 * layers, 0.5, 0.3 * layers)
+asked = AbliterationParameters(1.1, 0.6 * layers, 0.5, 0.1 * layers)
 with torch.no_grad():
     model.abliterate(directions, None, {name: asked for name in model.get_abliterable_components()})
 strengths = [asked.max_weight + abs(i - asked.max_weight_position) / asked.min_weight_distance
@@ -211,7 +223,7 @@ layers = engine.get_n_layers()
 torch.manual_seed(1)
 shape = (layers + 1, engine.model.config.hidden_size)
 directions = torch.nn.functional.normalize(torch.randn(*([int(count)] if int(count) > 1 else []), *shape), dim=-1)
-asked = SteeringProfile(1.1, 0.6 * layers, 0.5, 0.3 * layers)
+asked = SteeringProfile(1.1, 0.6 * layers, 0.5, 0.1 * layers)
 names = [name for name in engine.list_steerable_components() if name in ("attn.o_proj", "mlp.down_proj")]
 with torch.no_grad():
     apply_steering(engine, directions, None, {name: asked for name in names})
@@ -238,8 +250,8 @@ def by_program(base: Base, python: Path, script: str, name: str, *asked: str) ->
         edits = {}
         for tensor in load_file(Path(folder) / "model.safetensors"):
             if tensor.endswith(WRITERS):
-                layer = int(next(part for part in tensor.split(".") if part.isdigit()))
-                if abs(layer - 0.6 * len(strengths)) <= 0.3 * len(strengths):
+                layer = _layer(tensor)
+                if abs(layer - 0.6 * len(strengths)) <= 0.1 * len(strengths):
                     edits[tensor] = (directions[layer], float(strengths[layer]))
         normalization = "restored" if "direct" in asked else asked[-1] if name.startswith("heretic") else asked[1]
         yield Case(f"{name}, {', '.join(asked)}", "rank_one", Path(folder), normalization, edits)
@@ -247,11 +259,13 @@ def by_program(base: Base, python: Path, script: str, name: str, *asked: str) ->
 
 def bases(arguments: argparse.Namespace, to: Path) -> Iterator[Base]:
     """The two real models, then the tiny ones: float32 and bfloat16 in turn."""
-    if not arguments.tiny:
+    if arguments.only in "SmolLM2 135M":
         yield Base("SmolLM2 135M", Path(resolve("demo")))
-    if arguments.gemma and not arguments.tiny:
+    if arguments.gemma and arguments.only in "Gemma 3 270M":
         yield Base("Gemma 3 270M", gemma(arguments.gemma, to / "gemma"))
     for number, family in enumerate(TINY):
+        if arguments.only not in family:
+            continue
         folder, dtype = to / family, (torch.float32, torch.bfloat16)[number % 2]
         if family == "llama":  # with a width that quantised blocks divide
             config: LlamaConfig = tiny_config(hidden_size=128, intermediate_size=256)
@@ -343,7 +357,7 @@ def main() -> None:
     parser.add_argument("--gemma", type=Path, help="folder of the wheels that carry Gemma 3 270M")
     parser.add_argument("--heretic", type=Path, help="the Python of an environment with heretic-llm==1.4.0")
     parser.add_argument("--abliterix", type=Path, help="the Python of an environment with abliterix==1.12.2")
-    parser.add_argument("--tiny", action="store_true", help="only the tiny models")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
     arguments, tally = parser.parse_args(), Tally()
     torch.set_grad_enabled(True)
     print("| model | edit | found | 1 − cosine, largest | strength off by, largest | s |\n|---|---|---|---|---|---|")
