@@ -66,7 +66,9 @@ class Base:
     def tensors(self) -> dict[str, Tensor]:
         return load_file(self.folder / "model.safetensors")
 
-    def edited(self, edit: Matrix, seed: int, strength: float) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, float]]]:
+    def edited(
+        self, edit: Matrix, seed: int, strength: float
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, float]]]:
         """Edit writers (in a real model every eighth), along a direction of their own, with strengths that vary."""
         random, tensors, truth = torch.Generator().manual_seed(seed), self.tensors(), {}
         writers = sorted(name for name in tensors if name.endswith(WRITERS))
@@ -174,9 +176,14 @@ def by_rounding(base: Base) -> Iterator[Case]:
         # All matrices but the embedding of a real model, which only takes time.
         suits = {n for n, t in own.items() if t.ndim == 2 and t.shape[-1] % 32 == 0 and t.shape[0] < 20_000}
         rounded = {n: change(t.float()).to(t.dtype) if n in suits else t for n, t in own.items()}
-        yield Case(name, "requantised", rounded)
+        same = all(torch.equal(rounded[n], t) for n, t in own.items())  # the real models come from GGUF files
+        yield Case(name, "untouched" if same else "requantised", rounded)
     narrow = torch.float16 if next(iter(own.values())).dtype == torch.bfloat16 else torch.bfloat16
     yield Case(f"stored as {str(narrow)[6:]}", "requantised", {n: t.to(narrow) for n, t in own.items()})
+
+
+def in_float8(base: Base) -> Iterator[Case]:
+    yield Case("float8", "requantised", {n: t.to(torch.float8_e4m3fn).to(t.dtype) for n, t in base.tensors().items()})
 
 
 def through_gguf(tensor: Tensor, kind: str) -> Tensor:
@@ -237,9 +244,13 @@ save_file({"directions": directions[..., 1:, :].contiguous(), "strengths": torch
 def by_program(base: Base, python: Path, script: str, name: str, *asked: str) -> Iterator[Case]:
     """An export of another tool, along random directions; nothing if the tool does not take the model."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([str(python), "-c", script, str(base.folder), folder, *asked], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(python), "-c", script, str(base.folder), folder, *asked], capture_output=True, text=True
+        )
         if done.returncode:
-            print(f"{name} does not run on {base.name}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+            print(
+                f"{name} does not run on {base.name}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}"
+            )
             return
         truth = load_file(Path(folder) / "truth.safetensors")
         Path(folder, "truth.safetensors").unlink()
@@ -255,6 +266,19 @@ def by_program(base: Base, python: Path, script: str, name: str, *asked: str) ->
                     edits[tensor] = (directions[layer], float(strengths[layer]))
         normalization = "restored" if "direct" in asked else asked[-1] if name.startswith("heretic") else asked[1]
         yield Case(f"{name}, {', '.join(asked)}", "rank_one", Path(folder), normalization, edits)
+
+
+ASKED = {
+    HERETIC: (("none",), ("pre",), ("full",)),
+    ABLITERIX: (("direct", "full", "1"), ("lora", "full", "1"), ("lora", "none", "2")),
+}
+"""Row normalisations; and mode, row normalisation, number of directions."""
+
+
+def by_programs(base: Base, python: Path | None, script: str, name: str) -> Iterator[Case]:
+    for asked in ASKED[script] if python else ():
+        assert python is not None
+        yield from by_program(base, python, script, name, *asked)
 
 
 def bases(arguments: argparse.Namespace, to: Path) -> Iterator[Base]:
@@ -293,18 +317,19 @@ def gemma(wheels: Path, to: Path) -> Path:
 
 
 def cases(base: Base, arguments: argparse.Namespace) -> Iterator[Case]:
-    real = base.folder.name not in TINY
-    yield from by_hand(base)
-    yield from by_merging(base)
-    yield from by_training(base)
-    if real or base.folder.name == "llama":
-        yield from by_rounding(base)
-        for asked in ("none", "pre", "full") if arguments.heretic else ():
-            yield from by_program(base, arguments.heretic, HERETIC, "heretic 1.4", asked)
-        for options in (("direct", "full", "1"), ("lora", "full", "1"), ("lora", "none", "2")) if arguments.abliterix else ():
-            yield from by_program(base, arguments.abliterix, ABLITERIX, "abliterix 1.12", *options)
-    else:
-        yield Case("stored as float8", "requantised", {n: t.to(torch.float8_e4m3fn).to(t.dtype) for n, t in base.tensors().items()})
+    whole = (
+        base.folder.name not in TINY or base.folder.name == "llama"
+    )  # the others' widths do not suit quantised blocks
+    groups: dict[str, Iterator[Case]] = {
+        "hand": by_hand(base),
+        "merging": by_merging(base),
+        "training": by_training(base),
+        "rounding": by_rounding(base) if whole else in_float8(base),
+        "heretic": by_programs(base, arguments.heretic if whole else None, HERETIC, "heretic 1.4"),
+        "abliterix": by_programs(base, arguments.abliterix if whole else None, ABLITERIX, "abliterix 1.12"),
+    }
+    for name in arguments.groups or groups:
+        yield from groups[name]
 
 
 @dataclass
@@ -320,7 +345,9 @@ def judged(base: Base, case: Case, tally: Tally) -> str:
     with tempfile.TemporaryDirectory() as made:
         folder = case.tensors if isinstance(case.tensors, Path) else Path(made)
         if not isinstance(case.tensors, Path):
-            save_file({n: t.contiguous() for n, t in case.tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+            save_file(
+                {n: t.contiguous() for n, t in case.tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+            )
             shutil.copy(base.folder / "config.json", folder)
         document, directions = audit(str(base.folder), str(folder))
     truth, found = _told(case.verdict, case.normalization), _told(document.verdict, document.row_normalization)
@@ -357,6 +384,7 @@ def main() -> None:
     parser.add_argument("--gemma", type=Path, help="folder of the wheels that carry Gemma 3 270M")
     parser.add_argument("--heretic", type=Path, help="the Python of an environment with heretic-llm==1.4.0")
     parser.add_argument("--abliterix", type=Path, help="the Python of an environment with abliterix==1.12.2")
+    parser.add_argument("--groups", nargs="*", help="only these groups of edits, as in `cases`")
     parser.add_argument("--only", default="", help="only models whose name contains this")
     arguments, tally = parser.parse_args(), Tally()
     torch.set_grad_enabled(True)

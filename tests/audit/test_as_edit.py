@@ -33,7 +33,12 @@ def saved_base(folder: Path, family: str) -> Path:
 
 @pytest.mark.parametrize(
     "family, normalization, kind",
-    [("llama", "full", "merged"), ("gpt2", "pre", "merged"), ("mixtral", "none", "merged"), ("gpt_oss", "pre", "adapter")],
+    [
+        ("llama", "full", "merged"),
+        ("gpt2", "pre", "merged"),
+        ("mixtral", "none", "merged"),
+        ("gpt_oss", "pre", "adapter"),
+    ],
 )
 def test_an_edit_comes_back_from_what_it_was_written_as(
     tmp_path: Path, family: str, normalization: RowNormalization, kind: str

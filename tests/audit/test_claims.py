@@ -85,7 +85,7 @@ def test_results_in_the_metadata_and_tables_along_the_header_are_read(tmp_path: 
     assert found["Refusal rate", "edited"] == ("refusals", 0.04)
     assert found["accuracy", "edited"] == (None, 0.61)
     assert found["Refusals", "edited"] == ("refusals", 0.02) and found["Refusals", "base"] == ("refusals", 0.9)
-    assert found["KL over 32 tokens", "edited"] == ("token_kl", 0.02)
+    assert found["KL over 32 tokens", "edited"] == ("token_kl", 0.02) and ("KL over 32 tokens", "base") not in found
     assert found["Over-refusals", "base"] == ("overrefusals", 0.02)
     assert not any(name == "Soft refusals" for name, _ in found)
 
@@ -97,7 +97,8 @@ def test_the_manifest_of_abliterix_says_over_how_many_tokens_its_divergence_is(t
 
 
 @pytest.mark.parametrize(
-    "card", ["| a |\n|---|\n| | |\n| KL | |", "---\nmodel-index: 3\n---\n", "| Refusals | 9/3 |\n", "---\n: [\n---\n|KL|"]
+    "card",
+    ["| a |\n|---|\n| | |\n| KL | |", "---\nmodel-index: 3\n---\n", "| Refusals | 9/3 |\n", "---\n: [\n---\n|KL|"],
 )
 @pytest.mark.parametrize("papers", ["{", "[]", '{"metrics": 3}', json.dumps({**REPRODUCE, "metrics": {}})])
 def test_a_damaged_card_claims_nothing(tmp_path: Path, card: str, papers: str) -> None:

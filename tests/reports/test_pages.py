@@ -65,9 +65,16 @@ def test_an_export_is_left_as_it_is(tmp_path: Path) -> None:
 def test_an_audit_becomes_a_page(tmp_path: Path) -> None:
     known = {"relative_norm": 0.02, "rank": 1, "construction": "rank_one", "row_normalization": "none"}
     tensors: list[dict[str, object]] = [
-        {"name": f"layers.{n}.mlp.down_proj.weight", "status": "changed", "strength": 0.1 * n, **known} for n in range(3)
+        {"name": f"layers.{n}.mlp.down_proj.weight", "status": "changed", "strength": 0.1 * n, **known}
+        for n in range(3)
     ]
-    claim = {"name": MARKUP, "metric": "refusals", "value": 0.03, "count": {"count": 3, "n": 100}, "source": "README.md"}
+    claim = {
+        "name": MARKUP,
+        "metric": "refusals",
+        "value": 0.03,
+        "count": {"count": 3, "n": 100},
+        "source": "README.md",
+    }
     file = tmp_path / "audit.json"
     AuditDocument.model_validate(
         {

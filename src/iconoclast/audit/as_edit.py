@@ -27,7 +27,11 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
     assert checkpoint is not None  # the audit has read it
     found: dict[Site, tuple[Tensor, float]] = {}
     for site, writer in skeleton.writers(COMPONENTS).items():
-        names = [name for name in checkpoint.names(skeleton.model, writer.parameter, writer.stored.shape) or () if name in changed]
+        names = [
+            name
+            for name in checkpoint.names(skeleton.model, writer.parameter, writer.stored.shape) or ()
+            if name in changed
+        ]
         if names:
             keys = [k for name in names for k in directions if k.startswith(f"{name}.") and k.endswith(".direction")]
             v, strengths = directions[keys[0]], [changed.pop(name).strength or 0.0 for name in names]
@@ -35,7 +39,9 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
                 raise ModelError(f"The experts of {site.module} lose different directions, which one edit cannot do.")
             found[site] = v, sum(strengths) / len(strengths)
     if changed:
-        raise ModelError(f"{next(iter(changed))} changed too, which does not write to the residual stream: it is no edit.")
+        raise ModelError(
+            f"{next(iter(changed))} changed too, which does not write to the residual stream: it is no edit."
+        )
     return Edit({s: v for s, (v, _) in found.items()}, {s: x for s, (_, x) in found.items()}, normalization)
 
 
@@ -44,9 +50,13 @@ def _normalization(document: AuditDocument, changed: Mapping[str, TensorFinding]
     if odd is not None:
         raise ModelError(f"{document.edited} is no rank-one edit: {odd.name} is {odd.construction or odd.status}.")
     if not changed:
-        raise ModelError(f"{document.edited} has the weights of {document.base}, or differs by rounding: there is no edit.")
+        raise ModelError(
+            f"{document.edited} has the weights of {document.base}, or differs by rounding: there is no edit."
+        )
     known = next((each for each in NORMALIZATIONS if each == document.row_normalization), None)
     if known is None:
         ways = sorted({str(t.row_normalization) for t in changed.values()})
-        raise ModelError(f"{document.edited} treats rows as {' and '.join(ways)}, and an edit in one way of {NORMALIZATIONS}.")
+        raise ModelError(
+            f"{document.edited} treats rows as {' and '.join(ways)}, and an edit in one way of {NORMALIZATIONS}."
+        )
     return known

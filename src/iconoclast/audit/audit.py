@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         rank=max(seen.ranks, default=None),
         rank_is_a_lower_bound=seen.bounded or None,
         energy=seen.energy,
-        construction=kind,  # type: ignore[arg-type]
+        construction=kind,
         strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
         row_normalization=fit.row_normalization if fit else None,
         cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
@@ -168,10 +169,10 @@ def _verdict(tensors: list[TensorFinding]) -> Verdict:
         return "untouched"
     if changed.keys() == {"weak"}:
         return "weak"
-    telling = Counter({kind: count for kind, count in changed.items() if kind not in SILENT})
+    telling = Counter(cast("dict[Verdict, int]", {kind: n for kind, n in changed.items() if kind not in SILENT}))
     if telling["dense"] >= MOSTLY * telling.total() and telling.keys() <= {"dense", "low_rank"}:
         return "dense"  # training touches few rows of an embedding
-    return next(iter(telling)) if len(telling) == 1 else "mixed"  # type: ignore[return-value]
+    return next(iter(telling)) if len(telling) == 1 else "mixed"
 
 
 def _lost(base: Path, edited: Path) -> list[str]:

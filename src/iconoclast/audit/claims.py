@@ -1,6 +1,7 @@
 """What is claimed of an edited model beside what was measured with the same definition."""
 
 from collections.abc import Mapping, Sequence
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def measured_in(file: Path) -> Mapping[str, Any]:
         content = content["behavior"]
     if isinstance(content, dict) and isinstance(content.get("base_metrics"), dict) and _edited(content):
         return content
-    raise RunFolderError(f"{file} holds no measurement of one edited model. Give the file of iconoclast evaluate --json.")
+    raise RunFolderError(
+        f"{file} holds no measurement of one edited model. Give the file of iconoclast evaluate --json."
+    )
 
 
 def _edited(measured: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -57,10 +60,8 @@ def _found(claim: Claim, measured: Mapping[str, Any]) -> ClaimFinding:
     )
 
 
-def _may_be_equal(
-    p: float, interval: tuple[float, float], q: float, other: tuple[float, float]
-) -> bool:
+def _may_be_equal(p: float, interval: tuple[float, float], q: float, other: tuple[float, float]) -> bool:
     """Check whether the 95 % interval of the difference of two rates holds 0 (Newcombe 1998, method 10)."""
     if p < q:
         return _may_be_equal(q, other, p, interval)
-    return p - q <= ((p - interval[0]) ** 2 + (other[1] - q) ** 2) ** 0.5
+    return p - q <= hypot(p - interval[0], other[1] - q)

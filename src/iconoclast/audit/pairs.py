@@ -209,7 +209,9 @@ def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], b
             loaded = loaded or architecture(str(base.folder))
             for name, stacked in _stacked(config, module, a, b, loaded).items():
                 if name not in base.places:
-                    raise ValueError(f"it adapts {module}, which the base's files do not hold by this name. Merge it first")
+                    raise ValueError(
+                        f"it adapts {module}, which the base's files do not hold by this name. Merge it first"
+                    )
                 result.stacked[name] = stacked
             continue
         left, right = (a.T, b.T) if config.get("fan_in_fan_out") else (b, a)
@@ -227,16 +229,16 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 def _stacked(config: dict[str, Any], module: str, a: Tensor, b: Tensor, loaded: PreTrainedModel) -> dict[str, Stacked]:
     """Find the parameter that a pair of factors is for in the loaded model, and the tensors that it is stored as."""
     path = module.replace(".base_layer", "")  # PEFT nests the parameters of one module
-    targets = tuple(config.get("target_parameters") or ())
-    fitting = []
-    for name, parameter in loaded.get_submodule(path).named_parameters(path, recurse=False):
+    targets = tuple(config.get("target_parameters") or (".weight",))
+    owner, fitting = loaded.get_submodule(path), []
+    for name, parameter in owner.named_parameters(path, recurse=False):
         experts = parameter.shape[0] if parameter.ndim == 3 else 1
-        turned = parameter.ndim == 3 and bool(getattr(loaded.get_submodule(path), "is_transposed", False))
-        inputs, outputs = parameter.shape[-2:] if turned else reversed(parameter.shape[-2:])
-        if parameter.ndim > 1 and (a.shape[1], b.shape[0]) == (inputs, outputs) and a.shape[0] % experts == 0:
-            if name.endswith(targets or ".weight"):
-                scale = _scale(config, path, a.shape[0] // experts)
-                fitting.append(Stacked(loaded, name, a, scale * b, experts, turned))
+        turned = parameter.ndim == 3 and bool(getattr(owner, "is_transposed", False))
+        sides = tuple(parameter.shape[-2:])
+        of_shape = sides == ((a.shape[1], b.shape[0]) if turned else (b.shape[0], a.shape[1]))
+        if of_shape and a.shape[0] % experts == 0 and name.endswith(targets):
+            scale = _scale(config, path, a.shape[0] // experts)
+            fitting.append(Stacked(loaded, name, a, scale * b, experts, turned))
     if len(fitting) != 1:
         raise ValueError(f"its update of {module} fits {len(fitting)} of the base's parameters. Merge it first")
     parameter = loaded.get_parameter(fitting[0].parameter)

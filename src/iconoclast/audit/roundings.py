@@ -11,11 +11,17 @@ SAMPLED_ROWS = 16
 BLOCKS = (0, 1, 32, 64, 128)
 """Values that share a scale when weights are quantised: 0 for the whole tensor, 1 for a row, else so many of a row."""
 
+GGUF_BLOCK = 32
+"""That of the GGUF types which have one scale a block."""
+
 GRIDS = (16, 32, 64, 128)
 """The same where only the grid is looked for, whatever made it."""
 
 ALIKE = 0.93
 """Share of the base's distinct values in a block above which a tensor is on no grid: 64 levels for 16 values leave 0.88."""
+
+FLIPPED = 0.2
+"""Norm of what a rounding made again misses, over that of the change: ties fall either way, and a scale by one more bit."""
 
 NEAREST = 0.95
 """Share of the values that went to the nearest level of their block, about; least squares move some further."""
@@ -36,7 +42,7 @@ def _rounded(before: Tensor, after: Tensor, dtype: torch.dtype, largest: float) 
     total = float((after - before).norm())
     for made in _roundings(before, largest):
         made = made.to(dtype).float()
-        if torch.equal(made, after) or float((made - after).norm()) <= 0.01 * total:
+        if torch.equal(made, after) or float((made - after).norm()) <= FLIPPED * total:
             return True
     return False
 
@@ -59,9 +65,27 @@ def _roundings(values: Tensor, top: float) -> Iterator[Tensor]:
             yield ((grouped / scale).to(kind).float() * scale).reshape(values.shape)
         for limit in (127, 7):
             scale = largest / limit
-            steps = (grouped / scale).round()
-            yield (steps * scale).reshape(values.shape)
-            yield (steps * scale.half().float()).reshape(values.shape)  # as GGUF stores it
+            yield ((grouped / scale).round() * scale).reshape(values.shape)
+        if block == GGUF_BLOCK:
+            yield from (each.reshape(values.shape) for each in _gguf(grouped))
+
+
+def _gguf(grouped: Tensor) -> Iterator[Tensor]:
+    """Yield the values of Q8_0, then those of Q4_0, Q4_1, Q5_0 and Q5_1, rounded as ggml does: ties are many in few values.
+
+    Levels go by the value of largest magnitude, or start at the least one.
+    """
+    scale = grouped.abs().amax(1, keepdim=True) / 127
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    yield torch.trunc(grouped * inverse + torch.copysign(torch.tensor(0.5), grouped)) * scale.half().float()
+    peak = grouped.gather(1, grouped.abs().argmax(1, keepdim=True))
+    least, most = grouped.aminmax(dim=1, keepdim=True)
+    for bits in (4, 5):
+        half = 2 ** (bits - 1)
+        for origin, step in ((torch.zeros_like(peak), peak / -half), (least, (most - least) / (2 * half - 1))):
+            shift = 0 if origin is least else half
+            levels = ((grouped - origin) / torch.where(step == 0, 1, step) + shift + 0.5).floor().clamp(0, 2 * half - 1)
+            yield (levels - shift) * step.half().float() + origin.half().float()
 
 
 def _on_grid(before: Tensor, after: Tensor) -> bool:
@@ -79,12 +103,12 @@ def _on_grid(before: Tensor, after: Tensor) -> bool:
 
 
 def _distinct(rows: Tensor) -> int:
-    return len(rows) + sum(int((few.sort(1).values.diff(dim=1) != 0).sum()) for few in rows.split(1 << 12))
+    return len(rows) + sum(int((few.sort(1).values.diff(dim=1) != 0).sum()) for few in torch.split(rows, 1 << 12))
 
 
 def _went_to_nearest(w: Tensor, x: Tensor) -> bool:
     near = 0
-    for values, levels in zip(w.split(1 << 12), x.split(1 << 12), strict=True):
+    for values, levels in zip(torch.split(w, 1 << 12), torch.split(x, 1 << 12), strict=True):
         # Next level below and above every value.
         ordered = levels.sort(1).values
         above = torch.searchsorted(ordered, values.contiguous()).clamp(max=w.shape[1] - 1)

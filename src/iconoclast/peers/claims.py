@@ -18,6 +18,8 @@ CARD = "README.md"
 LONGEST = 2**20
 """Characters of a file that are read."""
 
+NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
+
 Metric = Literal["refusals", "overrefusals", "first_token_kl", "token_kl"]
 """Measured metrics, as `evaluate --json` calls them, that a claim can be of."""
 
@@ -85,7 +87,7 @@ def card_claims(folder: Path) -> list[Claim]:
 
 def _index(text: str) -> Iterator[Claim]:
     try:
-        results = ModelCard(text, ignore_metadata_errors=True).data.eval_results or []
+        results = getattr(ModelCard(text, ignore_metadata_errors=True).data, "eval_results", None) or []
     except (ValueError, TypeError, AttributeError, KeyError, YAMLError):
         return  # there is no metadata, or not as the hub defines it
     for result in results:
@@ -97,7 +99,11 @@ def _index(text: str) -> Iterator[Claim]:
         metric = _metric(name)
         scale = 100 if metric in ("refusals", "overrefusals") and value > 1 else 1
         yield Claim(
-            name=name, metric=metric, value=value / scale, source=f"{CARD}, model-index", definition=f"on {result.dataset_name}"
+            name=name,
+            metric=metric,
+            value=value / scale,
+            source=f"{CARD}, model-index",
+            definition=f"on {result.dataset_name}",
         )
 
 
@@ -106,7 +112,9 @@ def _tables(text: str) -> Iterator[list[list[str]]]:
     rows: list[list[str]] = []
     for line in [*text.splitlines(), ""]:
         if line.strip().startswith("|"):
-            rows.append([re.sub(r"[*`_]|\[|\]\([^)]*\)", "", cell).strip() for cell in line.strip().strip("|").split("|")])
+            rows.append(
+                [re.sub(r"[*`_]|\[|\]\([^)]*\)", "", cell).strip() for cell in line.strip().strip("|").split("|")]
+            )
         elif rows:
             yield [row for row in rows if not all(re.fullmatch(r":?-*:?", cell) for cell in row)]
             rows = []
@@ -144,15 +152,17 @@ def _metric(name: str) -> Metric | None:
 def _claim(name: str, cell: str, of: Literal["edited", "base"]) -> Claim | None:
     """Read a figure: 3/100, 3 % or 0.05; None if there is none, or the metric is not known."""
     metric = _metric(name)
-    number = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
-    if metric is None or "definition" in cell:
-        return None
-    stated = {"name": name, "metric": metric, "of": of, "source": f"{CARD}, table"}
-    if metric in ("refusals", "overrefusals"):
+    if metric is None or (of == "base" and metric.endswith("kl")):
+        return None  # the base's divergence from itself is 0 by definition
+    value, count = None, None
+    if metric.endswith("refusals"):
         if (found := re.match(r"(\d+)\s*/\s*(\d+)", cell)) and 0 <= int(found[1]) <= int(found[2]) > 0:
             count = Count(int(found[1]), int(found[2]))
-            return Claim(**stated, value=count.rate, count=count)
-        found = re.match(rf"{number}\s*%", cell)
-        return Claim(**stated, value=float(found[1]) / 100) if found else None
-    found = re.match(number, cell)
-    return Claim(**stated, value=float(found[1])) if found else None
+            value = count.rate
+        elif found := re.match(rf"{NUMBER}\s*%", cell):
+            value = float(found[1]) / 100
+    elif found := re.match(NUMBER, cell):
+        value = float(found[1])
+    if value is None:
+        return None
+    return Claim(name=name, metric=metric, of=of, value=value, count=count, source=f"{CARD}, table")

@@ -127,7 +127,9 @@ class EditSubject:
         edit = load_edit(self.file)
         known = base.writers(sorted({site.component for site in edit.sites}))
         if odd := [site.module for site in edit.sites if site not in known]:
-            raise ModelError(f"{self.file} edits {odd[0]}, which {base.name} does not have. Name its base with --against.")
+            raise ModelError(
+                f"{self.file} edits {odd[0]}, which {base.name} does not have. Name its base with --against."
+            )
         yield _edited(self.name, base, edit)
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:

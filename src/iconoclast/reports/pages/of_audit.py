@@ -84,7 +84,8 @@ def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
     rows = []
     for claim in claims:
         outcome = "not measured" if claim.differs is None else "differs" if claim.differs else "agrees"
-        interval = "" if claim.interval is None else "{:.3g} ({:.3g} to {:.3g})".format(claim.measured, *claim.interval)
+        low, high = claim.interval or (0.0, 0.0)
+        interval = "" if claim.measured is None else f"{claim.measured:.3g} ({low:.3g} to {high:.3g})"
         stated = str(claim.count) if claim.count else f"{claim.value:g}"
         rows.append([claim.name, claim.of, stated, claim.source, claim.definition, interval, outcome])
     return [["claim", "of", "stated", "where", "how", "measured", "outcome"], *rows]
