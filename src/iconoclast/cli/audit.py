@@ -41,6 +41,9 @@ def audit(
     require_writable(edit)
     if json_file is not None and json_file.suffix == DIRECTIONS:
         raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
+    taken = json_file and json_file.with_suffix(DIRECTIONS)
+    if edit is not None and (edit.suffix != DIRECTIONS or edit == taken):
+        raise UserError(f"--edit {edit}: give a name of its own that ends in {DIRECTIONS}.")
     figures = None if measured is None else measured_in(measured)
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
