@@ -46,6 +46,9 @@ MARGIN = 10.0
 FLOOR = 0.01
 """Share of a row's change that no entry is trusted beyond, however fine its type is there."""
 
+SMALLEST_CUT = 3
+"""Rank that an update is taken to be cut to where rounding hides all but fewer of its values."""
+
 LARGEST_CUT = 32
 """Ranks that an edit is taken to be cut to, as adapters do."""
 
@@ -88,8 +91,9 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     if _reads(before.mT, right, left):
         sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
     chosen = _best(sides, found, None)
-    if (chosen is None or chosen.error > CERTAIN) and 1 < found.rank <= LARGEST_CUT:
-        chosen = min(filter(None, (chosen, _best(sides, found, found.rank))), key=lambda e: e.error, default=None)
+    if (chosen is None or chosen.error > CERTAIN) and found.rank <= LARGEST_CUT:
+        cut = min(max(found.rank, SMALLEST_CUT), len(found.values))
+        chosen = min(filter(None, (chosen, _best(sides, found, cut))), key=lambda e: e.error, default=None)
     return None if chosen is None or chosen.error > PARTLY else chosen
 
 
