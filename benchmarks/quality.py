@@ -223,7 +223,12 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
             }
             write_json(
                 result,
-                {"comparison": comparison.document().document(), "fronts": fronts, "runs": summaries, "heretic_seconds": seconds},
+                {
+                    "comparison": comparison.document().document(),
+                    "fronts": fronts,
+                    "runs": summaries,
+                    "heretic_seconds": seconds,
+                },
             )
         results.append(json.loads(result.read_text()))
         print_match(seed, results[-1])

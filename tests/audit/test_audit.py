@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType, dequantize, quantize
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
+from iconoclast.audit.audit import _kind as named
 from iconoclast.audit.audit import audit as audited
-from iconoclast.audit.constructions import rank_one
+from iconoclast.audit.constructions import rank_one, several
 from iconoclast.audit.document import AuditDocument
 from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.roundings import requantised
 from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 from tests.support.entry_point import iconoclast
@@ -101,7 +104,63 @@ def test_a_faint_second_direction_is_not_passed_over() -> None:
     after = edited_weight(edited_weight(before, v, 1.0, "none"), u, 0.05, "none").bfloat16().float()
     rounding = slack(before, after, torch.bfloat16)
     found = spectrum(before, after, rounding)
-    assert found.rank == 2 and rank_one(before, after, rounding, found) is None
+    fit = rank_one(before, after, rounding, found)
+    assert found.rank == 2 and (fit is None or not fit.exact) and several(before, after, found)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
+@pytest.mark.parametrize("origin", [None, "Q4_1"])
+def test_a_way_through_gguf_is_a_rounding(kind: str, origin: str | None) -> None:
+    def through(matrix: torch.Tensor, kind: str | None) -> torch.Tensor:
+        which = None if kind is None else GGMLQuantizationType[kind]
+        made = matrix if which is None else torch.from_numpy(dequantize(quantize(matrix.numpy(), which), which))
+        return made.bfloat16().float()
+
+    # The base can come from such a file itself, and then has few values.
+    before = through(0.02 * torch.randn(96, 256, generator=torch.Generator().manual_seed(0)), origin)
+    after = through(before, kind)
+    v = normalize(torch.ones(96), dim=0)
+    assert requantised(before, after, torch.bfloat16)
+    assert not requantised(before, edited_weight(before, v, 0.7, "none").bfloat16().float(), torch.bfloat16)
+
+
+@pytest.mark.parametrize("levels", [16, 64])
+def test_few_levels_a_block_are_a_rounding_whatever_made_them(levels: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    before = torch.randn(64, 512, generator=random)
+    grouped = before.reshape(-1, 16 if levels == 64 else 32)
+    step = (
+        grouped.abs().amax(1, keepdim=True) / (levels / 2) * (1 + 0.05 * torch.rand(len(grouped), 1, generator=random))
+    )
+    after = ((grouped / step).round() * step).reshape(before.shape)
+    assert requantised(before, after, torch.float32)
+    assert not requantised(before, after + 0.3 * torch.randn(before.shape, generator=random), torch.float32)
+
+
+def test_restored_and_cut_norms_and_training_on_top_are_told_apart() -> None:
+    random = torch.Generator().manual_seed(2)
+    before = (0.05 * torch.randn(160, 192, generator=random)).bfloat16().float()
+    v, u = (normalize(torch.randn(160, generator=random), dim=0) for _ in range(2))
+    plain = edited_weight(before, v, 0.8, "none")
+    full = edited_weight(before, v, 0.8, "full")
+    left, values, right = torch.linalg.svd(full - before)
+    noise = 0.1 * (plain - before).norm() * normalize(torch.randn(before.numel(), generator=random), dim=0)
+
+    def found(after: torch.Tensor) -> tuple[str, str | None, int | None]:
+        after = after.bfloat16().float()
+        rounding = slack(before, after, torch.bfloat16)
+        values = spectrum(before, after, rounding)
+        fit = rank_one(before, after, rounding, values)
+        kind = named(before, after, values, fit)
+        return (kind, fit.row_normalization, fit.cut) if fit and kind == "rank_one" else (kind, None, None)
+
+    assert found(plain * (before.norm(dim=1) / plain.norm(dim=1))[:, None]) == ("rank_one", "restored", None)
+    assert found(before + (left[:, :3] * values[:3]) @ right[:3]) == ("rank_one", "full", 3)
+    assert (
+        found((plain.bfloat16().float() + edited_weight(before, u, 0.8, "none").bfloat16().float()) / 2)[0] == "several"
+    )
+    assert found((plain.bfloat16().float() + before) / 2) == ("rank_one", "none", None)
+    assert found(plain + noise.reshape(before.shape))[0] == "mixed"
 
 
 def test_the_figures_of_every_tensor_are_in_the_json_file(tmp_path: Path) -> None:
@@ -232,6 +291,25 @@ def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     changed_ones = [t for t in document["tensors"] if t["status"] != "unchanged"]
     assert document["verdict"] == "low_rank" and [t["rank"] for t in changed_ones] == [2, 2, 2]
     assert "WARNING" not in done.out
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_an_adapter_of_experts_that_are_fused_while_loading_is_read(tmp_path: Path, family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES[family].model()
+    model.save_pretrained(tmp_path / "base")
+    parameters = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    config = LoraConfig(r=2, target_modules=["o_proj"], target_parameters=parameters, init_lora_weights=False)
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")  # type: ignore[operator]
+    found = {}
+    for which in ("adapter", "merged"):
+        document, _ = audited(str(tmp_path / "base"), str(tmp_path / which))
+        found[which] = {t.name: t.relative_norm for t in document.tensors if t.status == "changed"}
+        assert document.verdict == "low_rank"
+    assert found["adapter"] == pytest.approx(found["merged"], rel=1e-3) and len(found["adapter"]) > 3
 
 
 def test_the_base_that_an_adapter_names_is_said_if_it_is_another(tmp_path: Path) -> None:

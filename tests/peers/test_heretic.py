@@ -43,7 +43,20 @@ def refusal(file: Path) -> str:
     return message
 
 
-# What is in a journal
+# What is in a journal, and in the reproduce.json of an export
+
+
+def test_the_papers_of_an_export_are_a_study_of_one_trial(tmp_path: Path) -> None:
+    file = tmp_path / "reproduce.json"
+    metrics = {"kl_divergence": 0.02, "refusals": 3, "base_refusals": 9, "n_bad_prompts": 10}
+    parameters = {"direction_index": None, "abliteration_parameters": PARAMETERS}
+    file.write_text(json.dumps({"version": "2", "settings": SETTINGS, "parameters": parameters, "metrics": metrics}))
+    study = HereticStudy.read(file)
+    trial = study.best(0.1)
+    assert (trial.number, trial.refusals, trial.prompts, trial.direction_index) == (1, 3, 10, None)
+    assert study.settings.row_normalization == "full" and trial.profiles.keys() == PARAMETERS.keys()
+    file.write_text("{}")
+    assert "not a reproduce.json of heretic" in refusal(file)
 
 
 def test_settings_and_completed_trials_are_read(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from iconoclast.audit.document import AuditDocument
 from iconoclast.layout import COMPARISON
 from iconoclast.reports.pages.figures import trial_point
+from iconoclast.reports.pages.of_audit import audit_page
 from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.page import Page
@@ -72,9 +74,44 @@ def test_an_export_is_left_as_it_is(tmp_path: Path) -> None:
     assert export_page(export).figures["strengths"]["trials"]
 
 
+def test_an_audit_becomes_a_page(tmp_path: Path) -> None:
+    known = {"relative_norm": 0.02, "rank": 1, "construction": "rank_one", "row_normalization": "none"}
+    tensors: list[dict[str, object]] = [
+        {"name": f"layers.{n}.mlp.down_proj.weight", "status": "changed", "strength": 0.1 * n, **known}
+        for n in range(3)
+    ]
+    claim = {
+        "name": MARKUP,
+        "metric": "refusals",
+        "value": 0.03,
+        "count": {"count": 3, "n": 100},
+        "source": "README.md",
+    }
+    file = tmp_path / "audit.json"
+    AuditDocument.model_validate(
+        {
+            "base": "/home/somebody/base",
+            "edited": "/home/somebody/edited",
+            "verdict": "rank_one",
+            "row_normalization": "none",
+            "tensors": [*tensors, {"name": "norm.weight", "status": "unchanged"}],
+            "lost": ["tokenizer.json"],
+            "claims": [claim],
+        }
+    ).write(file)
+    done = iconoclast("report", file)
+    assert done.code == 0, done.err
+    html = (tmp_path / "audit-report.html").read_text()
+    assert_asks_for_nothing(html)
+    for said in ("3 of 4 tensors", "tokenizer.json", "3/100", "not measured", "0.200"):
+        assert said in html
+    assert "/home/somebody" not in html and "<b>bold" not in html
+    assert audit_page(file).figures["strengths"]["trials"]["edit"]["of"] == {"mlp.down_proj": [0.0, 0.1, 0.2]}
+
+
 def test_what_cannot_be_reported_on_is_said(tmp_path: Path) -> None:
     done = iconoclast("report", tmp_path)
-    assert done.code == 2 and "is no run, export or comparison" in done.err
+    assert done.code == 2 and "is no run, export, comparison or audit" in done.err
     (tmp_path / COMPARISON).write_text("{}")
     assert iconoclast("report", tmp_path).code != 0
 

@@ -5,20 +5,27 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from iconoclast.audit.constructions import RankOne, low_rank, rank_one, requantised
-from iconoclast.audit.document import AuditDocument, TensorFinding, Verdict
-from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.claims import beside
+from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
+from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
+from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
+from iconoclast.audit.roundings import requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
+from iconoclast.peers.known import read_claims
 from iconoclast.progress import Progress, Silent
 
-SILENT = ("weak", "unreadable", None)
+SILENT = {"weak", "unreadable", None}
 """Constructions that have no say in the verdict."""
+
+MOSTLY = 0.8
+"""Share of the changed tensors that are dense where all count as trained."""
 
 
 @dataclass
@@ -26,7 +33,7 @@ class _Seen:
     """What the matrices of one tensor came to."""
 
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    kinds: list[str] = field(default_factory=list)
+    kinds: list[Construction] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
     fits: list[RankOne] = field(default_factory=list)
     bounded: bool = False
@@ -57,6 +64,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         verdict=verdict,
         row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
         tensors=tensors,
+        claims=beside(read_claims(other.folder), None),
         lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
     )
     return document, directions
@@ -110,14 +118,22 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
     directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
     seen.energy = seen.energy or found.energy()
     seen.bounded |= found.bounded
-    seen.ranks.append(1 if fit and fit.row_normalization != "full" else found.rank)
-    if fit is not None:
+    kind = _kind(w, x, found, fit)
+    if fit is not None and kind == "rank_one":
         directions[f"{key}.direction"] = fit.direction.contiguous()
         seen.fits.append(fit)
-    near = float((x - w).norm()) <= 1.5 * found.noise
-    seen.kinds.append(
-        "rank_one" if fit else "weak" if found.rank == 0 and near else "low_rank" if low_rank(found) else "dense"
-    )
+    seen.ranks.append(1 if kind == "rank_one" and fit and fit.row_normalization in ("none", "pre") else found.rank)
+    seen.kinds.append(kind)
+
+
+def _kind(w: Tensor, x: Tensor, found: Spectrum, fit: RankOne | None) -> Construction:
+    if fit is not None and fit.exact:
+        return "rank_one"
+    if found.total <= SWAMPED * found.noise:
+        return "weak"
+    if several(w, x, found):
+        return "several"
+    return "low_rank" if low_rank(found) else "dense" if fit is None else "mixed"
 
 
 def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
@@ -136,9 +152,10 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         rank=max(seen.ranks, default=None),
         rank_is_a_lower_bound=seen.bounded or None,
         energy=seen.energy,
-        construction=kind,  # type: ignore[arg-type]
+        construction=kind,
         strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
         row_normalization=fit.row_normalization if fit else None,
+        cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
         along=fit.along if fit else None,
         error=max(each.error for each in seen.fits) if fit else None,
         strength_error=max(each.strength_error for each in seen.fits) if fit else None,
@@ -147,12 +164,15 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
 
 
 def _verdict(tensors: list[TensorFinding]) -> Verdict:
-    kinds = Counter(t.construction for t in tensors if t.construction not in SILENT)
-    if not kinds:
-        changed = any(t.status != "unchanged" for t in tensors)
-        return "mixed" if changed else "untouched"
-    (kind, _), *rest = kinds.most_common()
-    return "mixed" if rest or kind in SILENT else kind  # type: ignore[return-value]
+    changed = Counter(t.construction for t in tensors if t.status != "unchanged")
+    if not changed:
+        return "untouched"
+    if changed.keys() == {"weak"}:
+        return "weak"
+    telling = Counter(cast("dict[Verdict, int]", {kind: n for kind, n in changed.items() if kind not in SILENT}))
+    if telling["dense"] >= MOSTLY * telling.total() and telling.keys() <= {"dense", "low_rank"}:
+        return "dense"  # training touches few rows of an embedding
+    return next(iter(telling)) if len(telling) == 1 else "mixed"
 
 
 def _lost(base: Path, edited: Path) -> list[str]:

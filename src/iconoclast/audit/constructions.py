@@ -6,16 +6,33 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import lstsq, qr
 from torch.nn.functional import normalize
 
+from iconoclast.audit.document import Normalization
 from iconoclast.audit.matrix import Spectrum, blocks
-from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
+from iconoclast.vocabulary import NORMALIZATIONS
 
 CONSISTENT = 0.05
 """Share of a change that a low-rank update may miss, beyond the rounding of the stored type."""
 
 EXACTLY = 0.02
 """The same of a rank-one edit, whose two unknowns are found more exactly."""
+
+CERTAIN = 0.002
+"""The same below which no other side of the matrix is tried."""
+
+PARTLY = 0.5
+"""The same of a rank-one edit with other changes on top, such as training."""
+
+ROUNDED = 1.8
+"""Norm of a remainder, over that of one random rounding, up to which it is taken as rounding: a sum of models has three."""
+
+SWAMPED = 3.0
+"""The same of a whole change that says nothing but for a rank-one edit."""
+
+POWER = 12
+"""Iterations for the largest singular value of a remainder."""
 
 ROUNDS = 3
 """Times that a fit is weighted anew."""
@@ -29,11 +46,11 @@ MARGIN = 10.0
 FLOOR = 0.01
 """Share of a row's change that no entry is trusted beyond, however fine its type is there."""
 
-SAMPLED_ROWS = 16
-"""Rows that are compared with roundings before all are."""
+SMALLEST_CUT = 3
+"""Rank that an update is taken to be cut to where rounding hides all but fewer of its values."""
 
-BLOCKS = (0, 1, 32, 64, 128)
-"""Values that share a scale when weights are quantised: 0 for the whole tensor, 1 for a row, else so many of a row."""
+LARGEST_CUT = 32
+"""Ranks that an edit is taken to be cut to, as adapters do."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +59,60 @@ class RankOne:
 
     Attributes:
         direction: unit, [d] or [k] along columns.
+        cut: rank to which the update is cut, as adapters do where row norms are restored; None if it is whole.
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
+        exact: whether what it misses is little, or as random as rounding, so that there is no other change on top.
         strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors.
         direction_error: the same of 1 − |cosine| between the direction and the true one.
     """
 
     direction: Tensor
     strength: float
-    row_normalization: RowNormalization
+    row_normalization: Normalization
     along: Literal["rows", "columns"]
     error: float
     strength_error: float
     direction_error: float
+    exact: bool
+    cut: int | None = None
 
 
 def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
-    """Return the rank-one edit, with its row normalisation, that makes W' of W; None if there is none.
+    """Return the rank-one edit, with its row normalisation, that makes W' of W, exactly or partly; None if there is none.
 
     Shapes as in `audit.matrix`. Both sides of the matrix are tried, as some models store it transposed.
     """
     if found.rank == 0:
         return None
     left, right = found.left[:, 0], found.right[:, 0]
-    done: list[RankOne] = []
+    sides: list[_Side] = []
     if _reads(before, left, right):
-        done += _fits(before, after, slack, left)
+        sides.append(("rows", (before, after, slack), left, found.right))
     if _reads(before.mT, right, left):
-        done += [replace(fit, along="columns") for fit in _fits(before.mT, after.mT, slack.mT, right)]
-    chosen = min(done, key=lambda each: each.error, default=None)
-    return None if chosen is None or chosen.error > EXACTLY else chosen
+        sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
+    chosen = _best(sides, found, None)
+    if (chosen is None or chosen.error > CERTAIN) and found.rank <= LARGEST_CUT:
+        cut = min(max(found.rank, SMALLEST_CUT), len(found.values))
+        chosen = min(filter(None, (chosen, _best(sides, found, cut))), key=lambda e: e.error, default=None)
+    return None if chosen is None or chosen.error > PARTLY else chosen
+
+
+def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | None:
+    best: RankOne | None = None
+    # Without restored norms an update has rank one, and nothing is cut.
+    forms: tuple[Normalization, ...] = (*NORMALIZATIONS, "restored") if cut is None else ("full", "restored")
+    for along, matrices, start, other in sides:
+        for form in forms:
+            fit = _Fit.of(*matrices, form, None if cut is None else other[:, :cut]).run(start, found)
+            if best is None or fit.error < best.error:
+                best = replace(fit, along=along, cut=cut)
+        if best is not None and best.error < CERTAIN:
+            return best  # the other side has no better one
+    return best
+
+
+_Side = tuple[Literal["rows", "columns"], tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
+"""(along, (W, W', slack), first singular direction of the change there, those of the other side)."""
 
 
 def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
@@ -78,10 +120,6 @@ def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
     inverse = _inverse(rows.norm(dim=1))
     taken = (left @ rows, (inverse.square() * left) @ rows)
     return any(abs(float(normalize(each, dim=0) @ right)) > 0.5 for each in taken)
-
-
-def _fits(before: Tensor, after: Tensor, slack: Tensor, start: Tensor) -> list[RankOne]:
-    return [_Fit.of(before, after, slack, normalization).run(start) for normalization in NORMALIZATIONS]
 
 
 @dataclass(frozen=True)
@@ -92,6 +130,7 @@ class _Fit:
         slack: how far rounding can have moved W', [d, k].
         norms: row norms n, [d, 1]; ones without normalisation.
         rows: n⁻¹ W.
+        kept: orthonormal [k, r], to whose span the update is cut; None if it is whole.
     """
 
     before: Tensor
@@ -99,17 +138,24 @@ class _Fit:
     slack: Tensor
     norms: Tensor
     rows: Tensor
-    normalization: RowNormalization
+    normalization: Normalization
+    kept: Tensor | None
 
     @classmethod
-    def of(cls, before: Tensor, after: Tensor, slack: Tensor, normalization: RowNormalization) -> "_Fit":
+    def of(
+        cls, before: Tensor, after: Tensor, slack: Tensor, normalization: Normalization, kept: Tensor | None
+    ) -> "_Fit":
         norms = before.norm(dim=1, keepdim=True)
-        if normalization == "none":
+        if normalization in ("none", "restored"):
             norms = torch.ones_like(norms)
-        rows = before if normalization == "none" else _inverse(norms) * before
-        return cls(before, after, slack, norms, rows, normalization)
+        rows = before if normalization in ("none", "restored") else _inverse(norms) * before
+        return cls(before, after, slack, norms, rows, normalization, kept)
 
-    def run(self, direction: Tensor) -> RankOne:
+    @property
+    def restores(self) -> bool:
+        return self.normalization in ("full", "restored")
+
+    def run(self, direction: Tensor, found: Spectrum) -> RankOne:
         for _ in range(2):
             direction, strength = _oriented(self._solved(direction), direction)
         variance = torch.zeros_like(direction)
@@ -117,6 +163,7 @@ class _Fit:
             removed, variance = self._weighted(direction, strength)
             direction, strength = _oriented(removed, direction)
         error, size = self._missed(direction, strength), max(abs(strength), 1e-30)
+        exact = error <= EXACTLY or (error <= PARTLY and self._is_rounding(direction, strength, found))
         return RankOne(
             direction,
             strength,
@@ -125,6 +172,7 @@ class _Fit:
             error if error == error else 1.0,
             strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size,
             direction_error=MARGIN * float(variance.sum()) / size**2 / 2,
+            exact=exact,
         )
 
     def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
@@ -132,7 +180,7 @@ class _Fit:
         parts = (self.before, self.after, self.slack, self.norms, self.rows, removed[:, None])
         split = (blocks(each, self.before.shape[1]) for each in parts)
         for before, after, slack, norms, rows, entries in zip(*split, strict=True):
-            yield _Fit(before, after, slack, norms, rows, self.normalization), entries
+            yield _Fit(before, after, slack, norms, rows, self.normalization, self.kept), entries
 
     def _missed(self, direction: Tensor, strength: float) -> float:
         """Return the norm of what W' is beyond its rounding, relative to the change."""
@@ -143,17 +191,33 @@ class _Fit:
             total += float((block.after - block.before).square_().sum())
         return float((squares / total) ** 0.5)
 
+    def _is_rounding(self, direction: Tensor, strength: float, found: Spectrum) -> bool:
+        """Check that what W' has beside the edit is as small as few roundings, and no direction in it stands out."""
+        made, _ = self._made(strength * direction[:, None], direction @ self.rows)
+        missed = made.sub_(self.after)
+        times = float(missed.norm()) / max(found.noise, 1e-30)
+        if found.total <= SWAMPED * found.noise or times > ROUNDED:
+            return False
+        probe = torch.randn(missed.shape[1], generator=torch.Generator().manual_seed(0))
+        for _ in range(POWER):
+            probe = normalize(missed.mT @ (missed @ probe), dim=0)
+        return float((missed @ probe).norm()) <= max(times, 1.0) * found.edge
+
     def _solved(self, direction: Tensor) -> Tensor:
-        """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside; return β / α, with α = 1 unless full."""
-        taken = direction @ self.rows
+        """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside.
+
+        Return β / α, with α = 1 unless norms are restored.
+        """
+        rows, after = (each if self.kept is None else each @ self.kept for each in (self.rows, self.after))
+        taken = direction @ rows
         size = (taken @ taken).clamp(min=1e-30)
         inverse = _inverse(self.norms)[:, 0]
-        to_taken = inverse * (self.after @ taken)
-        mixed = self.rows @ taken
-        if self.normalization != "full":
+        to_taken = inverse * (after @ taken)
+        mixed = rows @ taken
+        if not self.restores:
             return (mixed - to_taken) / size
-        own = self.rows.norm(dim=1).square()
-        to_own = inverse * torch.einsum("ij,ij->i", self.after, self.rows)
+        own = rows.norm(dim=1).square()
+        to_own = inverse * torch.einsum("ij,ij->i", after, rows)
         determinant = (own * size - mixed.square()).clamp(min=1e-30)
         alpha = (to_own * size - to_taken * mixed) / determinant
         beta = (own * to_taken - mixed * to_own) / determinant
@@ -191,14 +255,21 @@ class _Fit:
 
     def _made(self, removed: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
         """Return W' for λv, and its derivative by every row's entry of it, [d, k] or broadcast to it."""
-        if self.normalization != "full":
+        if not self.restores:
             slope = -self.norms * taken
             return self.before + removed * slope, slope
         edited = self.rows - removed * taken
         inverse = _inverse(edited.norm(dim=1, keepdim=True))
         along = inverse.square() * (edited @ taken)[:, None]
-        scale = self.norms * inverse
-        return scale * edited, (along * edited).sub_(taken).mul_(scale)
+        scale = self.before.norm(dim=1, keepdim=True) * inverse
+        made, slope = scale * edited, (along * edited).sub_(taken).mul_(scale)
+        if self.kept is None:
+            return made, slope
+        return self.before + self._cut(made - self.before), self._cut(slope)
+
+    def _cut(self, update: Tensor) -> Tensor:
+        assert self.kept is not None
+        return update @ self.kept @ self.kept.mT
 
 
 def _oriented(removed: Tensor, direction: Tensor) -> tuple[Tensor, float]:
@@ -211,48 +282,33 @@ def _inverse(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, 1 / norms.clamp(min=1e-30), 0)
 
 
-def requantised(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
-    """Check that W' is W rounded to a coarser type, scaled or not, and stored as `dtype`; any shape, float32."""
-    largest = float(torch.stack(before.aminmax()).abs().max())
-    if before.ndim == 2 and len(before) > SAMPLED_ROWS:
-        # A rounding touches every row alike: few rows tell most others apart.
-        few = torch.linspace(0, len(before) - 1, SAMPLED_ROWS).long()
-        if not _rounded(before[few], after[few], dtype, largest):
-            return False
-    return _rounded(before, after, dtype, largest)
+def low_rank(found: Spectrum) -> bool:
+    """Check that few singular values make the change, up to rounding."""
+    few = 0 < found.rank <= min(len(found.left), len(found.right)) // 2 and not found.bounded
+    return few and found.tail <= _tolerated(found)
 
 
-def _rounded(before: Tensor, after: Tensor, dtype: torch.dtype, largest: float) -> bool:
-    total = float((after - before).norm())
-    for made in _roundings(before, largest):
-        made = made.to(dtype).float()
-        if torch.equal(made, after) or float((made - after).norm()) <= 0.01 * total:
+def several(before: Tensor, after: Tensor, found: Spectrum) -> bool:
+    """Check that W' = W − n⊙U M Uᵀn⁻¹W, with n of ones or the row norms: several directions are weakened, as by a merge."""
+    if not (low_rank(found) and 1 < found.rank <= LARGEST_CUT):
+        return False
+    left, right = found.left[:, : found.rank], found.right[:, : found.rank]
+    return _of_itself(before, after, left, found) or _of_itself(before.mT, after.mT, right, found)
+
+
+def _of_itself(before: Tensor, after: Tensor, left: Tensor, found: Spectrum) -> bool:
+    """Check that the change writes in the span of few directions what W has along them."""
+    change = after - before
+    ones = torch.ones(len(before), 1)
+    for norms in (ones, before.norm(dim=1, keepdim=True)):
+        inverse = _inverse(norms)
+        basis = qr(inverse * left).Q
+        taken = basis.mT @ (inverse * before)
+        made = norms * basis @ (lstsq(taken.mT, (basis.mT @ (inverse * change)).mT).solution.mT @ taken)
+        if float((made - change).norm()) <= _tolerated(found):
             return True
     return False
 
 
-def _roundings(values: Tensor, top: float) -> Iterator[Tensor]:
-    eights = (torch.float8_e4m3fn, torch.float8_e5m2)
-    yield values
-    for kind in (torch.bfloat16, torch.float16, *eights):
-        yield values.to(kind).float()
-    if values.ndim != 2:
-        return
-    for block in BLOCKS:
-        if block > 1 and values.shape[1] % block:
-            continue
-        grouped = values.reshape(1, -1) if block == 0 else values.reshape(-1, block if block > 1 else values.shape[1])
-        largest = torch.tensor([[top]]) if block == 0 else grouped.abs().amax(1, keepdim=True)
-        largest = largest.clamp(min=1e-30)
-        for kind in eights:
-            scale = largest / torch.finfo(kind).max
-            yield ((grouped / scale).to(kind).float() * scale).reshape(values.shape)
-        for limit in (127, 7):
-            scale = largest / limit
-            yield ((grouped / scale).round() * scale).reshape(values.shape)
-
-
-def low_rank(found: Spectrum) -> bool:
-    """Check that few singular values make the change, up to rounding."""
-    few = 0 < found.rank <= min(len(found.left), len(found.right)) // 2 and not found.bounded
-    return few and found.tail <= max(1.5 * found.noise, CONSISTENT * found.total)
+def _tolerated(found: Spectrum) -> float:
+    return max(ROUNDED * found.noise, CONSISTENT * found.total)

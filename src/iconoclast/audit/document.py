@@ -3,19 +3,30 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from iconoclast.audit.behavior import Character
 from iconoclast.documents import UNLESS_NONE, Document, Part
+from iconoclast.peers.claims import Claim
 from iconoclast.version import __version__
 from iconoclast.vocabulary import RowNormalization
 
 TensorStatus = Literal["unchanged", "rounded", "changed", "missing", "added"]
 """What became of a tensor; `rounded` is its base's value in a coarser type, and nothing else."""
 
-Construction = Literal["rank_one", "low_rank", "dense", "requantised", "weak", "unreadable"]
-"""What a change is consistent with; `weak` is below what the stored type can tell, `unreadable` a type not compared."""
+Construction = Literal["rank_one", "several", "low_rank", "dense", "mixed", "requantised", "weak", "unreadable"]
+"""What a change is consistent with.
 
-Verdict = Literal["untouched", "rank_one", "low_rank", "dense", "requantised", "mixed"]
-"""What the whole edit is consistent with; weak and unreadable tensors have no say."""
+`several` are directions that are weakened together, as in a merge of edited models; `mixed` is a rank-one edit with other
+changes on top, as in an edited model that was trained; `weak` is below what the stored type can tell, `unreadable` a type
+not compared.
+"""
+
+Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed"]
+"""What the whole edit is consistent with; weak and unreadable tensors have no say beside others."""
+
+Normalization = RowNormalization | Literal["restored"]
+"""Those of `edits.edit.Edit`, and rows that are edited as they are and then get their norms back."""
 
 
 class TensorFinding(Part):
@@ -30,6 +41,7 @@ class TensorFinding(Part):
         energy: r → share of ‖W' − W‖² in the first r singular values.
         strength: λ of the rank-one edit that the change is consistent with; see `edits.edit.Edit`.
         row_normalization: which one of that edit.
+        cut: rank to which its update is cut, as adapters do where row norms are restored.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
         strength_error: bound of the relative error of `strength` that this rounding leaves.
@@ -45,11 +57,28 @@ class TensorFinding(Part):
     energy: Mapping[int, float] | None = UNLESS_NONE
     construction: Construction | None = UNLESS_NONE
     strength: float | None = UNLESS_NONE
-    row_normalization: RowNormalization | None = UNLESS_NONE
+    row_normalization: Normalization | None = UNLESS_NONE
+    cut: int | None = UNLESS_NONE
     along: Literal["rows", "columns"] | None = UNLESS_NONE
     error: float | None = UNLESS_NONE
     strength_error: float | None = UNLESS_NONE
     direction_error: float | None = UNLESS_NONE
+
+
+class ClaimFinding(Claim):
+    """A claim, and what was measured with the same definition; without a measurement it is claimed and no more.
+
+    Attributes:
+        measured: rate or nats, with its 95 % interval and the number of prompts.
+        measured_on: source of the prompts; refusals on other prompts than the claim's are another figure.
+        differs: whether they differ by more than the intervals of both allow.
+    """
+
+    measured: float | None = None
+    interval: tuple[float, float] | None = UNLESS_NONE
+    n: int | None = UNLESS_NONE
+    measured_on: str | None = UNLESS_NONE
+    differs: bool | None = UNLESS_NONE
 
 
 class AuditDocument(Document):
@@ -60,6 +89,7 @@ class AuditDocument(Document):
         row_normalization: of a rank-one edit, where all matrices agree.
         lost: files beside the weights (tokenizer, template, processor …) that only the base has.
         directions: file of the singular directions, beside this one.
+        claims: figures on the card and in other tools' papers.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
         character: how the responses themselves differ; None as above.
     """
@@ -70,9 +100,10 @@ class AuditDocument(Document):
     base: str
     edited: str
     verdict: Verdict
-    row_normalization: RowNormalization | None = None
+    row_normalization: Normalization | None = None
     tensors: list[TensorFinding]
     lost: list[str]
     directions: str | None = None
+    claims: list[ClaimFinding] = Field(default=[], exclude_if=lambda value: not value)
     behavior: Mapping[str, Any] | None = None
     character: Character | None = None

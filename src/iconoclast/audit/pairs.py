@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from iconoclast.errors import ModelError
@@ -17,6 +18,8 @@ from iconoclast.layout import CONFIG as SETTINGS
 from iconoclast.models.adapters import CONFIG, WEIGHTS, is_adapter
 from iconoclast.models.checkpoint import Checkpoint, Place
 from iconoclast.models.names import local_path
+from iconoclast.models.skeleton import architecture
+from iconoclast.models.transformers_internals import as_stored
 
 PREFIX = "base_model.model."
 
@@ -106,25 +109,72 @@ def _require_true_index(checkpoint: Checkpoint) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Adapted:
-    """A base model with a LoRA adapter: W + s B A, in float32, for the matrices that it changes."""
+    """A base model with a LoRA adapter: W + s B A, in float32, for the matrices that it changes.
+
+    Attributes:
+        factors: name in the base's files → (s B, A), turned as the matrix is stored.
+        stacked: name in the base's files → update of the parameter that it is part of when the model is loaded.
+    """
 
     folder: Path
     base: Files
     factors: dict[str, tuple[Tensor, Tensor]]
+    stacked: dict[str, "Stacked"]
+    _last: "tuple[Stacked, dict[str, Tensor]] | None" = None
 
     @property
     def places(self) -> dict[str, Place]:
         return self.base.places
 
+    def changes(self, name: str) -> bool:
+        return name in self.factors or name in self.stacked
+
     def matrices(self, name: str) -> Iterator[Tensor]:
-        for matrix in self.base.matrices(name):
-            if name not in self.factors:
-                yield matrix
-            else:
-                b, a = self.factors[name]
-                yield matrix.float() + b @ a
+        own = self.base.matrices(name)
+        if name in self.factors:
+            b, a = self.factors[name]
+            yield from (matrix.float() + b @ a for matrix in own)
+        elif name in self.stacked:
+            update = self._update(self.stacked[name])[name]
+            parts = update if update.ndim == 3 else [update]
+            yield from (matrix.float() + part for matrix, part in zip(own, parts, strict=True))
+        else:
+            yield from own
+
+    def _update(self, stacked: "Stacked") -> dict[str, Tensor]:
+        """Keep the last one, as many tensors of the files can be of one parameter."""
+        if self._last is None or self._last[0] is not stacked:
+            self._last = stacked, stacked.update()
+        return self._last[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """The update of a parameter [experts, …] or [d, k] of the loaded model, as PEFT stacks it.
+
+    Attributes:
+        a: [experts · r, inputs], by expert and then rank.
+        b: [outputs, r · experts], by rank and then expert, with the scale.
+        turned: whether the parameter is stored as [experts, inputs, outputs].
+    """
+
+    model: PreTrainedModel
+    parameter: str
+    a: Tensor
+    b: Tensor
+    experts: int
+    turned: bool
+
+    def update(self) -> dict[str, Tensor]:
+        """Return the update of every tensor in the base's files that the parameter is made of."""
+        a = self.a.reshape(self.experts, -1, self.a.shape[-1])
+        b = self.b.reshape(self.b.shape[0], -1, self.experts).permute(2, 0, 1)
+        whole = b @ a
+        whole = whole.mT if self.turned else whole
+        shape = self.model.get_parameter(self.parameter).shape
+        return as_stored(self.model, {self.parameter: whole.reshape(shape).contiguous()})
 
 
 def open_edited(name: str, base: Files) -> Source:
@@ -135,35 +185,63 @@ def open_edited(name: str, base: Files) -> Source:
     folder = Path(path).expanduser()
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-        return Adapted(folder, base, _factors(config, tensors, base))
+        return _adapted(folder, config, load_file(folder / WEIGHTS), base)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"The adapter {name} cannot be read beside this base: {reason}.") from None
+        raise ModelError(f"The adapter {name} cannot be read beside this base: {reason.rstrip('.')}.") from None
 
 
-def _factors(config: dict[str, Any], tensors: dict[str, Tensor], base: Files) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return name of the base's matrix → (s B, A), turned as the matrix is stored."""
+def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Files) -> Adapted:
     kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"it is of type {kind}, and only LoRA is read. Merge it into a model first")
-    factors = {}
-    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+    keys = [key for key in tensors if key.endswith(".lora_A.weight")]
+    if not keys or len(tensors) != 2 * len(keys):
+        raise ValueError("it holds other tensors than pairs of LoRA factors. Merge it into a model first")
+    result = Adapted(folder, base, {}, {})
+    loaded: PreTrainedModel | None = None
+    for key in keys:
         module = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
-        rank = a.shape[0]
-        alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])
-        scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
         place = base.places.get(f"{module}.weight")
         if place is None:
-            raise ValueError(f"it adapts {module}, which the base's files do not hold by this name. Merge it first")
+            loaded = loaded or architecture(str(base.folder))
+            for name, stacked in _stacked(config, module, a, b, loaded).items():
+                if name not in base.places:
+                    raise ValueError(
+                        f"it adapts {module}, which the base's files do not hold by this name. Merge it first"
+                    )
+                result.stacked[name] = stacked
+            continue
         left, right = (a.T, b.T) if config.get("fan_in_fan_out") else (b, a)
         if (left.shape[0], right.shape[1]) != place.shape:
             raise ValueError(f"its update of {module} is of another shape than the base's matrix")
-        factors[f"{module}.weight"] = (scale * left, right)
-    if not factors or len(tensors) != 2 * len(factors):
-        raise ValueError("it holds other tensors than pairs of LoRA factors. Merge it into a model first")
-    return factors
+        result.factors[f"{module}.weight"] = (_scale(config, module, a.shape[0]) * left, right)
+    return result
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])
+    return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
+
+
+def _stacked(config: dict[str, Any], module: str, a: Tensor, b: Tensor, loaded: PreTrainedModel) -> dict[str, Stacked]:
+    """Find the parameter that a pair of factors is for in the loaded model, and the tensors that it is stored as."""
+    path = module.replace(".base_layer", "")  # PEFT nests the parameters of one module
+    targets = tuple(config.get("target_parameters") or (".weight",))
+    owner, fitting = loaded.get_submodule(path), []
+    for name, parameter in owner.named_parameters(path, recurse=False):
+        experts = parameter.shape[0] if parameter.ndim == 3 else 1
+        turned = parameter.ndim == 3 and bool(getattr(owner, "is_transposed", False))
+        sides = tuple(parameter.shape[-2:])
+        of_shape = sides == ((a.shape[1], b.shape[0]) if turned else (b.shape[0], a.shape[1]))
+        if of_shape and a.shape[0] % experts == 0 and name.endswith(targets):
+            scale = _scale(config, path, a.shape[0] // experts)
+            fitting.append(Stacked(loaded, name, a, scale * b, experts, turned))
+    if len(fitting) != 1:
+        raise ValueError(f"its update of {module} fits {len(fitting)} of the base's parameters. Merge it first")
+    parameter = loaded.get_parameter(fitting[0].parameter)
+    return dict.fromkeys(as_stored(loaded, {fitting[0].parameter: parameter}), fitting[0])
 
 
 def same(one: Source, other: Source, name: str) -> bool:
@@ -172,7 +250,7 @@ def same(one: Source, other: Source, name: str) -> bool:
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     if isinstance(other, Adapted):
-        return name not in other.factors
+        return not other.changes(name)
     return all(
         torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
         for a, b in zip(one.matrices(name), other.matrices(name), strict=True)

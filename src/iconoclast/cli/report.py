@@ -1,4 +1,4 @@
-"""`report`: one web page about a run, an export or a comparison."""
+"""`report`: one web page about a run, an export, a comparison or an audit."""
 
 import webbrowser
 from pathlib import Path
@@ -20,10 +20,14 @@ PAGE = "report.html"
 def report(
     source: Annotated[
         str,
-        Argument(metavar="RUN|EXPORT|COMPARISON", help="Run folder (RUN:N means its trial N), export, or comparison."),
+        Argument(
+            metavar="RUN|EXPORT|COMPARISON|AUDIT",
+            help="Run folder (RUN:N means its trial N), export, comparison, or the JSON file of an audit.",
+        ),
     ],
     to: Annotated[
-        Path | None, Option(help="File for the page. Unset: report.html in the folder; of an export, beside it.")
+        Path | None,
+        Option(help="File for the page. Unset: report.html in the folder; of an export or audit, beside it."),
     ] = None,
     beside: Annotated[
         list[Path] | None, Option(help="Another run whose trials are drawn beside this run's; may be repeated.")
@@ -85,4 +89,8 @@ def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
 
         whole = folder.resolve()  # a file inside would not be in its checksums
         return export_page(folder), whole.with_name(f"{whole.name}-{PAGE}")
-    raise RunFolderError(f"{source} is no run, export or comparison. Give the folder of one.")
+    if folder.suffix == ".json" and folder.is_file():
+        from iconoclast.reports.pages.of_audit import audit_page
+
+        return audit_page(folder), folder.with_name(f"{folder.stem}-{PAGE}")
+    raise RunFolderError(f"{source} is no run, export, comparison or audit. Give the folder or file of one.")

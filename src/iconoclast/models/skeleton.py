@@ -39,12 +39,10 @@ def load_skeleton(
             f"{name} is not stored as safetensors files, so it must be loaded to be edited: measure the export."
         )
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"The architecture of {name} cannot be built: {first_line(error)}") from None
+        raise ModelError(f"The tokenizer of {name} cannot be read: {first_line(error)}") from None
+    model = architecture(name, trust_remote_code)
     prepare_tokenizer(tokenizer, chat_template, name)
     lm = LanguageModel(model, tokenizer, name, path, str(model.dtype).removeprefix("torch."))
     writers = lm.writers(components)
@@ -58,6 +56,18 @@ def load_skeleton(
                 f"What stands behind {site.module} of {name} is only known when it is loaded: measure the export."
             )
     return lm
+
+
+def architecture(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build a model's modules on "meta"; raise ModelError if its configuration is not understood."""
+    path = local_path(name)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"The architecture of {name} cannot be built: {first_line(error)}") from None
+    return model
 
 
 def _hollow(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-import iconoclast.peers.heretic.peer  # noqa: F401 - registers itself
+import iconoclast.peers.abliterix
+import iconoclast.peers.heretic.peer
+import iconoclast.peers.heretic.reproduce  # noqa: F401 - they register themselves
 from iconoclast.errors import RunFolderError
+from iconoclast.peers.claims import read_claims
 from iconoclast.peers.protocol import PeerTrial, peers
 
-__all__ = ["peer_trial", "peers"]
+__all__ = ["peer_trial", "peers", "read_claims"]
 
 
 def peer_trial(file: Path, which: str, kl_target: float) -> PeerTrial:

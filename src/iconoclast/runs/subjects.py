@@ -14,6 +14,7 @@ import torch
 from iconoclast.config.schema import FIT_AND_SELECT, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
+from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examination import Examination, Variant
 from iconoclast.evaluation.examiner import Examiner
@@ -127,6 +128,34 @@ class PeerSubject(Openable):
 
 
 @dataclass(frozen=True)
+class EditSubject(Openable):
+    """An edit in a file, applied live."""
+
+    file: Path
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @contextmanager
+    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+        """Apply the edit; raise ModelError if the base has no such matrices."""
+        edit = load_edit(self.file)
+        known = base.writers(sorted({site.component for site in edit.sites}))
+        if odd := [site.module for site in edit.sites if site not in known]:
+            raise ModelError(
+                f"{self.file} edits {odd[0]}, which {base.name} does not have. Name its base with --against."
+            )
+        yield _edited(self.name, base, edit)
+
+    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
+        return None
+
+    def document(self, base: str) -> dict[str, Any]:
+        return {"tool": None, "format": "edit"}
+
+
+@dataclass(frozen=True)
 class ModelSubject(Openable):
     """A whole model or a PEFT adapter, loaded from its files."""
 
@@ -227,11 +256,13 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
     path, which = Path(source), "best" if named is None else named
     if path.suffix == ".jsonl" and not path.exists():
         raise RunFolderError(f"The journal {source} does not exist.")
-    if path.is_file() and path.suffix == ".jsonl":
+    if path.is_file() and path.suffix in (".jsonl", ".json"):
         if path.name == RunFolder(path.parent).journal.name and RunFolder(path.parent).config.is_file():
             path = path.parent
         else:
             return PeerSubject(peer_trial(path, which, (settings or Settings()).kl_divergence_target))
+    if path.is_file() and path.suffix == ".safetensors" and named is None:
+        return EditSubject(path)
     if RunFolder(path).config.is_file() and not (path / TRIAL_INFORMATION).is_file():
         return RunSubject(path, SavedRun.open(RunFolder(path), which))
     if which != "best":

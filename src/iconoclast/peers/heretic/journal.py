@@ -4,6 +4,7 @@ A journal is Optuna's JSON lines, one study in a file. Facts about heretic: http
 """
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ from iconoclast.vocabulary import COMPONENTS, Quantization, RowNormalization
 LONGEST_LINE = 2**20
 """Bytes; heretic's longest line, its settings, has a few thousand."""
 
-WANTED = "Give the .jsonl file that heretic has written to its checkpoints folder."
+WANTED = "Give the .jsonl file that heretic has written to its checkpoints folder, or the reproduce.json of its export."
 
 
 def _prompt_source(document: Any) -> Any:
@@ -144,9 +145,13 @@ class HereticStudy:
 
     @classmethod
     def read(cls, file: Path) -> "HereticStudy":
-        """Read a journal, without even a lock; raise RunFolderError if it is foreign, damaged or without trials."""
+        """Read a journal, without even a lock, or reproduce.json, whose only trial is 1.
+
+        Raises:
+            RunFolderError: the file is foreign, damaged or without trials.
+        """
         try:
-            names, attributes, completed = _contents(file)
+            names, attributes, completed = _reproduced(file) if file.suffix == ".json" else _contents(file)
         except OSError as error:
             raise RunFolderError(f"The journal {file} cannot be read: {error.strerror}. {WANTED}") from None
         if names == [STUDY_NAME]:
@@ -314,6 +319,17 @@ def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any
             case _Operation.TRIAL_STATE if entry.state == TrialState.COMPLETE:
                 completed.append(entry.trial_id)
     return names, study, [trials[trial] for trial in completed]
+
+
+def _reproduced(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
+    """Return the same of a reproduce.json (format 2), as of a journal of one trial."""
+    try:
+        document = json.loads(file.read_bytes())
+        settings, parameters = json.dumps(document["settings"]), document["parameters"]
+        edit = {"direction_index": parameters["direction_index"], "parameters": parameters["abliteration_parameters"]}
+        return ["heretic"], {"settings": settings}, [{"index": 1, **edit, **document["metrics"]}]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise RunFolderError(f"{file} is not a reproduce.json of heretic. {WANTED}") from None
 
 
 def _entries(file: Path) -> Iterator[_Entry]:

@@ -23,8 +23,8 @@ class Heretic:
     """Reads heretic's journals and runs heretic; see `peers.protocol.Peer`."""
 
     def reads(self, file: Path) -> bool:
-        """Take every journal: if it is not heretic's, reading says so in one line."""
-        return file.suffix == ".jsonl"
+        """Take every journal and reproduce.json: if it is not heretic's, reading says so in one line."""
+        return file.suffix in (".jsonl", ".json")
 
     def trial(self, file: Path, which: str, kl_target: float) -> HereticPeerTrial:
         study = HereticStudy.read(file)

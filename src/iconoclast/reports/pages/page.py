@@ -39,10 +39,11 @@ class Page:
     """Contents of a report page. A section whose contents are empty is left out.
 
     Attributes:
-        kind: run, export or comparison.
+        kind: run, export, comparison or audit.
         about: what was done and what came out, in paragraphs.
         measured_on: what the scores are of, in words.
         models: names of the measured models, the base first; columns of `scores`.
+        findings: tables of an audit by title, their first row the head.
         tests: paired tests, by what is compared with what.
         notes: what to bear in mind about the scores.
         trials: table of all trials, its first row the head.
@@ -60,6 +61,7 @@ class Page:
     measured_on: str = ""
     models: Sequence[str] = ()
     scores: Rows = ()
+    findings: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     tests: Mapping[str, Rows] = field(default_factory=dict)
     notes: Sequence[str] = ()
     trials: Sequence[Sequence[str]] = ()

@@ -1,0 +1,62 @@
+"""What an audit has found as an Edit, which can be applied, measured and compared like one of our own."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from iconoclast.audit.document import AuditDocument, TensorFinding
+from iconoclast.edits.edit import Edit
+from iconoclast.errors import ModelError
+from iconoclast.models.checkpoint import Checkpoint
+from iconoclast.models.names import local_path
+from iconoclast.models.skeleton import load_skeleton
+from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
+
+UNTOUCHED = ("unchanged", "rounded")
+
+
+def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
+    """Return the edit that an audit has found; one that was cut to a low rank is made whole.
+
+    Raises:
+        ModelError: the model is no rank-one edit of matrices that write to the residual stream, in one row normalisation.
+    """
+    changed = {t.name: t for t in document.tensors if t.status not in UNTOUCHED and t.construction != "weak"}
+    normalization = _normalization(document, changed)
+    skeleton, checkpoint = load_skeleton(document.base, COMPONENTS), Checkpoint.find(local_path(document.base))
+    assert checkpoint is not None  # the audit has read it
+    found: dict[Site, tuple[Tensor, float]] = {}
+    for site, writer in skeleton.writers(COMPONENTS).items():
+        names = [
+            name
+            for name in checkpoint.names(skeleton.model, writer.parameter, writer.stored.shape) or ()
+            if name in changed
+        ]
+        if names:
+            keys = [k for name in names for k in directions if k.startswith(f"{name}.") and k.endswith(".direction")]
+            v, strengths = directions[keys[0]], [changed.pop(name).strength or 0.0 for name in names]
+            if any(abs(float(directions[key] @ v)) < 0.999 for key in keys) or max(strengths) - min(strengths) > 0.02:
+                raise ModelError(f"The experts of {site.module} lose different directions, which one edit cannot do.")
+            found[site] = v, sum(strengths) / len(strengths)
+    if changed:
+        raise ModelError(
+            f"{next(iter(changed))} changed too, which does not write to the residual stream: it is no edit."
+        )
+    return Edit({s: v for s, (v, _) in found.items()}, {s: x for s, (_, x) in found.items()}, normalization)
+
+
+def _normalization(document: AuditDocument, changed: Mapping[str, TensorFinding]) -> RowNormalization:
+    odd = next((t for t in changed.values() if t.construction != "rank_one"), None)
+    if odd is not None:
+        raise ModelError(f"{document.edited} is no rank-one edit: {odd.name} is {odd.construction or odd.status}.")
+    if not changed:
+        raise ModelError(
+            f"{document.edited} has the weights of {document.base}, or differs by rounding: there is no edit."
+        )
+    known = next((each for each in NORMALIZATIONS if each == document.row_normalization), None)
+    if known is None:
+        ways = sorted({str(t.row_normalization) for t in changed.values()})
+        raise ModelError(
+            f"{document.edited} treats rows as {' and '.join(ways)}, and an edit in one way of {NORMALIZATIONS}."
+        )
+    return known

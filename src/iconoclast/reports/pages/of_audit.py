@@ -1,0 +1,127 @@
+"""The report page of an audit."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iconoclast.audit.document import AuditDocument, ClaimFinding, TensorFinding
+from iconoclast.reports.pages import figures
+from iconoclast.reports.pages.page import Page
+from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows, tiles
+from iconoclast.reports.tables import caveats, examination_rows
+from iconoclast.runs.documents import ComparisonDocument
+
+VERDICTS = {
+    "untouched": "The weights are those of the base, bit by bit.",
+    "rank_one": "Every change is a rank-one edit: a matrix writes less, or the reverse, of one direction.",
+    "several": "Every changed matrix writes less of several directions, as after a merge of edited models.",
+    "low_rank": "Every change has low rank and reads more than the edited matrix itself, as a trained adapter does.",
+    "dense": "The changes are dense, as training makes them.",
+    "requantised": "The weights are those of the base, rounded to a coarser type.",
+    "weak": "The weights differ by no more than the stored type can tell.",
+    "mixed": "The changes are of several kinds: see the matrices one by one.",
+}
+
+LONGEST = 400
+"""Rows of a table."""
+
+
+def audit_page(file: Path) -> Page:
+    """Return the page of an audit's JSON file; raise RunFolderError if it is missing, damaged or something else."""
+    told = AuditDocument.read(file)
+    edited, base = shown_name(told.edited), shown_name(told.base)
+    changed = [t for t in told.tensors if t.status != "unchanged"]
+    kinds = Counter(t.construction or t.status for t in changed)
+    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.most_common())
+    about = [
+        f"{edited} was compared with {base}, tensor by tensor. {VERDICTS[told.verdict]}",
+        f"{len(changed)} of {len(told.tensors)} tensors are not as in the base{f': {counted}' if changed else ''}.",
+    ]
+    measured = None if told.behavior is None else ComparisonDocument.model_validate(told.behavior)
+    return Page(
+        kind="audit",
+        title=f"{edited}: what was changed",
+        about=about,
+        findings={
+            "Changed tensors": _changed(changed),
+            "Claims": _claims(told.claims),
+            "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
+        },
+        origin={
+            "Made by": [("Program", [f"ICONOCLAST {told.iconoclast_version}"]), ("Base", [base])],
+            "Prompt sets": [] if measured is None else prompt_rows(measured.prompts),
+        },
+        commands=[("the same audit again", "iconoclast audit EDITED --base BASE --json audit.json")],
+        **({} if measured is None else _behavior(measured)),
+        figures={
+            **({} if measured is None else _behavior_figures(measured)),
+            "strengths": _strengths(changed),
+        },
+    )
+
+
+def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
+    head = ["tensor", "status", "construction", "strength", "rows", "relative norm", "rank", "missed"]
+    rows = [
+        [
+            t.name,
+            t.status,
+            (t.construction or "").replace("_", " "),
+            "" if t.strength is None else f"{t.strength:.3f}",
+            (t.row_normalization or "") + (f", rank {t.cut}" if t.cut else ""),
+            "" if t.relative_norm is None else f"{t.relative_norm:.2g}",
+            "" if t.rank is None else f"{t.rank}{' or more' if t.rank_is_a_lower_bound else ''}",
+            "" if t.error is None else f"{t.error:.1%}",
+        ]
+        for t in changed
+    ]
+    more = [[f"and {len(rows) - LONGEST} more", *[""] * (len(head) - 1)]] if len(rows) > LONGEST else []
+    return [head, *rows[:LONGEST], *more]
+
+
+def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
+    rows = []
+    for claim in claims:
+        outcome = "not measured" if claim.differs is None else "differs" if claim.differs else "agrees"
+        low, high = claim.interval or (0.0, 0.0)
+        interval = "" if claim.measured is None else f"{claim.measured:.3g} ({low:.3g} to {high:.3g})"
+        stated = str(claim.count) if claim.count else f"{claim.value:g}"
+        rows.append([claim.name, claim.of, stated, claim.source, claim.definition, interval, outcome])
+    return [["claim", "of", "stated", "where", "how", "measured", "outcome"], *rows]
+
+
+def _strengths(changed: Iterable[TensorFinding]) -> dict[str, Any]:
+    """Strength by layer and kind of matrix, the mean of experts; nothing without rank-one edits."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for tensor in changed:
+        parts = tensor.name.removesuffix(".weight").split(".")
+        numbers = [int(part) for part in parts if part.isdigit()]
+        if tensor.strength is not None and numbers:
+            kind = ".".join(part for part in parts[-3:] if not part.isdigit())
+            found.setdefault(kind, {}).setdefault(numbers[0], []).append(tensor.strength)
+    layers = 1 + max((layer for by_layer in found.values() for layer in by_layer), default=-1)
+    means = {
+        kind: [figures.rounded(sum(at) / len(at)) if (at := by_layer.get(layer)) else 0.0 for layer in range(layers)]
+        for kind, by_layer in found.items()
+    }
+    shown = {"trials": {"edit": {"of": means}}, "fits": {}, "shown": "edit", "layers": layers}
+    return shown if found else {}
+
+
+def _behavior(measured: ComparisonDocument) -> Mapping[str, Any]:
+    subject = measured.subjects[0]
+    columns = [("base model", measured.base_metrics), (subject.name, subject.metrics)]
+    return {
+        "tiles": tiles(measured.base_metrics, subject.metrics, measured.kl_noise_floor, subject.against_base),
+        "measured_on": f"Measured on the {measured.split} prompts of the settings.",
+        "models": [name for name, _ in columns],
+        "scores": list(examination_rows([metrics for _, metrics in columns])),
+        "tests": {"": test_rows(subject.against_base)},
+        "notes": [line for name, metrics in columns for line in caveats(name, metrics)],
+    }
+
+
+def _behavior_figures(measured: ComparisonDocument) -> Mapping[str, Any]:
+    columns = [("base model", measured.base_metrics), (measured.subjects[0].name, measured.subjects[0].metrics)]
+    return {"counts": figures.counts(columns), "lengths": figures.lengths(columns), "axes": figures.axes(columns)}
