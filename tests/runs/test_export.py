@@ -335,7 +335,7 @@ from safetensors.torch import load_file
 folder, file = sys.argv[1], sys.argv[3]
 writer = gguf.GGUFWriter(file, "llama")
 writer.add_vocab_size(261)
-writer.add_float32("llama.rope.freq_base", json.load(open(folder + "/config.json"))["rope_theta"])
+writer.add_float32("llama.rope.freq_base", json.load(open(folder + "/config.json"))["rope_parameters"]["rope_theta"])
 writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
 for name, tensor in load_file(folder + "/model.safetensors").items():
     kind = gguf.GGMLQuantizationType.BF16 if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32

@@ -1,6 +1,5 @@
 """GGUF files: read by transformers, written by llama.cpp's own converter, and quantised further."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -58,7 +57,6 @@ def find_quantizer(llama_cpp: Path | None, quants: Sequence[str]) -> Path | None
 
 def convert(folder: Path, to: Path, converter: Path) -> None:
     """Convert a model folder to a GGUF file of the same dtype, or raise ModelError with the converter's last line."""
-    _spell_rope_as_before(folder / "config.json")
     _run([sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"], to)
 
 
@@ -92,15 +90,6 @@ def _run(command: list[str], to: Path) -> None:
         program = next(word for word in command if word != sys.executable)
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise ModelError(f"{program} cannot convert the model. It says: {said[:300]}")
-
-
-def _spell_rope_as_before(file: Path) -> None:
-    """Say rope_theta and rope_scaling as transformers 4 did: converters of 2025 read no others, and take 10000 unasked."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        scaling = {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
-        file.write_text(json.dumps({"rope_theta": rope["rope_theta"], **scaling, **config}), encoding="utf-8")
 
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
