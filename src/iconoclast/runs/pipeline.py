@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
@@ -48,6 +48,7 @@ class Run:
     report: Report | None = None
     worker: Worker | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
+    _front: tuple[list[Trial], list[Trial]] = field(default_factory=lambda: ([], []))
 
     @property
     def settings(self) -> Settings:
@@ -84,8 +85,11 @@ class Run:
         return self.study.finished + self.study.fitted - len(self.trials())
 
     def front(self) -> list[Trial]:
-        """Return the Pareto front so far."""
-        return pareto_front(self.trials())
+        """Return the Pareto front so far, worked out again only when more trials are finished."""
+        trials = self.trials()
+        if self._front[0] is not trials:
+            self._front = trials, pareto_front(trials)
+        return self._front[1]
 
     def best(self) -> Trial | None:
         """Return the best trial so far."""
