@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -199,7 +199,6 @@ def sampler(sizes: Sequence[int]) -> None:
             start = time.perf_counter()
             study = Study.open(journal, SPACE, seed=0, startup_trials=8, batch=BATCH)
             opened = time.perf_counter() - start
-
 
             def told(outcomes: Mapping[int, Outcome], study: Study = study) -> None:
                 pareto_front(study.trials())  # as a run asks for it after every batch
