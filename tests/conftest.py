@@ -54,6 +54,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test computes is not kept in the developer's cache, nor read from there."""
+    monkeypatch.setenv("ICONOCLAST_CACHE_GIB", "0")
+    monkeypatch.setattr("iconoclast.runs.workbench.cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random llama."""

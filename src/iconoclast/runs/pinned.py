@@ -18,6 +18,7 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
         "exit_after_optimization",
         "batch_size",
         "max_batch_size",
+        "cache_gib",
         "template_date",  # what it changes is seen in the rendered prompts
         "device_map",
         "max_memory",
@@ -39,6 +40,29 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 
 YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints"])
 """Settings that older runs do not have; unset, they mean what those runs did."""
+
+OF_EDITS = frozenset(
+    [
+        "model",
+        "seed",
+        "n_startup_trials",
+        "good_prompts",
+        "bad_prompts",
+        "direction_methods",
+        "direction_scopes",
+        "direction_variance_floor",
+        "orthogonalize_direction",
+        "benign_subspace_rank",
+        "winsorization_quantile",
+        "components",
+        "row_normalization",
+        "kl_divergence_target",
+        "overrefusal_penalty",
+        "harmful_marker_penalty",
+        "compliance_gap_penalty",
+    ]
+)
+"""Pinned settings that say which edits are tried and chosen, and nothing about the base model's scores."""
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
 from iconoclast.constraints import own_scores, violated
@@ -21,7 +22,7 @@ from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.geometry import geometry
 from iconoclast.runs.manifest import manifest, this_start
-from iconoclast.runs.pinned import pinned_settings
+from iconoclast.runs.pinned import OF_EDITS, pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import choose_trial, search_space, trial_document
@@ -255,13 +256,14 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     settings = bench.settings
     bench.require_room()
     known = folder.read_baseline() if folder.baseline.is_file() else None
+    kept = bench.kept(progress)
     if known is None:
-        bench.find_response_prefix(progress)
+        bench.find_response_prefix(progress, kept)
     else:
         bench.start_responses_with(known.response_prefix)
     rendering = bench.rendering()
     begun = known is not None and folder.directions.is_file()
-    residuals = None if begun else bench.residuals(progress)
+    residuals = None if begun else bench.residuals(progress, kept)
     bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
     if claim:
         folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
@@ -269,15 +271,18 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
     evaluator = bench.evaluator("select")
-    noise = known.kl_noise_floor if known else evaluator.noise_floor()
+    evaluator.reference = kept.tensor("base log-probabilities", evaluator.benign_ids, lambda: evaluator.reference)
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(
             "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
         )
     if known is None:
-        known = _baseline(evaluator, noise, progress).model_copy(update={"rendering": rendering})
+        asked = _asked_of_base(bench, rendering)
+        found = kept.document("baseline", asked, lambda: _baseline(evaluator, progress).document())
+        known = Baseline.model_validate(found).model_copy(update={"rendering": rendering})
         known.write(folder.baseline)
+    noise = known.kl_noise_floor
     base = known.base_metrics
     study = _opened_study(bench, folder)
     if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
@@ -291,19 +296,32 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     return Run(bench, folder, evaluator, base, noise, study, report=_known_report(bench, folder))
 
 
-def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
+def _comparable(bench: Workbench) -> dict[str, Any]:
+    """Return everything under which scores can be compared, as plain data."""
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
     functions = (*settings.refusal_rules, *own_scores(settings.constraints))
     contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
+    return pinned_settings(settings) | contents
+
+
+def _asked_of_base(bench: Workbench, rendering: Rendering) -> list[Any]:
+    """Return everything that the base model's scores depend on beside the model, as plain data."""
+    said = {key: value for key, value in _comparable(bench).items() if key.split(" (")[0] not in OF_EDITS}
+    tokens = [rendering.tokens[name] for name in ("good_evaluation_prompts", "bad_evaluation_prompts")]
+    return [said, tokens, bench.settings.batch_size, bench.settings.max_batch_size]
+
+
+def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
+    settings = bench.settings
     return Study.open(
         folder.journal,
         search_space(settings, bench.lm.layers),
         seed=settings.seed,
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
-        pinned=pinned_settings(settings) | contents,
+        pinned=_comparable(bench),
         storage=settings.study_storage,
     )
 
@@ -331,7 +349,8 @@ def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
-def _baseline(evaluator: Evaluator, noise: float, progress: Progress) -> Baseline:
+def _baseline(evaluator: Evaluator, progress: Progress) -> Baseline:
+    noise = evaluator.noise_floor()
     base = evaluator.measure([Edit.nothing()], progress)[0]
     return Baseline(
         dtype=evaluator.lm.dtype,
