@@ -35,6 +35,7 @@ from quality import AT_A_TIME, REFERENCE
 
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
+from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.files import write_json
 from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
@@ -65,8 +66,8 @@ class Curve:
 
 
 def run_of(command: Sequence[str], folder: Path, seconds: float, environment: dict[str, str]) -> None:
-    """Run a search and interrupt it when the seconds are over; began.json keeps when the process was started."""
-    if (folder / "began.json").exists():
+    """Run a search and interrupt it when the seconds are over; a file beside it keeps when the process was started."""
+    if began_file(folder).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
@@ -79,7 +80,11 @@ def run_of(command: Sequence[str], folder: Path, seconds: float, environment: di
             process.wait()
     if process.returncode not in (0, 130):
         raise SystemExit(f"the run in {folder} failed, see {folder}.log")
-    write_json(folder / "began.json", {"began": began})
+    write_json(began_file(folder), {"began": began})
+
+
+def began_file(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.began.json"
 
 
 def fronts_of(
@@ -97,10 +102,11 @@ def fronts_of(
 
 def of_run(name: str, seed: int, folder: Path, bench: Workbench) -> Curve:
     """The curve of a run folder."""
-    began = json.loads((folder / "began.json").read_text())["began"]
-    if not (folder / "iconoclast_study.jsonl").is_file():
+    began = json.loads(began_file(folder).read_text())["began"]
+    try:
+        saved = SavedRun.open(RunFolder(folder), "best")
+    except RunFolderError:  # the time was over before its first trial
         return Curve(name, seed, folder, [], lambda number: Edit.nothing())
-    saved = SavedRun.open(RunFolder(folder), "best")
     trials = {trial.index: trial for trial in saved.trials}
     ended = {t.number: t.datetime_complete for t in peer.journal_of(folder / "iconoclast_study.jsonl").trials}
     finished = [(at.timestamp() - began, number) for number in trials if (at := ended[number])]
