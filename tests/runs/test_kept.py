@@ -117,10 +117,10 @@ def test_other_weights_under_the_same_name_are_another_model(
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"sha256": "0"}\nxyz', b"[1]\nx", b"\0" * 100])
 def test_a_damaged_entry_is_computed_again_with_one_line(
-    damage: bytes, tiny_settings: Settings, tmp_path: Path, computed: list[str]
+    damage: bytes, tiny_settings: Settings, tmp_path: Path, own_cache: Path, computed: list[str]
 ) -> None:
     first = start(tiny_settings, tmp_path / "one")
-    (entry,) = (e for e in Cache(tmp_path / "cache").entries() if e.kind == "baseline")
+    (entry,) = (e for e in Cache(own_cache).entries() if e.kind == "baseline")
     entry.file.write_bytes(damage)
     computed.clear()
     second = start(tiny_settings, tmp_path / "two")
@@ -130,8 +130,9 @@ def test_a_damaged_entry_is_computed_again_with_one_line(
     assert not any("damaged" in note for note in start(tiny_settings, tmp_path / "three")[2])
 
 
-def test_a_cache_that_cannot_be_written_ends_no_run(tiny_settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
+def test_a_cache_that_cannot_be_written_ends_no_run(tiny_settings: Settings, tmp_path: Path, own_cache: Path) -> None:
+    own_cache.rmdir()
+    own_cache.write_text("a file where the folder should be")
     notes = start(tiny_settings, tmp_path / "one")[2]
     assert len([note for note in notes if "Nothing is kept" in note]) == 1
 

@@ -43,7 +43,8 @@ class Kept:
 
     def document(self, kind: str, key: object, compute: Callable[[], T]) -> T:
         """Return the plain data that `compute` gives for this model and key, from the cache if it is there."""
-        return self._of(kind, key, compute, json.loads, lambda value: json.dumps(value).encode())
+        found: T = self._of(kind, key, compute, json.loads, lambda value: json.dumps(value).encode())
+        return found
 
     def _of(
         self,
