@@ -12,11 +12,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from iconoclast.scores import Count, Scores
 from iconoclast.search.objective import Objective
+from iconoclast.search.pareto import pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import open_storage
-from iconoclast.search.study import Study
+from iconoclast.search.study import OUTCOMES, Outcome, Study
 
 SPEED = 4.0
 BATCH, TRIALS = 16, 512
@@ -189,26 +191,44 @@ def writers(counts: Sequence[int], trials: int) -> None:
 
 
 def sampler(sizes: Sequence[int]) -> None:
-    """Opening a study with so many trials, and asking for one more."""
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Path(folder) / "study.jsonl"
-        for size in sizes:
-            study = Study.open(journal, SPACE, seed=0, startup_trials=10**9, batch=64)
-            study.run(size, lambda batch: [s for b in batch for s in quick(b)], OBJECTIVE)
+    """Opening a study with so many trials, and what each of 32 more costs beside being measured."""
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Path(folder) / "study.jsonl"
+            fill(Study.open(journal, SPACE), size)
             start = time.perf_counter()
-            study = Study.open(journal, SPACE, seed=0, startup_trials=8, batch=4)
+            study = Study.open(journal, SPACE, seed=0, startup_trials=8, batch=BATCH)
             opened = time.perf_counter() - start
-            start = time.perf_counter()
-            study._next_batch(size + 4)
-            asked = (time.perf_counter() - start) / 4
-            print(f"{size:6d} trials: opened in {opened:5.2f} s, one more asked for in {asked * 1e3:6.0f} ms, "
-                  f"{journal.stat().st_size / 1e6:.1f} MB", flush=True)  # fmt: skip
+
+            def told(outcomes: Mapping[int, Outcome], study: Study = study) -> None:
+                pareto_front(study.trials())  # as a run asks for it after every batch
+
+            study.run(size + BATCH, quick, OBJECTIVE, told)
+            start, used = time.perf_counter(), time.process_time()
+            study.run(size + 3 * BATCH, quick, OBJECTIVE, told)
+            taken, used = time.perf_counter() - start, time.process_time() - used
+            print(f"{size:6d} trials: opened in {opened:5.2f} s, one more takes {used / 2 / BATCH * 1e3:6.1f} ms of the processor, "
+                  f"{taken / 2 / BATCH * 1e3:6.1f} ms in all, {journal.stat().st_size / 1e6:.1f} MB", flush=True)  # fmt: skip
 
 
-def quick(parameters: EditParameters) -> list[Scores]:
+def fill(study: Study, size: int) -> None:
+    """Put random trials into a study that are measured already."""
+    ranges, draw = SPACE.distributions(), random.Random(0)
+    for number in range(size):
+        params = {
+            name: draw.uniform(r.low, r.high) if isinstance(r, FloatDistribution) else draw.choice(r.choices)  # type: ignore[attr-defined]
+            for name, r in ranges.items()
+        }
+        (scores,) = quick([SPACE.parameters(params)])
+        entry = {OUTCOMES: {str(number): {"scores": scores.document()}}}
+        values = list(OBJECTIVE(scores))
+        study.study.add_trial(create_trial(params=params, distributions=ranges, values=values, user_attrs=entry))
+
+
+def quick(batch: Sequence[EditParameters]) -> list[Scores]:
     """Scores at once."""
-    profile = parameters.profiles["attn.o_proj"]
-    return [Scores(Count(round(10 * profile.max_weight) % 20, 20), Count(0, 20), 1, 0.5, 0.03 * profile.max_weight)]
+    strengths = [(p.profiles["attn.o_proj"].max_weight, p.profiles["mlp.down_proj"].max_weight) for p in batch]
+    return [Scores(Count(round(9 * a) % 20, 20), Count(0, 20), 1, 0.5, 0.03 * a * b) for a, b in strengths]
 
 
 def main() -> None:
@@ -224,7 +244,7 @@ def main() -> None:
     elif arguments.table == "writers":
         writers(arguments.counts or (1, 4, 16, 64), arguments.trials)
     else:
-        sampler(arguments.counts or (100, 1000, 3000))
+        sampler(arguments.counts or (100, 1000, 10000))
 
 
 if __name__ == "__main__":

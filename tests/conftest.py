@@ -7,7 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import atexit
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +19,19 @@ import pytest
 import torch
 
 from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.models.demo import demo_folder
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from tests.support.tiny import WORDS, save_tiny
+
+# What a test computes, in this process or in one that it starts, is not kept in the developer's cache; the demo model is there.
+os.environ.setdefault("HF_HOME", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface"))
+CACHE, MODELS = Path(tempfile.mkdtemp(prefix="iconoclast-cache-")), demo_folder().parent
+MODELS.mkdir(parents=True, exist_ok=True)
+(CACHE / "iconoclast").mkdir()
+(CACHE / "iconoclast" / "models").symlink_to(MODELS)
+os.environ["XDG_CACHE_HOME"] = str(CACHE)
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 # Property tests draw the same examples every time, and a slow machine is no failure.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
@@ -52,6 +65,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("ICONOCLAST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What another test has computed is not read."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("iconoclast.runs.workbench.cache_folder", lambda: folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The words of the field that have a fixed set of values, and `Site`."""
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Literal, get_args
 
@@ -68,6 +70,12 @@ DEMO = "demo"
 
 def known_methods() -> tuple[str, ...]:
     """Name every direction method: ours, and the estimators that installed packages add."""
+    return _methods_on(tuple(sys.path))
+
+
+@cache
+def _methods_on(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Look through what is installed, which takes milliseconds, only once for a path: every trial asks."""
     return tuple(dict.fromkeys([*METHODS, *entry_points(group="iconoclast.estimators").names]))
 
 

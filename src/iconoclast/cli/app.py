@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from iconoclast.cli.audit import audit
 from iconoclast.cli.behaviors import behaviors_app
 from iconoclast.cli.benchmark import benchmark
+from iconoclast.cli.cache import cache_app
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
 from iconoclast.cli.compare import compare, evaluate, export_and_compare
@@ -77,6 +78,7 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config", cls=Listing, context_settings=CONTEXT)
 app.add_typer(behaviors_app, name="behaviors", cls=Listing, context_settings=CONTEXT)
+app.add_typer(cache_app, name="cache", cls=Listing, context_settings=CONTEXT)
 app.add_typer(cluster_app, name="cluster", cls=Listing, context_settings=CONTEXT)
 app.command(cls=SettingsCommand)(run)
 ORDINARY: tuple[Callable[..., None], ...] = (

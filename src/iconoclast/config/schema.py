@@ -213,6 +213,10 @@ class Settings(BaseModel):
     max_benign_response_length: int = Field(default=32, ge=1)
     """Tokens generated per benign response, only to see whether it is refused, which shows early."""
 
+    cache_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.0
+    """GiB that the cache of what was computed for a model and prompts may take, which later runs on both start with
+    (`iconoclast cache list`). 0: nothing is kept or read."""
+
     # Prompts
     behavior: NonEmpty | None = Field(default=None, exclude=True)
     """A behaviour pack, by name or path: its prompt sets, markers and settings take the defaults' place. What it stands

@@ -124,6 +124,15 @@ class Evaluator:
             self._reference = self._rows.adaptively(lambda n: first_token_logprobs(self.lm, self._benign.ids, n))
         return self._reference
 
+    @reference.setter
+    def reference(self, known: Tensor) -> None:
+        self._reference = known.to(self.lm.device)
+
+    @property
+    def benign_ids(self) -> list[list[int]]:
+        """Token ids of the benign prompts."""
+        return self._benign.ids
+
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
         """Return the scores of every edit, measured together; raise MeasurementError if not even one sequence fits."""
         return [scores for scores in self.contest(edits, lambda bounds: False, progress) if isinstance(scores, Scores)]

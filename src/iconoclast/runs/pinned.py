@@ -10,7 +10,7 @@ FIT_SETTINGS = frozenset(name for name in Settings.model_fields if name.startswi
 FREE_SETTINGS = FIT_SETTINGS | frozenset(
     [
         "n_trials", "trials_per_batch", "prune_trials", "fit", "fit_scales", "exit_after_optimization", "batch_size",
-        "max_batch_size", "device_map", "max_memory", "study_checkpoint_dir", "study_storage",
+        "max_batch_size", "cache_gib", "device_map", "max_memory", "study_checkpoint_dir", "study_storage",
         "template_date",  # what it changes is seen in the rendered prompts
         "full_normalization_lora_rank", "good_report_prompts", "bad_report_prompts", "borderline_report_prompts",
         "allow_overlap", "random_controls", "judge_classifier", "judge_chat", "judges",
@@ -19,6 +19,29 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen"])
 """Settings that older runs do not have; at their defaults, they mean what those runs did."""
+
+OF_EDITS = frozenset(
+    [
+        "model",
+        "seed",
+        "n_startup_trials",
+        "good_prompts",
+        "bad_prompts",
+        "direction_methods",
+        "direction_scopes",
+        "direction_variance_floor",
+        "orthogonalize_direction",
+        "benign_subspace_rank",
+        "winsorization_quantile",
+        "components",
+        "row_normalization",
+        "kl_divergence_target",
+        "overrefusal_penalty",
+        "harmful_marker_penalty",
+        "compliance_gap_penalty",
+    ]
+)
+"""Pinned settings that say which edits are tried and chosen, and nothing about the base model's scores."""
 
 
 def pinned_settings(settings: Settings) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
 from iconoclast.constraints import violated
@@ -24,7 +25,7 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.forecast import Forecast, stages_of_run
 from iconoclast.runs.geometry import geometry
 from iconoclast.runs.manifest import manifest, this_start
-from iconoclast.runs.pinned import pinned_settings
+from iconoclast.runs.pinned import OF_EDITS, pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.tokens import token_view
@@ -54,6 +55,7 @@ class Run:
     model_scores: ModelScores | None = None
     forecast: Forecast | None = None
     _trials: tuple[int, list[Trial]] = (-1, [])
+    _front: tuple[list[Trial], list[Trial]] = field(default_factory=lambda: ([], []))
 
     @property
     def settings(self) -> Settings:
@@ -97,8 +99,11 @@ class Run:
         return self.study.finished + self.study.fitted - len(self.trials())
 
     def front(self) -> list[Trial]:
-        """Return the Pareto front so far."""
-        return front_of(self.trials(), self.settings)
+        """Return the Pareto front so far, worked out again only when more trials are finished."""
+        trials = self.trials()
+        if self._front[0] is not trials:
+            self._front = trials, front_of(trials, self.settings)
+        return self._front[1]
 
     def best(self) -> Trial | None:
         """Return the best trial so far."""
@@ -307,14 +312,15 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     settings = bench.settings
     bench.require_room()
     known = folder.read_baseline() if folder.baseline.is_file() else None
+    kept = bench.kept(progress)
     if known is None:
-        bench.find_response_prefix(progress)
+        bench.find_response_prefix(progress, kept)
     else:
         bench.start_responses_with(known.response_prefix)
     rendering = bench.rendering()
     progress = Forecast(progress, stages_of_run(settings, bench.lm, bench.prompts, settings.n_trials, settings.fit))
     begun = known is not None and folder.directions.is_file()
-    residuals = None if begun else bench.residuals(progress)
+    residuals = None if begun else bench.residuals(progress, kept)
     bench.directions = bench.estimate_directions(*residuals) if residuals else load_directions(folder.directions)
     if claim:
         folder.claim(settings)  # nothing is written before everything that a user can get wrong has been tried
@@ -322,7 +328,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
     evaluator = bench.evaluator("select")
-    noise = known.kl_noise_floor if known else evaluator.noise_floor()
+    evaluator.reference = kept.tensor("base log-probabilities", evaluator.benign_ids, lambda: evaluator.reference)
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(
@@ -330,8 +336,15 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         )
     model_scores = bench.model_scores()
     if known is None:
-        known = _baseline(evaluator, model_scores, noise, progress).model_copy(update={"rendering": rendering})
+
+        def measured() -> dict[str, Any]:
+            return _baseline(evaluator, model_scores, progress).document()
+
+        asked = _asked_of_base(bench, rendering)
+        found = measured() if model_scores else kept.document("baseline", asked, measured)
+        known = Baseline.model_validate(found).model_copy(update={"rendering": rendering})
         known.write(folder.baseline)
+    noise = known.kl_noise_floor
     base = known.base_metrics
     study = _opened_study(bench, folder)
     if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
@@ -351,19 +364,32 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     )
 
 
-def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
+def _comparable(bench: Workbench) -> dict[str, Any]:
+    """Return everything under which scores can be compared, as plain data."""
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
     functions = (*settings.refusal_rules, *settings.named_scores)
     contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
+    return pinned_settings(settings) | contents
+
+
+def _asked_of_base(bench: Workbench, rendering: Rendering) -> list[Any]:
+    """Return everything that the base model's scores depend on beside the model, as plain data."""
+    said = {key: value for key, value in _comparable(bench).items() if key.split(" (")[0] not in OF_EDITS}
+    tokens = [rendering.tokens[name] for name in ("good_evaluation_prompts", "bad_evaluation_prompts")]
+    return [said, tokens, bench.settings.batch_size, bench.settings.max_batch_size]
+
+
+def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
+    settings = bench.settings
     return Study.open(
         folder.journal,
         search_space(settings, bench.lm.layers),
         seed=settings.seed,
         startup_trials=settings.n_startup_trials,
         batch=settings.trials_per_batch,
-        pinned=pinned_settings(settings) | contents,
+        pinned=_comparable(bench),
         storage=settings.study_storage,
         objectives=len(settings.objectives),
     )
@@ -407,8 +433,8 @@ def _write_manifest(bench: Workbench, folder: RunFolder, rendering: Rendering) -
     known.model_copy(update={"starts": [*known.starts, this_start()]}).write(folder.manifest)
 
 
-def _baseline(evaluator: Evaluator, model_scores: ModelScores | None, noise: float, progress: Progress) -> Baseline:
-    nothing = [Edit.nothing()]
+def _baseline(evaluator: Evaluator, model_scores: ModelScores | None, progress: Progress) -> Baseline:
+    noise, nothing = evaluator.noise_floor(), [Edit.nothing()]
     base = with_model_scores(model_scores, nothing, evaluator.measure(nothing, progress), progress)[0]
     return Baseline(
         dtype=evaluator.lm.dtype,

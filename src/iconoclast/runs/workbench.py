@@ -35,7 +35,9 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, open_block
 from iconoclast.progress import Progress, Silent
+from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
+from iconoclast.runs.kept import Kept
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
 
@@ -197,17 +199,26 @@ class Workbench:
         """Return the model with an edit that is applied while it is examined."""
         return Variant(name, self.lm, LiveEdits(self.lm.writers(self.settings.components), [edit]).applied)
 
-    def residuals(self, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    def kept(self, progress: Progress) -> Kept:
+        """Return what is kept of this model for several runs; only the base model itself may ask."""
+        return Kept(Cache(cache_folder(), int(self.settings.cache_gib * 2**30)), self.lm, progress)
+
+    def residuals(self, progress: Progress | None = None, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         """Return the fit prompts' residuals, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
         progress = progress or Silent()
         s, lm = self.settings, self.lm
         ids = lm.encode(self.prompts.benign.prompts), lm.encode(self.prompts.target.prompts)
         rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), s.batch_size, s.max_batch_size)
         progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
-        benign, target = (
-            winsorize(last_token_residuals(lm, side, rows, progress.advance), s.winsorization_quantile) for side in ids
-        )
-        return benign, target
+
+        def of(side: list[list[int]]) -> Tensor:
+            def read() -> Tensor:
+                return last_token_residuals(lm, side, rows, progress.advance)
+
+            found = read() if kept is None else kept.tensor("residuals", [side, s.batch_size, s.max_batch_size], read)
+            return winsorize(found, s.winsorization_quantile)
+
+        return of(ids[0]), of(ids[1])
 
     def estimate_directions(self, benign: Tensor, target: Tensor) -> Directions:
         """Estimate the directions that the settings describe from residuals, as `residuals` returns them."""
@@ -235,7 +246,7 @@ class Workbench:
         """Let every response start with `prefix`, after which measurements begin."""
         self.lm = self.lm.with_prefix(prefix)
 
-    def find_response_prefix(self, progress: Progress | None = None) -> None:
+    def find_response_prefix(self, progress: Progress | None = None, kept: Kept | None = None) -> None:
         """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
         self._say_layout(progress)
@@ -248,7 +259,12 @@ class Workbench:
         progress.start("Looking at how responses start", 0)
         pairs = zip_longest(self.prompts.benign, self.prompts.target)
         sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
-        prefix = find_response_prefix(self.lm, sample, len(sample))
+
+        def find() -> str:
+            return find_response_prefix(self.lm, sample, len(sample))
+
+        asked = [self.lm.encode(sample), _hash(self.lm.tokenizer.chat_template), tokenizer_hash(self.lm.tokenizer)]
+        prefix = find() if kept is None else str(kept.document("response prefix", asked, find))
         if prefix:
             progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
         if block:

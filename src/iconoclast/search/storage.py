@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBSt
 from optuna.storages.journal import BaseJournalBackend, JournalRedisBackend
 
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.search.optuna_internals import only_proposes
 
 SECONDS_TO_CONNECT = 30
 """Seconds that a storage server may take for its first answer."""
@@ -80,7 +81,8 @@ class Journal(BaseJournalBackend):
             try:
                 while content:
                     content = content[file.write(content) :]
-                os.fsync(file.fileno())
+                if not all(map(only_proposes, logs)):  # what is lost of a proposal is proposed again
+                    os.fsync(file.fileno())
             except OSError as error:
                 file.truncate(end)
                 raise RunFolderError(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.samplers import TPESampler
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast.errors import RunFolderError
@@ -19,8 +17,9 @@ from iconoclast.layout import FITS
 from iconoclast.scores import Bounds, Scores
 from iconoclast.search import sharing
 from iconoclast.search.objective import Minimised
-from iconoclast.search.optuna_internals import id_of, set_state, suggest
+from iconoclast.search.optuna_internals import id_of, new_trial, set_state, suggest
 from iconoclast.search.pareto import Trial
+from iconoclast.search.sampler import Memory, Sampler
 from iconoclast.search.sharing import Crew, handed_back_if_broken_off, is_ours, limit
 from iconoclast.search.space import EditParameters, FittedParameters, SearchSpace
 from iconoclast.search.storage import answering, open_storage
@@ -63,6 +62,8 @@ class Study:
     fits: Path
     _entries: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _read: dict[int, Outcome] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _made: dict[int, Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _remembered: tuple[int, Memory] = field(default=(0, Memory()), init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -140,7 +141,7 @@ class Study:
                 "The study has trials without parameters: the journal is damaged. Restore it from a copy."
             )
         found = {
-            trial.number: Trial(trial.number, self.space.parameters(trial.params), scores)
+            trial.number: self._trial(trial, scores)
             for trial in trials
             if isinstance(scores := outcomes[trial.number], Scores)
         }
@@ -150,6 +151,13 @@ class Study:
             parameters = FittedParameters(start, entry["trial"], entry["scale"], self.fits / entry["file"])
             found[trial.number] = Trial(trial.number, parameters, Scores.from_document(entry["scores"]))
         return [found[number] for number in sorted(found)]
+
+    def _trial(self, trial: FrozenTrial, scores: Scores) -> Trial:
+        """Make a trial of its parts, once for the same scores."""
+        made = self._made.get(trial.number)
+        if made is None or made.scores is not scores:
+            made = self._made[trial.number] = Trial(trial.number, self.space.parameters(trial.params), scores)
+        return made
 
     def pruned(self) -> list[Pruned]:
         """Return all pruned trials, by number."""
@@ -295,10 +303,10 @@ class Study:
         for trial in pending:
             if trial.state == TrialState.WAITING:
                 set_state(self.study, id_of(trial), TrialState.RUNNING)
-        batch = [self._ask(trial.number, id_of(trial)) for trial in pending]
-        number = len(trials)
+        memory, number = self._memory(), len(trials)
+        batch = [self._ask(trial.number, id_of(trial), memory) for trial in pending]
         end = min(limit(n_trials, trials), self._batch_end(min((trial.number for trial in pending), default=number)))
-        batch += [self._ask(new) for new in range(number, end)]
+        batch += [self._ask(new, new_trial(self.study), memory) for new in range(number, end)]
         return batch
 
     def _next_share(self, n_trials: int, crew: Crew) -> list[optuna.Trial]:
@@ -309,7 +317,7 @@ class Study:
         batch: list[optuna.Trial] = []
         for number, trial_id in sharing.claims(self.study, crew, n_trials, share):
             with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
-                batch.append(self._ask(number, trial_id))
+                batch.append(self._ask(number, trial_id, self._memory()))
         return batch
 
     def _batch_end(self, number: int) -> int:
@@ -324,25 +332,25 @@ class Study:
             return min(random, (number // width + 1) * width)
         return random + ((number - random) // self.batch + 1) * self.batch
 
-    def _ask(self, number: int, trial_id: int | None = None) -> optuna.Trial:
-        """Ask for a new trial, or one that an interruption left behind, perhaps with only some of its parameters."""
-        self.study.sampler = self._sampler(str(number))
-        trial = self.study.ask() if trial_id is None else optuna.Trial(self.study, trial_id)
-        _ = trial.relative_params  # what the sampler has learnt, drawn here and now
+    def _ask(self, number: int, trial_id: int, memory: Memory | None) -> optuna.Trial:
+        """Give parameters to a new trial, or to one that an interruption left behind, perhaps with some of them."""
+        self.study.sampler = Sampler(memory, _derived_seed(self.seed, str(number)))
+        trial = optuna.Trial(self.study, trial_id)
+        learnt = trial.relative_params  # drawn here and now
         for name, distribution in self.space.distributions().items():
-            self.study.sampler = self._sampler(f"{number}/{name}")  # so that what is there already changes nothing
+            if name not in learnt:  # a sampler of its own, so that what is there already changes nothing
+                self.study.sampler = Sampler(memory, _derived_seed(self.seed, f"{number}/{name}"))
             suggest(trial, name, distribution)
         return trial
 
-    def _sampler(self, what: str) -> TPESampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(
-                multivariate=True,
-                constant_liar=True,
-                n_startup_trials=self.startup_trials,
-                seed=_derived_seed(self.seed, what),
-            )
+    def _memory(self) -> Memory | None:
+        """Return what the sampler learns from, None as long as trials are random; worked out anew if more are finished."""
+        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        if len(finished) < self.startup_trials:
+            return None
+        if self._remembered[0] != len(finished):
+            self._remembered = len(finished), Memory.of(finished)
+        return self._remembered[1]
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
