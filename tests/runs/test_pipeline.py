@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(settings)
-    broken = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "broken"})
+    broken = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "broken", "cache_gib": 0.0})
     contest, calls = Evaluator.contest, []
 
     def failing(self: Evaluator, *arguments: Any) -> Any:
