@@ -118,3 +118,10 @@ def test_trials_are_made_once(tmp_path: Path) -> None:
     study = opened(tmp_path)
     first = run(study)
     assert all(a is b for a, b in zip(first, study.trials(), strict=True))
+
+
+def test_more_than_two_objectives_are_remembered_by_their_ranks() -> None:
+    values = np.random.default_rng(0).random((20, 3))
+    values[7] = -1.0  # beaten by none in anything
+    assert sampler._least_beaten(values, 5)[0] == 7
+    assert len(sampler._least_beaten(values, 5)) == 5

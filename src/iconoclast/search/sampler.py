@@ -40,13 +40,20 @@ class Memory:
 
 def _selected(finished: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     good = [i for i, trial in enumerate(finished) if trial.state == TrialState.COMPLETE and not trial.constraints]
-    best = {good[place] for place in _least_beaten(np.array([finished[i].values for i in good]).reshape(-1, 2), BEST)}
+    best = (
+        {good[place] for place in _least_beaten(np.array([finished[i].values for i in good]), BEST)} if good else set()
+    )
     latest = (i for i in reversed(range(len(finished))) if i not in best)
     return [finished[i] for i in sorted(best | set(islice(latest, REMEMBERED - len(best))))]
 
 
 def _least_beaten(values: NDArray[np.float64], count: int) -> list[int]:
-    """Return up to `count` rows of [n, 2], front by front: the first are beaten by none, the next only by those."""
+    """Return up to `count` rows of [n, objectives], front by front: the first are beaten by none, the next only by those.
+
+    With other than two objectives, the rows with the best sum of ranks.
+    """
+    if values.shape[1] != 2:
+        return values.argsort(0).argsort(0).sum(1).argsort(kind="stable")[:count].tolist()  # type: ignore[no-any-return]
     left = np.lexsort((values[:, 1], values[:, 0]))
     found: list[int] = []
     while len(left) and len(found) < count:
