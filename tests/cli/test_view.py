@@ -94,7 +94,7 @@ def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., "pexpe
 def test_a_run_is_seen_at_a_terminal_whose_size_changes(
     columns: int, others: int, at_terminal: Callable[..., "pexpect.spawn[str]"]
 ) -> None:
-    terminal = at_terminal("--n-trials", 16, columns=columns)
+    terminal = at_terminal("--n-trials", 60, columns=columns)
     terminal.expect("Trial 3:")
     terminal.setwinsize(20, others)
     terminal.expect(re.escape("\x1b[2J"))  # the window is drawn anew
