@@ -76,6 +76,9 @@ def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., "pexpe
     del document["study_checkpoint_dir"]
     file.write_text(tomli_w.dumps(document))
 
+    # A size in the environment, as pytest's workers have it, would be that of every window.
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
     def start(*arguments: object, columns: int = 100) -> "pexpect.spawn[str]":
         return pexpect.spawn(
             sys.executable,
@@ -83,7 +86,7 @@ def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., "pexpe
             timeout=180,
             encoding="utf-8",
             dimensions=(30, columns),
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"},
+            env={**environment, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"},
         )
 
     return start
@@ -94,7 +97,7 @@ def at_terminal(tiny_settings: Settings, tmp_path: Path) -> Callable[..., "pexpe
 def test_a_run_is_seen_at_a_terminal_whose_size_changes(
     columns: int, others: int, at_terminal: Callable[..., "pexpect.spawn[str]"]
 ) -> None:
-    terminal = at_terminal("--n-trials", 60, columns=columns)
+    terminal = at_terminal("--n-trials", 40, columns=columns)
     terminal.expect("Trial 3:")
     terminal.setwinsize(20, others)
     terminal.expect(re.escape("\x1b[2J"))  # the window is drawn anew
