@@ -19,9 +19,7 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 import tomllib
@@ -71,15 +69,7 @@ def run_of(command: Sequence[str], folder: Path, seconds: float, environment: di
         return
     shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
-    with (folder.parent / f"{folder.name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-    if process.returncode not in (0, 130):
-        raise SystemExit(f"the run in {folder} failed, see {folder}.log")
+    peer.run_for(command, folder, seconds, environment)
     write_json(began_file(folder), {"began": began})
 
 

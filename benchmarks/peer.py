@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -90,6 +91,19 @@ def run(command: Sequence[str], folder: Path) -> tuple[float, float]:
         )
         _, _, usage = os.wait4(process.pid, 0)
     return started, usage.ru_maxrss / 1024
+
+
+def run_for(command: Sequence[str], folder: Path, seconds: float | None, environment: dict[str, str]) -> None:
+    """Run a search in a folder, its log beside it, and interrupt it when the seconds are over, if they are given."""
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+    if process.returncode not in (0, 130):
+        raise SystemExit(f"the run in {folder} failed, see {folder}.log")
 
 
 def journal_of(file: Path) -> optuna.Study:

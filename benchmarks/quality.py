@@ -19,9 +19,7 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -122,16 +120,7 @@ def run_of(settings: Settings, folder: Path, seconds: float | None = None) -> Pa
     program = str(Path(sys.executable).parent / "iconoclast")
     command = [program, "run", "--config", str(file), "--out", str(folder)]
     began = time.time()
-    with (folder.parent / f"{folder.name}.log").open("w") as log:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-    if process.returncode not in (0, 130):
-        raise SystemExit(f"the run in {folder} failed, see {folder}.log")
+    peer.run_for(command, folder, seconds, {**os.environ, "HF_HUB_OFFLINE": "1"})
     trials = peer.journal_of(folder / "iconoclast_study.jsonl").trials
     ended = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
     write_json(folder / "done.json", {"seconds": ended.timestamp() - began})

@@ -10,7 +10,7 @@ from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_f
 from iconoclast.errors import UserError
 
 if TYPE_CHECKING:
-    from iconoclast.audit.document import ClaimFinding
+    from iconoclast.audit.document import AuditDocument, ClaimFinding
 
 DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
@@ -55,17 +55,12 @@ def audit(
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
         write_figures(json_file, document.document())
-    found = [t for t in document.tensors if t.status != "unchanged"]
-    for t in found:
-        parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
-        parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
-        say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+    _say_tensors(document)
     if (declared := other_base(edited, base)) is not None:
         say(
             f"WARNING: its adapter_config.json names {declared} as its base model, not {base}: the strengths are those on {base}."
         )
-    say(f"Verdict: {document.verdict}. {len(found)} of {len(document.tensors)} tensors are not as in the base.")
-    say(*(f"Lost: {name}" for name in document.lost))
+    _say_verdict(document)
     if edit is not None:
         from iconoclast.audit.as_edit import edit_of
         from iconoclast.edits.record import save_edit
@@ -73,21 +68,41 @@ def audit(
         save_edit(edit_of(document, directions), edit)
         say(f"Wrote {edit} (edit)")
     if not weights_only:
-        from iconoclast.cli.comparisons import presented
-        from iconoclast.config.layers import load_settings
-        from iconoclast.reports.character import character_lines
-        from iconoclast.runs.behavior_audit import audit_behavior
-        from iconoclast.runs.subjects import find_subject
-
-        settings = load_settings({}, config).settings
-        with shown_progress() as progress:
-            comparison, character = audit_behavior(find_subject(edited), settings, base, progress)
-        figures = presented(comparison).document()
-        say(*character_lines(character))
-        claims = beside(document.claims, figures)
-        document = document.model_copy(update={"behavior": figures, "character": character, "claims": claims})
+        document = _with_behavior(document, edited, base, config)
         write_figures(json_file, document.document())
     say(*map(_claimed, document.claims))
+
+
+def _say_tensors(document: "AuditDocument") -> None:
+    for t in document.tensors:
+        if t.status != "unchanged":
+            parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
+            parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
+            say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+
+
+def _say_verdict(document: "AuditDocument") -> None:
+    changed = sum(t.status != "unchanged" for t in document.tensors)
+    say(f"Verdict: {document.verdict}. {changed} of {len(document.tensors)} tensors are not as in the base.")
+    say(*(f"Lost: {name}" for name in document.lost))
+
+
+def _with_behavior(document: "AuditDocument", edited: str, base: str, config: Path | None) -> "AuditDocument":
+    """Measure both models and show it; return the document with it, the claims beside what was measured."""
+    from iconoclast.audit.claims import beside
+    from iconoclast.cli.comparisons import presented
+    from iconoclast.config.layers import load_settings
+    from iconoclast.reports.character import character_lines
+    from iconoclast.runs.behavior_audit import audit_behavior
+    from iconoclast.runs.subjects import find_subject
+
+    settings = load_settings({}, config).settings
+    with shown_progress() as progress:
+        comparison, character = audit_behavior(find_subject(edited), settings, base, progress)
+    figures = presented(comparison).document()
+    say(*character_lines(character))
+    claims = beside(document.claims, figures)
+    return document.model_copy(update={"behavior": figures, "character": character, "claims": claims})
 
 
 def _claimed(claim: "ClaimFinding") -> str:

@@ -24,6 +24,7 @@ from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.forecast import Forecast, stages_of_run
 from iconoclast.runs.geometry import geometry
+from iconoclast.runs.kept import Kept
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import OF_EDITS, pinned_settings
 from iconoclast.runs.report import judges_of, measured_with, report, write_samples
@@ -336,16 +337,9 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         )
     model_scores = bench.model_scores()
     if known is None:
-
-        def measured() -> dict[str, Any]:
-            return _baseline(evaluator, model_scores, progress).document()
-
-        asked = _asked_of_base(bench, rendering)
-        found = measured() if model_scores else kept.document("baseline", asked, measured)
-        known = Baseline.model_validate(found).model_copy(update={"rendering": rendering})
+        known = _scored_base(bench, kept, evaluator, model_scores, rendering, progress)
         known.write(folder.baseline)
-    noise = known.kl_noise_floor
-    base = known.base_metrics
+    noise, base = known.kl_noise_floor, known.base_metrics
     study = _opened_study(bench, folder)
     if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
         raise RunFolderError(
@@ -355,13 +349,35 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
-    if not (objectives := Objectives(settings.objectives)).default:
-        late = " Some are known only at the end, so no trial is pruned." if not objectives.prunable else ""
-        progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
+    _say_objectives(progress, Objectives(settings.objectives))
     report = _known_report(bench, folder)
     return Run(
         bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores, forecast=progress
     )
+
+
+def _scored_base(
+    bench: Workbench,
+    kept: Kept,
+    evaluator: Evaluator,
+    model_scores: ModelScores | None,
+    rendering: Rendering,
+    progress: Progress,
+) -> Baseline:
+    """Return the base model's scores, kept from an earlier run unless they hold scores of the model itself."""
+
+    def measured() -> dict[str, Any]:
+        return _baseline(evaluator, model_scores, progress).document()
+
+    asked = _asked_of_base(bench, rendering)
+    found = measured() if model_scores else kept.document("baseline", asked, measured)
+    return Baseline.model_validate(found).model_copy(update={"rendering": rendering})
+
+
+def _say_objectives(progress: Progress, objectives: Objectives) -> None:
+    if not objectives.default:
+        late = "" if objectives.prunable else " Some are known only at the end, so no trial is pruned."
+        progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
 
 
 def _comparable(bench: Workbench) -> dict[str, Any]:

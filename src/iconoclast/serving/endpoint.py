@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from iconoclast.errors import IconoclastError, UserError
+from iconoclast.errors import IconoclastError, UserError, first_line
 from iconoclast.models.sampling import Piece, respond
 from iconoclast.runs.conversation import encoded
 from iconoclast.runs.voices import UnknownVoice, Voices, require_name
@@ -62,7 +62,7 @@ class Endpoint:
         except IconoclastError as error:
             return _refused(400, str(error), getattr(error, "param", None))
         except RuntimeError as error:  # out of memory, for instance
-            return _refused(500, _first_line(error))
+            return _refused(500, first_line(error)[:300])
 
     @web.middleware
     async def _check_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -106,7 +106,7 @@ class Endpoint:
         except ConnectionResetError:  # the client has gone
             return
         except (IconoclastError, RuntimeError) as error:  # too late for a status
-            await response.write(protocol.event(protocol.error(_first_line(error), 500)).encode())
+            await response.write(protocol.event(protocol.error(first_line(error)[:300], 500)).encode())
         await response.write_eof()
 
     @asynccontextmanager
@@ -165,7 +165,3 @@ async def serve(endpoint: Endpoint, host: str, port: int, ready: Callable[[str],
 
 def _refused(status: int, message: str, param: str | None = None, code: str | None = None) -> web.Response:
     return web.json_response(protocol.error(message, status, param, code), status=status)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
