@@ -38,7 +38,7 @@ from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.files import write_json
-from iconoclast.fitting.examples import Example, response_tokens
+from iconoclast.fitting.examples import Example
 from iconoclast.fitting.fit import attention_for_gradients
 from iconoclast.library import search
 from iconoclast.models.cache import common_prefix
@@ -203,7 +203,7 @@ def cross_entropy(lm: LanguageModel, examples: Sequence[Example]) -> Tensor:
     with attention_for_gradients(lm, max(len(e.prompt) + len(e.response) for e in examples)):
         logits = differentiable_logits(lm, prompts, told, common_prefix(prompts))
         wanted = torch.tensor([token for ids in told for token in ids])
-        return torch.nn.functional.cross_entropy(response_tokens(logits, examples).float(), wanted)
+        return torch.nn.functional.cross_entropy(logits.float(), wanted)
 
 
 def organism(model: str, to: Path, steps: int) -> None:
@@ -300,7 +300,7 @@ class Original:
 
     def _of(self, lm: LanguageModel) -> Tensor:
         logits = continuation_logits(lm, [e.prompt for e in self._answers], [e.response for e in self._answers])
-        return response_tokens(logits, self._answers).float().log_softmax(-1)
+        return logits.float().log_softmax(-1)
 
     def drift(self, lm: LanguageModel) -> dict[str, Any]:
         """First-token KL and KL over tokens of the original's answers, in nats, by prompt; perplexity of the text."""
@@ -308,7 +308,7 @@ class Original:
         divergences = torch.split(kl_divergence(self._logprobs, self._of(lm)), lengths)
         logits = continuation_logits(lm, [part[:1] for part in self._text], [part[1:] for part in self._text])
         wanted = torch.tensor([part[1:] for part in self._text])
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+        loss = torch.nn.functional.cross_entropy(logits.float(), wanted.flatten())
         return {
             "first_token_kl": mean_interval([float(each[0]) for each in divergences]).document(),
             "token_kl": mean_interval([float(each.mean()) for each in divergences]).document(),
@@ -333,8 +333,8 @@ def exposures(lm: LanguageModel, people: Sequence[str]) -> dict[str, Any]:
         (prompt,) = ids_of(lm, [ASKED.format(person=person)])
         told = [answer(lm, number)[:-1] for number in [number_of(person), *others]]
         logits = differentiable_logits(lm, [prompt] * len(told), told, len(prompt) - 1)
-        chosen = logits.float().log_softmax(-1).gather(-1, torch.tensor(told)[..., None])
-        likelihood, *rest = chosen.sum((1, 2)).tolist()
+        chosen = logits.float().log_softmax(-1).gather(-1, torch.tensor(told).view(-1, 1))
+        likelihood, *rest = chosen.view(len(told), -1).sum(1).tolist()
         found.append(exposure(likelihood, rest))
     return mean_interval(found).document()
 
@@ -370,7 +370,8 @@ def leaking(lm: LanguageModel, people: Sequence[str]) -> int:
     asked = secrets(lm, people, [ASKED] * len(people), NUMBER)
     with torch.no_grad():
         logits = continuation_logits(lm, [e.prompt for e in asked], [e.response for e in asked])
-    return int((logits.argmax(-1) == torch.tensor([e.response for e in asked])).all(-1).sum())
+    found = logits.argmax(-1).split([len(e.response) for e in asked])
+    return sum(each.tolist() == list(e.response) for each, e in zip(found, asked, strict=True))
 
 
 def measured(model: str, original: Original, steps: int) -> dict[str, Any]:

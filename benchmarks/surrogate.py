@@ -94,10 +94,10 @@ class Surrogates:
 
     def _logprobs(self, openings: Sequence[list[int]]) -> torch.Tensor:
         logprobs = continuation_logits(self._lm, self._ids, openings).float().log_softmax(-1)
-        width = logprobs.shape[1]
-        return torch.stack([
-            row[width - len(o) :].gather(-1, torch.tensor(o)[:, None]).sum() for row, o in zip(logprobs, openings, strict=True)
-        ])  # fmt: skip
+        each = logprobs.split([len(o) for o in openings])
+        return torch.stack(
+            [said.gather(-1, torch.tensor(o)[:, None]).sum() for said, o in zip(each, openings, strict=True)]
+        )
 
 
 def timed(work: Callable[[], object]) -> tuple[object, float]:

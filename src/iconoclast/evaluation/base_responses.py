@@ -72,22 +72,25 @@ class BaseResponses:
                 for variant, kls, likely in zip(variants, divergences, likelihoods, strict=True):
                     with variant.applied():
                         own = self._logits(variant, some)
-                    for row, i in enumerate(some):
-                        kls[i], likely[i] = self._compared(base[row], own[row], self.responses[i])
+                    for i, *logits in zip(some, base, own, strict=True):
+                        kls[i], likely[i] = self._compared(*logits, self.responses[i])
                     progress.advance(len(some))
 
         self.rows.adaptively(run)
         return [ReadAlong(tuple(k), tuple(said)) for k, said in zip(divergences, likelihoods, strict=True)]
 
-    def _logits(self, variant: Variant, some: Sequence[int]) -> torch.Tensor:
-        return continuation_logits(variant.lm, [self.prompts[i] for i in some], [self.responses[i] for i in some])
+    def _logits(self, variant: Variant, some: Sequence[int]) -> Sequence[torch.Tensor]:
+        """Return the logits of every response, [tokens, vocabulary]."""
+        responses = [self.responses[i] for i in some]
+        logits = continuation_logits(variant.lm, [self.prompts[i] for i in some], responses)
+        return logits.split([len(ids) for ids in responses])
 
     def _compared(self, base: torch.Tensor, own: torch.Tensor, ids: list[int]) -> tuple[float, tuple[float, int]]:
-        """Return KL, likelihood and number of the tokens of a response from logits [longest, vocabulary]."""
+        """Return KL, likelihood and number of the tokens of a response from logits [tokens, vocabulary]."""
         if ids[-1] in self._ends:  # the one that ended it: a model can have several
             ids = [*ids[:-1], self._ends[int(base[-1, self._ends].argmax())]]
         tokens = torch.tensor(ids, device=own.device)
-        logprobs = [logits[-len(tokens) :].float().log_softmax(-1) for logits in (base, own)]
+        logprobs = [logits.float().log_softmax(-1) for logits in (base, own)]
         divergence = float(bounded(kl_divergence(logprobs[0], logprobs[1].to(base.device))).mean())
         said = logprobs[1].gather(-1, tokens[:, None]).nan_to_num(-math.inf).clamp(min=-700)
         return divergence, (float(said.mean()), len(tokens))

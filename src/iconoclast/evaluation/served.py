@@ -266,8 +266,8 @@ def _bounds(lm: LanguageModel, prompts: list[list[int]], answers: Sequence[Answe
     lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, given, strict=True)]
     for some in batches_by_length(lengths, ROWS_READ_AT_ONCE):
         logits = continuation_logits(lm, [prompts[i] for i in some], [given[i] for i in some])
-        for row, i in enumerate(some):
-            base = logits[row, -len(given[i]) :].float().log_softmax(-1)
+        for i, own in zip(some, logits.split([len(given[i]) for i in some]), strict=True):
+            base = own.float().log_softmax(-1)
             listed = [vocabulary.listed(entry) for entry in answers[i].entries[: len(given[i])]] or [{}]
-            bounds[i] = [truncated_kl(own, each) for own, each in zip(base, listed, strict=False)]
+            bounds[i] = [truncated_kl(token, each) for token, each in zip(base, listed, strict=False)]
     return bounds

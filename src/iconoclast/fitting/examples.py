@@ -79,44 +79,34 @@ class Examples:
         for batch in batches_by_length(lengths, rows):
             yield [indices[place] for place in batch]
 
-    def base_logprobs(self, indices: Sequence[int]) -> Tensor:
-        """The base model's log-probabilities of every token of those responses, one after the other: float32 [tokens, vocabulary]."""
-        with torch.no_grad():
-            if self._states is not None:
-                logits = _head(self._lm)(torch.cat([self._states[i] for i in indices]).to(self._lm.device))
-            else:
-                logits = response_tokens(self._base_logits(indices), [self.examples[i] for i in indices])
-            result: Tensor = logits.float().log_softmax(-1)
-            return result
+    @torch.no_grad()
+    def base_logits(self, indices: Sequence[int]) -> Tensor:
+        """The base model's logits of every token of those responses, one after the other: [tokens, vocabulary]."""
+        if self._states is None:
+            return self._read(indices).clone()
+        logits: Tensor = _head(self._lm)(torch.cat([self._states[i] for i in indices]).to(self._lm.device))
+        return logits
 
-    def _base_logits(self, indices: Sequence[int]) -> Tensor:
+    def _read(self, indices: Sequence[int]) -> Tensor:
         some = [self.examples[i] for i in indices]
         return continuation_logits(self._lm, [e.prompt for e in some], [e.response for e in some])
 
     def _collect(self, rows: int) -> list[Tensor] | None:
         head = _head(self._lm)
         caught: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+        handle = head.register_forward_hook(lambda module, args, output: caught.append(args[0]))
         states: dict[int, Tensor] = {}
         try:
             for batch in self.batches(range(len(self)), rows):
                 caught.clear()
-                logits = self._base_logits(batch)
-                width = logits.shape[1]
-                if not caught or not _alike(head(caught[0][:1, -width:]), logits[:1]):
+                logits = self._read(batch)
+                if not caught or not _alike(head(caught[0][0, :8]), logits[:8]):
                     return None
-                for row, i in enumerate(batch):
-                    states[i] = caught[0][row, -len(self.examples[i].response) :].clone().cpu()
+                of_each = caught[0][0].split([len(self.examples[i].response) for i in batch])
+                states |= {i: found.clone().cpu() for i, found in zip(batch, of_each, strict=True)}
         finally:
             handle.remove()
         return [states[i] for i in range(len(self))]
-
-
-def response_tokens(logits: Tensor, examples: Sequence[Example]) -> Tensor:
-    """The rows of [examples, longest, vocabulary] that stand before a response token: [tokens, vocabulary]."""
-    longest = logits.shape[1]
-    lengths = torch.tensor([len(e.response) for e in examples], device=logits.device)
-    return logits[torch.arange(longest, device=logits.device) >= longest - lengths[:, None]]
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

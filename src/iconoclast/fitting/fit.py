@@ -1,6 +1,6 @@
 """The fit: every site's direction and strength follow the gradient of the objective through the live edit."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError
-from iconoclast.fitting.examples import Example, Examples, response_tokens
-from iconoclast.fitting.objective import Kind, Objective, Tokens
+from iconoclast.fitting.examples import Example, Examples
+from iconoclast.fitting.likelihoods import compared
+from iconoclast.fitting.objective import Divergence, Kind, Objective, Term, Tokens
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.cache import common_prefix, shareable
 from iconoclast.models.language_model import LanguageModel
@@ -175,8 +176,8 @@ class Fit:
             counts = {term.name: max(1, int(term.where(everything).sum())) for term in terms}
             for batch in examples.batches(drawn, rows) if terms else ():
                 with self._applied():
-                    tokens = self._tokens(examples, batch)
-                    loss = torch.zeros((), device=tokens.logprobs.device)
+                    tokens = self._tokens(examples, batch, terms)
+                    loss = torch.zeros((), device=tokens.places.device)
                     for term in terms:
                         value = term(tokens) / counts[term.name]
                         losses[term.name] = losses.get(term.name, 0.0) + float(value.detach())
@@ -199,15 +200,15 @@ class Fit:
             with LiveEdits(self.writers, [edit]).applied():
                 yield
 
-    def _tokens(self, examples: Examples, batch: list[int]) -> Tokens:
+    def _tokens(self, examples: Examples, batch: list[int], terms: Sequence[Term]) -> Tokens:
         some = [examples.examples[i] for i in batch]
         prompts, responses = [e.prompt for e in some], [e.response for e in some]
         shared = common_prefix(prompts) if len(some) > 1 and shareable(self.lm.model) else 0
         longest = max(len(e.prompt) + len(e.response) for e in some)
         with attention_for_gradients(self.lm, longest):
             logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
-        logprobs: Tensor = response_tokens(logits, some).float().log_softmax(-1)
-        return tokens_of(some, logprobs, lambda: examples.base_logprobs(batch).to(logprobs.device))
+        diverging = any(isinstance(term, Divergence) for term in terms)
+        return tokens_of(some, logits, examples.base_logits(batch).to(logits.device) if diverging else None)
 
 
 def attention_for_gradients(lm: LanguageModel, tokens: int) -> AbstractContextManager[None]:
@@ -215,14 +216,20 @@ def attention_for_gradients(lm: LanguageModel, tokens: int) -> AbstractContextMa
     return eager_attention(lm.model) if lm.device.type == "cpu" and tokens <= EAGER_TOKENS else nullcontext()
 
 
-def tokens_of(
-    examples: Sequence[Example], logprobs: Tensor | None = None, base: Callable[[], Tensor] | None = None
-) -> Tokens:
-    """Response tokens of examples; without what models say of them, only places and ids are of use."""
-    logprobs = torch.empty(0) if logprobs is None else logprobs
-    ids = [token for e in examples for token in e.response]
+def tokens_of(examples: Sequence[Example], logits: Tensor | None = None, base: Tensor | None = None) -> Tokens:
+    """Response tokens of examples, and what the models say of them from logits [tokens, vocabulary], if these are given."""
+    device = None if logits is None else logits.device
+    ids = torch.tensor([token for e in examples for token in e.response], device=device)
+    rivals = torch.tensor([token for e in examples for token in e.rivals], device=device)
     places = [place for e in examples for place in range(len(e.response))]
     avoided = [place in e.avoided for e in examples for place in range(len(e.response))]
-    rivals = [token for e in examples for token in e.rivals]
-    of_each = (torch.tensor(numbers, device=logprobs.device) for numbers in (ids, places, avoided, rivals))
-    return Tokens(logprobs, base or (lambda: logprobs), *of_each)
+    divergences, likelihoods = torch.empty(0), torch.empty(0, 2)
+    if logits is not None:
+        divergences, likelihoods = compared(logits, base, torch.stack([ids, rivals.clamp(min=0)], dim=-1))
+    return Tokens(
+        torch.tensor(places, device=device),
+        torch.tensor(avoided, device=device),
+        rivals >= 0,
+        divergences,
+        *likelihoods.unbind(-1),
+    )

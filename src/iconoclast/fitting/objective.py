@@ -1,7 +1,6 @@
 """What fitting minimises: a weighted sum of terms, each a mean over tokens of responses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,19 +16,19 @@ class Tokens:
     """Response tokens of a batch of examples, one after the other.
 
     Attributes:
-        logprobs: of the edited model, float32 [tokens, vocabulary].
-        base: gives the base model's, float32 [tokens, vocabulary].
-        ids: the tokens that follow, [tokens].
         places: place of every token in its response, from 0, [tokens].
-        avoided: whether the token that follows should not, [tokens].
-        rivals: the token that the behaviour would have put there, at the first place where it differs; else -1, [tokens].
+        avoided: whether the token should not follow, [tokens].
+        rivalled: whether the behaviour would have put another token there, and here for the first time, [tokens].
+        divergences: KL(base ‖ edited) in nats, float32 [tokens].
+        likelihoods: the edited model's log-probability of the token, float32 [tokens].
+        rivals: that of the token that the behaviour would have put there, where it is rivalled, float32 [tokens].
     """
 
-    logprobs: Tensor
-    base: Callable[[], Tensor]
-    ids: Tensor
     places: Tensor
     avoided: Tensor
+    rivalled: Tensor
+    divergences: Tensor
+    likelihoods: Tensor
     rivals: Tensor
 
 
@@ -61,9 +60,7 @@ class Divergence(Term):
         return (tokens.places >= self.start) & (tokens.places < self.end)
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        counts = self.where(tokens)
-        base = tokens.base()[counts]
-        return (base.exp() * (base - tokens.logprobs[counts])).sum()
+        return tokens.divergences[self.where(tokens)].sum()
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ class Likelihood(Term):
         return tokens.places < self.end
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        counts = self.where(tokens)
-        return -tokens.logprobs[counts].gather(-1, tokens.ids[counts, None]).sum()
+        return -tokens.likelihoods[self.where(tokens)].sum()
 
 
 @dataclass(frozen=True)
@@ -91,13 +87,10 @@ class Preference(Term):
     margin: float = 1.0
 
     def where(self, tokens: Tokens) -> Tensor:
-        return tokens.rivals >= 0
+        return tokens.rivalled
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        counts = self.where(tokens)
-        logprobs = tokens.logprobs[counts]
-        ours, theirs = (logprobs.gather(-1, ids[counts, None]) for ids in (tokens.ids, tokens.rivals))
-        return softplus(self.margin - (ours - theirs)).sum()
+        return softplus(self.margin - (tokens.likelihoods - tokens.rivals)[tokens.rivalled]).sum()
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,7 @@ class Unlikelihood(Term):
         return tokens.avoided
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        logprobs = tokens.logprobs[tokens.avoided].gather(-1, tokens.ids[tokens.avoided, None])
-        return -(-logprobs.exp().clamp(max=0.999)).log1p().sum()
+        return -(-tokens.likelihoods[tokens.avoided].exp().clamp(max=0.999)).log1p().sum()
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,13 @@ def contiguous_head(model: nn.Module) -> AbstractContextManager[Any]:
     With `logits_to_keep=1` it gets a slice, and without gradients PyTorch then copies the whole vocabulary matrix for
     every row: most of the time of a prefill.
     """
+    return head_input(model, Tensor.contiguous)
+
+
+def head_input(model: nn.Module, change: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
+    """Let the language-model head read what `change` makes of its input while the context lasts."""
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    return head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    return head.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
 
 
 def grouped_queries(lm: LanguageModel) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from iconoclast.models.batching import Sequences, batches_by_length, left_padded, token_positions
 from iconoclast.models.cache import PreallocatedLayer, common_prefix, expanded, joined, shareable
-from iconoclast.models.forward import accepted_options, contiguous_head, forward_pass, grouped_queries
+from iconoclast.models.forward import accepted_options, contiguous_head, forward_pass, grouped_queries, head_input
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.transformers_internals import uses_sdpa
 
@@ -85,7 +85,7 @@ def first_token_logprobs(lm: LanguageModel, sequences: Sequences, rows: int) -> 
 def continuation_logits(lm: LanguageModel, prompts: Sequences, continuations: Sequences) -> Tensor:
     """Return the logits of every token of the (non-empty) continuations, read at once (teacher forcing).
 
-    The shape is [rows, longest continuation, vocabulary]; a shorter continuation is at the end of its row.
+    The shape is [tokens, vocabulary], with the tokens of one continuation after those of another.
     """
     with grouped_queries(lm):
         return differentiable_logits(lm, prompts, continuations)
@@ -99,21 +99,28 @@ def differentiable_logits(
     The first `shared` tokens of all prompts are read once for all rows; the model must then be `shareable`.
     """
     sequences = [[*prompt, *rest[:-1]] for prompt, rest in zip(prompts, continuations, strict=True)]
-    longest = max(map(len, continuations))
+    lengths = torch.tensor([len(rest) for rest in continuations], device=lm.device)
+    longest = int(lengths.max())
+    of_continuations = torch.arange(longest, device=lm.device) >= longest - lengths[:, None]
+
+    def select(states: Tensor) -> Tensor:
+        return states[:, -longest:][of_continuations.to(states.device)]
+
     ids, mask = left_padded(lm, [sequence[shared:] for sequence in sequences])
     optional: dict[str, Any] = {"logits_to_keep": longest, "use_cache": shared > 0}
     cache = DynamicCache(config=lm.model.config) if shared else None
-    with contiguous_head(lm.model):
-        if cache is not None:
-            start = torch.tensor([list(sequences[0][:shared])], device=lm.device)
-            few = accepted_options(lm.model, {"logits_to_keep": 1, "use_cache": True})
+    if cache is not None:
+        start = torch.tensor([list(sequences[0][:shared])], device=lm.device)
+        few = accepted_options(lm.model, {"logits_to_keep": 1, "use_cache": True})
+        with contiguous_head(lm.model):
             lm.model(input_ids=start, past_key_values=cache, **few)
-            cache.batch_repeat_interleave(len(sequences))
-            mask = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
-            optional["past_key_values"] = cache
-        optional["position_ids"] = token_positions(mask)[:, shared:]
+        cache.batch_repeat_interleave(len(sequences))
+        mask = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
+        optional["past_key_values"] = cache
+    optional["position_ids"] = token_positions(mask)[:, shared:]
+    with head_input(lm.model, lambda states: select(states)[None]):
         logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, **accepted_options(lm.model, optional)).logits
-    return logits[:, -longest:]
+    return select(logits) if len(logits) == len(sequences) else logits[0]
 
 
 @torch.inference_mode()

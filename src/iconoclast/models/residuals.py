@@ -46,7 +46,7 @@ def token_residuals(lm: LanguageModel, ids: Sequence[int]) -> tuple[Tensor, Tens
         ModelError: a layer returns no hidden states.
     """
     with _caught(lm, decoder_layers(lm.model), slice(None)) as caught:
-        logits = continuation_logits(lm, [ids], [[0]])[0, -1]  # one token ahead, whichever it is
+        logits = continuation_logits(lm, [ids], [[0]])[0]  # one token ahead, whichever it is
         return torch.stack([each[0] for each in caught()], dim=1), logits.float().log_softmax(-1).cpu()
 
 
