@@ -4,6 +4,7 @@ import contextlib
 import os
 import statistics
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,24 @@ def test_one_seed_is_one_study(undisturbed: list[Trial], tmp_path: Path) -> None
 
 def test_another_seed_is_another_study(undisturbed: list[Trial], tmp_path: Path) -> None:
     other = run(opened(tmp_path, seed=4))
-    assert not {repr(t.parameters) for t in other} & {repr(t.parameters) for t in undisturbed}
+    standard = len(SPACE.standard())
+    assert not {repr(t.parameters) for t in other[standard:]} & {repr(t.parameters) for t in undisturbed[standard:]}
+
+
+def test_a_study_begins_with_the_standard_edits_of_its_scopes(undisturbed: list[Trial]) -> None:
+    first = [SPACE.parameters(sample) for sample in SPACE.standard()]
+    assert [trial.parameters for trial in undisturbed[: len(first)]] == first
+    assert len({repr(trial.parameters) for trial in undisturbed}) == TOTAL
+    assert [parameters.direction.scope for parameters in first] == list(SPACE.scopes)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 30])
+@pytest.mark.parametrize("strengthen", [False, True])
+def test_standard_edits_lie_within_the_ranges(layers: int, strengthen: bool) -> None:
+    space = replace(SPACE, layers=layers, strengthen=strengthen)
+    for sample in space.standard():
+        assert sample.keys() == space.distributions().keys()
+        assert all(d._contains(d.to_internal_repr(sample[name])) for name, d in space.distributions().items())
 
 
 def test_the_sampler_learns_from_the_scores(undisturbed: list[Trial], tmp_path: Path) -> None:

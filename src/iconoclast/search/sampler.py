@@ -70,17 +70,19 @@ class Sampler(TPESampler):
     Args:
         memory: what it learns from; None if that is too little yet, so that it proposes at random.
         seed: decides what it proposes.
+        given: parameters that are not to be drawn.
     """
 
-    def __init__(self, memory: Memory | None, seed: int) -> None:
+    def __init__(self, memory: Memory | None, seed: int, given: Mapping[str, Any] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             super().__init__(multivariate=True, constant_liar=True, n_startup_trials=int(memory is None), seed=seed)
         self._memory = memory or Memory()
+        self._given = given or {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return what is drawn together: every parameter that has been learnt about."""
-        return {name: space for name, space in self._memory.space.items() if not space.single()}
+        return {name: space for name, space in self._memory.space.items() if not (space.single() or self._given)}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -91,5 +93,7 @@ class Sampler(TPESampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw a parameter by itself."""
+        """Draw a parameter by itself, unless it is given."""
+        if param_name in self._given:
+            return self._given[param_name]
         return super().sample_independent(knowing(study, self._memory.trials), trial, param_name, param_distribution)

@@ -153,6 +153,30 @@ class SearchSpace:
             }
         return space
 
+    def standard(self) -> list[dict[str, Any]]:
+        """Return the samples that a search begins with, one for every scope.
+
+        They are triangles over the middle layers, which do well on models of many kinds; a fit from one of them ends as
+        low as from the best of many random ones (benchmarks/README.md).
+        """
+        n, samples = max(self.layers - 1, 1), []
+        for scope in self.scopes:
+            sample: dict[str, Any] = {
+                "direction_method": "mean" if "mean" in self.methods else self.methods[0],
+                "direction_scope": scope,
+                "direction_index": 0.72 * n,
+                "direction_blend": 0.5,
+            }
+            for component in self.components:
+                sample |= {
+                    f"{component}.max_weight": 0.5 if self.strengthen else 1.5 if scope == "global" else 1.2,
+                    f"{component}.max_weight_position": 0.62 * n,
+                    f"{component}.min_weight_fraction": 0.0,
+                    f"{component}.min_weight_distance": max(0.48 * n, 1.0),
+                }
+            samples.append(sample)
+        return samples
+
     def edges(self, points: Sequence[EditParameters]) -> list[str]:
         """Name the ranges of strengths at an end of which at least half of the points lie, and three of them or more.
 

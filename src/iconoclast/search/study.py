@@ -81,7 +81,7 @@ class Study:
         """Open the study in `journal`, or begin it.
 
         Args:
-            startup_trials: random trials before the sampler learns.
+            startup_trials: trials before the sampler learns, all but the standard ones random.
             batch: trials measured together.
             pinned: settings under which its trials can be compared; a study made with others is refused.
             storage: URL of a database or server that keeps the study in the journal's place.
@@ -334,12 +334,13 @@ class Study:
 
     def _ask(self, number: int, trial_id: int, memory: Memory | None) -> optuna.Trial:
         """Give parameters to a new trial, or to one that an interruption left behind, perhaps with some of them."""
-        self.study.sampler = Sampler(memory, _derived_seed(self.seed, str(number)))
+        standard = dict(enumerate(self.space.standard())).get(number, {})
+        self.study.sampler = Sampler(memory, _derived_seed(self.seed, str(number)), standard)
         trial = optuna.Trial(self.study, trial_id)
         learnt = trial.relative_params  # drawn here and now
         for name, distribution in self.space.distributions().items():
             if name not in learnt:  # a sampler of its own, so that what is there already changes nothing
-                self.study.sampler = Sampler(memory, _derived_seed(self.seed, f"{number}/{name}"))
+                self.study.sampler = Sampler(memory, _derived_seed(self.seed, f"{number}/{name}"), standard)
             suggest(trial, name, distribution)
         return trial
 
