@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/quality.py --data DATA --out FOLDER --ablations                                  # ablations
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
-once with as many trials as heretic and a fit, which must be done before heretic's wall-clock time is over, set-up included
-(--fit-steps), and once without a fit until that time is over. It has more selection prompts, because that is what cheap
+once with a few trials and a fit, which must be done before heretic's wall-clock time is over, set-up included
+(--fit-trials, --fit-steps), and once without a fit until that time is over. It has more selection prompts, because that is what cheap
 trials are good for: on 20 prompts the best of many is luck. --runs picks some of these. The same rule
 chooses each tool's trial: fewest failures on the selection prompts within a KL of 0.1, give or take one standard error,
 then lowest KL (heretic counts refusals, of which empty responses are some, and knows no broken ones). It is then examined
@@ -174,7 +174,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
         journal = heretic_run(model, files, out, arguments, seed)
         seconds = seconds_of(journal)
         told = {
-            "fit": {"n_trials": arguments.trials, "fit_steps": arguments.fit_steps},
+            "fit": {"n_trials": arguments.fit_trials, "fit_steps": arguments.fit_steps},
             "search": {"n_trials": 10_000, "fit": False},
         }
         runs = [
@@ -321,7 +321,8 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", choices=("fit", "search"), default=["fit", "search"])
-    parser.add_argument("--fit-steps", type=int, default=60)
+    parser.add_argument("--fit-steps", type=int, default=120)
+    parser.add_argument("--fit-trials", type=int, default=4, help="trials before the fit, the standard ones first")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--ablation-trials", type=int, default=48)
     parser.add_argument("--requests", type=int, default=20)

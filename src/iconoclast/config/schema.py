@@ -317,7 +317,7 @@ class Settings(BaseModel):
     fit: bool = True
     """After the search, let every site's direction and strength follow the gradient from the strongest trial, and
     measure the edit that comes out, at several scales, as trials like others."""
-    fit_steps: int = Field(default=60, ge=1)
+    fit_steps: int = Field(default=120, ge=1)
     """Gradient steps of the fit."""
     fit_rate: Positive = 0.03
     """Adam's learning rate of strengths; that of directions is a twentieth of it."""

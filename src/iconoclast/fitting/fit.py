@@ -47,13 +47,13 @@ class FitOptions:
         seed: which examples a step draws.
     """
 
-    steps: int = 60
+    steps: int = 120
     rate: float = 0.03
-    direction_rate: float = 0.05
+    direction_rate: float = 0.1
     readings: bool = True
-    benign: int = 24
-    target: int = 16
-    loops: int = 4
+    benign: int = 12
+    target: int = 8
+    loops: int = 2
     rows: int = 8
     seed: int = 0
 

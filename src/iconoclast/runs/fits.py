@@ -45,11 +45,11 @@ SHORTEST_REFUSAL = 4
 """The same of a refusal, from which an edit learns that strengthens the behaviour."""
 FEWEST = 8
 """Examples of each kind that a fit needs."""
-SAVED_EVERY = 5
+SAVED_EVERY = 10
 """Steps between two states in the run folder: so many are lost at most."""
 WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
-WIDEST = 24
+WIDEST = 12
 """Sequences of a forward and backward pass, at most."""
 ROUNDS = 2
 """Times that the edit as it then is answers the target prompts."""

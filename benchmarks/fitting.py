@@ -1,0 +1,158 @@
+"""Fits against each other: what their loss is made of on examples that they have not seen.
+
+    .venv/bin/python benchmarks/fitting.py --run RUN --out FILE            # all arms; those in FILE are not fitted again
+    .venv/bin/python benchmarks/fitting.py --run RUN --out FILE --arms default "larger batches"
+
+RUN is the folder of a finished run with requests enough, for instance one that quality.py has made. The examples are those
+that a fit of this run would begin with. Three fifths of them are fitted on, the rest tells how low the fit comes: generated
+responses, of which a hundred say little, are not needed for that. Every arm is measured with its strengths times 0.7 and 1.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from iconoclast.files import write_json
+from iconoclast.fitting.examples import Examples
+from iconoclast.fitting.fit import Fit, FitOptions
+from iconoclast.fitting.objective import Kind, Objective
+from iconoclast.models.packed import packed, unpacked
+from iconoclast.progress import Silent
+from iconoclast.runs.fits import FitStage, Lessons, start_of_fit
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pipeline import search_space
+from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.workbench import Workbench
+
+SHARE = 0.6
+"""Share of the examples that are fitted on."""
+
+SCALES = 0.7, 1.0
+"""Factors of the strengths that are measured."""
+
+WIDTH = 24
+"""Sequences of a forward and backward pass."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to fit.
+
+    Attributes:
+        options: of the fit, where they are not the default.
+        weights: of the loss, where they are not the default.
+        standard: whether it begins with the first standard edit of the search, not with the run's best trial.
+        examples: prompts of each kind that it is fitted on, at most.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    standard: bool = True
+    examples: int = 10_000
+
+
+LARGER = {"steps": 40, "benign": 24, "target": 16, "loops": 4}
+ALL = {"benign": 10_000, "target": 10_000, "loops": 10_000}
+SMALLER = {"steps": 150, "benign": 6, "target": 4, "loops": 1}
+
+ARMS = {
+    "default": Arm({"steps": 80}),
+    "from the best searched trial": Arm({"steps": 80}, standard=False),
+    "larger batches, half the steps": Arm(LARGER),
+    "smaller batches, twice the steps": Arm(SMALLER),
+    "directions half as fast": Arm({"steps": 80, "direction_rate": 0.05}),
+    "directions half as fast again": Arm({"steps": 80, "direction_rate": 0.15}),
+    "direction and reading are one": Arm({"steps": 80, "readings": False}),
+    **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
+    **{f"{count} prompts of each kind": Arm({"steps": 80}, examples=count) for count in (16, 40)},
+    **{
+        f"without {name}": Arm({"steps": 80}, weights)
+        for name, weights in {
+            "openings": {"opening": 0.0},
+            "preference": {"preference": 0.0},
+            "continuations": {"continuation": 0.0},
+            "loops": {"loops": 0.0},
+            "first tokens": {"first": 0.0},
+        }.items()
+    },
+}
+
+
+class Laboratory:
+    """A model, examples to fit on and examples to measure with."""
+
+    def __init__(self, run: Path) -> None:
+        saved = SavedRun.open(RunFolder(run), "best")
+        self.bench = Workbench.load(saved.settings, directions=saved.directions)
+        self.bench.start_responses_with(saved.response_prefix)
+        searched = start_of_fit(saved.settings, saved.trials)
+        assert searched is not None
+        space = search_space(saved.settings, self.bench.lm.layers)
+        self.starts = {
+            False: self.bench.edit(searched.parameters),
+            True: self.bench.edit(space.parameters(space.standard()[0])),
+        }
+        with packed(self.bench.lm.model):
+            lessons = Lessons(FitStage(self.bench, run, searched), Silent())
+            lessons.learn(self.starts[False])
+        answers = [lessons._answers[number] for number in sorted(lessons._answers)]
+        self.parts: dict[Kind, Sequence[Any]] = {"benign": lessons._own, "target": answers, "loop": lessons._loops}
+        self.measured = self.examples({kind: part[round(SHARE * len(part)) :] for kind, part in self.parts.items()})
+
+    def examples(self, parts: Mapping[Kind, Sequence[Any]]) -> dict[Kind, Examples]:
+        with unpacked(self.bench.lm.model):
+            return {
+                kind: Examples(self.bench.lm, part, WIDTH, base=kind != "loop") for kind, part in parts.items() if part
+            }
+
+    def fit(self, arm: Arm) -> tuple[Fit, float]:
+        """Fit; with the seconds that its steps took."""
+        given = {kind: part[: min(arm.examples, round(SHARE * len(part)))] for kind, part in self.parts.items()}
+        bench, options = self.bench, FitOptions(rows=WIDTH, **arm.options)
+        writers = bench.lm.writers(bench.settings.components)
+        objective = Objective.standard(**arm.weights)
+        fit = Fit(bench.lm, writers, self.starts[arm.standard], self.examples(given), objective, options)
+        began = time.perf_counter()
+        for _ in fit.run(options.steps):
+            pass
+        return fit, time.perf_counter() - began
+
+    def losses(self, fit: Fit, scale: float) -> dict[str, float]:
+        """The default loss of a fit's edit and every term of it, on the examples that were not fitted on."""
+        other = replace(
+            fit, examples=self.measured, objective=Objective.standard(), options=replace(fit.options, **ALL)
+        )
+        state = fit.state()
+        other.resume(state | {"strengths": scale * state["strengths"]})
+        return other.gradient(0, WIDTH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    arguments = parser.parse_args()
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    laboratory = Laboratory(arguments.run)
+    header: list[str] = []
+    for name in arguments.arms:
+        if name not in results:
+            fit, seconds = laboratory.fit(ARMS[name])
+            losses = {str(scale): laboratory.losses(fit, scale) for scale in SCALES}
+            results[name] = {"seconds": seconds, "losses": losses}
+            write_json(arguments.out, results)
+        for scale, losses in results[name]["losses"].items():
+            if not header:
+                header = list(losses)
+                print(f"| | seconds | scale | {' | '.join(header)} |\n|{'---|' * (3 + len(header))}")
+            shown = " | ".join(f"{losses[term]:.4f}" for term in header)
+            print(f"| {name} | {results[name]['seconds']:.0f} | {scale} | {shown} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
