@@ -34,7 +34,7 @@ from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import open_storage
-from iconoclast.search.study import OUTCOMES, Outcome, Study
+from iconoclast.search.study import OUTCOMES, Outcome, Plan, Study
 
 SPEED = 4.0
 BATCH, TRIALS = 16, 512
@@ -107,10 +107,10 @@ def workers(counts: Sequence[int]) -> None:
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             journal = Path(folder) / "study.jsonl"
-            Study.open(journal, SPACE, seed=0, startup_trials=8, batch=BATCH)
+            Study.open(journal, SPACE, Plan(batch=BATCH))
 
             def work(number: int, journal: Path = journal, count: int = count) -> int:
-                study = Study.open(journal, SPACE, seed=0, startup_trials=8, batch=BATCH)
+                study = Study.open(journal, SPACE, Plan(batch=BATCH))
                 measured = []
                 study.run(TRIALS, simulated, OBJECTIVE, measured.extend, Worker(f"w{number}", count))
                 return len(measured)
@@ -195,9 +195,9 @@ def sampler(sizes: Sequence[int]) -> None:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             journal = Path(folder) / "study.jsonl"
-            fill(Study.open(journal, SPACE), size)
+            fill(Study.open(journal, SPACE, Plan()), size)
             start = time.perf_counter()
-            study = Study.open(journal, SPACE, seed=0, startup_trials=8, batch=BATCH)
+            study = Study.open(journal, SPACE, Plan(batch=BATCH))
             opened = time.perf_counter() - start
 
             def told(outcomes: Mapping[int, Outcome], study: Study = study) -> None:

@@ -28,7 +28,7 @@ from iconoclast.scores import Bounds, Count, Scores, beaten
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import best_trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
-from iconoclast.search.study import Outcome, Study
+from iconoclast.search.study import Outcome, Plan, Study
 
 REFERENCE = (1.0, 0.2)
 KL_TARGET = 0.1
@@ -118,7 +118,7 @@ class Simulation:
             return outcomes
 
         with tempfile.TemporaryDirectory() as folder:
-            study = Study.open(Path(folder) / "study.jsonl", self.space, seed=seed, startup_trials=startup, batch=16)
+            study = Study.open(Path(folder) / "study.jsonl", self.space, Plan(seed, startup, 16))
             study.run(trials, evaluate, Objective(base, KL_TARGET, 0.32, 0.18, 0.42))
             front = pareto_front(study.trials())
         chosen = best_trial(front, KL_TARGET)

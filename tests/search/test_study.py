@@ -19,7 +19,7 @@ from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import Trial, pareto_front
 from iconoclast.search.space import EditParameters, SearchSpace
 from iconoclast.search.storage import Journal
-from iconoclast.search.study import Outcome, Study
+from iconoclast.search.study import Outcome, Plan, Study
 
 SPACE = SearchSpace(8, ["attn.o_proj"], ["mean", "median", "hybrid"], ["global", "per_layer"])
 OBJECTIVE = Objective(Scores(Count(18, 20), Count(0, 20), 3, 0.2, 0.0), 0.1, 0.32, 0.18, 0.42)
@@ -56,9 +56,11 @@ class Recorder:
 
 def opened(folder: Path, **changes: object) -> Study:
     """The study of a folder."""
-    options: dict[str, object] = {"seed": 3, "startup_trials": STARTUP, "batch": BATCH, "pinned": {"model": "tiny"}}
+    options: dict[str, Any] = {"seed": 3, "startup_trials": STARTUP, "batch": BATCH, "pinned": {"model": "tiny"}}
+    options |= changes
+    plan = Plan(*(options.pop(name) for name in ("seed", "startup_trials", "batch")))
     folder.mkdir(exist_ok=True)
-    return Study.open(folder / "study.jsonl", SPACE, **(options | changes))  # type: ignore[arg-type]
+    return Study.open(folder / "study.jsonl", SPACE, plan, **options)
 
 
 def run(study: Study, total: int = TOTAL, evaluation: Callable[..., Any] = evaluate) -> list[Trial]:

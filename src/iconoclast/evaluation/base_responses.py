@@ -72,8 +72,8 @@ class BaseResponses:
                 for variant, kls, likely in zip(variants, divergences, likelihoods, strict=True):
                     with variant.applied():
                         own = self._logits(variant, some)
-                    for i, *logits in zip(some, base, own, strict=True):
-                        kls[i], likely[i] = self._compared(*logits, self.responses[i])
+                    for i, before, after in zip(some, base, own, strict=True):
+                        kls[i], likely[i] = self._compared(before, after, self.responses[i])
                     progress.advance(len(some))
 
         self.rows.adaptively(run)
@@ -83,7 +83,7 @@ class BaseResponses:
         """Return the logits of every response, [tokens, vocabulary]."""
         responses = [self.responses[i] for i in some]
         logits = continuation_logits(variant.lm, [self.prompts[i] for i in some], responses)
-        return logits.split([len(ids) for ids in responses])
+        return torch.split(logits, [len(ids) for ids in responses])
 
     def _compared(self, base: torch.Tensor, own: torch.Tensor, ids: list[int]) -> tuple[float, tuple[float, int]]:
         """Return KL, likelihood and number of the tokens of a response from logits [tokens, vocabulary]."""

@@ -204,7 +204,9 @@ class ModelScores:
                 some = windows[start : start + min(rows, 8)]
                 with variant.applied():
                     logits = continuation_logits(variant.lm, [ids[:1] for ids in some], [ids[1:] for ids in some])
-                for row, (ids, own) in enumerate(zip(some, logits.split([len(ids) - 1 for ids in some]), strict=True)):
+                for row, (ids, own) in enumerate(
+                    zip(some, torch.split(logits, [len(ids) - 1 for ids in some]), strict=True)
+                ):
                     logprobs = own.float().log_softmax(-1)
                     said = logprobs.gather(-1, torch.tensor(ids[1:], device=logprobs.device)[:, None])
                     losses[start + row] = -float(said.mean()), len(ids) - 1

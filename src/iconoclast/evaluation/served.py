@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import httpx2
+import torch
 
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.base_responses import ROWS_READ_AT_ONCE
@@ -266,7 +267,7 @@ def _bounds(lm: LanguageModel, prompts: list[list[int]], answers: Sequence[Answe
     lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, given, strict=True)]
     for some in batches_by_length(lengths, ROWS_READ_AT_ONCE):
         logits = continuation_logits(lm, [prompts[i] for i in some], [given[i] for i in some])
-        for i, own in zip(some, logits.split([len(given[i]) for i in some]), strict=True):
+        for i, own in zip(some, torch.split(logits, [len(given[i]) for i in some]), strict=True):
             base = own.float().log_softmax(-1)
             listed = [vocabulary.listed(entry) for entry in answers[i].entries[: len(given[i])]] or [{}]
             bounds[i] = [truncated_kl(token, each) for token, each in zip(base, listed, strict=False)]

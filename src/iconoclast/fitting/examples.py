@@ -102,7 +102,7 @@ class Examples:
                 logits = self._read(batch)
                 if not caught or not _alike(head(caught[0][0, :8]), logits[:8]):
                     return None
-                of_each = caught[0][0].split([len(self.examples[i].response) for i in batch])
+                of_each = torch.split(caught[0][0], [len(self.examples[i].response) for i in batch])
                 states |= {i: found.clone().cpu() for i, found in zip(batch, of_each, strict=True)}
         finally:
             handle.remove()

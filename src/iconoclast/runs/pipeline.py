@@ -37,7 +37,7 @@ from iconoclast.scores import Bounds, Scores, beaten
 from iconoclast.search.objective import Minimised, Objective, little_to_remove
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import AnyParameters, EditParameters, FittedParameters
-from iconoclast.search.study import Outcome, Study
+from iconoclast.search.study import Outcome, Plan, Study
 
 
 @dataclass
@@ -402,9 +402,7 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
     return Study.open(
         folder.journal,
         search_space(settings, bench.lm.layers),
-        seed=settings.seed,
-        startup_trials=settings.n_startup_trials,
-        batch=settings.trials_per_batch,
+        Plan(settings.seed, settings.n_startup_trials, settings.trials_per_batch),
         pinned=_comparable(bench),
         storage=settings.study_storage,
         objectives=len(settings.objectives),

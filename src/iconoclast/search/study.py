@@ -45,6 +45,21 @@ class Pruned:
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a study proposes its trials.
+
+    Attributes:
+        seed: decides what is drawn.
+        startup_trials: trials before the sampler learns, all but the standard ones random.
+        batch: trials measured together.
+    """
+
+    seed: int = 0
+    startup_trials: int = 8
+    batch: int = 4
+
+
 @dataclass
 class Study:
     """An Optuna study of edits, in a journal file unless another storage is named.
@@ -56,9 +71,7 @@ class Study:
 
     study: optuna.Study
     space: SearchSpace
-    seed: int
-    startup_trials: int
-    batch: int
+    plan: Plan
     fits: Path
     _entries: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _read: dict[int, Outcome] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -70,10 +83,8 @@ class Study:
         cls,
         journal: Path,
         space: SearchSpace,
+        plan: Plan,
         *,
-        seed: int = 0,
-        startup_trials: int = 8,
-        batch: int = 4,
         pinned: Mapping[str, Any] | None = None,
         storage: str | None = None,
         objectives: int = 2,
@@ -81,8 +92,6 @@ class Study:
         """Open the study in `journal`, or begin it.
 
         Args:
-            startup_trials: trials before the sampler learns, all but the standard ones random.
-            batch: trials measured together.
             pinned: settings under which its trials can be compared; a study made with others is refused.
             storage: URL of a database or server that keeps the study in the journal's place.
             objectives: how many numbers are minimised.
@@ -100,7 +109,7 @@ class Study:
                 directions=["minimize"] * objectives,
                 load_if_exists=True,
             )
-        opened = cls(study, space, seed, startup_trials, batch, journal.parent / FITS)
+        opened = cls(study, space, plan, journal.parent / FITS)
         opened.pin(PINNED, wanted)
         return opened
 
@@ -127,7 +136,7 @@ class Study:
         study = _load(journal, storage)
         if study is None:
             raise RunFolderError(f"{storage or journal} holds no study of this program.")
-        return cls(study, space, 0, 1, 1, journal.parent / FITS)
+        return cls(study, space, Plan(), journal.parent / FITS)
 
     def trials(self) -> list[Trial]:
         """Return all completed trials, by number; raise RunFolderError if the journal does not hold their scores."""
@@ -312,8 +321,9 @@ class Study:
     def _next_share(self, n_trials: int, crew: Crew) -> list[optuna.Trial]:
         """Take this process's next trials: those that a lost process has left, then new ones."""
         sharing.take_from_lost(self.study, crew, self._outcomes())
-        random = self.finished < self.startup_trials
-        share = sharing.share(self.study, crew, n_trials, self.startup_trials if random else n_trials, self.batch)
+        random = self.finished < self.plan.startup_trials
+        until = self.plan.startup_trials if random else n_trials
+        share = sharing.share(self.study, crew, n_trials, until, self.plan.batch)
         batch: list[optuna.Trial] = []
         for number, trial_id in sharing.claims(self.study, crew, n_trials, share):
             with suppress(UpdateFinishedTrialError):  # whoever was taken for lost has finished it after all
@@ -326,28 +336,28 @@ class Study:
         Random trials have batches of their own, so that later trials learn from them, half as wide, so that the first
         can prune the rest.
         """
-        random = self.startup_trials
+        random = self.plan.startup_trials
         if number < random:
-            width = max(1, self.batch // 2)
+            width = max(1, self.plan.batch // 2)
             return min(random, (number // width + 1) * width)
-        return random + ((number - random) // self.batch + 1) * self.batch
+        return random + ((number - random) // self.plan.batch + 1) * self.plan.batch
 
     def _ask(self, number: int, trial_id: int, memory: Memory | None) -> optuna.Trial:
         """Give parameters to a new trial, or to one that an interruption left behind, perhaps with some of them."""
         standard = dict(enumerate(self.space.standard())).get(number, {})
-        self.study.sampler = Sampler(memory, _derived_seed(self.seed, str(number)), standard)
+        self.study.sampler = Sampler(memory, _derived_seed(self.plan.seed, str(number)), standard)
         trial = optuna.Trial(self.study, trial_id)
         learnt = trial.relative_params  # drawn here and now
         for name, distribution in self.space.distributions().items():
             if name not in learnt:  # a sampler of its own, so that what is there already changes nothing
-                self.study.sampler = Sampler(memory, _derived_seed(self.seed, f"{number}/{name}"), standard)
+                self.study.sampler = Sampler(memory, _derived_seed(self.plan.seed, f"{number}/{name}"), standard)
             suggest(trial, name, distribution)
         return trial
 
     def _memory(self) -> Memory | None:
         """Return what the sampler learns from, None as long as trials are random; worked out anew if more are finished."""
         finished = self.study.get_trials(deepcopy=False, states=FINISHED)
-        if len(finished) < self.startup_trials:
+        if len(finished) < self.plan.startup_trials:
             return None
         if self._remembered[0] != len(finished):
             self._remembered = len(finished), Memory.of(finished)
