@@ -1,6 +1,10 @@
 """The documentation site: `make docs`. Its source is the repository, so that links between pages hold here and on GitHub."""
 
+import logging
+
 import iconoclast
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it cannot load is not used here
 
 project = "ICONOCLAST"
 version = release = iconoclast.__version__
@@ -11,8 +15,10 @@ exclude_patterns = ["**/.*", ".*", "*.egg-info", "build", "demo-run", "dist", "f
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebook holds what it printed: `make notebook` runs it again
+nb_execution_mode = "off"  # the notebook holds what it printed: `make notebook` computes it again
 highlight_language = "none"
+default_role = "code"
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 
@@ -21,3 +27,8 @@ html_title = "ICONOCLAST"
 html_show_sourcelink = False
 html_copy_source = False
 html_extra_path = ["site"]  # the entry of the site, which leads to docs/index.html
+
+REACHABLE = """document.addEventListener("DOMContentLoaded", () => {
+    for (const each of document.querySelectorAll("pre, .table-wrapper")) each.tabIndex = 0;
+});"""
+html_js_files = [(None, {"body": REACHABLE})]  # what can be scrolled is reached by keyboard too
