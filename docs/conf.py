@@ -24,11 +24,14 @@ autodoc_typehints_format = "short"
 
 html_theme = "furo"
 html_title = "ICONOCLAST"
+html_favicon = "images/icon.svg"
 html_show_sourcelink = False
 html_copy_source = False
 html_extra_path = ["site"]  # the entry of the site, which leads to docs/index.html
 
-REACHABLE = """document.addEventListener("DOMContentLoaded", () => {
+# What can be scrolled is reached by keyboard, and the captions of the contents are headings of a level.
+ACCESSIBLE = """document.addEventListener("DOMContentLoaded", () => {
     for (const each of document.querySelectorAll("pre, .table-wrapper")) each.tabIndex = 0;
+    for (const each of document.querySelectorAll("[role=heading]")) each.ariaLevel = "2";
 });"""
-html_js_files = [(None, {"body": REACHABLE})]  # what can be scrolled is reached by keyboard too
+html_js_files = [(None, {"body": ACCESSIBLE})]

@@ -1,16 +1,20 @@
 """The documents: commands and flags that the program has, links that lead somewhere, pages that can be found."""
 
+import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import platformdirs
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from iconoclast.cli.flags import own_flag
+from iconoclast.models.demo import demo_folder
 from tests.support.commands import UsageError, document, flags, parsed
 
 ROOT = Path(__file__).parents[1]
@@ -85,3 +89,32 @@ def test_links_lead_somewhere(page: Path) -> None:
             target = (page.parent / path).resolve() if path else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_order_of_pages() -> None:
+    entries: list[str] = []
+    for page in (ROOT / "docs" / "index.md", ROOT / "docs" / "decisions" / "README.md"):
+        for tree in re.findall(r"^```\{toctree}\n(.*?)```", page.read_text(), re.DOTALL | re.MULTILINE):
+            entries += [named((page.parent / line).resolve()) for line in tree.split() if not line.startswith(":")]
+    pages = {*map(named, PAGES), "docs/example.ipynb"} - {"docs/index.md"}
+    assert {page for page in pages if not any(Path(page).with_suffix("").match(entry) for entry in entries)} == set()
+
+
+NOTEBOOK = ROOT / "docs" / "example.ipynb"
+CODE = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny model in the place of the demo; `make notebook` runs it with the demo model."""
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    shutil.copytree(tiny_folder, demo_folder())
+    names: dict[str, object] = {}
+    for cell in CODE:
+        exec("".join(cell["source"]), names)
+
+
+def test_the_notebook_was_executed_in_order_and_names_no_machine() -> None:
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert all(cell["outputs"] for cell in CODE)
+    assert not re.search(r"/(tmp|home|root|work|Users)/", NOTEBOOK.read_text(encoding="utf-8"))
