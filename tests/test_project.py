@@ -42,7 +42,7 @@ def test_the_specification_names_modules_and_tests_that_exist() -> None:
 
 
 def test_extras_and_version_are_as_promised() -> None:
-    assert {"research", "benchmark", "quantized", "cluster", "dev"} == set(PROJECT["optional-dependencies"])
+    assert {"research", "benchmark", "quantized", "cluster", "docs", "dev"} == set(PROJECT["optional-dependencies"])
     version = PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"]
     assert version == "iconoclast.version.__version__" and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert PROJECT["license"] == "AGPL-3.0-or-later"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from typing import Any
 import aiohttp
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = Path(sys.prefix, "node_modules", "axe-core", "axe.min.js")
+"""What finds faults that keep people out of a page; `make setup` installs it where there is npm."""
+
 ADDRESS = re.compile(r"DevTools listening on (ws://\S+)")
 
 
@@ -71,6 +75,13 @@ class Visitor:
         while not await self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"never: {condition}; {self.console}"
             await self.run("new Promise((done) => setTimeout(done, 50))")
+
+    async def faults(self) -> list[str]:
+        """Return the serious faults that axe finds in the page, each with the first elements that have it."""
+        await self.run(f"{AXE.read_text(encoding='utf-8')};0")
+        found = await self.run("axe.run({ preload: false }).then((result) => JSON.stringify(result.violations))")
+        grave = [each for each in json.loads(found) if each["impact"] in ("serious", "critical")]
+        return [f"{each['id']}: {[node['html'][:120] for node in each['nodes'][:3]]}" for each in grave]
 
     async def picture(self, file: Path) -> None:
         """Write a picture of the page."""

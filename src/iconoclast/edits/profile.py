@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Profile:
     """λ(layer) of one component, in four parameters.
 
-    With D = |layer − max_weight_position|, λ is linear in D from max_weight at D = 0 (1 removes all of the direction)
+    With D = `|layer − max_weight_position|`, λ is linear in D from max_weight at D = 0 (1 removes all of the direction)
     to min_weight at D = min_weight_distance, and zero beyond. The position may lie between two layers.
     """
 
@@ -18,7 +18,7 @@ class Profile:
 
     @classmethod
     def triangle(cls, peak: float, position: float, span: float) -> "Profile":
-        """Return the peak · (1 − |layer − position| / span), zero outside the span."""
+        """Return the peak `· (1 − |layer − position| / span)`, zero outside the span."""
         return cls(peak, position, 0.0, span)
 
     @classmethod
