@@ -26,6 +26,7 @@ from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.library import search
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.llama_cpp import LlamaCpp
 from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
@@ -308,7 +309,7 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
     with pytest.raises(
         ModelError, match=r"cannot convert the model. It says: NotImplementedError: Architecture is not known"
     ):
-        export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+        export_run(finished, "best", "gguf", tmp_path / "gguf", llama=LlamaCpp(checkout))
     assert not (tmp_path / "gguf").exists()
 
     (checkout / "convert_hf_to_gguf.py").write_text(CONVERTER.format(fails=False, stash=str(stash)))
@@ -319,7 +320,7 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
         return load_model(str(stash), **options)  # what the converter was given stands for the file
 
     monkeypatch.setattr(export_module, "load_model", load)
-    result = export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+    result = export_run(finished, "best", "gguf", tmp_path / "gguf", llama=LlamaCpp(checkout))
     assert asked == ["model.gguf"] and result.exported is not None
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     names = {entry.name for entry in (tmp_path / "gguf").iterdir()}
@@ -381,10 +382,10 @@ def test_quantised_files_are_written_measured_and_on_the_card(
     assert settings.study_checkpoint_dir is not None
     run, to = settings.study_checkpoint_dir, tmp_path / "gguf"
     with pytest.raises(ModelError, match=r"Q4_K_M is written by llama.cpp's llama-quantize, .* or use F16"):
-        export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_K_M"])
+        export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q8_0", "Q4_K_M"]))
     with pytest.raises(ModelError, match=r'GGUF quantisation "Q4_KM"\. Did you mean Q4_K_M'):
-        export_run(run, "best", "gguf", to, None, checkout, ["Q4_KM"])
-    result = export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_0"])
+        export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q4_KM"]))
+    result = export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q8_0", "Q4_0"]))
     assert result.exported is not None and list(result.quants) == ["Q8_0", "Q4_0"]
     near, far = result.quants["Q8_0"].kl_divergence, result.quants["Q4_0"].kl_divergence
     assert near == pytest.approx(result.exported.kl_divergence, abs=0.01) and near != far
@@ -410,8 +411,8 @@ def test_quantised_files_are_written_measured_and_on_the_card(
     program.write_text(QUANTIZER.format(python=sys.executable))
     program.chmod(0o755)
     with pytest.raises(ModelError, match=r"llama-quantize cannot convert the model. It says: main: failed to quantize"):
-        export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_S"])
-    assert export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_M"]).quants
+        export_run(run, "best", "gguf", tmp_path / "other", None, LlamaCpp(checkout, ["Q4_K_S"]))
+    assert export_run(run, "best", "gguf", tmp_path / "other", None, LlamaCpp(checkout, ["Q4_K_M"])).quants
 
 
 def result_trial(folder: Path) -> int:
@@ -426,7 +427,7 @@ def test_quantisation_that_swallows_an_edit_is_said(finished: Path, tmp_path: Pa
 
     kept, lost = refusing(9), refusing(11)
     found = replace(result, base=refusing(20), live=refusing(0), quants={"Q8_0": kept, "Q2_K": lost})
-    assert found.swallowed == ["Q2_K"]
+    assert found.swallowed == ["model-Q2_K.gguf"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
