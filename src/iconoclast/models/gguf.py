@@ -49,8 +49,9 @@ def complete_rope(file: Path, config: Mapping[str, Any]) -> str:
     Raises:
         ModelError: the converter has left out the scaling of positions, which is not made up for here.
     """
-    told = config.get("text_config", config).get("rope_parameters") or {}
-    base, kind = told.get("rope_theta", USUAL_BASE), told.get("rope_type", "default")
+    own = config.get("text_config") or config
+    told = own.get("rope_parameters") or own.get("rope_scaling") or {}
+    base, kind = told.get("rope_theta") or own.get("rope_theta") or USUAL_BASE, told.get("rope_type", "default")
     if base == USUAL_BASE and kind not in SCALED:
         return ""
     reader = gguf.GGUFReader(file)

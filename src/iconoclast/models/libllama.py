@@ -26,4 +26,5 @@ def quantize(library: str, file: str, to: str, kind: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(quantize(*sys.argv[1:4], int(sys.argv[4])))  # type: ignore[misc]
+    of, source, target, number = sys.argv[1:]
+    sys.exit(quantize(of, source, target, int(number)))

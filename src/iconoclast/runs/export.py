@@ -252,8 +252,8 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     scores = known.base_metrics, known.live_metrics, known.export_metrics
     problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
-    origin = known.quantization, known.directions, known.quants, AsServed(known.served_by, known.served)
-    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin)
+    origin, served = (known.quantization, known.directions, known.quants), AsServed(known.served_by, known.served)
+    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin, served)
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
