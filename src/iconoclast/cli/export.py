@@ -84,7 +84,7 @@ def require_near(result: "Exported") -> None:
 
 
 def _print(result: "Exported") -> None:
-    from iconoclast.reports.tables import before_after_table, caveats, files_table
+    from iconoclast.reports.tables import before_after_table, files_table
 
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
@@ -95,9 +95,11 @@ def _print(result: "Exported") -> None:
         say(str(result.directions))
     say(*result.remarks)
     if result.served.by:
-        say(f"Served by llama.cpp's llama-server {result.served.by}, beside the base model in transformers.")
-    say(*(line for name, metrics in result.served.metrics.items() for line in caveats(name, metrics)))
-    say(*result.served.problems)
+        say(
+            f"Served by llama.cpp's llama-server {result.served.by}, beside the base model in transformers. It gives the "
+            "likeliest tokens only, so KL lies between two bounds."
+        )
+    say(*filter(None, [result.served.problem]))
     if result.exported is None:
         measured_in = "" if result.quantization == "none" else f" The figures are of {result.quantization} weights."
         say(result.prompts, f"The export itself was not measured.{measured_in}")

@@ -53,12 +53,15 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
 
 
 def files_table(dequantised: Mapping[str, Scores], served: Mapping[str, Metrics]) -> Table:
-    """Tabulate GGUF files, a row each."""
+    """Tabulate GGUF files, a row each, as narrow as a terminal; the card has more."""
     table = Table(title="GGUF files", title_justify="left")
-    for name in FILE_COLUMNS:
-        table.add_column(name, justify="left" if name in FILE_COLUMNS[:2] else "right", overflow="fold")
+    shown = [i for i, name in enumerate(FILE_COLUMNS) if name not in ("complied", "KL over tokens")]
+    for i in shown:
+        name = FILE_COLUMNS[i]
+        whole = name in ("file", "first-token KL")
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=whole, overflow="fold")
     for row in file_rows(dequantised, served):
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in shown))
     return table
 
 

@@ -20,12 +20,14 @@ class AsServed:
     Attributes:
         by: its version; empty if no file was measured.
         metrics: file → what was measured of it, beside the base model.
-        problems: why files were not measured, a line each.
+        remarks: on single files, such as why one was not measured.
+        problem: why nothing could be measured.
     """
 
     by: str = ""
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
-    problems: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    problem: str = ""
 
 
 def measure_served(
@@ -42,8 +44,9 @@ def measure_served(
     try:
         server = _server(llama)
     except ModelError as error:
-        return AsServed(problems=[f"The files were not measured as llama.cpp serves them: {error}"])
-    found, problems = {}, []
+        return AsServed(problem=f"GGUF files were not measured as llama.cpp serves them: {error}")
+    found: dict[str, Metrics] = {}
+    remarks = []
     with bench.laid_out():
         examiner, tokens = bench.examiner(), _longest(bench)
         for file in files:
@@ -52,10 +55,15 @@ def measure_served(
                 with server.serving(base or file, tokens, lora=None if base is None else file) as served:
                     examined = examine_served(examiner, served, progress)
             except UserError as error:
-                problems.append(f"{file.name} was not measured as llama.cpp serves it: {error}")
-            else:
-                found[file.name] = Metrics.from_document(examined.document())
-    return AsServed(server.version if found else "", found, problems)
+                remarks.append(f"{file.name} was not measured as llama.cpp serves it: {error}")
+                continue
+            found[file.name] = Metrics.from_document(examined.document())
+            if examined.truncation is not None and (unlike := examined.truncation.unlike):
+                remarks.append(
+                    f"llama.cpp reads {unlike} prompts for {file.name} as another number of tokens than the base model: its chat "
+                    "template differs there, and the KL includes that."
+                )
+    return AsServed(server.version if found else "", found, remarks)
 
 
 def _server(llama: LlamaCpp) -> LlamaServer:

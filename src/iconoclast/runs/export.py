@@ -193,7 +193,9 @@ def export_trial(
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further, served)
+        result = Exported(
+            to, described, *scores, approximations, [*remarks, *served.remarks], problem, *origin, further, served
+        )
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -354,7 +356,7 @@ def _write_gguf_adapter(folder: Path, llama: LlamaCpp, bench: Workbench, progres
     checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if checkpoint is None or lm.quantization != "none":
         return AsServed(
-            problems=[f"{GGUF_ADAPTER} was not written: it needs a base model in full precision, as safetensors."]
+            remarks=[f"{GGUF_ADAPTER} was not written: it needs a base model in full precision, as safetensors."]
         )
     progress.start("Converting the adapter to GGUF", 0)
     try:
@@ -367,7 +369,7 @@ def _write_gguf_adapter(folder: Path, llama: LlamaCpp, bench: Workbench, progres
                 complete_rope(base, json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8")))
             return measure_served(llama, [file], bench, progress, base)
     except ModelError as error:
-        return AsServed(problems=[f"{GGUF_ADAPTER}: {error}"])
+        return AsServed(remarks=[f"{GGUF_ADAPTER}: {error}"])
 
 
 def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageModel:

@@ -203,8 +203,8 @@ def _divergences(scores: Scores) -> tuple[str, str]:
         return f"{scores.kl_divergence:.4f}", ""
     cut = scores.truncation
     return (
-        f"{scores.kl_divergence:.4f} to {cut.first_token_kl_at_most.value:.4f}",
-        f"{scores.token_kl.value:.4f} to {cut.token_kl_at_most.value:.4f}",
+        f"{scores.kl_divergence:.4f}–{cut.first_token_kl_at_most.value:.4f}",
+        f"{scores.token_kl.value:.4f}–{cut.token_kl_at_most.value:.4f}",
     )
 
 
