@@ -30,6 +30,7 @@ TRIAL_INFORMATION = "trial_information.json"
 EDIT_FILE = "edit.safetensors"
 CARD = "README.md"
 GGUF_FILE = "model.gguf"
+GGUF_ADAPTER = "adapter.gguf"
 CHECKSUMS = "SHA256SUMS"
 
 # What is written where the user says

@@ -142,6 +142,17 @@ def test_a_prefix_of_responses_cannot_be_asked_for(tiny_lm: LanguageModel) -> No
         examine_served(examiner(tiny_lm.with_prefix("Well, ")), Server.find(url))
 
 
+def test_a_server_that_continues_messages_is_told_the_prefix(tiny_lm: LanguageModel, other: LanguageModel) -> None:
+    prefixed = [lm.with_prefix("Well, ") for lm in (tiny_lm, other)]
+    with serving(ChatServer(other)) as url:
+        server = replace(Server.find(url, timeout=20.0), continues=True)
+        found = examine_served(examiner(prefixed[0]), server)
+    direct = examiner(prefixed[0]).examine(Variant("other", prefixed[1]))
+    assert [a.response for a in found.target] == [a.response for a in direct.target]
+    assert found.scores.kl_by_prompt == pytest.approx(direct.scores.kl_by_prompt, abs=1e-4)
+    assert found.truncation is not None and found.truncation.unlike == 0
+
+
 def replying(to: str, status: int, content: Any) -> Callable[[str, Reply], Reply]:
     return lambda path, reply: (status, content) if path == to else reply
 

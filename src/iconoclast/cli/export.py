@@ -24,7 +24,11 @@ def export(
         str, Option("--format", help="adapter (PEFT), merged (whole model) or gguf (llama.cpp).")
     ] = "adapter",
     llama_cpp: Annotated[
-        Path | None, Option(help="Folder of a llama.cpp checkout, whose converter makes GGUF files.")
+        Path | None,
+        Option(
+            help="Folder of a llama.cpp checkout or release, whose converter makes GGUF files; of an adapter, adapter.gguf "
+            "beside PEFT's files."
+        ),
     ] = None,
     quants: Annotated[
         str,
@@ -33,6 +37,9 @@ def export(
         ),
     ] = "",
     measure: Annotated[bool, Option(help=MEASURE)] = True,
+    serve: Annotated[
+        bool, Option(help="Measure GGUF files as llama.cpp's llama-server serves them, if there is one.")
+    ] = True,
     as_json: AsJsonOption = False,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
@@ -44,11 +51,12 @@ def export(
     asked = list(dict.fromkeys(name.strip().upper() for name in quants.split(",") if name.strip()))
     if asked and kind != "gguf":
         raise SettingsError("Only GGUF files are quantised further. Add --format gguf, or leave out --quants.")
+    from iconoclast.models.llama_cpp import LlamaCpp
     from iconoclast.runs.export import export_run, export_unmeasured
 
     with shown_progress() as progress:
         if measure:
-            exported = export_run(folder, trial, kind, to, progress, llama_cpp, asked)  # type: ignore[arg-type]
+            exported = export_run(folder, trial, kind, to, progress, LlamaCpp(llama_cpp, asked, serve))  # type: ignore[arg-type]
         else:
             exported = export_unmeasured(folder, trial, to, progress)
     _print(exported)
@@ -58,7 +66,7 @@ def export(
 
 
 def require_near(result: "Exported") -> None:
-    """Raise MeasurementError if the export measures farther from the live edit than noise allows."""
+    """Raise MeasurementError if the export measures farther from the live edit than noise allows, or quantisation undoes it."""
     if result.problem:
         raise MeasurementError(
             f"The export in {result.folder} measures farther from the live edit than noise allows: {result.problem}. "
@@ -68,19 +76,30 @@ def require_near(result: "Exported") -> None:
                 else f"Do not use it. `iconoclast verify {result.folder}` says whether its files are as declared."
             )
         )
+    if result.swallowed:
+        raise MeasurementError(
+            f"Quantisation undoes more than half of the edit in {', '.join(result.swallowed)} of {result.folder}. Do not use "
+            "such files: a finer type, or a stronger edit, is needed."
+        )
 
 
 def _print(result: "Exported") -> None:
-    from iconoclast.reports.tables import before_after_table
+    from iconoclast.reports.tables import before_after_table, files_table
 
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
-    columns += result.quants.items()
     out.print(before_after_table(f"Export {result.folder}", columns))
+    if result.quants or result.served.metrics:
+        out.print(files_table(result.dequantised, result.served.metrics))
     if result.directions is not None:
         say(str(result.directions))
     say(*result.remarks)
-    say(*(f"WARNING: quantisation to {name} undoes more than half of the edit." for name in result.swallowed))
+    if result.served.by:
+        say(
+            f"Served by llama.cpp's llama-server {result.served.by}, beside the base model in transformers. It gives the "
+            "likeliest tokens only, so KL lies between two bounds."
+        )
+    say(*filter(None, [result.served.problem]))
     if result.exported is None:
         measured_in = "" if result.quantization == "none" else f" The figures are of {result.quantization} weights."
         say(result.prompts, f"The export itself was not measured.{measured_in}")

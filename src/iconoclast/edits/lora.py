@@ -14,6 +14,9 @@ from iconoclast.edits.edit import Edit, LowRank
 from iconoclast.models.anatomy import Writer
 from iconoclast.vocabulary import Site
 
+VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM's --max-lora-rank can be (docs.vllm.ai, LoRAConfig); adapters of smaller ones load as well, 16 is its default."""
+
 
 @dataclass(frozen=True)
 class Approximation:
@@ -56,6 +59,23 @@ def save_adapter(
     if edit.row_normalization != "full":
         return []
     return [Approximation(s.module, each.rank, each.error, each.sufficient_rank) for s, each in factors.items()]
+
+
+def remarks_on_serving(folder: Path) -> list[str]:
+    """Say what other programs need to serve an adapter, or why they do not: a line each, none where all is as they expect."""
+    config = LoraConfig.from_pretrained(str(folder))
+    if config.target_parameters:
+        return [
+            "The adapter changes experts that are fused in one tensor (target_parameters): PEFT loads it, vLLM and llama.cpp do "
+            "not. For them, export merged weights."
+        ]
+    needed = next((rank for rank in VLLM_RANKS if rank >= config.r), None)
+    if needed is None:
+        return [
+            f"The adapter's rank is {config.r}, and vLLM takes {VLLM_RANKS[-1]} at most. For it, export merged weights, or set "
+            "full_normalization_lora_rank."
+        ]
+    return [f"vLLM loads this adapter with --max-lora-rank {needed}."] if needed > VLLM_RANKS[0] else []
 
 
 def _config(edit: Edit, writers: Mapping[Site, Writer], base: str, rank: int) -> LoraConfig:

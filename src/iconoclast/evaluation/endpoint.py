@@ -14,6 +14,8 @@ from iconoclast.errors import UserError, one_line
 LONGEST_PAUSE = 60.0
 """Seconds that an endpoint's Retry-After is honoured for at most."""
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 class EndpointError(UserError):
     """An endpoint that cannot be asked, or a request that failed.
@@ -62,6 +64,7 @@ class Endpoint:
             headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
             timeout=self.timeout,
             limits=httpx2.Limits(max_connections=self.concurrency),
+            trust_env=httpx2.URL(self.url).host not in LOOPBACK,  # no proxy reaches this machine's own servers
         )
 
     def ask(self, client: httpx2.Client, path: str, request: str | None = None) -> httpx2.Response:

@@ -53,11 +53,13 @@ class Server:
     Attributes:
         model: its name at the endpoint.
         top: log-probabilities that it gives a token.
+        continues: whether it goes on with a message of the assistant's, as llama-server does.
     """
 
     endpoint: Endpoint
     model: str
     top: int
+    continues: bool = False
 
     @classmethod
     def find(cls, url: str, model: str | None = None, api_key: str | None = None, **options: Any) -> "Server":
@@ -86,7 +88,11 @@ class Server:
         extra: Mapping[str, Any] | None = None,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[Answered]:
-        """Return greedy responses of at most `length` tokens with `top` log-probabilities each; raise EndpointError."""
+        """Return greedy responses of at most `length` tokens with `top` log-probabilities each; raise EndpointError.
+
+        Args:
+            extra: more keys of the requests; `messages` are put after those of the prompt.
+        """
         if not prompts:
             return []
         with self.endpoint.client() as client, ThreadPool(min(self.endpoint.concurrency, len(prompts))) as pool:
@@ -103,12 +109,13 @@ class Server:
     ) -> Answered:
         """Return the response to one prompt."""
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+        extra = extra or {}
         request: dict[str, Any] = {
+            **extra,
             "model": self.model,
-            "messages": [*system, {"role": "user", "content": prompt.text}],
+            "messages": [*system, {"role": "user", "content": prompt.text}, *extra.get("messages", ())],
             "temperature": 0,
             "max_tokens": length,
-            **(extra or {}),
         }
         if top:
             request |= {"logprobs": True, "top_logprobs": top}
@@ -219,15 +226,17 @@ def examine_served(examiner: Examiner, server: Server, progress: Progress | None
 
     Raises:
         EndpointError: the server fails.
-        ModelError: responses are to start with a prefix, which no server can be told.
+        ModelError: responses are to start with a prefix, which this server cannot be told.
     """
     progress, lm, sample, options = progress or Silent(), examiner.base_lm, examiner.sample, examiner.options
-    if lm.response_prefix:
+    prefix = lm.response_prefix
+    if prefix and not server.continues:
         raise ModelError(
-            f"Responses of {lm.name} are to start with {lm.response_prefix!r}, which a server cannot be told. "
+            f"Responses of {lm.name} are to start with {prefix!r}, which a server cannot be told. "
             'Set response_prefix to "".'
         )
-    extra = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else None
+    extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else {}
+    extra |= {"messages": [{"role": "assistant", "content": prefix}]} if prefix else {}
     short = options.benign_response_length
     wanted: list[tuple[PromptSet | None, int, int]] = [
         (sample.target, options.response_length, 0),
@@ -249,8 +258,8 @@ def examine_served(examiner: Examiner, server: Server, progress: Progress | None
         means[1],
         sum(a.prompt_tokens not in (None, len(i)) for a, i in zip(answers[1], ids, strict=True)),
     )
-    target = [lm.tokenizer.encode(answer.text, add_special_tokens=False) for answer in answers[0]]
-    texts = [[answer.text for answer in some] for some in answers]
+    texts = [[answer.text.removeprefix(prefix) for answer in some] for some in answers]  # llama-server repeats it
+    target = [lm.tokenizer.encode(text, add_special_tokens=False) for text in texts[0]]
     kl = [some[0].least for some in bounds], means[0]
     return replace(examiner.examination(server.name, texts, target, kl, progress), truncation=truncation)
 

@@ -1,9 +1,6 @@
-"""GGUF files: read by transformers, written by llama.cpp's own converter, and quantised further."""
+"""GGUF files: read by transformers, quantised plainly, and completed where a converter has left something out."""
 
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,83 +10,91 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from iconoclast.errors import ModelError
 from iconoclast.models.transformers_internals import set_name
-from iconoclast.registry import require_known
-from iconoclast.vocabulary import GGUF_QUANTS, PLAIN_QUANTS, Dtype
+from iconoclast.vocabulary import Dtype
 
-CONVERTER = "convert_hf_to_gguf.py"
-QUANTIZER = "llama-quantize"
-
+ARCHITECTURE, FILE_TYPE, UINT32 = "general.architecture", "general.file_type", gguf.GGUFValueType.UINT32
+USUAL_BASE = 10000.0
+"""Base of rotary positions that llama.cpp takes where a file has none."""
+SCALED = ("linear", "yarn", "llama3", "longrope")
+"""Kinds of rotary positions of which a file says more than their base."""
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """What PyTorch calls the abilities of processors that compute in bfloat16."""
 
 
-def find_converter(llama_cpp: Path | None) -> Path:
-    """Return llama.cpp's converter from a checkout's folder or (with None) the PATH, or raise ModelError."""
-    on_path = shutil.which(CONVERTER)
-    file = llama_cpp / CONVERTER if llama_cpp is not None else Path(on_path) if on_path else None
-    if file is None or not file.is_file():
-        where = "on the PATH" if llama_cpp is None else f"in {llama_cpp}"
-        raise ModelError(
-            f"GGUF needs llama.cpp's {CONVERTER}, which is not {where}. Get https://github.com/ggml-org/llama.cpp and name its "
-            "folder with --llama-cpp."
-        )
-    return file
+def quantize_plainly(file: Path, to: Path, name: str) -> None:
+    """Quantise all matrices of a GGUF file to one type of `vocabulary.PLAIN_QUANTS`."""
+    kind = gguf.GGMLQuantizationType[name]
 
-
-def find_quantizer(llama_cpp: Path | None, quants: Sequence[str]) -> Path | None:
-    """Return llama.cpp's llama-quantize, from a checkout or the PATH; None if it is not there and not needed.
-
-    Raises:
-        ModelError: a quantisation is unknown, or needs it.
-    """
-    for name in quants:
-        require_known(name, GGUF_QUANTS, "GGUF quantisation", ModelError)
-    places = [] if llama_cpp is None else [llama_cpp / "build" / "bin" / QUANTIZER, llama_cpp / QUANTIZER]
-    on_path = shutil.which(QUANTIZER)
-    found = next((file for file in [*places, Path(on_path or "/")] if file.is_file()), None)
-    if found is None and (needed := [name for name in quants if name not in PLAIN_QUANTS]):
-        raise ModelError(
-            f"{', '.join(needed)} is written by llama.cpp's {QUANTIZER}, which is neither in build/bin of --llama-cpp nor on the "
-            f"PATH. Build it there (cmake -B build && cmake --build build --target {QUANTIZER}), or use {', '.join(PLAIN_QUANTS)}."
-        )
-    return found
-
-
-def convert(folder: Path, to: Path, converter: Path) -> None:
-    """Convert a model folder to a GGUF file of the same dtype, or raise ModelError with the converter's last line."""
-    _run([sys.executable, str(converter), str(folder), "--outfile", str(to), "--outtype", "auto"], to)
-
-
-def quantize(file: Path, to: Path, name: str, quantizer: Path | None) -> None:
-    """Quantise a GGUF file by llama-quantize or, without it, here; raise ModelError with the last line of a failure."""
-    if quantizer is not None:
-        _run([str(quantizer), str(file), str(to), name], to)
-        return
-    kind, reader = gguf.GGMLQuantizationType[name], gguf.GGUFReader(file)
-    writer = gguf.GGUFWriter(to, str(reader.fields["general.architecture"].contents()), use_temp_file=True)
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key not in ("general.architecture", "general.file_type"):
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], inner)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{name}"])
-    for tensor in reader.tensors:
+    def quantized(tensor: gguf.ReaderTensor) -> tuple[Any, gguf.GGMLQuantizationType]:
         data, own = tensor.data, tensor.tensor_type
         # What the converter leaves in float32 (norms, routers) is small and matters.
         if own != gguf.GGMLQuantizationType.F32 and tensor.shape[0] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            data, own = gguf.quantize(gguf.dequantize(data, own), kind), kind
+            return gguf.quantize(gguf.dequantize(data, own), kind), kind
+        return data, own
+
+    _copy(gguf.GGUFReader(file), to, {FILE_TYPE: (gguf.LlamaFileType[f"MOSTLY_{name}"], UINT32)}, quantized)
+
+
+def complete_rope(file: Path, config: Mapping[str, Any]) -> str:
+    """Write the base of rotary positions into a converted file if the converter has left it out.
+
+    Converters from before transformers 5 look for it where configurations have it no more, and llama.cpp then takes 10000.
+
+    Args:
+        config: the model's config.json.
+
+    Returns:
+        What was written, in words; empty if all was there.
+
+    Raises:
+        ModelError: the converter has left out the scaling of positions, which is not made up for here.
+    """
+    own = config.get("text_config") or config
+    told = own.get("rope_parameters") or own.get("rope_scaling") or {}
+    base, kind = told.get("rope_theta") or own.get("rope_theta") or USUAL_BASE, told.get("rope_type", "default")
+    if base == USUAL_BASE and kind not in SCALED:
+        return ""
+    reader = gguf.GGUFReader(file)
+    name = str(reader.fields[ARCHITECTURE].contents())
+    told_of = [*reader.fields, *(tensor.name for tensor in reader.tensors)]
+    if kind in SCALED and not any("rope.scaling" in each or each.startswith("rope_f") for each in told_of):
+        raise ModelError(
+            f"llama.cpp's converter leaves out how the model scales positions (rope_type {kind}). Take a newer llama.cpp."
+        )
+    key = f"{name}.rope.freq_base"
+    found = float(reader.fields[key].contents()) if key in reader.fields else USUAL_BASE
+    if base == USUAL_BASE or found != USUAL_BASE:
+        return ""
+    completed = file.with_name(f"{file.name}.part")
+    _copy(reader, completed, {key: (float(base), gguf.GGUFValueType.FLOAT32)}, lambda t: (t.data, t.tensor_type))
+    del reader
+    completed.replace(file)
+    return (
+        f"llama.cpp's converter left out {key} = {base:g}, which was then written into the file: a newer one knows it."
+    )
+
+
+def _copy(
+    reader: gguf.GGUFReader,
+    to: Path,
+    values: Mapping[str, tuple[Any, gguf.GGUFValueType]],
+    changed: Callable[[gguf.ReaderTensor], tuple[Any, gguf.GGMLQuantizationType]],
+) -> None:
+    """Copy a GGUF file with other values, and with the data and type that `changed` makes of each tensor."""
+    writer = gguf.GGUFWriter(to, str(reader.fields[ARCHITECTURE].contents()), use_temp_file=True)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != ARCHITECTURE and key not in values:
+            inner = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], inner)
+    for key, (value, kind) in values.items():
+        writer.add_key_value(key, value, kind)
+    for tensor in reader.tensors:
+        data, own = changed(tensor)
         writer.add_tensor(tensor.name, data, raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _run(command: list[str], to: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not to.is_file():
-        program = next(word for word in command if word != sys.executable)
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise ModelError(f"{program} cannot convert the model. It says: {said[:300]}")
 
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,13 +1,13 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
 from iconoclast.runs.documents import Judged, Metrics, Report
-from iconoclast.runs.papers import COUNTED, score_rows
+from iconoclast.runs.papers import COUNTED, FILE_COLUMNS, file_rows, score_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
 
@@ -49,6 +49,19 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
     rows = [score_rows(base, scores) for _, scores in columns]
     for line in zip(*rows, strict=True):
         table.add_row(line[0][0], line[0][1], *(cells[2] for cells in line[1:]))
+    return table
+
+
+def files_table(dequantised: Mapping[str, Scores], served: Mapping[str, Metrics]) -> Table:
+    """Tabulate GGUF files, a row each, as narrow as a terminal; the card has more."""
+    table = Table(title="GGUF files", title_justify="left")
+    shown = [i for i, name in enumerate(FILE_COLUMNS) if name not in ("complied", "KL over tokens")]
+    for i in shown:
+        name = FILE_COLUMNS[i]
+        whole = name in ("file", "first-token KL")
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=whole, overflow="fold")
+    for row in file_rows(dequantised, served):
+        table.add_row(*(row[i] for i in shown))
     return table
 
 

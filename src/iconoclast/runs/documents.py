@@ -357,7 +357,9 @@ class TrialInformation(Document):
         quantization: of the weights that base and live scores are of.
         approximations: error of every matrix's update, where it is not exact.
         remarks: what the files have otherwise than the base model, beside the edit.
-        quants: scores of further quantised GGUF files, by their type.
+        quants: scores of further quantised GGUF files, by their type, where they were measured dequantised.
+        served: what was measured of GGUF files as llama.cpp's llama-server serves them, by their name.
+        served_by: the version of llama-server.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -381,6 +383,8 @@ class TrialInformation(Document):
     approximations: list[dict[str, Any]] = Field(default=[])
     remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
     quants: Mapping[str, Scores] = UNLESS_EMPTY
+    served: Mapping[str, Metrics] = UNLESS_EMPTY
+    served_by: str = Field(default="", exclude_if=lambda value: not value)
 
 
 class ModelOrigin(Part):

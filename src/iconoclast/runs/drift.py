@@ -48,7 +48,7 @@ def beyond_noise(live: Scores, exported: Scores, noise_floor: float, dtype: str)
     found = [
         f"{name.replace('_', ' ')} {one.count} live, {other.count} exported, of {one.n}"
         for name in COUNTS
-        if not _near(one := getattr(live, name), other := getattr(exported, name))
+        if not near(one := getattr(live, name), other := getattr(exported, name))
     ]
     roots = (math.sqrt(max(scores.kl_divergence, 0.0)) for scores in (live, exported))
     if not abs(next(roots) - next(roots)) <= allowed:  # not a number is far
@@ -63,7 +63,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             differences.append(f"{name.replace('_', ' ')} {one.count} then, {other.count} now, of {one.n}")
-            outside |= one.n != other.n or not _near(one, other)
+            outside |= one.n != other.n or not near(one, other)
     moved = abs(after.kl_divergence - before.kl_divergence)
     if moved:
         differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
@@ -75,7 +75,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
     return Drift(what, grade, before, after, differences)
 
 
-def _near(one: Count, other: Count) -> bool:
+def near(one: Count, other: Count) -> bool:
     """Check whether either lies in the other's interval: that of one response never reaches down to none."""
     pairs = (one.rate, other.interval), (other.rate, one.interval)
     return any(low <= rate <= high for rate, (low, high) in pairs)

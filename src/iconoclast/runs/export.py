@@ -1,5 +1,6 @@
 """Export a trial as an adapter or merged weights, and measure it again from the files that were written."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,25 +15,27 @@ from torch import Tensor
 
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.edits.edit import Edit
-from iconoclast.edits.lora import Approximation, save_adapter
+from iconoclast.edits.lora import Approximation, remarks_on_serving, save_adapter
 from iconoclast.edits.merge import save_merged
 from iconoclast.edits.record import save_edit
-from iconoclast.errors import RunFolderError
+from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
 from iconoclast.goals import Objectives
-from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION, quant_file
+from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_ADAPTER, GGUF_FILE, TRIAL_INFORMATION, quant_file
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
-from iconoclast.models.gguf import convert, find_converter, find_quantizer, quantize
+from iconoclast.models.gguf import complete_rope
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.llama_cpp import LORA_CONVERTER, SERVER, LlamaCpp
 from iconoclast.models.loading import load_model
 from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
+from iconoclast.runs.as_served import AsServed, measure_served
 from iconoclast.runs.documents import DirectionOrigin, TrialInformation
-from iconoclast.runs.drift import beyond_noise
+from iconoclast.runs.drift import beyond_noise, near
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.full_weights import use_full_directions
 from iconoclast.runs.manifest import packages, sums
@@ -60,7 +63,8 @@ class Exported:
         problem: in what the export measures farther from the live edit than noise allows; empty if in nothing.
         quantization: of the weights that `base` and `live` are of.
         directions: which ones the export of a quantised run uses.
-        quants: scores of the further quantised files, by their type.
+        quants: scores of the further quantised files, by their type, where they were measured dequantised.
+        served: what was measured of files as llama.cpp serves them.
     """
 
     folder: Path
@@ -74,12 +78,22 @@ class Exported:
     quantization: Quantization = "none"
     directions: DirectionOrigin | None = None
     quants: Mapping[str, Scores] = field(default_factory=dict)
+    served: AsServed = field(default_factory=AsServed)
 
     @property
     def swallowed(self) -> list[str]:
-        """Types of which the quantisation undoes more than half of what the edit removes."""
-        removed = self.base.failures.count - self.live.failures.count
-        return [name for name, s in self.quants.items() if 2 * (self.base.failures.count - s.failures.count) < removed]
+        """Files in which, by more than chance, less than half of what the edit removes is gone."""
+        base, live = self.base.failures, self.live.failures
+        return [
+            file
+            for file, scores in (self.dequantised | dict(self.served.metrics)).items()
+            if 2 * (base.count - scores.failures.count) < base.count - live.count and not near(live, scores.failures)
+        ]
+
+    @property
+    def dequantised(self) -> dict[str, Scores]:
+        """Scores of further files that were measured dequantised, by their name."""
+        return {quant_file(name): scores for name, scores in self.quants.items()}
 
     @property
     def approximation_error(self) -> float:
@@ -103,6 +117,10 @@ class Exported:
             "remarks": list(self.remarks),
             "problem": self.problem,
             "quantization": self.quantization,
+            "quants": {name: scores.document() for name, scores in self.quants.items()},
+            "served": {name: metrics.document() for name, metrics in self.served.metrics.items()},
+            "served_by": self.served.by,
+            "swallowed": self.swallowed,
         }
 
 
@@ -112,17 +130,18 @@ def export_run(
     kind: ExportFormat,
     to: Path,
     progress: Progress | None = None,
-    llama_cpp: Path | None = None,
-    quants: Sequence[str] = (),
+    llama: LlamaCpp | None = None,
 ) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
     saved = SavedRun.open(RunFolder(run), which)
     require_free(to)
+    llama = llama or LlamaCpp()
     if kind == "gguf":
-        find_converter(llama_cpp)
-        find_quantizer(llama_cpp, quants)
+        llama.require()
+    elif kind == "adapter" and llama.folder is not None:
+        llama.converter(LORA_CONVERTER)
     bench = saved.workbench(None if kind == "adapter" else "none", progress)
-    return export_trial(saved, bench, kind, to, progress, llama_cpp, quants)
+    return export_trial(saved, bench, kind, to, progress, llama)
 
 
 def export_trial(
@@ -131,8 +150,7 @@ def export_trial(
     kind: ExportFormat,
     to: Path,
     progress: Progress | None = None,
-    llama_cpp: Path | None = None,
-    quants: Sequence[str] = (),
+    llama: LlamaCpp | None = None,
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
@@ -142,14 +160,13 @@ def export_trial(
         bench: the run's base model, not laid out; for anything but an adapter it must not be quantised.
         kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
         to: a new or empty folder; it appears only when the export is complete.
-        llama_cpp: folder with llama.cpp's converter, for gguf; unset, it is looked for on the PATH.
-        quants: types (`vocabulary.GGUF_QUANTS`) of further GGUF files, each of which is measured as well.
+        llama: where llama.cpp is, and which further GGUF files are wanted; each is measured as well.
 
     Raises:
         RunFolderError: `to` is in use.
         ModelError: the converter or a quantiser is missing or fails.
     """
-    progress = progress or Silent()
+    progress, llama = progress or Silent(), llama or LlamaCpp()
     require_free(to)
     directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
@@ -160,15 +177,25 @@ def export_trial(
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with appearing(to) as folder:
         approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
+        served = AsServed()
         if kind == "gguf":
-            progress.start("Converting to GGUF", 0)
-            _convert(folder, find_converter(llama_cpp))
+            remarks += _write_gguf(folder, llama, progress)
+            files = [GGUF_FILE, *map(quant_file, llama.quants)]
+            served = measure_served(llama, [folder / file for file in files], bench, progress)
+        elif kind == "adapter" and llama.folder is not None:
+            served = _write_gguf_adapter(folder, llama, bench, progress)
         exported = measure_export(folder, kind, bench, reference, progress)
-        further = {name: _quantized(name, folder, llama_cpp, (bench, reference), progress) for name in quants}
+        further = {
+            name: measure_export(folder, kind, bench, reference, progress, quant_file(name))
+            for name in llama.quants
+            if kind == "gguf" and quant_file(name) not in served.metrics
+        }
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further)
+        result = Exported(
+            to, described, *scores, approximations, [*remarks, *served.remarks], problem, *origin, further, served
+        )
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -227,8 +254,8 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     scores = known.base_metrics, known.live_metrics, known.export_metrics
     problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
-    origin = known.quantization, known.directions, known.quants
-    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin)
+    origin, served = (known.quantization, known.directions, known.quants), AsServed(known.served_by, known.served)
+    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin, served)
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
@@ -252,6 +279,7 @@ def write_edit(
     if kind == "adapter":
         rank = settings.full_normalization_lora_rank
         approximations = save_adapter(edit, writers, str(portable(lm.name)), folder, rank)
+        remarks = remarks_on_serving(folder)
     else:
         lost = save_merged(edit, writers, lm.model, folder, checkpoint if lm.quantization == "none" else None)
         remarks = [lost_tensors(lost)] if lost else []
@@ -303,27 +331,45 @@ def appearing(to: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _convert(folder: Path, converter: Path) -> None:
-    """Turn the merged weights in a folder into a GGUF file, which holds the tokenizer as well."""
-    merged = folder / "merged"
+def _write_gguf(folder: Path, llama: LlamaCpp, progress: Progress) -> list[str]:
+    """Turn the merged weights in a folder into GGUF files, which hold the tokenizer as well; return remarks."""
+    progress.start("Converting to GGUF", 0)
+    merged, file = folder / "merged", folder / GGUF_FILE
     merged.mkdir()
-    for file in list(folder.iterdir()):
-        if file.is_file():
-            file.rename(merged / file.name)
-    convert(merged, folder / GGUF_FILE, converter)
+    for each in list(folder.iterdir()):
+        if each.is_file():
+            each.rename(merged / each.name)
+    llama.convert(merged, file)
+    completed = complete_rope(file, json.loads((merged / "config.json").read_text(encoding="utf-8")))
     for licence in sorted(merged.glob("LICENSE*")) + sorted(merged.glob("NOTICE*")):
         licence.rename(folder / licence.name)
     shutil.rmtree(merged)
+    for name in llama.quants:
+        progress.start(f"Quantising to {name}", 0)
+        llama.quantize(file, folder / quant_file(name), name)
+    return [completed] if completed else []
 
 
-def _quantized(
-    name: str, folder: Path, llama_cpp: Path | None, measured: tuple[Workbench, Tensor], progress: Progress
-) -> Scores:
-    """Write a further GGUF file and measure it as `measure_export` does, with its arguments `measured`."""
-    progress.start(f"Quantising to {name}", 0)
-    file = quant_file(name)
-    quantize(folder / GGUF_FILE, folder / file, name, find_quantizer(llama_cpp, [name]))
-    return measure_export(folder, "gguf", *measured, progress, file)
+def _write_gguf_adapter(folder: Path, llama: LlamaCpp, bench: Workbench, progress: Progress) -> AsServed:
+    """Write an adapter as a GGUF file as well, and measure it on the base model, converted for that only."""
+    lm, file = bench.lm, folder / GGUF_ADAPTER
+    checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
+    if checkpoint is None or lm.quantization != "none":
+        return AsServed(
+            remarks=[f"{GGUF_ADAPTER} was not written: it needs a base model in full precision, as safetensors."]
+        )
+    progress.start("Converting the adapter to GGUF", 0)
+    try:
+        llama.convert_adapter(folder, checkpoint.folder, file)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            base = Path(place) / GGUF_FILE
+            if llama.serve and llama.program(SERVER) is not None:
+                progress.start("Converting the base model to GGUF", 0)
+                llama.convert(checkpoint.folder, base)
+                complete_rope(base, json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8")))
+            return measure_served(llama, [file], bench, progress, base)
+    except ModelError as error:
+        return AsServed(remarks=[f"{GGUF_ADAPTER}: {error}"])
 
 
 def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageModel:
@@ -405,4 +451,6 @@ def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result:
         approximations=[asdict(each) for each in result.approximations],
         remarks=list(result.remarks),
         quants=result.quants,
+        served=result.served.metrics,
+        served_by=result.served.by,
     )

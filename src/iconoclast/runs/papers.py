@@ -1,6 +1,6 @@
 """The model card of an export: says that the model was edited, how, and what changed. Its text is card.md.jinja."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -8,8 +8,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from iconoclast.goals import estimate
-from iconoclast.layout import GGUF_FILE, quant_file
-from iconoclast.runs.documents import TrialInformation
+from iconoclast.layout import GGUF_ADAPTER, GGUF_FILE, quant_file
+from iconoclast.runs.documents import Metrics, TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -25,6 +25,10 @@ COUNTED = (
     ("Broken benign responses", "benign_broken"),
 )
 """Counts of `Scores` as tables show them: title, attribute."""
+FILE_COLUMNS = (
+    "file", "measured", "refusals", "broken", "complied", "overrefusals", "first-token KL", "KL over tokens",
+)  # fmt: skip
+"""What a table of GGUF files says of each."""
 MEASURED = "Measured on this export, loaded from these files, against its base."
 NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
@@ -53,7 +57,7 @@ class ModelCard:
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
         objectives: those of the search, if they are not the default ones.
-        swallowed: types of further quantised files that undo more than half of the edit.
+        swallowed: GGUF files in which quantisation undoes more than half of the edit.
     """
 
     told: TrialInformation
@@ -100,9 +104,18 @@ class ModelCard:
             remarks=told.remarks,
             problem=self.problem,
             licence=self._licence,
-            files=[(GGUF_FILE, after), *((quant_file(name), scores) for name, scores in told.quants.items())],
-            swallowed=", ".join(map(quant_file, self.swallowed)),
+            files=file_rows(self._dequantised, told.served),
+            file_columns=FILE_COLUMNS,
+            lora=GGUF_ADAPTER in told.served,
+            served_by=told.served_by,
+            swallowed=", ".join(self.swallowed),
         )
+
+    @property
+    def _dequantised(self) -> dict[str, Scores]:
+        """Scores of GGUF files that were measured dequantised."""
+        own = self.told.export_metrics if self.told.format == "gguf" else None
+        return ({GGUF_FILE: own} if own else {}) | {quant_file(name): s for name, s in self.told.quants.items()}
 
     @property
     def _licence(self) -> str | None:
@@ -171,6 +184,27 @@ def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
         f'base = AutoModelForCausalLM.from_pretrained("{DEMO_BASE if base == "demo" else base}", {options})\n'
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
+    )
+
+
+def file_rows(dequantised: Mapping[str, Scores], served: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+    """Return a row for every measurement of a GGUF file; see `FILE_COLUMNS`."""
+    found = [(file, "dequantised", scores) for file, scores in dequantised.items()]
+    found += [(file, "as served", metrics) for file, metrics in served.items()]
+    return [
+        (file, how, str(s.refusals), str(s.broken), str(s.complied), str(s.overrefusals), *_divergences(s))
+        for file, how, s in found
+    ]
+
+
+def _divergences(scores: Scores) -> tuple[str, str]:
+    """Return first-token KL and KL over tokens for a table; of a served file, with their upper bounds."""
+    if not isinstance(scores, Metrics) or scores.truncation is None:
+        return f"{scores.kl_divergence:.4f}", ""
+    cut = scores.truncation
+    return (
+        f"{scores.kl_divergence:.4f}–{cut.first_token_kl_at_most.value:.4f}",
+        f"{scores.token_kl.value:.4f}–{cut.token_kl_at_most.value:.4f}",
     )
 
 

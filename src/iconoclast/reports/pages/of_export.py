@@ -22,7 +22,7 @@ def export_page(folder: Path) -> Page:
     edit = load_edit(folder / layout.EDIT_FILE)
     name = shown_name(told.base_model)
     columns = _columns(told)
-    after = columns[-1][1]
+    after = told.export_metrics or told.live_metrics
     rows = [score_rows(told.base_metrics, scores) for _, scores in columns]
     about = (
         f"{len(edit.sites)} matrices of {name} that write to the residual stream were edited, and the edit was exported "
@@ -50,7 +50,8 @@ def export_page(folder: Path) -> Page:
 
 def _columns(told: TrialInformation) -> list[tuple[str, Scores]]:
     columns = [("base model", told.base_metrics), ("edit, live", told.live_metrics)]
-    return columns if told.export_metrics is None else [*columns, (f"{told.format} export", told.export_metrics)]
+    columns += [] if told.export_metrics is None else [(f"{told.format} export", told.export_metrics)]
+    return [*columns, *((f"{file}, served", metrics) for file, metrics in told.served.items())]
 
 
 def _figures(told: TrialInformation, columns: list[tuple[str, Scores]], profile: Any) -> dict[str, Any]:
