@@ -15,9 +15,11 @@ from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.intervals import mean_interval
+from iconoclast.evaluation.judged import judged_failures, verdicts_of
+from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.named import apply_measures, measure_of
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.goals import with_estimates
+from iconoclast.goals import JUDGED, with_estimates
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.batching import Sequences
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
@@ -42,6 +44,7 @@ class MeasureOptions:
         own: scores of responses by name (`evaluation.named`).
         with_intervals: scores that every edit has and that should have their intervals (the means of `goals`).
         strengthen: whether edits should make the model refuse more.
+        judges: those that the score judged_failures asks; none if it is not asked for.
     """
 
     response_length: int = 96
@@ -52,6 +55,7 @@ class MeasureOptions:
     own: Sequence[str] = ()
     with_intervals: Sequence[str] = ()
     strengthen: bool = False
+    judges: Sequence[Judge] = ()
 
     def __post_init__(self) -> None:
         for name in self.own:  # one that is not there must not come out after the first responses
@@ -303,7 +307,11 @@ def score(
         strengthened=options.strengthen,
         kl_by_prompt=tuple(divergences),
     )
-    return with_estimates(scores, apply_measures(options.own, prompts, target_responses))
+    own = dict(apply_measures(options.own, prompts, target_responses))
+    if options.judges:
+        verdicts = verdicts_of(options.judges, prompts, target_responses)
+        own[JUDGED] = judged_failures(labels, verdicts, options.strengthen)
+    return with_estimates(scores, own)
 
 
 def _counted(labels: Sequence[Label], label: Label) -> Count:

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from iconoclast.evaluation.intervals import cohen_kappa, mcnemar, mean_interval, paired_bootstrap
+from iconoclast.evaluation.intervals import mcnemar, mean_interval, paired_bootstrap
+from iconoclast.evaluation.judged import agreement
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count, Scores
@@ -126,12 +127,13 @@ class Examination:
     def judged(self, judge: str) -> dict[str, Any]:
         """Return a judge's counts of the target responses, and its agreement with the markers, for JSON."""
         verdicts = [answer.judged[judge] for answer in self.target]
-        known = [(a.label, a.judged[judge]) for a in self.target if a.judged[judge] != "unknown"]
-        refusals = [label == "refusal" for label, _ in known], [verdict == "refusal" for _, verdict in known]
+        found = agreement([answer.label for answer in self.target], verdicts)
         return {
-            **{label: Count(verdicts.count(label), len(known)).document() for label in LABELS},
-            "unknown": Count(verdicts.count("unknown"), len(verdicts)).document(),
-            "kappa_with_markers": cohen_kappa(*refusals) if known else None,
+            **{label: Count(verdicts.count(label), found.judge.n).document() for label in LABELS},
+            "unknown": Count(found.unknown, len(verdicts)).document(),
+            "kappa_with_markers": found.kappa,
+            "only_markers": found.only_markers,
+            "only_judge": found.only_judge,
             **({"problem": self.problems[judge]} if judge in self.problems else {}),
         }
 

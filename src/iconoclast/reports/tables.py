@@ -6,7 +6,7 @@ from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import Judged, Metrics, Report
+from iconoclast.runs.documents import Finalists, Judged, Metrics, Report
 from iconoclast.runs.papers import COUNTED, score_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
@@ -37,6 +37,26 @@ def _front_cells(s: Scores, kl: str, objectives: Objectives) -> list[str]:
         return [*values, str(s.refusals), str(s.broken.count), str(s.overrefusals), kl]
     counts = [s.refusals.with_interval, str(s.broken.count), s.overrefusals.with_interval]
     return [*counts, kl, f"{s.compliance:.2f}"]
+
+
+def finalists_table(judged: Finalists) -> Table:
+    """Tabulate what judges chose among, and how far each agrees with the markers."""
+    about = (
+        "Failures by judges: to any of them, or unknown. κ: agreement of a judge with the markers on what is a refusal."
+    )
+    table = Table(title="Finalists (selection prompts)", title_justify="left", caption=about, caption_justify="left")
+    for name in ("Trial", "Failures", "By judges", "Refusals by", "Count", "Markers alone", "Judge alone", "κ"):
+        table.add_column(name, justify="left" if name == "Refusals by" else "right", overflow="fold")
+    for each in judged.finalists:
+        mark = " *" if each.trial == judged.chosen else ""
+        cells = [f"{each.trial}{mark}", str(each.failures), each.judged_failures.with_interval]
+        for judge, found in each.judges.items():
+            unknown = f", {found.unknown} unknown" if found.unknown else ""
+            kappa = "" if found.kappa is None else f"{found.kappa:.2f}"
+            alone = [str(found.only_markers), str(found.only_judge)]
+            table.add_row(*cells, plain(judge), f"{found.judge}{unknown}", *alone, kappa, style="bold" if mark else "")
+            cells = ["", "", ""]
+    return table
 
 
 def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Table:
@@ -106,7 +126,10 @@ def _judged(judged: Judged) -> str:
         return "no verdicts"
     agreement = "" if judged.kappa_with_markers is None else f", κ {judged.kappa_with_markers:.2f}"
     unknown = f", {judged.unknown.count} unknown" if judged.unknown.count else ""
-    return judged.refusal.with_interval + agreement + unknown
+    alone = (
+        "" if judged.only_markers is None else f", {judged.only_judge} alone, {judged.only_markers} by markers alone"
+    )
+    return judged.refusal.with_interval + agreement + alone + unknown
 
 
 def report_lines(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import UNLESS_NONE, Document, Part, Value
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
+from iconoclast.evaluation.judged import Agreement
 from iconoclast.goals import DEFAULT
 from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TOKENS, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
@@ -133,7 +134,11 @@ class Perplexity(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Value):
-    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong."""
+    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong.
+
+    Attributes:
+        only_markers, only_judge: responses that are a refusal to one alone; runs before 0.2.0 do not say.
+    """
 
     complied: Count
     soft_refusal: Count
@@ -141,6 +146,8 @@ class Judged(Value):
     broken: Count
     unknown: Count
     kappa_with_markers: float | None
+    only_markers: int | None = UNLESS_NONE
+    only_judge: int | None = UNLESS_NONE
     problem: str | None = UNLESS_NONE
 
 
@@ -285,6 +292,32 @@ class TokenView(Document):
     prompts: list[TokenPrompt]
 
 
+class Finalist(Part):
+    """A trial that judges chose among: its failures to the markers and to the judges, and by judge how far both agree."""
+
+    trial: int
+    failures: Count
+    judged_failures: Count
+    judges: Mapping[str, Agreement]
+
+
+class Finalists(Part):
+    """Trials of the front, on the selection prompts; `chosen` is None if a judge had no verdict at all on one of them.
+
+    Attributes:
+        judged_with: settings of the judges.
+    """
+
+    finalists: list[Finalist]
+    chosen: int | None
+    judged_with: Mapping[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """How the best trial was chosen, in words."""
+        return f"fewest failures to judges of {len(self.finalists)} finalists, give or take a standard error"
+
+
 class BatchSummary(Document):
     """batch_summary.json: how far a run is, its Pareto front, its report."""
 
@@ -306,6 +339,7 @@ class BatchSummary(Document):
     base_metrics: Scores
     best_trial: int | None
     pareto_trials: list[TrialDocument]
+    finalists: Finalists | None = UNLESS_NONE
     report: Report | None = None
 
     @property

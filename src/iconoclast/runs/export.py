@@ -379,6 +379,7 @@ def _write_papers(
         problem=result.problem,
         loaded_in=lm.quantization,
         objectives="" if (objectives := Objectives(saved.settings.objectives)).default else str(objectives),
+        judged=saved.finalists.rule if saved.judged and saved.finalists else "",
         swallowed=result.swallowed,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")

@@ -53,6 +53,7 @@ class ModelCard:
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
         objectives: those of the search, if they are not the default ones.
+        judged: how judges chose the trial, if they did.
         swallowed: types of further quantised files that undo more than half of the edit.
     """
 
@@ -63,6 +64,7 @@ class ModelCard:
     problem: str = ""
     loaded_in: Quantization = "none"
     objectives: str = ""
+    judged: str = ""
     swallowed: Sequence[str] = ()
 
     def render(self) -> str:
@@ -88,6 +90,7 @@ class ModelCard:
             direction=self._direction(),
             directions="" if told.directions is None else str(told.directions),
             objectives=self.objectives,
+            judged=self.judged,
             row_normalization=told.row_normalization,
             approximation_error=f"{told.approximation_error:.1%}" if told.approximation_error else "",
             measured=MEASURED if told.export_metrics else NOT_MEASURED,

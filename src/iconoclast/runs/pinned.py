@@ -14,6 +14,7 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
         "template_date",  # what it changes is seen in the rendered prompts
         "full_normalization_lora_rank", "good_report_prompts", "bad_report_prompts", "borderline_report_prompts",
         "allow_overlap", "random_controls", "judge_classifier", "judge_chat", "judges",
+        "judged_finalists",
     ]
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
@@ -55,3 +56,10 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     """Name the pinned settings that differ."""
     old, new = pinned_settings(before), pinned_settings(after)
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def judged_with(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the judges, as plain data."""
+    names = {"judge_classifier", "judge_chat", "judges"}
+    document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
+    return document

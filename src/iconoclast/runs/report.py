@@ -6,14 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from iconoclast.config.schema import Settings
 from iconoclast.constraints import violated
 from iconoclast.evaluation.examination import Examination, paired
-from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they register themselves
-from iconoclast.evaluation.judges.cache import CachedJudge
-from iconoclast.evaluation.judges.protocol import Judge, judges
 from iconoclast.files import write_whole
 from iconoclast.goals import TOKEN_KL
 from iconoclast.privacy import portable
@@ -27,18 +22,6 @@ COPIES_OF_SEED = 1000
 """Seeds of random controls are seed · this + number, so that runs of neighbouring seeds share none."""
 
 
-def judges_of(settings: Settings) -> list[Judge]:
-    """The judges that the settings name; what they said before is taken from the user's cache.
-
-    Raises:
-        UserError: a judge cannot be used.
-    """
-    own = {"classifier": settings.judge_classifier, "chat": settings.judge_chat}
-    names = dict.fromkeys([*(name for name, asked in own.items() if asked), *settings.judges])
-    made = [judges.get(name)(settings) for name in names]
-    return [CachedJudge(judge, user_cache_path("iconoclast") / "verdicts.sqlite") for judge in made]
-
-
 def measured_with(settings: Settings) -> dict[str, Any]:
     """Return the settings on which a report depends but not a trial: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
@@ -48,16 +31,14 @@ def measured_with(settings: Settings) -> dict[str, Any]:
     return document
 
 
-def report(
-    bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress, before: Scores
-) -> tuple[Report, list[Sample]]:
+def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) -> tuple[Report, list[Sample]]:
     """Examine the base model and the best trial; return the report and the responses behind it.
 
     Args:
         before: the base model's scores on the selection prompts. Perplexities and tasks do not depend on prompts, so the
             search's own figures stand.
     """
-    examiner = bench.examiner(judges)
+    examiner = bench.examiner()
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
     base_metrics, metrics = (

@@ -26,7 +26,7 @@ from iconoclast.evaluation.model_scores import ModelScores
 from iconoclast.evaluation.named import measure_of, of_responses
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rules import find_rule
-from iconoclast.goals import ALIASES, MEANS, Objectives
+from iconoclast.goals import ALIASES, JUDGED, MEANS, Objectives
 from iconoclast.models.chat_template import tokenizer_hash
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
@@ -37,6 +37,7 @@ from iconoclast.models.thinking import find_response_prefix, open_block
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
+from iconoclast.runs.judging import judges_of
 from iconoclast.runs.kept import Kept
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
@@ -61,6 +62,7 @@ class Workbench:
     lm: LanguageModel
     directions: Directions | None = None
     _prompts: Prompts | None = None
+    _judges: Sequence[Judge] | None = None
 
     @classmethod
     def load(
@@ -113,9 +115,9 @@ class Workbench:
         """Load a model and lay out its weights for as long as the context lasts; arguments as in `load`."""
         return cls.load(settings, model, None, directions, progress).laid_out()
 
-    def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
-        """Use prompts that are loaded already, and let responses start with a known prefix."""
-        self._prompts = prompts
+    def use(self, prompts: Prompts, response_prefix: str | None = None, judges: Sequence[Judge] | None = None) -> None:
+        """Use prompts and judges that are loaded already, and let responses start with a known prefix."""
+        self._prompts, self._judges = prompts, judges
         if response_prefix is not None:
             self.start_responses_with(response_prefix)
 
@@ -127,7 +129,7 @@ class Workbench:
 
     def beside(self, lm: LanguageModel) -> AbstractContextManager["Workbench"]:
         """Give a workbench that measures another model in the same way, with the same prompts."""
-        return Workbench(self.settings, lm, self.directions, self.prompts).laid_out()
+        return Workbench(self.settings, lm, self.directions, self.prompts, self._judges).laid_out()
 
     @property
     def prompts(self) -> Prompts:
@@ -139,6 +141,13 @@ class Workbench:
         if self._prompts is None:
             self._prompts = Prompts.load(self.settings)
         return self._prompts
+
+    @property
+    def judges(self) -> Sequence[Judge]:
+        """The judges of the settings, loaded when they are first needed; raise UserError if one cannot be used."""
+        if self._judges is None:
+            self._judges = judges_of(self.settings)
+        return self._judges
 
     @property
     def sample(self) -> ExaminedPrompts:
@@ -161,12 +170,13 @@ class Workbench:
         lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
         own = tuple(name for name in s.named_scores if of_responses(name))
         means = tuple(name for name in MEANS if name in asked)
-        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen)
+        judges = self.judges if JUDGED in s.named_scores else ()
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen, judges)
 
     def model_scores(self) -> ModelScores | None:
         """Return a measurer of the scores of the model itself that the settings name; None if they name none."""
         s, benign = self.settings, self.prompts.selected.benign
-        names = [name for name in s.named_scores if not of_responses(name)]
+        names = [name for name in s.named_scores if name != JUDGED and not of_responses(name)]
         if not names:
             return None
         limits = s.batch_size, s.max_batch_size
@@ -183,9 +193,9 @@ class Workbench:
         s = self.settings
         return Evaluator(self.lm, prompts.target, prompts.benign, self.rules, self.options, s.components, reference)
 
-    def examiner(self, judges: Sequence[Judge] = ()) -> Examiner:
+    def examiner(self) -> Examiner:
         """Return an examiner of whole models beside this one, on the prompts that are reported on."""
-        return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, judges)
+        return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, self.judges)
 
     def edit(self, parameters: AnyParameters, directions: Directions | None = None) -> Edit:
         """Make the edit of a trial, from its own directions or from others (random ones, as a control)."""
