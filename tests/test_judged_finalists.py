@@ -12,7 +12,7 @@ from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.errors import UserError
 from iconoclast.evaluation.judged import Verdicts, agreement, judged_failures
 from iconoclast.evaluation.judges.protocol import Item
-from iconoclast.goals import Objectives, estimate
+from iconoclast.goals import estimate
 from iconoclast.reports.tables import finalists_table
 from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.export import export_run
@@ -101,7 +101,10 @@ def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
 @pytest.fixture
 def settings(tiny_settings: Settings) -> Settings:
     update = {"judged_finalists": 3, "judges": ["reader"], "random_controls": 0, "kl_divergence_target": 100.0}
-    trade = {"objectives": ["token_kl", "-kl"], "fit": False}  # what is close in one is close in the other: a long front
+    trade = {
+        "objectives": ["token_kl", "-kl"],
+        "fit": False,
+    }  # what is close in one is close in the other: a long front
     return tiny_settings.model_copy(update=update | trade)
 
 
@@ -192,4 +195,3 @@ def test_runs_of_earlier_versions_have_no_finalists(tiny_settings: Settings, tmp
         run.optimize(2)
         run.write_summary("running")
     assert "finalists" not in json.loads((tmp_path / "run" / "batch_summary.json").read_text())
-    assert Objectives().default

@@ -41,12 +41,15 @@ def _front_cells(s: Scores, kl: str, objectives: Objectives) -> list[str]:
 
 def finalists_table(judged: Finalists) -> Table:
     """Tabulate what judges chose among, and how far each agrees with the markers."""
-    about = (
-        "Failures by judges: to any of them, or unknown. κ: agreement of a judge with the markers on what is a refusal."
-    )
-    table = Table(title="Finalists (selection prompts)", title_justify="left", caption=about, caption_justify="left")
-    for name in ("Trial", "Failures", "By judges", "Refusals by", "Count", "Markers alone", "Judge alone", "κ"):
-        table.add_column(name, justify="left" if name == "Refusals by" else "right", overflow="fold")
+    numbers = {judge: str(number) for number, judge in enumerate(judged.finalists[0].judges, 1)}
+    about = [
+        "By judges: failures to any of them, or unknown. κ: a judge's agreement with the markers on what is a refusal.",
+        *(f"Judge {number}: {plain(judge)}" for judge, number in numbers.items()),
+    ]
+    table = Table(title="Finalists (selection prompts)", caption="\n".join(about))
+    table.title_justify = table.caption_justify = "left"
+    for name in ("Trial", "Failures", "By judges", "Judge", "Refusals", "Markers alone", "Judge alone", "κ"):
+        table.add_column(name, justify="right")
     for each in judged.finalists:
         mark = " *" if each.trial == judged.chosen else ""
         cells = [f"{each.trial}{mark}", str(each.failures), each.judged_failures.with_interval]
@@ -54,7 +57,9 @@ def finalists_table(judged: Finalists) -> Table:
             unknown = f", {found.unknown} unknown" if found.unknown else ""
             kappa = "" if found.kappa is None else f"{found.kappa:.2f}"
             alone = [str(found.only_markers), str(found.only_judge)]
-            table.add_row(*cells, plain(judge), f"{found.judge}{unknown}", *alone, kappa, style="bold" if mark else "")
+            table.add_row(
+                *cells, numbers[judge], f"{found.judge}{unknown}", *alone, kappa, style="bold" if mark else ""
+            )
             cells = ["", "", ""]
     return table
 

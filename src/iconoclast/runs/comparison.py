@@ -121,7 +121,12 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
     for subject in subjects:
         if isinstance(subject, RunSubject):
             own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
-            harmless: dict[str, Any] = {"judge_chat": None, "judges": [], "judged_finalists": 0, "trust_remote_code": False}
+            harmless: dict[str, Any] = {
+                "judge_chat": None,
+                "judges": [],
+                "judged_finalists": 0,
+                "trust_remote_code": False,
+            }
             return without_functions(subject.saved.settings.model_copy(update=own | harmless))
     for subject in subjects:
         if isinstance(subject, PeerSubject):
