@@ -82,11 +82,16 @@ def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
     candidates = finalists_of(trials, settings)
     assert [each.index for each in candidates] == [0, 1, 2]  # 3 is beaten, 4 is beyond the KL target
     labels: list[Label] = ["complied"] * 20
+    fine: list[Verdict] = ["complied"] * 20
+
+    def said(n: int, bad: Verdict = "refusal") -> Verdicts:
+        verdicts: list[Verdict] = [bad] * n
+        return {"j": verdicts + fine[n:]}
 
     def judged(*refusals: int, unknown: int = 0) -> Any:
-        given: list[Verdicts] = [{"j": ["refusal"] * n + ["complied"] * (20 - n)} for n in refusals]
+        given = [said(n) for n in refusals]
         if unknown:
-            given[0] = {"j": ["unknown"] * unknown + ["complied"] * (20 - unknown)}
+            given[0] = said(unknown, "unknown")
         found = [(each, labels, verdicts) for each, verdicts in zip(candidates, given, strict=True)]
         return judge_candidates(found, [Reader()], settings)
 

@@ -63,6 +63,11 @@ class Count(Value):
         """95 % Wilson score interval of the rate (Wilson 1927)."""
         return wilson_interval(self.count, self.n)
 
+    def near(self, other: "Count") -> bool:
+        """Whether either's rate lies in the other's interval: that of one response never reaches down to none."""
+        pairs = (self.rate, other.interval), (other.rate, self.interval)
+        return any(low <= rate <= high for rate, (low, high) in pairs)
+
     @property
     def with_interval(self) -> str:
         """For people: 5/20 (11% to 47%)."""

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import Finalists, Judged, Metrics, Report
-from iconoclast.runs.papers import COUNTED, score_rows
+from iconoclast.runs.documents import Composition, Finalists, Judged, Metrics, Report
+from iconoclast.runs.papers import COUNTED, score_rows, together_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
 
@@ -74,6 +74,16 @@ def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Tab
     rows = [score_rows(base, scores) for _, scores in columns]
     for line in zip(*rows, strict=True):
         table.add_row(line[0][0], line[0][1], *(cells[2] for cells in line[1:]))
+    return table
+
+
+def together_table(composed: Composition) -> Table:
+    """Tabulate every behaviour, on its own prompts, under each edit alone, each pair, and all of them."""
+    table = Table(title="Each edit alone and together, each behaviour on its own prompts", title_justify="left")
+    for name in ("Behaviour of", "Edits", "Failures", "Broken", "Overrefusals", "First-token KL"):
+        table.add_column(name, justify="left" if name in ("Behaviour of", "Edits") else "right", overflow="fold")
+    for line in together_rows(composed):
+        table.add_row(*map(plain, line))
     return table
 
 

@@ -378,6 +378,50 @@ class DirectionOrigin(Part):
         )
 
 
+class ComposedTrial(Part):
+    """One of several edits that were exported together: its run and number, the trial, and the prompts of its behaviour."""
+
+    name: str
+    trial: TrialDocument
+    row_normalization: RowNormalization
+    prompts: PromptSets
+    split: ExaminedSplit
+
+
+class Together(Part):
+    """Scores of every behaviour, each on its own prompts, under some of the edits, named by their places."""
+
+    edits: list[int]
+    scores: list[Scores]
+
+
+class Composition(Part):
+    """Edits one after the other, and how they interfere: none of them, each alone, each pair, all."""
+
+    trials: list[ComposedTrial]
+    together: list[Together]
+
+    def named(self, edits: Sequence[int]) -> str:
+        """Name some of the edits, for people."""
+        return " + ".join(self.trials[i].name for i in edits) or "base model"
+
+    @property
+    def interference(self) -> list[str]:
+        """Say, pair by pair, which behaviour's failures lie outside the intervals of what its edit does alone."""
+        rows = {tuple(row.edits): row.scores for row in self.together}
+        found = []
+        for pair in [edits for edits in rows if len(edits) == 2]:
+            for i in pair:
+                alone, both = rows[(i,)][i].failures, rows[pair][i].failures
+                if not (alone.near(both)):
+                    other = self.trials[sum(pair) - i].name
+                    found.append(
+                        f"{self.trials[i].name}: {alone.with_interval} {rows[pair][i].failing} alone, "
+                        f"{both.with_interval} with {other}"
+                    )
+        return found
+
+
 class TrialInformation(Document):
     """trial_information.json of an export: the trial, what was measured of its export, versions.
 
@@ -392,6 +436,8 @@ class TrialInformation(Document):
         approximations: error of every matrix's update, where it is not exact.
         remarks: what the files have otherwise than the base model, beside the edit.
         quants: scores of further quantised GGUF files, by their type.
+        composed: the edits of several runs, if the export holds more than one; `trial` and the scores above are then of
+            the first one's run and prompts, the scores with all edits.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -415,6 +461,7 @@ class TrialInformation(Document):
     approximations: list[dict[str, Any]] = Field(default=[])
     remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
     quants: Mapping[str, Scores] = UNLESS_EMPTY
+    composed: Composition | None = UNLESS_NONE
 
 
 class ModelOrigin(Part):

@@ -21,7 +21,7 @@ from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
 from iconoclast.goals import Objectives
-from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION, quant_file
+from iconoclast.layout import CARD, CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION, config_file, quant_file
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import convert, find_converter, find_quantizer, quantize
@@ -31,7 +31,8 @@ from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.documents import DirectionOrigin, TrialInformation
+from iconoclast.runs.composition import ComposedEdits, require_same_base
+from iconoclast.runs.documents import Composition, DirectionOrigin, TrialInformation
 from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.full_weights import use_full_directions
@@ -61,6 +62,7 @@ class Exported:
         quantization: of the weights that `base` and `live` are of.
         directions: which ones the export of a quantised run uses.
         quants: scores of the further quantised files, by their type.
+        composed: the edits, if they are of several runs, and how they interfere.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Exported:
     quantization: Quantization = "none"
     directions: DirectionOrigin | None = None
     quants: Mapping[str, Scores] = field(default_factory=dict)
+    composed: Composition | None = None
 
     @property
     def swallowed(self) -> list[str]:
@@ -103,6 +106,7 @@ class Exported:
             "remarks": list(self.remarks),
             "problem": self.problem,
             "quantization": self.quantization,
+            **({} if self.composed is None else {"composed": self.composed.document()}),
         }
 
 
@@ -116,7 +120,25 @@ def export_run(
     quants: Sequence[str] = (),
 ) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
-    saved = SavedRun.open(RunFolder(run), which)
+    return export_runs([(run, which)], kind, to, progress, llama_cpp, quants)
+
+
+def export_runs(
+    runs: Sequence[tuple[Path, str]],
+    kind: ExportFormat,
+    to: Path,
+    progress: Progress | None = None,
+    llama_cpp: Path | None = None,
+    quants: Sequence[str] = (),
+) -> Exported:
+    """Export trials of several runs on one base model together, one edit after the other; see `export_trial`.
+
+    Raises:
+        ModelError: the runs are of different models.
+    """
+    saved, *others = [SavedRun.open(RunFolder(run), which) for run, which in runs]
+    require_same_base([RunFolder(run) for run, _ in runs])
+    saved = replace(saved, beside=others)
     require_free(to)
     if kind == "gguf":
         find_converter(llama_cpp)
@@ -152,14 +174,18 @@ def export_trial(
     progress = progress or Silent()
     require_free(to)
     directions = use_full_directions(saved, bench, progress)
-    lm, edit = bench.lm, bench.edit(saved.trial.parameters)
-    evaluator = bench.evaluator("report")
+    composed = ComposedEdits.on([saved, *saved.beside], bench)
+    bench, edit = composed.benches[0], composed.edit
+    lm, evaluator = bench.lm, bench.evaluator("report")
     with bench.laid_out():
         reference = evaluator.reference  # of the base model: an adapter changes the model itself
+        together = composed.measured(progress)
         known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
+        if together is not None:
+            known = [together.together[row].scores[0] for row in (0, -1)]
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with appearing(to) as folder:
-        approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
+        approximations, remarks = write_edit(edit, lm, kind, folder, bench.settings)
         if kind == "gguf":
             progress.start("Converting to GGUF", 0)
             _convert(folder, find_converter(llama_cpp))
@@ -168,7 +194,7 @@ def export_trial(
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further)
+        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further, together)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -228,7 +254,8 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
     origin = known.quantization, known.directions, known.quants
-    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin)
+    told = known.measured_on, *scores, approximations, known.remarks, problem
+    return Exported(folder, *told, *origin, known.composed)
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
@@ -366,8 +393,9 @@ def _write_papers(
     checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if checkpoint is not None:
         checkpoint.copy_licence(folder)
-    settings = public(portable(settings_document(saved.settings)))
-    (folder / CONFIG).write_text(tomli_w.dumps(settings), encoding="utf-8")
+    for number, each in enumerate([saved, *saved.beside], 1):
+        settings = public(portable(settings_document(each.settings)))
+        (folder / config_file(number)).write_text(tomli_w.dumps(settings), encoding="utf-8")
     told = _information(saved, lm, kind, result)
     told.write(folder / TRIAL_INFORMATION)
     licence = None if checkpoint is None else checkpoint.licence()
@@ -406,4 +434,5 @@ def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result:
         approximations=[asdict(each) for each in result.approximations],
         remarks=list(result.remarks),
         quants=result.quants,
+        composed=result.composed,
     )

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from iconoclast.goals import estimate
 from iconoclast.layout import GGUF_FILE, quant_file
-from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.documents import Composition, TrialDocument, TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -74,9 +74,6 @@ class ModelCard:
         parameters = self.trial.parameters
         fitted = isinstance(parameters, FittedParameters)
         profiles = (parameters.start if isinstance(parameters, FittedParameters) else parameters).profiles
-        strengths = (
-            f"{c} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}" for c, p in profiles.items()
-        )
         return TEMPLATES.from_string(source).render(
             metadata=self._metadata().to_yaml(),
             version=__version__,
@@ -85,12 +82,15 @@ class ModelCard:
             after=after,
             sites=self.sites,
             components=", ".join(profiles),
-            strengths="every matrix's own" if fitted else ", ".join(strengths),
+            strengths=_strengths(told.trial),
             fitted=fitted,
             direction=self._direction(),
             directions="" if told.directions is None else str(told.directions),
             objectives=self.objectives,
             judged=self.judged,
+            parts=[] if told.composed is None else [(each, _strengths(each.trial)) for each in told.composed.trials],
+            together=[] if told.composed is None else together_rows(told.composed),
+            interference=[] if told.composed is None else told.composed.interference,
             row_normalization=told.row_normalization,
             approximation_error=f"{told.approximation_error:.1%}" if told.approximation_error else "",
             measured=MEASURED if told.export_metrics else NOT_MEASURED,
@@ -157,6 +157,15 @@ class ModelCard:
         return f"{direction.method}, one for all layers, taken at layer {direction.index:.2f}"
 
 
+def _strengths(trial: TrialDocument) -> str:
+    if trial.fit is not None:
+        return "every matrix's own"
+    return ", ".join(
+        f"{name} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}"
+        for name, p in trial.parameters.items()
+    )
+
+
 def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
     if kind == "gguf":
         return 'from llama_cpp import Llama\n\nmodel = Llama("THIS FOLDER/model.gguf")'
@@ -175,6 +184,23 @@ def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
         'model = PeftModel.from_pretrained(base, "THIS FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
     )
+
+
+def together_rows(composed: Composition) -> list[list[str]]:
+    """Return the rows of the table of edits alone and together: behaviour, edits, and what they do to it."""
+    return [
+        [
+            trial.name,
+            composed.named(row.edits),
+            s.failures.with_interval,
+            str(s.broken),
+            s.overrefusals.with_interval,
+            f"{s.kl_divergence:.4f}",
+        ]
+        for i, trial in enumerate(composed.trials)
+        for row in composed.together
+        for s in [row.scores[i]]
+    ]
 
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:

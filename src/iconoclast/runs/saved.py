@@ -37,6 +37,8 @@ class SavedRun:
         prompts: the prompt sets when the summary was written.
         noise_floor: KL divergence that means nothing, in nats.
         finalists: the trials that judges chose among, if they did.
+        name: the folder's name and the trial's number.
+        beside: other runs whose trials follow this one's in an export.
     """
 
     settings: Settings
@@ -50,6 +52,8 @@ class SavedRun:
     prompts: PromptSets
     noise_floor: float
     finalists: Finalists | None = None
+    name: str = ""
+    beside: Sequence["SavedRun"] = ()
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
@@ -77,6 +81,7 @@ class SavedRun:
             {} if summary is None else summary.prompts,
             baseline.kl_noise_floor,
             judged,
+            f"{folder.path.absolute().name}:{trial.index}",
         )
 
     @property
