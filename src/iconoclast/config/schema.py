@@ -12,7 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 from iconoclast.config.packs import load_pack
 from iconoclast.constraints import Constraint, constrained
 from iconoclast.goals import DEFAULT, JUDGED, PERPLEXITY, Objective, named, short
-from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
+from iconoclast.vocabulary import (
+    Component,
+    DirectionScope,
+    Dtype,
+    Quantization,
+    RowNormalization,
+    Thinking,
+    known_methods,
+)
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
@@ -200,6 +208,11 @@ class Settings(BaseModel):
     """System prompt for every set that has none of its own. Unset: none is added."""
     response_prefix: str | None = None
     """Text every response starts with. Unset: found by looking; a thinking block is closed."""
+    thinking: Thinking = "off"
+    """Whether a model that can think is let: off (its block is closed at once); on (answers are read after it); both (off
+    for the search, and the report measures base model and best trial with thoughts too)."""
+    max_thought_length: int = Field(default=512, ge=1)
+    """Tokens of thoughts; a response that needs more has no answer, which counts as broken and is reported."""
 
     # Work
     seed: int = Field(default=0, ge=0, le=2**32 - 1)

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import Composition, Finalists, Judged, Metrics, Report
+from iconoclast.runs.documents import Composition, Finalists, Judged, Metrics, Report, WithThoughts
 from iconoclast.runs.papers import COUNTED, score_rows, together_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
@@ -100,6 +100,12 @@ def report_table(report: Report) -> Table:
     )
 
 
+def thinking_table(report: Report, found: WithThoughts) -> Table:
+    """Tabulate base model and best trial let think, if the report measured that too."""
+    columns = [("base model", found.base_metrics), (f"trial {report.trial}", found.metrics)]
+    return examinations_table("The same prompts, let think first: answers after the thoughts", columns)
+
+
 def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Table:
     """Tabulate examinations side by side, the base model first."""
     length = columns[0][1].refusals_by_length[-1].tokens
@@ -122,6 +128,14 @@ def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str
         yield f"Refusals, {axis}", [m.axes[axis].refusals.with_interval for m in columns]
     for i, part in enumerate(base.refusals_by_length[:-1]):
         yield f"Refusals after {part.tokens} tokens", [m.refusals_by_length[i].with_interval for m in columns]
+    if base.thoughts is not None:
+        known = [m.thoughts for m in columns if m.thoughts is not None]
+        yield "Unfinished: thoughts without an answer", [t.unfinished.with_interval for t in known]
+        yield "Refusals in thoughts", [t.refusals.with_interval for t in known]
+        yield (
+            "Tokens of thoughts",
+            ["{:.0f} ({:.0f} to {:.0f})".format(t.tokens.value, *t.tokens.interval) for t in known],
+        )
     for judge in base.judges:
         yield f"Refusals by {judge}", [_judged(m.judges[judge]) for m in columns]
     yield "Disclaimer hits", [str(m.disclaimer_hits) for m in columns]

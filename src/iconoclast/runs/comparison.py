@@ -155,6 +155,8 @@ def compare(
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
     if settings.response_prefix is None and any(isinstance(subject, ServerSubject) for subject in subjects):
         settings = settings.model_copy(update={"response_prefix": ""})  # no server can be told how to begin
+    if settings.thinking == "on" and any(isinstance(subject, ServerSubject) for subject in subjects):
+        raise SettingsError("A served model is measured without thoughts. Set thinking to off.")
     prompts = Prompts.load(settings)
     judges, asked = judges_of(settings), prompts.reported
     sizes = len(asked.target) + len(asked.benign) + len(asked.borderline or ())

@@ -87,9 +87,9 @@ class ComposedEdits:
 def _bench(saved: SavedRun, lm: LanguageModel) -> Workbench:
     told = saved.settings.template_date
     date = None if told is None else datetime.fromisoformat(told)
-    return Workbench(
-        saved.settings, replace(lm, response_prefix=saved.response_prefix, template_date=date), saved.directions
-    )
+    thinks = saved.settings.thinking == "on"
+    own = replace(lm, response_prefix=saved.response_prefix, template_date=date, thinking=thinks)
+    return Workbench(saved.settings, own, saved.directions)
 
 
 def _named(edit: Edit, writers: dict[Site, Writer]) -> Edit:

@@ -163,6 +163,21 @@ class Truncated(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Thinking(Value):
+    """What a model thought before its answers to target prompts.
+
+    Attributes:
+        unfinished: thoughts that did not end within their budget, so that there is no answer.
+        refusals: thoughts that are a refusal to the markers, whatever the answer is.
+        tokens: their length.
+    """
+
+    unfinished: Count
+    refusals: Count
+    tokens: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Scores):
     """Everything that is measured of one model; see `evaluation.examination.Examination`."""
 
@@ -174,6 +189,7 @@ class Metrics(Scores):
     borderline_overrefusals: Count | None = UNLESS_NONE
     judges: Mapping[str, Judged] = UNLESS_EMPTY
     truncation: Truncated | None = UNLESS_NONE
+    thoughts: Thinking | None = UNLESS_NONE
 
 
 class Paired(Part):
@@ -211,6 +227,15 @@ class RandomControl(Part):
         )
 
 
+class WithThoughts(Part):
+    """Base model and best trial as `Report` has them, but let think."""
+
+    response_prefix: str
+    base_metrics: Metrics
+    metrics: Metrics
+    paired: Paired
+
+
 class Report(Part):
     """Base model and best trial, examined once; `measured_with` are the settings that it depends on and a trial does not."""
 
@@ -222,6 +247,7 @@ class Report(Part):
     metrics: Metrics
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
+    with_thoughts: WithThoughts | None = UNLESS_NONE
     rendering: Rendering | None = UNLESS_NONE
 
 
@@ -519,11 +545,13 @@ class Manifest(Document):
 
 
 class SampledResponse(Part):
-    """A response, what it is by markers and rules, and what judges say."""
+    """A response, what it is by markers and rules, and what judges say; thoughts before it, with a label of their own."""
 
     response: str
     label: Label
     judged: Mapping[str, Verdict] = UNLESS_EMPTY
+    thoughts: str | None = UNLESS_NONE
+    label_of_thoughts: Label | None = UNLESS_NONE
 
 
 SampledSet = Literal["target", "benign", "borderline"]

@@ -368,7 +368,7 @@ def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageMod
         chat_template="raw",
     )
     loaded.tokenizer.chat_template = lm.tokenizer.chat_template
-    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date)
+    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date, thinking=lm.thinking)
 
 
 def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:

@@ -199,6 +199,7 @@ def together_rows(composed: Composition) -> list[list[str]]:
         ]
         for i, trial in enumerate(composed.trials)
         for row in composed.together
+        if i in row.edits or len(row.edits) < 2
         for s in [row.scores[i]]
     ]
 

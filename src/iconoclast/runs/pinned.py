@@ -18,7 +18,9 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
     ]
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
-YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen"])
+YOUNGER = frozenset(
+    ["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen", "thinking", "max_thought_length"]
+)
 """Settings that older runs do not have; at their defaults, they mean what those runs did."""
 
 OF_EDITS = frozenset(
@@ -48,6 +50,8 @@ OF_EDITS = frozenset(
 def pinned_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that must not change within a run, as plain data."""
     document = portable(settings_document(settings))
+    if document.get("thinking") == "both":  # of the report alone
+        document["thinking"] = "off"
     unset = {key for key in YOUNGER if document.get(key) == Settings.model_fields[key].default}
     return {key: value for key, value in document.items() if key not in FREE_SETTINGS | unset}
 

@@ -13,7 +13,16 @@ from iconoclast.files import write_whole
 from iconoclast.goals import TOKEN_KL
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
-from iconoclast.runs.documents import SETS, Metrics, Paired, RandomControl, Report, Sample, SampledResponse
+from iconoclast.runs.documents import (
+    SETS,
+    Metrics,
+    Paired,
+    RandomControl,
+    Report,
+    Sample,
+    SampledResponse,
+    WithThoughts,
+)
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -27,6 +36,8 @@ def measured_with(settings: Settings) -> dict[str, Any]:
     names = {"random_controls", "judge_classifier", "judge_chat"}
     if settings.judges:  # the setting is younger than reports that are valid still
         names.add("judges")
+    if settings.thinking != "off":
+        names |= {"thinking", "max_thought_length"}
     document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
     return document
 
@@ -45,6 +56,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
         _with_model_scores(Metrics.from_document(examined.document()), known)
         for examined, known in ((base, before), (edited, best.scores))
     )
+    thoughtful = _with_thoughts(bench, best, progress) if bench.settings.thinking == "both" else None
     measured = Report(
         trial=best.index,
         split=bench.sample.split,
@@ -55,8 +67,24 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
         paired=Paired.model_validate(paired(base, edited)),
         rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
+        with_thoughts=thoughtful and thoughtful[0],
     )
-    return measured, samples([base, edited])
+    return measured, samples([base, edited, *(thoughtful[1] if thoughtful else ())])
+
+
+def _with_thoughts(bench: Workbench, best: Trial, progress: Progress) -> tuple[WithThoughts, list[Examination]]:
+    """Examine both again, let think."""
+    own = bench.thoughtful(progress)
+    examiner, edit = own.examiner(), own.edit(best.parameters)
+    live = own.live(f"trial {best.index}, with thoughts", edit)
+    found = [
+        replace(examiner.examined_base(progress), name="base model, with thoughts"),
+        examiner.examine(live, progress),
+    ]
+    metrics = [Metrics.from_document(each.document()) for each in found]
+    tests = Paired.model_validate(paired(*found))
+    prefix = own.lm.response_prefix
+    return WithThoughts(response_prefix=prefix, base_metrics=metrics[0], metrics=metrics[1], paired=tests), found
 
 
 def _with_model_scores(metrics: Metrics, known: Scores) -> Metrics:
@@ -89,7 +117,13 @@ def samples(examinations: Sequence[Examination]) -> list[Sample]:
             set=name,
             prompt=answers[0].prompt,
             responses={
-                e.name: SampledResponse(response=a.response, label=a.label, judged=a.judged)
+                e.name: SampledResponse(
+                    response=a.response,
+                    label=a.label,
+                    judged=a.judged,
+                    thoughts=a.thought and a.thought.text,
+                    label_of_thoughts=a.thought and a.thought.label,
+                )
                 for e, a in zip(examinations, answers, strict=True)
             },
         )

@@ -33,7 +33,7 @@ from iconoclast.models.loading import load_model
 from iconoclast.models.memory import affordable_rows
 from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
-from iconoclast.models.thinking import find_response_prefix, open_block
+from iconoclast.models.thinking import find_response_prefix, find_thinking_start, open_block, thinking_block
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
@@ -102,7 +102,7 @@ class Workbench:
         )
         told = settings.template_date
         date = None if told is None else datetime.fromisoformat(told)
-        return cls(settings, replace(lm, template_date=date), directions)
+        return cls(settings, replace(lm, template_date=date, thinking=settings.thinking == "on"), directions)
 
     @classmethod
     def open(
@@ -171,7 +171,8 @@ class Workbench:
         own = tuple(name for name in s.named_scores if of_responses(name))
         means = tuple(name for name in MEANS if name in asked)
         judges = self.judges if JUDGED in s.named_scores else ()
-        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen, judges)
+        thoughts = s.max_thought_length if self.lm.thinking else 0
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen, judges, thoughts)
 
     def model_scores(self) -> ModelScores | None:
         """Return a measurer of the scores of the model itself that the settings name; None if they name none."""
@@ -260,7 +261,12 @@ class Workbench:
         """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
         self._say_layout(progress)
-        block = open_block(self.lm)
+        block = None if self.lm.thinking else open_block(self.lm)
+        if self.lm.thinking:
+            progress.note(
+                f"The model is let think: answers are read after {thinking_block(self.lm)[1]}, which must come within "
+                f"{self.settings.max_thought_length} tokens."
+            )
         if self.settings.response_prefix is not None:
             self.start_responses_with(self.settings.response_prefix)
             if block and block[1].strip() not in self.settings.response_prefix:
@@ -271,7 +277,8 @@ class Workbench:
         sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
 
         def find() -> str:
-            return find_response_prefix(self.lm, sample, len(sample))
+            look = find_thinking_start if self.lm.thinking else find_response_prefix
+            return look(self.lm, sample, len(sample))
 
         asked = [self.lm.encode(sample), _hash(self.lm.tokenizer.chat_template), tokenizer_hash(self.lm.tokenizer)]
         prefix = find() if kept is None else str(kept.document("response prefix", asked, find))
@@ -282,6 +289,14 @@ class Workbench:
                 f"The chat template opens {block[0].strip()}, which is closed with {block[1].strip()} at once."
             )
         self.start_responses_with(prefix)
+
+    def thoughtful(self, progress: Progress | None = None) -> "Workbench":
+        """Return a workbench that lets the same model think, and asks no judges."""
+        settings = self.settings.model_copy(update={"response_prefix": None})
+        lm = replace(self.lm, thinking=True, response_prefix="")
+        bench = Workbench(settings, lm, self.directions, self.prompts, ())
+        bench.find_response_prefix(progress)
+        return bench
 
     def _say_layout(self, progress: Progress) -> None:
         """Say where the system prompt goes and how content is given, if that is not what one expects."""
@@ -299,7 +314,8 @@ class Workbench:
         lm, s = self.lm, self.settings
         if lm.context is None:
             return
-        room = lm.context - max(s.max_response_length, s.max_benign_response_length)
+        thoughts = s.max_thought_length * (s.thinking != "off")
+        room = lm.context - max(s.max_response_length, s.max_benign_response_length) - thoughts
         for each in self.prompts.named().values():
             for number, prompt in enumerate(each, 1):
                 size = len(prompt.text.encode())
