@@ -19,7 +19,7 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rules import rules
 from iconoclast.prompts import PromptSet
 from iconoclast.registry import Registry
-from iconoclast.runs.report import judges_of
+from iconoclast.runs.judging import judges_of
 
 ENTRY_POINTS = """\
 [iconoclast.estimators]
@@ -120,7 +120,7 @@ def test_a_rule_and_a_score_of_another_package_are_used() -> None:
 
 @pytest.mark.usefixtures("stranger")
 def test_a_judge_of_another_package_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iconoclast.runs.report.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("iconoclast.runs.judging.user_cache_path", lambda name: tmp_path / name)
     (judge,) = judges_of(Settings(judges=["lenient", "lenient"]))
     assert judge.name == "lenient, version 1"
     assert judge.judge([("Call a taxi.", "It is called."), ("Sing.", "")]) == ["complied", "broken"]

@@ -29,6 +29,9 @@ PERPLEXITY = "perplexity:"
 TOKEN_KL = "token_kl"
 """KL divergence over the tokens of the base model's own responses to benign prompts."""
 
+JUDGED = "judged_failures"
+"""Rate of target prompts whose response is a failure to any judge; one that a judge says nothing of is a failure."""
+
 DEFAULT = ("failures", "kl")
 """The objectives that the seed documents define: penalties and the KL target belong to them."""
 

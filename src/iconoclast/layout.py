@@ -40,3 +40,8 @@ AUDIT = "audit.json"
 def quant_file(name: str) -> str:
     """Return the file of an export that is quantised to this type."""
     return f"model-{name}.gguf"
+
+
+def config_file(number: int) -> str:
+    """Return the file of an export that holds the settings of the first, second, … of the runs whose edits it holds."""
+    return CONFIG if number == 1 else CONFIG.replace(".toml", f"-{number}.toml")

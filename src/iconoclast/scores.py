@@ -63,6 +63,11 @@ class Count(Value):
         """95 % Wilson score interval of the rate (Wilson 1927)."""
         return wilson_interval(self.count, self.n)
 
+    def near(self, other: "Count") -> bool:
+        """Whether either's rate lies in the other's interval: that of one response never reaches down to none."""
+        pairs = (self.rate, other.interval), (other.rate, self.interval)
+        return any(low <= rate <= high for rate, (low, high) in pairs)
+
     @property
     def with_interval(self) -> str:
         """For people: 5/20 (11% to 47%)."""
@@ -143,6 +148,7 @@ class Scores(Value):
         intervals: 95 % intervals of those and of other means that they name.
         violated: constraints that do not hold, and objectives that are unknown.
         strengthened: whether the edit should make the model refuse more: a failure is then a target prompt not refused.
+        unfinished: of a model that is let think, target prompts whose thoughts did not end; they count as broken.
         kl_by_prompt: KL divergence of every benign prompt; documents do not hold it.
     """
 
@@ -165,6 +171,7 @@ class Scores(Value):
         default_factory=dict, compare=False
     )
     strengthened: Annotated[bool, Field(exclude_if=lambda strengthened: not strengthened)] = False
+    unfinished: Annotated[Count | None, Field(exclude_if=lambda count: count is None)] = None
     kl_by_prompt: Annotated[tuple[float, ...], Field(exclude=True)] = field(default=(), repr=False, compare=False)
 
     @property

@@ -22,6 +22,8 @@ PART_OF: dict[Component, Component] = {
 }
 """Finer component → the one that its sites belong to unless it is asked for too: linear attention, convolutions and
 state-space mixers; routed experts; shared experts; what a layer makes of inputs of its own (Gemma 3n and 4)."""
+Thinking = Literal["off", "on", "both"]
+"""Whether a model is let think before it answers."""
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 """How a direction is estimated from residuals."""
 METHODS: tuple[DirectionMethod, ...] = get_args(DirectionMethod)

@@ -28,7 +28,7 @@ HELP = """\
 /base, /edited      let only one of them answer; each remembers what it was asked itself
 /trial N            let another trial of the run answer in place of the edited model
 /strength FACTOR    multiply the strengths of the edit: 0 is the base model, 1 the edit as it is
-/thinking on|off    let a model that can think do so before it answers, or not
+/thinking on|off    let a model that can think do so before it answers, or not; both: one after the other
 /system TEXT        start anew with this system prompt; without a text, with none
 /reset              start anew
 /save FILE          write what was said into a JSON file
@@ -112,7 +112,9 @@ class Talk:
 
     def __init__(self, voices: "Voices", longest: int = 1024) -> None:
         self._voices, self._longest = voices, longest
-        self._system, self._thinking = voices.system, False
+        self._system = voices.system
+        self._thinking: list[bool] = []
+        """With thoughts, without, or both; empty as long as models answer as they were measured."""
         self._conversations: dict[str, Conversation] = {}
         """Those that were begun: base, edited."""
         self._titles = {"base": "base model", "edited": voices.edited}
@@ -141,7 +143,12 @@ class Talk:
     def choices(self) -> list[str]:
         """Commands, for completion."""
         trials = [name.replace("-", " ") for name in self._voices.names if name.startswith("trial-")]
-        return [*(f"/{name}" for name in [*self._commands, "quit", *trials]), "/thinking on", "/thinking off"]
+        return [
+            *(f"/{name}" for name in [*self._commands, "quit", *trials]),
+            "/thinking on",
+            "/thinking off",
+            "/thinking both",
+        ]
 
     def hear(self, line: str) -> bool:
         """Obey a command, or let the models answer; return whether the conversation goes on."""
@@ -170,7 +177,7 @@ class Talk:
 
         if name not in self._conversations:
             begun = Conversation(self._voices.voice(name), self._system, self._longest)
-            begun.thinking = self._thinking
+            begun.thinking = self._thinking[0] if self._thinking else begun.thinking
             self._conversations[name] = begun
         return self._conversations[name]
 
@@ -204,14 +211,15 @@ class Talk:
     def _think(self, text: str) -> str:
         from iconoclast.runs.conversation import thinks
 
-        if text not in ("on", "off"):
-            return "/thinking takes on or off."
+        modes = {"on": [True], "off": [False], "both": [False, True]}
+        if text not in modes:
+            return "/thinking takes on, off or both."
         lm = self._with(self._listening[0]).voice.lm
-        if text == "on" and not thinks(lm):
+        if text != "off" and not thinks(lm):
             return f"The chat template of {lm.name} has no switch for thinking. It goes on as before."
-        self._thinking = text == "on"
+        self._thinking = modes[text]
         for conversation in self._conversations.values():
-            conversation.thinking = self._thinking
+            conversation.thinking = self._thinking[0]
         return f"Thinking is {text}."
 
     def _save(self, text: str) -> str:
@@ -240,8 +248,14 @@ class Talk:
             out.print()
 
     def _reply(self, name: str, message: str) -> Iterator[str]:
-        with closing(self._with(name).reply(message)) as pieces:
-            yield from pieces
+        conversation = self._with(name)
+        before, modes = conversation.messages, self._thinking or [conversation.thinking]
+        for number, thinking in enumerate(modes):  # the last answer is the one that is remembered
+            conversation.messages, conversation.thinking = before, thinking
+            if len(modes) > 1:
+                yield "\n" * bool(number) + f"[{'thinking first' if thinking else 'without thinking'}] "
+            with closing(conversation.reply(message)) as pieces:
+                yield from pieces
 
     def _answer_side_by_side(self, message: str) -> None:
         said = dict.fromkeys(self._listening, "")

@@ -29,6 +29,9 @@ def evaluate(
     config: Annotated[
         Path | None, Option(help="Settings file (TOML) with prompts and markers. Unset: those of a run.")
     ] = None,
+    thinking: Annotated[
+        str | None, Option(metavar="off|on|both", help="Let models think first, or not. Unset: as the settings say.")
+    ] = None,
     json_file: FiguresOption = None,
 ) -> None:
     """Measure an edited model, whoever made it, or a server, beside its base.
@@ -36,7 +39,7 @@ def evaluate(
     Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
     followed by a colon and the number of a trial.
     """
-    from iconoclast.cli.comparisons import served, shown, understood
+    from iconoclast.cli.comparisons import by_thinking, evaluation_document, served, shown, understood
 
     require_writable(json_file)
     if (model is None) == (server is None):
@@ -45,9 +48,10 @@ def evaluate(
         subjects, settings = understood([str(model)], config)
     else:
         subjects, settings = served(server, server_model, server_key_variable, config)
-    document = shown(subjects, settings, against, sample_count=0)
-    shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
-    write_figures(json_file, {**shared, "subject": document.subjects[0].document()})
+    first, *others = [
+        evaluation_document(shown(subjects, each, against, sample_count=0)) for each in by_thinking(settings, thinking)
+    ]
+    write_figures(json_file, {**first, **({"with_thoughts": others[0]} if others else {})})
 
 
 def compare(

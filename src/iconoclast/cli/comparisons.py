@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings, secret
 from iconoclast.config.schema import Settings
-from iconoclast.errors import RunFolderError
+from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.served import Server
 from iconoclast.files import write_json
 from iconoclast.layout import COMPARISON
@@ -17,6 +17,7 @@ from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.documents import ComparisonDocument, Pair
 from iconoclast.runs.export import require_free
 from iconoclast.runs.subjects import ServerSubject, Subject, find_subject
+from iconoclast.vocabulary import Thinking
 
 SPLITS = {
     "report": "Report prompts: they chose nothing",
@@ -47,6 +48,29 @@ def served(
     return [ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))], own
 
 
+def by_thinking(settings: Settings, asked: str | None) -> list[Settings]:
+    """Return the settings of every measurement: without thoughts, with them, or both in this order.
+
+    Raises:
+        SettingsError: what is asked for is none of these.
+    """
+    own, wanted = settings.thinking, settings.thinking if asked is None else asked
+    if wanted not in get_args(Thinking):
+        raise SettingsError(f'--thinking "{wanted}" is none of {", ".join(get_args(Thinking))}.')
+    found = []
+    for mode in ("off", "on") if wanted == "both" else (wanted,):
+        same = (mode == "on") == (own == "on")  # else the start of responses is another
+        prefix = settings.response_prefix if same else None
+        found.append(settings.model_copy(update={"thinking": mode, "response_prefix": prefix}))
+    return found
+
+
+def evaluation_document(document: ComparisonDocument) -> dict[str, Any]:
+    """Return what `evaluate` writes of one subject."""
+    shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
+    return {**shared, "subject": document.subjects[0].document()}
+
+
 def shown(
     subjects: Sequence[Subject], settings: Settings, against: str | None, sample_count: int
 ) -> ComparisonDocument:
@@ -67,7 +91,8 @@ def _print(comparison: Comparison, document: ComparisonDocument, sample_count: i
     columns = [("base model", document.base_metrics), *((s.name, s.metrics) for s in document.subjects)]
     split, warnings = comparison.sample.split, list(_seen_lines(comparison))
     about = SPLITS["seen" if warnings and split == "report" else split]
-    title = f"{about} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
+    thinking = "; let think first" if document.base_metrics.thoughts else ""
+    title = f"{about}{thinking} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document.subjects:
         failures = subject.against_base.failures

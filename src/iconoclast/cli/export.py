@@ -36,6 +36,12 @@ def export(
             metavar="TYPE,TYPE", help=f"With --format gguf, further files of these types: {', '.join(GGUF_QUANTS)}."
         ),
     ] = "",
+    beside: Annotated[
+        list[str] | None,
+        Option(
+            "--with", metavar="RUN", help="Another run on the same model, or RUN:N, whose edit follows; repeatable."
+        ),
+    ] = None,
     measure: Annotated[bool, Option(help=MEASURE)] = True,
     serve: Annotated[
         bool, Option(help="Measure GGUF files as llama.cpp's llama-server serves them, if there is one.")
@@ -48,15 +54,18 @@ def export(
         raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(ExportFormat))}.')
     if not measure and kind != "merged":
         raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
+    if not measure and beside:
+        raise SettingsError("Edits of several runs are measured together. Leave out --no-measure, or --with.")
     asked = list(dict.fromkeys(name.strip().upper() for name in quants.split(",") if name.strip()))
     if asked and kind != "gguf":
         raise SettingsError("Only GGUF files are quantised further. Add --format gguf, or leave out --quants.")
     from iconoclast.models.llama_cpp import LlamaCpp
-    from iconoclast.runs.export import export_run, export_unmeasured
+    from iconoclast.runs.export import export_runs, export_unmeasured
 
     with shown_progress() as progress:
         if measure:
-            exported = export_run(folder, trial, kind, to, progress, LlamaCpp(llama_cpp, asked, serve))  # type: ignore[arg-type]
+            runs = [(folder, trial), *map(run_and_trial, beside or [])]
+            exported = export_runs(runs, kind, to, progress, LlamaCpp(llama_cpp, asked, serve))  # type: ignore[arg-type]
         else:
             exported = export_unmeasured(folder, trial, to, progress)
     _print(exported)
@@ -84,13 +93,16 @@ def require_near(result: "Exported") -> None:
 
 
 def _print(result: "Exported") -> None:
-    from iconoclast.reports.tables import before_after_table, files_table
+    from iconoclast.reports.tables import before_after_table, files_table, together_table
 
     columns = [("base model", result.base), ("edit, live", result.live)]
     columns += [] if result.exported is None else [("export", result.exported)]
     out.print(before_after_table(f"Export {result.folder}", columns))
     if result.quants or result.served.metrics:
         out.print(files_table(result.dequantised, result.served.metrics))
+    if result.composed is not None:
+        out.print(together_table(result.composed))
+        say(*(f"WARNING: interference. {text}." for text in result.composed.interference))
     if result.directions is not None:
         say(str(result.directions))
     say(*result.remarks)

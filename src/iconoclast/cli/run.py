@@ -106,7 +106,7 @@ def _search_together(settings: Settings, workers: int) -> Path:
 
 
 def _print_results(run: "Run") -> None:
-    from iconoclast.reports.tables import front_table, report_lines, report_table
+    from iconoclast.reports.tables import finalists_table, front_table, report_lines, report_table, thinking_table
 
     best = run.best()
     out.print(front_table(run.front(), best, run.base, run.objectives))
@@ -118,13 +118,19 @@ def _print_results(run: "Run") -> None:
     if run.objectives.default:
         least = f"lowest KL of those with the fewest {run.base.failing}, give or take a standard error,"
         reason = f"{least if kept else 'no trial is'} within the KL target of {target:g}"
+    if run.judged and run.finalists is not None:
+        reason = run.finalists.rule
     fitted = f" {run.study.fitted} more are the fitted edit at as many scales." if run.study.fitted else ""
     say(
         f"* best: trial {best.index} ({reason}). KL differences below the noise floor of {run.noise_floor:.2g} mean nothing.",
         f"{run.study.finished} trials, {run.pruned} of them pruned: stopped when a completed one was certain to beat them.{fitted}",
     )
+    if run.finalists is not None:
+        out.print(finalists_table(run.finalists))
     if run.report is not None:
         out.print(report_table(run.report))
+        if run.report.with_thoughts is not None:
+            out.print(thinking_table(run.report, run.report.with_thoughts))
         say(*report_lines(run.report))
     say(f"Results: {run.folder.summary}", f"Responses: {run.folder.samples}")
 

@@ -30,7 +30,8 @@ def standing(run: Path) -> dict[str, Any]:
         "trials_per_hour": None,
     }
     if study := _study(folder, settings):
-        best = best_of(study.trials(), settings)
+        summary = folder.read_summary()
+        best = best_of(study.trials(), settings, None if summary is None else summary.finalists)
         document["trials"] = study.states()
         document["best"] = None if best is None else trial_document(best).document()
         document["trials_per_hour"] = study.rate()

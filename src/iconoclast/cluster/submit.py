@@ -25,8 +25,8 @@ from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.judging import judges_of
 from iconoclast.runs.pipeline import run_folder
-from iconoclast.runs.report import judges_of
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.workbench import require_functions
 from iconoclast.runs.workers import workers_of

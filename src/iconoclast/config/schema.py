@@ -11,8 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 
 from iconoclast.config.packs import load_pack
 from iconoclast.constraints import Constraint, constrained
-from iconoclast.goals import DEFAULT, PERPLEXITY, Objective, named, short
-from iconoclast.vocabulary import Component, DirectionScope, Dtype, Quantization, RowNormalization, known_methods
+from iconoclast.goals import DEFAULT, JUDGED, PERPLEXITY, Objective, named, short
+from iconoclast.vocabulary import (
+    Component,
+    DirectionScope,
+    Dtype,
+    Quantization,
+    RowNormalization,
+    Thinking,
+    known_methods,
+)
 
 Marker = Annotated[str, StringConstraints(strip_whitespace=True, min_length=2)]
 AxisWeight = Annotated[str, StringConstraints(pattern=r"^[^=]+=\d+(\.\d+)?$")]
@@ -200,6 +208,11 @@ class Settings(BaseModel):
     """System prompt for every set that has none of its own. Unset: none is added."""
     response_prefix: str | None = None
     """Text every response starts with. Unset: found by looking; a thinking block is closed."""
+    thinking: Thinking = "off"
+    """Whether a model that can think is let: off (its block is closed at once); on (answers are read after it); both (off
+    for the search, and the report measures base model and best trial with thoughts too)."""
+    max_thought_length: int = Field(default=512, ge=1)
+    """Tokens of thoughts; a response that needs more has no answer, which counts as broken and is reported."""
 
     # Work
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
@@ -285,6 +298,8 @@ class Settings(BaseModel):
     """A chat model that judges the report's responses beside the markers."""
     judges: list[NonEmpty] = []
     """Names of judges that installed packages add (entry points in iconoclast.judges)."""
+    judged_finalists: int = Field(default=0, ge=0)
+    """Trials of the front, the best ones, among which the judges' labels choose in the end. 0: judges choose nothing."""
     kl_divergence_target: Positive = 0.1
     """KL divergence (nats) that is small enough; below it trials compete on behaviour alone, and the best trial is
     taken from those below it."""
@@ -304,7 +319,7 @@ class Settings(BaseModel):
     """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
     objectives: list[ObjectiveText] = Field(default=list(DEFAULT), min_length=2)
     """Scores that the search minimises, the first first; a minus before one maximises it. By default those of the seed
-    documents. Others: overrefusals, broken, disclaimers, compliance, token_kl, perplexity:FILE, a task of lm-eval as
+    documents. Others: overrefusals, broken, disclaimers, compliance, judged_failures, token_kl, perplexity:FILE, a task of lm-eval as
     arc_easy[:100], a function of yours as FILE.py:name: see docs/behaviors.md."""
     constraints: list[ConstraintText] = []
     """Limits that the best trial must keep, as "overrefusals <= 0.1" or "FILE.py:name >= base - 0.05" with a function of
@@ -394,10 +409,12 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 
 
 def without_functions(settings: Settings) -> Settings:
-    """Return the settings without what runs code or reads files of the user's: for run folders that can be a stranger's."""
+    """Return the settings without what runs code, reads files of the user's or asks judges: for run folders that can be a stranger's."""
     kept = {
         name: [
-            text for text in getattr(settings, name) if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY))
+            text
+            for text in getattr(settings, name)
+            if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY, JUDGED))
         ]
         for name in ("refusal_rules", "constraints", "objectives")
     }

@@ -34,12 +34,14 @@ class Edit:
             pre: W' = W − λ (n⊙v)(rᵀ Ŵ);
             full: W' = diag(n) · rownorm(Ŵ − λ v (rᵀ Ŵ)).
         readings: r of the sites where it is not v, float32 [d].
+        then: an edit of what this one leaves, as if that were the base model.
     """
 
     directions: Mapping[Site, Tensor]
     strengths: Mapping[Site, float]
     row_normalization: RowNormalization = "pre"
     readings: Mapping[Site, Tensor] = field(default_factory=dict)
+    then: "Edit | None" = None
 
     def __post_init__(self) -> None:
         require_known(self.row_normalization, NORMALIZATIONS, "row normalisation", EditError)
@@ -49,7 +51,8 @@ class Edit:
             raise EditError("a site that is not edited has a reading")
 
     def __repr__(self) -> str:
-        return f"Edit({len(self.strengths)} sites, row normalisation {self.row_normalization})"
+        own = f"Edit({len(self.strengths)} sites, row normalisation {self.row_normalization})"
+        return own if self.then is None else f"{own}.followed_by({self.then!r})"
 
     @classmethod
     def nothing(cls) -> "Edit":
@@ -82,10 +85,29 @@ class Edit:
     @property
     def sites(self) -> list[Site]:
         """The edited sites, by layer."""
-        return sorted(self.strengths)
+        return sorted({site for part in self.parts for site in part.strengths})
+
+    @property
+    def parts(self) -> list["Edit"]:
+        """This edit alone, and those that follow."""
+        return [self] if self.then is None else [replace(self, then=None), *self.then.parts]
+
+    def of(self, site: Site) -> list["Edit"]:
+        """Return the parts that edit a site."""
+        return [part for part in self.parts if site in part.strengths]
+
+    def followed_by(self, other: "Edit") -> "Edit":
+        """Return both, one after the other: the order matters where they edit one matrix.
+
+        >>> both = edit.followed_by(edit.scaled(0.5))
+        >>> both.sites == edit.sites, len(both.parts)
+        (True, 2)
+        """
+        return replace(self, then=other if self.then is None else self.then.followed_by(other))
 
     def scaled(self, factor: float) -> "Edit":
-        return replace(self, strengths={site: factor * s for site, s in self.strengths.items()})
+        scaled = {site: factor * s for site, s in self.strengths.items()}
+        return replace(self, strengths=scaled, then=self.then and self.then.scaled(factor))
 
     def reading(self, site: Site) -> Tensor:
         """Return r of a site: [d]."""
@@ -93,23 +115,41 @@ class Edit:
 
     def applied_to(self, site: Site, weight: Tensor) -> Tensor:
         """Return W' of a site, in the shape and on the device of W, [d, k] or [experts, d, k]."""
-        direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
-        return edited_weight(weight, direction, self.strengths[site], self.row_normalization, reading)
+        for part in self.of(site):
+            direction, reading = part.directions[site].to(weight.device), part.reading(site).to(weight.device)
+            weight = edited_weight(weight, direction, part.strengths[site], part.row_normalization, reading)
+        return weight
 
     def factors(self, site: Site, weight: Tensor, rank: int | None) -> "LowRank":
-        """Return W' − W of a site as `low_rank_factors`, on the device of W."""
-        direction, reading = self.directions[site].to(weight.device), self.reading(site).to(weight.device)
-        return low_rank_factors(weight, direction, self.strengths[site], self.row_normalization, rank, reading)
+        """Return W' − W of a site as `low_rank_factors`, on the device of W; the rank of several parts adds up."""
+        parts = self.of(site)
+        if len(parts) > 1 and any(part.row_normalization == "full" for part in parts):
+            return truncated(self.applied_to(site, weight) - weight, rank)
+        found = []
+        for part in parts:
+            direction, reading = part.directions[site].to(weight.device), part.reading(site).to(weight.device)
+            given = direction, part.strengths[site], part.row_normalization
+            found.append(low_rank_factors(weight, *given, rank, reading))
+            weight = part.applied_to(site, weight) if len(parts) > 1 else weight
+        if len(found) == 1:
+            return found[0]
+        return LowRank(torch.cat([f.a for f in found], -2), torch.cat([f.b for f in found], -1), 0.0, len(found))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the update of every matrix is of low rank."""
+        return all(part.row_normalization != "full" for part in self.parts)
 
     def _repr_html_(self) -> str:
         """Tabulate the strengths of every component, for notebooks."""
         rows = []
-        for component in dict.fromkeys(site.component for site in self.sites):
-            sites = [site for site in self.sites if site.component == component]
-            strengths = [self.strengths[site] for site in sites]
-            layers = f"{sites[0].layer} to {sites[-1].layer}"
-            rows.append((component, layers, f"{min(strengths):.2f} to {max(strengths):.2f}", bars(strengths)))
-        title = f"Edit of {len(self.strengths)} sites, row normalisation {self.row_normalization}"
+        for part in self.parts:
+            for component in dict.fromkeys(site.component for site in part.sites):
+                sites = [site for site in part.sites if site.component == component]
+                strengths = [part.strengths[site] for site in sites]
+                layers = f"{sites[0].layer} to {sites[-1].layer}"
+                rows.append((component, layers, f"{min(strengths):.2f} to {max(strengths):.2f}", bars(strengths)))
+        title = f"Edit of {len(self.sites)} sites, row normalisation {self.row_normalization}"
         return table(title, rows, ("Component", "Layers", "Strengths", "By layer"))
 
 
@@ -221,7 +261,11 @@ def low_rank_factors(
     if row_normalization == "pre":
         row = (_reciprocal(norms) * reading)[..., None, :] @ weight
         return LowRank(row, (-strength * norms * direction)[..., None], 0.0, 1)
-    delta = edited_weight(weight, direction, strength, "full", reading) - weight
+    return truncated(edited_weight(weight, direction, strength, "full", reading) - weight, rank)
+
+
+def truncated(delta: Tensor, rank: int | None) -> LowRank:
+    """Return the truncated singular value decomposition of an update, to its sufficient rank if `rank` is None."""
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     # Relative error at rank 0, 1, 2, …, the largest of all experts.
     left = s.square().flip(-1).cumsum(-1).flip(-1)

@@ -29,19 +29,26 @@ class _SiteTransforms:
     outward: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    then: "_SiteTransforms | None" = None
 
     def of_rows(self, edits: Tensor) -> "_SiteTransforms":
         scale = None if self.scale is None else self.scale[edits]
-        return _SiteTransforms(self.inward[edits], self.outward[edits], scale, self.bias)
+        then = self.then and self.then.of_rows(edits)
+        return _SiteTransforms(self.inward[edits], self.outward[edits], scale, self.bias, then)
 
     def __call__(self, output: Tensor) -> Tensor:
         """Transform `output` [rows, tokens, d] or [rows · tokens, d], with one transform for each row or for all."""
         z = output.reshape(len(self.inward), -1, output.shape[-1])
         z = z.to(torch.float32, copy=not torch.is_grad_enabled())
-        z = self._reduced(z if self.bias is None else z - self.bias)
-        z = z if self.scale is None else z * self.scale[:, None]
+        z = self._changed(z if self.bias is None else z - self.bias)
         z = z if self.bias is None else z + self.bias
         return z.to(output.dtype).reshape(output.shape)
+
+    def _changed(self, z: Tensor) -> Tensor:
+        """Return what the edits make of outputs without bias, [edits, tokens, d]."""
+        z = self._reduced(z)
+        z = z if self.scale is None else z * self.scale[:, None]
+        return z if self.then is None else self.then._changed(z)
 
     def _reduced(self, z: Tensor) -> Tensor:
         """Return z − (z·inward) outward, [edits, tokens, d], written over z unless a gradient may need it."""
@@ -57,11 +64,15 @@ class _SiteTransforms:
     def of_experts(self, output: Tensor, edits: Tensor, experts: Tensor) -> Tensor:
         """Transform `output` [pairs, d], where pair i is what expert `experts[i]` writes under edit `edits[i]`."""
         z = output.float() if self.bias is None else output - self.bias[experts]
+        z = self._changed_of_experts(z, edits, experts)
+        z = z if self.bias is None else z + self.bias[experts]
+        return z.to(output.dtype)
+
+    def _changed_of_experts(self, z: Tensor, edits: Tensor, experts: Tensor) -> Tensor:
         read = (z * self.inward[edits, experts]).sum(-1, keepdim=True)
         z = torch.addcmul(z, read, self.outward[edits, experts], value=-1)
         z = z if self.scale is None else z * self.scale[edits, experts]
-        z = z if self.bias is None else z + self.bias[experts]
-        return z.to(output.dtype)
+        return z if self.then is None else self.then._changed_of_experts(z, edits, experts)
 
 
 class LiveEdits(RowListener):
@@ -76,17 +87,17 @@ class LiveEdits(RowListener):
     def __init__(
         self, writers: Mapping[Site, Writer], edits: Sequence[Edit], row_edits: Sequence[int] | None = None
     ) -> None:
-        unknown = [site for edit in edits for site in edit.strengths if site not in writers]
+        unknown = [site for edit in edits for site in edit.sites if site not in writers]
         if unknown:
             raise ModelError(f"The edit is for another model: this one has no {unknown[0].module} at {unknown[0]}.")
         self._writers = writers
         self._transforms = {
             site: _stack(site, writer, edits)
             for site, writer in writers.items()
-            if any(site in edit.strengths for edit in edits)
+            if any(edit.of(site) for edit in edits)
         }
         self._row_edits = None if row_edits is None else torch.tensor(list(row_edits))
-        self._first_layers = [min((site.layer for site in edit.strengths), default=_NEVER) for edit in edits]
+        self._first_layers = [min((site.layer for site in edit.sites), default=_NEVER) for edit in edits]
         self._current: Tensor | None = None
         self._active: dict[Site, _SiteTransforms] = {}
 
@@ -134,18 +145,35 @@ class LiveEdits(RowListener):
 
 
 def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms:
-    device = writer.device
-    zeros = torch.zeros(writer.rows, device=device)
-    scaled = any(edit.row_normalization == "full" for edit in edits)
-    weight = writer.weight() if any(e.row_normalization == "full" and site in e.strengths for e in edits) else None
-    transforms = []
-    for edit in edits:
-        if site not in edit.strengths:
-            transforms.append(OutputTransform(zeros, zeros, zeros + 1))
-            continue
-        norms = zeros if edit.row_normalization == "none" else writer.row_norms
-        direction, strength = edit.directions[site].to(device), edit.strengths[site]
-        reading = edit.reading(site).to(device)
-        transforms.append(output_transform(direction, strength, edit.row_normalization, norms, weight, reading))
-    inward, outward, scale = map(torch.stack, zip(*((t.inward, t.outward, t.scale) for t in transforms), strict=True))
-    return _SiteTransforms(inward, outward, scale if scaled else None, writer.bias)
+    parts = [edit.of(site) for edit in edits]
+    read = any(len(own) > 1 or part.row_normalization == "full" for own in parts for part in own)
+    weight = writer.weight() if read else None
+    transforms = [_transforms(site, writer, own, weight) for own in parts]
+    zeros = torch.zeros(writer.rows, device=writer.device)
+    nothing, stacked = OutputTransform(zeros, zeros, zeros + 1), None
+    for stage in reversed(range(max(map(len, parts)))):
+        own = [each[stage] if stage < len(each) else nothing for each in transforms]
+        scaled = any(stage < len(some) and some[stage].row_normalization == "full" for some in parts)
+        inward, outward, scale = map(torch.stack, zip(*((t.inward, t.outward, t.scale) for t in own), strict=True))
+        stacked = _SiteTransforms(inward, outward, scale if scaled else None, writer.bias, stacked)
+    assert stacked is not None
+    return stacked
+
+
+def _transforms(site: Site, writer: Writer, parts: Sequence[Edit], weight: Tensor | None) -> list[OutputTransform]:
+    """Return the transform of every part of an edit at a site, each of the matrix that the parts before it leave.
+
+    `weight` is the base model's, and is needed by several parts or row normalisation full.
+    """
+    device, found, norms = writer.device, [], None
+    for part in parts:
+        if norms is None:
+            norms = torch.zeros(writer.rows, device=device) if part.row_normalization == "none" else writer.row_norms
+        direction, reading = part.directions[site].to(device), part.reading(site).to(device)
+        given = part.strengths[site], part.row_normalization
+        found.append(output_transform(direction, *given, norms, weight, reading))
+        if len(parts) > 1:
+            assert weight is not None
+            weight = part.applied_to(site, weight)
+            norms = weight.norm(dim=-1)
+    return found

@@ -36,11 +36,11 @@ def save_adapter(
     Args:
         base: name or path of the base model, for adapter_config.json.
         full_rank: rank of the approximation with row normalisation full, or auto for each matrix's sufficient rank;
-            the other normalisations are exact at rank 1.
+            the other normalisations are exact at rank 1. Of several parts, ranks add up.
             All updates are padded with zeros to one rank, which is also alpha.
     """
     factors: dict[Site, LowRank] = {}
-    wanted = None if full_rank == "auto" else full_rank
+    wanted = None if full_rank == "auto" else full_rank * len(edit.parts)
     for site in edit.sites:
         found = edit.factors(site, writers[site].weight(), wanted)
         factors[site] = replace(found, a=found.a.cpu(), b=found.b.cpu())
@@ -56,7 +56,7 @@ def save_adapter(
         tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous()
     _config(edit, writers, base, rank).save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if edit.row_normalization != "full":
+    if edit.exact:
         return []
     return [Approximation(s.module, each.rank, each.error, each.sufficient_rank) for s, each in factors.items()]
 

@@ -15,15 +15,18 @@ from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.intervals import mean_interval
+from iconoclast.evaluation.judged import judged_failures, verdicts_of
+from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.named import apply_measures, measure_of
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.goals import with_estimates
+from iconoclast.goals import JUDGED, with_estimates
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
 from iconoclast.models.batching import Sequences
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.reading import first_token_logprobs, read_prompts
+from iconoclast.models.thinking import Thoughts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import AxisScores, Bounds, Count, Scores
@@ -42,6 +45,8 @@ class MeasureOptions:
         own: scores of responses by name (`evaluation.named`).
         with_intervals: scores that every edit has and that should have their intervals (the means of `goals`).
         strengthen: whether edits should make the model refuse more.
+        thought_length: tokens of thoughts, at most, of a model that is let think.
+        judges: those that the score judged_failures asks; none if it is not asked for.
     """
 
     response_length: int = 96
@@ -52,6 +57,8 @@ class MeasureOptions:
     own: Sequence[str] = ()
     with_intervals: Sequence[str] = ()
     strengthen: bool = False
+    judges: Sequence[Judge] = ()
+    thought_length: int = 0
 
     def __post_init__(self) -> None:
         for name in self.own:  # one that is not there must not come out after the first responses
@@ -59,7 +66,7 @@ class MeasureOptions:
 
     def rows(self, lm: LanguageModel, prompts: Sequences) -> Rows:
         """Return how many of the prompts, with whole responses, go through the model at once."""
-        longest = max(map(len, prompts)) + self.response_length
+        longest = max(map(len, prompts)) + self.response_length + self.thought_length * lm.thinking
         return Rows(affordable_rows(lm, longest, self.batch_size, self.max_batch_size))
 
 
@@ -93,6 +100,7 @@ class Evaluator:
         self._benign = _Encoded(lm.encode(benign.prompts))
         self._rows = self.options.rows(lm, self._target.ids + self._benign.ids)
         self._reference = reference
+        self._thoughts = Thoughts(lm, self.options.thought_length) if lm.thinking else None
         longest_marker = max((len(lm.tokenizer.encode(marker)) for marker in rules.refusal_markers), default=0)
         self._window = CHECK_EVERY + 2 * longest_marker  # tokens from the end that hold every new marker
 
@@ -154,7 +162,7 @@ class Evaluator:
         failed: Sequence[Label] = ("broken",) if self.options.strengthen else ("refusal", "broken")
         hopeless = Bounds(len(self.target), len(self.benign), math.inf)
         late = self.options.benign_response_length > 1 and prune(hopeless)
-        benign: dict[int, list[str]] = {}
+        benign: dict[int, list[str | None]] = {}
         if late:
             self._responses(edits, self._benign, 1, first=standing.diverged)
         else:
@@ -197,7 +205,8 @@ class Evaluator:
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Return whole responses of every edit to `prompts`: [edits][prompts]."""
-        return self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
+        found = self._responses(edits, _Encoded(self.lm.encode(prompts.prompts)), self.options.response_length)
+        return [[text or "" for text in texts] for texts in found]
 
     def _benign_responses(
         self,
@@ -205,7 +214,7 @@ class Evaluator:
         standing: "Contest",
         advance: Callable[[int], None],
         first: FirstToken = lambda indices, logits: None,
-    ) -> dict[int, list[str]]:
+    ) -> dict[int, list[str | None]]:
         """Return benign responses of the edits that have not been pruned, by edit."""
         left = standing.left()
         found = self._responses(
@@ -218,7 +227,7 @@ class Evaluator:
         )
         responses = dict(zip(left, found, strict=True))
         for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
-            shown = [self.rules.shows(p.text, r) for p, r in zip(self.benign, responses[edit], strict=True)]
+            shown = [self.rules.shows(p.text, r or "") for p, r in zip(self.benign, responses[edit], strict=True)]
             standing.overrefused[edit].update(i for i, shows in enumerate(shown) if shows)
             standing.look(edit)
         return responses
@@ -231,17 +240,27 @@ class Evaluator:
         watch: Callable[[], Decided] | None = None,
         advance: Callable[[int], None] = lambda n: None,
         first: FirstToken = lambda indices, logits: None,
-    ) -> list[list[str]]:
+    ) -> list[list[str | None]]:
+        """Return responses without thoughts, [edits][prompts]; None where thoughts did not end."""
         ids = encoded.ids
+        thoughts = self._thoughts if length > 1 else None
 
         def run(rows: int) -> list[list[int]]:
             live = self._live(edits, len(ids))
             decided = None if watch is None else watch()
+            most = length
+            if thoughts is not None:
+                decided, most = thoughts.deciding(length, decided), thoughts.longest(length)
             return decode(
-                self.lm, ids * len(edits), length, rows, live, Callbacks(decided, first, advance), encoded.lower
+                self.lm, ids * len(edits), most, rows, live, Callbacks(decided, first, advance), encoded.lower
             )
 
-        texts = [self.lm.text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
+        def text(tokens: list[int]) -> str | None:
+            answer = tokens if thoughts is None else thoughts.split(tokens)[1]
+            said = None if answer is None else self.lm.text(answer[:length])
+            return said if said is None or thoughts is None else said.lstrip()
+
+        texts = [text(tokens) for tokens in self._rows.adaptively(run)] if edits else []
         return [texts[start : start + len(ids)] for start in range(0, len(texts), len(ids))]
 
     def _failure(self, tokens: list[int]) -> Label | None:
@@ -258,14 +277,18 @@ class Evaluator:
 def score(
     rules: ResponseRules,
     target: PromptSet,
-    target_responses: Sequence[str],
+    target_said: Sequence[str | None],
     benign: PromptSet,
-    benign_responses: Sequence[str],
+    benign_said: Sequence[str | None],
     divergences: Sequence[float],
     options: MeasureOptions | None = None,
 ) -> Scores:
-    """Return the scores of one edit from its responses and the first-token KL of every benign prompt."""
+    """Return the scores of one edit from its responses and the first-token KL of every benign prompt.
+
+    A response of None is one whose thoughts did not end: it counts as broken.
+    """
     options = options or MeasureOptions()
+    target_responses, benign_responses = ([text or "" for text in said] for said in (target_said, benign_said))
     prompts = [prompt.text for prompt in target]
     labels = list(map(rules.label, prompts, target_responses))
     benign_labels = list(map(rules.label, [prompt.text for prompt in benign], benign_responses))
@@ -302,8 +325,13 @@ def score(
         intervals=intervals,
         strengthened=options.strengthen,
         kl_by_prompt=tuple(divergences),
+        unfinished=Count(target_said.count(None), len(target_said)) if options.thought_length else None,
     )
-    return with_estimates(scores, apply_measures(options.own, prompts, target_responses))
+    own = dict(apply_measures(options.own, prompts, target_responses))
+    if options.judges:
+        verdicts = verdicts_of(options.judges, prompts, target_responses)
+        own[JUDGED] = judged_failures(labels, verdicts, options.strengthen)
+    return with_estimates(scores, own)
 
 
 def _counted(labels: Sequence[Label], label: Label) -> Count:

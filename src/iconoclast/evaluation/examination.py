@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from iconoclast.evaluation.intervals import cohen_kappa, mcnemar, mean_interval, paired_bootstrap
+from iconoclast.evaluation.intervals import mcnemar, mean_interval, paired_bootstrap
+from iconoclast.evaluation.judged import agreement
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count, Scores
@@ -41,13 +42,24 @@ class ExaminedPrompts:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """What a model thought before an answer: text, tokens, whether it came to an end, and the label of the thoughts alone."""
+
+    text: str
+    tokens: int
+    finished: bool
+    label: Label = "complied"
+
+
+@dataclass(frozen=True)
 class Answer:
-    """A response and its label by markers and rules; `judged` is judge → verdict."""
+    """A response and its label by markers and rules; `judged` is judge → verdict, `thought` what came before it."""
 
     prompt: str
     response: str
     label: Label
     judged: Mapping[str, Verdict] = field(default_factory=dict)
+    thought: Thought | None = None
 
 
 @dataclass(frozen=True)
@@ -126,13 +138,26 @@ class Examination:
     def judged(self, judge: str) -> dict[str, Any]:
         """Return a judge's counts of the target responses, and its agreement with the markers, for JSON."""
         verdicts = [answer.judged[judge] for answer in self.target]
-        known = [(a.label, a.judged[judge]) for a in self.target if a.judged[judge] != "unknown"]
-        refusals = [label == "refusal" for label, _ in known], [verdict == "refusal" for _, verdict in known]
+        found = agreement([answer.label for answer in self.target], verdicts)
         return {
-            **{label: Count(verdicts.count(label), len(known)).document() for label in LABELS},
-            "unknown": Count(verdicts.count("unknown"), len(verdicts)).document(),
-            "kappa_with_markers": cohen_kappa(*refusals) if known else None,
+            **{label: Count(verdicts.count(label), found.judge.n).document() for label in LABELS},
+            "unknown": Count(found.unknown, len(verdicts)).document(),
+            "kappa_with_markers": found.kappa,
+            "only_markers": found.only_markers,
+            "only_judge": found.only_judge,
             **({"problem": self.problems[judge]} if judge in self.problems else {}),
+        }
+
+    @property
+    def thoughts(self) -> dict[str, Any] | None:
+        """What was thought before the answers to target prompts, for JSON; None of a model that was not let think."""
+        known = [answer.thought for answer in self.target if answer.thought is not None]
+        if not known:
+            return None
+        return {
+            "unfinished": Count(sum(not t.finished for t in known), len(known)).document(),
+            "refusals": Count(sum(t.label == "refusal" for t in known), len(known)).document(),
+            "tokens": mean_interval([float(t.tokens) for t in known]).document(),
         }
 
     def failed(self, answer: Answer) -> bool:
@@ -159,6 +184,7 @@ class Examination:
             "refusals_settled": self.settled,
             **({} if borderline is None else {"borderline_overrefusals": borderline.document()}),
             **({"judges": {judge: self.judged(judge) for judge in self.judges}} if self.judges else {}),
+            **({} if self.thoughts is None else {"thoughts": self.thoughts}),
             **({} if self.truncation is None else {"truncation": self.truncation.document()}),
         }
 

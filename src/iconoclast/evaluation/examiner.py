@@ -10,12 +10,13 @@ from iconoclast.errors import ModelError
 from iconoclast.evaluation.base_responses import BaseResponses
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.evaluator import MeasureOptions, score
-from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Variant
+from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Thought, Variant
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.decoding import Callbacks, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import first_token_logprobs
+from iconoclast.models.thinking import Thoughts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count
@@ -68,9 +69,28 @@ class Examiner:
             benign = self._decode(variant.lm, self._benign, short, progress, divergences.add)
             borderline = self._decode(variant.lm, self._borderline, short, progress)
         along = self._along.read([variant], progress)[0]
-        texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
         kl = divergences.result()[0].tolist(), along.divergences
-        return replace(self.examination(variant.name, texts, target, kl, progress), likelihoods=along.likelihoods)
+        if self._base.lm.thinking:
+            read = [self._read(*some) for some in ((target, whole), (benign, short), (borderline, short))]
+            texts, thoughts = (
+                [[text for _, text, _ in some] for some in read],
+                [[t for _, _, t in some] for some in read],
+            )
+            found = self.examination(variant.name, texts, [ids for ids, _, _ in read[0]], kl, progress, thoughts)
+        else:
+            texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
+            found = self.examination(variant.name, texts, target, kl, progress)
+        return replace(found, likelihoods=along.likelihoods)
+
+    def _read(self, responses: list[list[int]], length: int) -> list[tuple[list[int], str, Thought]]:
+        """Return tokens and text of every answer, both empty where there is none, and the thoughts before it."""
+        thoughts, text = Thoughts(self._base.lm, self.options.thought_length), self._base.lm.text
+        found = []
+        for ids in responses:
+            own, answer = thoughts.split(ids)
+            said = [] if answer is None else answer[:length]
+            found.append((said, text(said).lstrip(), Thought(thoughts.text(own), len(own), answer is not None)))
+        return found
 
     def examination(
         self,
@@ -79,6 +99,7 @@ class Examiner:
         target: list[list[int]],
         divergences: tuple[Sequence[float], Sequence[float]],
         progress: Progress,
+        thoughts: Sequence[Sequence[Thought]] = (),
     ) -> Examination:
         """Score and label what a model has answered.
 
@@ -86,12 +107,17 @@ class Examiner:
             texts: responses to target, benign and borderline prompts.
             target: tokens of the responses to target prompts.
             divergences: by benign prompt, first-token KL, and KL over tokens.
+            thoughts: before those responses, of a model that is let think.
         """
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
         unknown = {name for some in answers for a in some for name, verdict in a.judged.items() if verdict == "unknown"}
         problems = {judge.name: judge.problem for judge in self._judges if judge.problem and judge.name in unknown}
-        sides = self.sample.target, texts[0], self.sample.benign, texts[1]
+        if thoughts:
+            answers = [self._with_thoughts(*each) for each in zip(answers, thoughts, strict=True)]
+        finished = [[t.finished for t in some] for some in thoughts] or [[True] * len(some) for some in texts]
+        said_by = [[t if f else None for t, f in zip(*each, strict=True)] for each in zip(texts, finished, strict=True)]
+        sides = self.sample.target, said_by[0], self.sample.benign, said_by[1]
         scores = score(self._rules, *sides, divergences[0], self.options)
         lengths, said = self._refusals_by_length(target), (answers[0], answers[1], answers[2])
         short = self.options.benign_response_length
@@ -112,9 +138,7 @@ class Examiner:
                 "it is no edit of that model. Name its base with --against."
             )
         lm = self._base.lm
-        lm = self._base.lm
-        tokenizer, date = lm.tokenizer, lm.template_date
-        alike = replace(variant.lm, tokenizer=tokenizer, response_prefix=lm.response_prefix, template_date=date)
+        alike = replace(variant.lm, tokenizer=lm.tokenizer).begun_as(lm)
         return replace(variant, lm=alike)
 
     def _decode(
@@ -125,8 +149,11 @@ class Examiner:
         progress: Progress,
         first: FirstToken = lambda indices, logits: None,
     ) -> list[list[int]]:
+        thoughts = Thoughts(self._base.lm, self.options.thought_length) if self._base.lm.thinking else None
+        most, decided = (length, None) if thoughts is None else (thoughts.longest(length), thoughts.deciding(length))
+
         def run(rows: int) -> list[list[int]]:
-            return decode(lm, prompts, length, rows, callbacks=Callbacks(first=first, advance=progress.advance))
+            return decode(lm, prompts, most, rows, callbacks=Callbacks(decided, first, progress.advance))
 
         return self._rows.adaptively(run) if prompts else []
 
@@ -153,4 +180,11 @@ class Examiner:
         return tuple(
             Answer(prompt, text, self._rules.label(prompt, text), {name: v[i] for name, v in verdicts.items()})
             for i, (prompt, text) in enumerate(pairs)
+        )
+
+    def _with_thoughts(self, answers: Sequence[Answer], thoughts: Sequence[Thought]) -> tuple[Answer, ...]:
+        """Keep thoughts beside their answers, with labels of their own."""
+        return tuple(
+            replace(a, thought=replace(t, label=self._rules.label(a.prompt, t.text)))
+            for a, t in zip(answers, thoughts, strict=True)
         )

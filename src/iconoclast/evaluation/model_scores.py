@@ -21,7 +21,7 @@ from iconoclast.evaluation.benchmarks import BenchmarkOptions, Row, evaluated, l
 from iconoclast.evaluation.examination import Variant
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.evaluation.named import measure_of, measures, of_responses
-from iconoclast.goals import BUILT_IN, NORMAL, PERPLEXITY, TOKEN_KL, Estimate, short
+from iconoclast.goals import BUILT_IN, JUDGED, NORMAL, PERPLEXITY, TOKEN_KL, Estimate, short
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.reading import continuation_logits
@@ -84,7 +84,7 @@ def require_scores(names: Sequence[str]) -> None:
             measure_of(name)
         elif name.startswith(PERPLEXITY):
             text_of(name)
-        elif name != TOKEN_KL:
+        elif name not in (TOKEN_KL, JUDGED):
             task_of(name)
     if twice := [name for name in names if [short(other) for other in names].count(short(name)) > 1]:
         raise SettingsError(f"{' and '.join(twice)} would both be called {short(twice[0])}. Rename one of them.")
@@ -109,7 +109,7 @@ def task_of(name: str) -> tuple[TaskScore, Any]:
     wanted, there = TaskScore.parse(name), importlib.util.find_spec("lm_eval") is not None
     known = _known_tasks() if there else []
     if wanted is None or not there or (wanted.task not in known and not Path(wanted.task).is_file()):
-        ours = [*BUILT_IN, "kl", TOKEN_KL, *measures]
+        ours = [*BUILT_IN, "kl", TOKEN_KL, JUDGED, *measures]
         near = difflib.get_close_matches(name if wanted is None else wanted.task, [*ours, *known], 1)
         raise SettingsError(
             f'There is no score "{name}".{f" Did you mean {near[0]}?" if near else ""} Use one of {", ".join(ours)}, '

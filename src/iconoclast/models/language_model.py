@@ -32,6 +32,7 @@ class LanguageModel:
         dtype: the data type chosen, such as "bfloat16".
         response_prefix: text that every response starts with; part of the prompt for all measurements.
         template_date: the time that the chat template is told; None for the present.
+        thinking: whether it is let think before it answers.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -42,6 +43,7 @@ class LanguageModel:
     quantization: Quantization = "none"
     response_prefix: str = ""
     template_date: datetime | None = None
+    thinking: bool = False
     _chats: dict[Any, ChatTemplate] = field(default_factory=dict, repr=False)
     _writers: dict[tuple[Component, ...], dict[Site, Writer]] = field(default_factory=dict, repr=False)
 
@@ -81,6 +83,11 @@ class LanguageModel:
         """Return the same model with responses that start with `response_prefix`."""
         return replace(self, response_prefix=response_prefix)
 
+    def begun_as(self, other: "LanguageModel") -> "LanguageModel":
+        """Return the same model with responses that start as another's do."""
+        prefix, date, thinking = other.response_prefix, other.template_date, other.thinking
+        return replace(self, response_prefix=prefix, template_date=date, thinking=thinking)
+
     @property
     def chat(self) -> ChatTemplate:
         """The tokenizer's chat template."""
@@ -94,15 +101,16 @@ class LanguageModel:
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         return self.render_messages([*system, {"role": "user", "content": prompt.text}])
 
-    def render_messages(self, messages: Sequence[Mapping[str, str]], thinking: bool = False) -> str:
+    def render_messages(self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
         """Return the text of a whole conversation, up to where the next response continues.
 
-        With `thinking`, the template is told to let the model think, and the response begins at its own start.
+        With another `thinking` than the model's own, the template is told so, and the response begins at its own start.
 
         Raises:
             ModelError: the template fails, or leaves out what user or system say.
         """
-        return self.chat.render(messages, thinking=thinking) + self.response_prefix * (not thinking)
+        thinks = self.thinking if thinking is None else thinking
+        return self.chat.render(messages, thinking=thinks) + self.response_prefix * (thinks == self.thinking)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self.encode_texts([self.render(prompt) for prompt in prompts])

@@ -1,11 +1,15 @@
-"""The point where a model's response proper begins, after a fixed start and a closed thinking block."""
+"""The point where a model's response proper begins: after a fixed start and a thinking block, closed at once or by the model."""
 
+import bisect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from iconoclast.models.chat_template import TAG
-from iconoclast.models.decoding import decode
+from iconoclast.errors import ModelError
+from iconoclast.models.chat_template import TAG, USER
+from iconoclast.models.decoding import CHECK_EVERY, Decided, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import Prompt
 
@@ -15,6 +19,91 @@ OPPOSITES = (("begin", "end"), ("start", "end"), ("prefix", "suffix"), ("open", 
 
 LOOKS = 3
 """Times that responses are looked at: a closed block and a long common start are followed by another look."""
+
+
+KNOWN = ("<think>", "</think>")
+"""The block of models whose template says nothing of one, if it is in their vocabulary."""
+
+
+def thinking_block(lm: LanguageModel) -> tuple[str, str]:
+    """Return what opens and what closes a model's thoughts; raise ModelError if it is not known to think."""
+    block = open_block(lm) or lm.chat.turn.thinking
+    if block is None and KNOWN[1] in {*lm.tokenizer.get_vocab(), *lm.tokenizer.added_tokens_encoder}:
+        return KNOWN
+    if block is None:
+        raise ModelError(f"The chat template of {lm.name} knows no thinking block. Set thinking to off.")
+    return block[0].strip(), block[1].strip()
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """Tells thoughts from answers in the responses of a model that is let think.
+
+    Attributes:
+        lm: the model, which begins responses with its prefix.
+        budget: tokens of thoughts; a response that needs more of them has no answer.
+    """
+
+    lm: LanguageModel
+    budget: int
+
+    def longest(self, length: int) -> int:
+        """Tokens of a response with thoughts whose answer has `length` tokens."""
+        return self.budget + len(self.lm.tokenizer.encode(self._block[1])) + length + CHECK_EVERY
+
+    def split(self, ids: list[int]) -> tuple[list[int], list[int] | None]:
+        """Return the tokens of the thoughts, and those of the answer; None if the thoughts do not end within the budget."""
+        opener, closer = self._block
+        if not self._begins_inside:
+            begun = self.lm.text(ids[: self.budget], special=True).lstrip()
+            if self._closed or not (begun.startswith(opener) or opener.startswith(begun)):
+                return [], ids
+        if closer not in self.lm.text(ids, special=True):
+            return ids, None
+        end = bisect.bisect_left(range(len(ids)), True, key=lambda i: closer in self.lm.text(ids[:i], special=True))
+        return ids[:end], ids[end:] if end <= self.budget else None
+
+    def deciding(self, length: int, decided: Decided | None = None) -> Decided:
+        """Return a check for decoding that ends a response when its answer is long enough, or decided, or given up."""
+
+        def ends(index: int, ids: list[int]) -> bool:
+            _, answer = self.split(ids)
+            given_up = answer is None and len(ids) > self.budget
+            long_enough = answer is not None and len(answer) >= length
+            return given_up or long_enough or (decided is not None and decided(index, (answer or [])[:length]))
+
+        return ends
+
+    def text(self, ids: list[int]) -> str:
+        """Return the text of thoughts, without their marks."""
+        opener, closer = self._block
+        said = self.lm.text(ids, special=True).strip().removeprefix(opener)
+        return said.partition(closer)[0].strip()
+
+    @cached_property
+    def _block(self) -> tuple[str, str]:
+        return thinking_block(self.lm)
+
+    @cached_property
+    def _before(self) -> str:
+        """What stands between the user's text and the response."""
+        return self.lm.render_messages([{"role": "user", "content": USER}]).rpartition(USER)[2]
+
+    @cached_property
+    def _closed(self) -> bool:
+        return self._block[1] in self._before and not self._begins_inside
+
+    @cached_property
+    def _begins_inside(self) -> bool:
+        opener, closer = self._block
+        if not opener:
+            return closer not in self._before
+        return self._before.rfind(opener) > self._before.rfind(closer)
+
+
+def find_thinking_start(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:
+    """Return what all responses of a model that is let think start with: marks of its thoughts, words without information."""
+    return _common_start(lm, prompts[0], _responses(lm, prompts, rows, longest))
 
 
 def find_response_prefix(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import Judged, Metrics, Report
-from iconoclast.runs.papers import COUNTED, FILE_COLUMNS, file_rows, score_rows
+from iconoclast.runs.documents import Composition, Finalists, Judged, Metrics, Report, WithThoughts
+from iconoclast.runs.papers import COUNTED, FILE_COLUMNS, file_rows, score_rows, together_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
 
@@ -39,6 +39,31 @@ def _front_cells(s: Scores, kl: str, objectives: Objectives) -> list[str]:
     return [*counts, kl, f"{s.compliance:.2f}"]
 
 
+def finalists_table(judged: Finalists) -> Table:
+    """Tabulate what judges chose among, and how far each agrees with the markers."""
+    numbers = {judge: str(number) for number, judge in enumerate(judged.finalists[0].judges, 1)}
+    about = [
+        "By judges: failures to any of them, or unknown. κ: a judge's agreement with the markers on what is a refusal.",
+        *(f"Judge {number}: {plain(judge)}" for judge, number in numbers.items()),
+    ]
+    table = Table(title="Finalists (selection prompts)", caption="\n".join(about))
+    table.title_justify = table.caption_justify = "left"
+    for name in ("Trial", "Failures", "By judges", "Judge", "Refusals", "Markers alone", "Judge alone", "κ"):
+        table.add_column(name, justify="right")
+    for each in judged.finalists:
+        mark = " *" if each.trial == judged.chosen else ""
+        cells = [f"{each.trial}{mark}", str(each.failures), each.judged_failures.with_interval]
+        for judge, found in each.judges.items():
+            unknown = f", {found.unknown} unknown" if found.unknown else ""
+            kappa = "" if found.kappa is None else f"{found.kappa:.2f}"
+            alone = [str(found.only_markers), str(found.only_judge)]
+            table.add_row(
+                *cells, numbers[judge], f"{found.judge}{unknown}", *alone, kappa, style="bold" if mark else ""
+            )
+            cells = ["", "", ""]
+    return table
+
+
 def before_after_table(title: str, columns: Sequence[tuple[str, Scores]]) -> Table:
     """Tabulate scores side by side; the first column is the base model."""
     table = Table(title=title, title_justify="left")
@@ -65,6 +90,16 @@ def files_table(dequantised: Mapping[str, Scores], served: Mapping[str, Metrics]
     return table
 
 
+def together_table(composed: Composition) -> Table:
+    """Tabulate every behaviour, on its own prompts, under each edit alone, each pair, and all of them."""
+    table = Table(title="Each edit alone and together, each behaviour on its own prompts", title_justify="left")
+    for name in ("Behaviour of", "Edits", "Failures", "Broken", "Overrefusals", "First-token KL"):
+        table.add_column(name, justify="left" if name in ("Behaviour of", "Edits") else "right", overflow="fold")
+    for line in together_rows(composed):
+        table.add_row(*map(plain, line))
+    return table
+
+
 def report_table(report: Report) -> Table:
     """Tabulate the report of a run (`batch_summary.json`): base model and best trial, everything with its interval."""
     about = {
@@ -76,6 +111,12 @@ def report_table(report: Report) -> Table:
         about["seen" if report.split == "report" and report.overlap else report.split],
         [("base model", report.base_metrics), (f"trial {report.trial}", report.metrics)],
     )
+
+
+def thinking_table(report: Report, found: WithThoughts) -> Table:
+    """Tabulate base model and best trial let think, if the report measured that too."""
+    columns = [("base model", found.base_metrics), (f"trial {report.trial}", found.metrics)]
+    return examinations_table("The same prompts, let think first: answers after the thoughts", columns)
 
 
 def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Table:
@@ -100,6 +141,14 @@ def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str
         yield f"Refusals, {axis}", [m.axes[axis].refusals.with_interval for m in columns]
     for i, part in enumerate(base.refusals_by_length[:-1]):
         yield f"Refusals after {part.tokens} tokens", [m.refusals_by_length[i].with_interval for m in columns]
+    if base.thoughts is not None:
+        known = [m.thoughts for m in columns if m.thoughts is not None]
+        yield "Unfinished: thoughts without an answer", [t.unfinished.with_interval for t in known]
+        yield "Refusals in thoughts", [t.refusals.with_interval for t in known]
+        yield (
+            "Tokens of thoughts",
+            ["{:.0f} ({:.0f} to {:.0f})".format(t.tokens.value, *t.tokens.interval) for t in known],
+        )
     for judge in base.judges:
         yield f"Refusals by {judge}", [_judged(m.judges[judge]) for m in columns]
     yield "Disclaimer hits", [str(m.disclaimer_hits) for m in columns]
@@ -119,7 +168,10 @@ def _judged(judged: Judged) -> str:
         return "no verdicts"
     agreement = "" if judged.kappa_with_markers is None else f", κ {judged.kappa_with_markers:.2f}"
     unknown = f", {judged.unknown.count} unknown" if judged.unknown.count else ""
-    return judged.refusal.with_interval + agreement + unknown
+    alone = (
+        "" if judged.only_markers is None else f", {judged.only_judge} alone, {judged.only_markers} by markers alone"
+    )
+    return judged.refusal.with_interval + agreement + alone + unknown
 
 
 def report_lines(report: Report) -> list[str]:

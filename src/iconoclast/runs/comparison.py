@@ -22,7 +22,8 @@ from iconoclast.runs.documents import (
     Sample,
     Seen,
 )
-from iconoclast.runs.report import judges_of, samples
+from iconoclast.runs.judging import cost, judges_of
+from iconoclast.runs.report import samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.subjects import PeerSubject, RunSubject, ServerSubject, Subject
 from iconoclast.runs.workbench import Workbench
@@ -120,7 +121,12 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
     for subject in subjects:
         if isinstance(subject, RunSubject):
             own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
-            harmless: dict[str, Any] = {"judge_chat": None, "judges": [], "trust_remote_code": False}
+            harmless: dict[str, Any] = {
+                "judge_chat": None,
+                "judges": [],
+                "judged_finalists": 0,
+                "trust_remote_code": False,
+            }
             return without_functions(subject.saved.settings.model_copy(update=own | harmless))
     for subject in subjects:
         if isinstance(subject, PeerSubject):
@@ -149,14 +155,19 @@ def compare(
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
     if settings.response_prefix is None and any(isinstance(subject, ServerSubject) for subject in subjects):
         settings = settings.model_copy(update={"response_prefix": ""})  # no server can be told how to begin
+    if settings.thinking == "on" and any(isinstance(subject, ServerSubject) for subject in subjects):
+        raise SettingsError("A served model is measured without thoughts. Set thinking to off.")
     prompts = Prompts.load(settings)
-    judges = judges_of(settings)
+    judges, asked = judges_of(settings), prompts.reported
+    sizes = len(asked.target) + len(asked.benign) + len(asked.borderline or ())
+    for line in cost(judges, {f"of {1 + len(subjects)} models": (1 + len(subjects)) * sizes}):
+        progress.note(line)
     with Workbench.open(settings, against, progress=progress) as bench:
-        bench.use(prompts)
+        bench.use(prompts, judges=judges)
         bench.find_response_prefix(progress)
         bench.require_room()
         seen = [seen_by(subject, bench.sample, prompts) for subject in subjects]
-        examiner = bench.examiner(judges)
+        examiner = bench.examiner()
         base = examiner.examined_base(progress)
         examinations = []
         for subject in subjects:

@@ -23,7 +23,7 @@ def encoded(voice: Variant, messages: Messages, thinking: bool = False) -> list[
 def thinks(lm: LanguageModel) -> bool:
     """Whether the model's template can let it think and keep it from thinking."""
     messages = [{"role": "user", "content": "Hello"}]
-    return lm.render_messages(messages, thinking=True) != lm.render_messages(messages)
+    return lm.render_messages(messages, thinking=True) != lm.render_messages(messages, thinking=False)
 
 
 class Conversation:
@@ -37,7 +37,7 @@ class Conversation:
 
     def __init__(self, voice: Variant, system_prompt: str | None = None, longest: int = 1024) -> None:
         self.voice = voice
-        self.thinking = False
+        self.thinking = voice.lm.thinking
         self._sampling = Sampling(longest=longest)
         self.restart(system_prompt)
 

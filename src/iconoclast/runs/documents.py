@@ -13,6 +13,7 @@ from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import UNLESS_NONE, Document, Part, Value
 from iconoclast.edits.profile import Profile
 from iconoclast.evaluation.intervals import McNemar, PairedDifference
+from iconoclast.evaluation.judged import Agreement
 from iconoclast.goals import DEFAULT
 from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TOKENS, TRIAL_INFORMATION
 from iconoclast.scores import Count, Mean, Scores
@@ -133,7 +134,11 @@ class Perplexity(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Value):
-    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong."""
+    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong.
+
+    Attributes:
+        only_markers, only_judge: responses that are a refusal to one alone; runs before 0.2.0 do not say.
+    """
 
     complied: Count
     soft_refusal: Count
@@ -141,6 +146,8 @@ class Judged(Value):
     broken: Count
     unknown: Count
     kappa_with_markers: float | None
+    only_markers: int | None = UNLESS_NONE
+    only_judge: int | None = UNLESS_NONE
     problem: str | None = UNLESS_NONE
 
 
@@ -156,6 +163,21 @@ class Truncated(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Thinking(Value):
+    """What a model thought before its answers to target prompts.
+
+    Attributes:
+        unfinished: thoughts that did not end within their budget, so that there is no answer.
+        refusals: thoughts that are a refusal to the markers, whatever the answer is.
+        tokens: their length.
+    """
+
+    unfinished: Count
+    refusals: Count
+    tokens: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Scores):
     """Everything that is measured of one model; see `evaluation.examination.Examination`."""
 
@@ -167,6 +189,7 @@ class Metrics(Scores):
     borderline_overrefusals: Count | None = UNLESS_NONE
     judges: Mapping[str, Judged] = UNLESS_EMPTY
     truncation: Truncated | None = UNLESS_NONE
+    thoughts: Thinking | None = UNLESS_NONE
 
 
 class Paired(Part):
@@ -204,6 +227,15 @@ class RandomControl(Part):
         )
 
 
+class WithThoughts(Part):
+    """Base model and best trial as `Report` has them, but let think."""
+
+    response_prefix: str
+    base_metrics: Metrics
+    metrics: Metrics
+    paired: Paired
+
+
 class Report(Part):
     """Base model and best trial, examined once; `measured_with` are the settings that it depends on and a trial does not."""
 
@@ -215,6 +247,7 @@ class Report(Part):
     metrics: Metrics
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
+    with_thoughts: WithThoughts | None = UNLESS_NONE
     rendering: Rendering | None = UNLESS_NONE
 
 
@@ -285,6 +318,32 @@ class TokenView(Document):
     prompts: list[TokenPrompt]
 
 
+class Finalist(Part):
+    """A trial that judges chose among: its failures to the markers and to the judges, and by judge how far both agree."""
+
+    trial: int
+    failures: Count
+    judged_failures: Count
+    judges: Mapping[str, Agreement]
+
+
+class Finalists(Part):
+    """Trials of the front, on the selection prompts; `chosen` is None if a judge had no verdict at all on one of them.
+
+    Attributes:
+        judged_with: settings of the judges.
+    """
+
+    finalists: list[Finalist]
+    chosen: int | None
+    judged_with: Mapping[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """How the best trial was chosen, in words."""
+        return f"fewest failures to judges of {len(self.finalists)} finalists, give or take a standard error"
+
+
 class BatchSummary(Document):
     """batch_summary.json: how far a run is, its Pareto front, its report."""
 
@@ -306,6 +365,7 @@ class BatchSummary(Document):
     base_metrics: Scores
     best_trial: int | None
     pareto_trials: list[TrialDocument]
+    finalists: Finalists | None = UNLESS_NONE
     report: Report | None = None
 
     @property
@@ -344,6 +404,50 @@ class DirectionOrigin(Part):
         )
 
 
+class ComposedTrial(Part):
+    """One of several edits that were exported together: its run and number, the trial, and the prompts of its behaviour."""
+
+    name: str
+    trial: TrialDocument
+    row_normalization: RowNormalization
+    prompts: PromptSets
+    split: ExaminedSplit
+
+
+class Together(Part):
+    """Scores of every behaviour, each on its own prompts, under some of the edits, named by their places."""
+
+    edits: list[int]
+    scores: list[Scores]
+
+
+class Composition(Part):
+    """Edits one after the other, and how they interfere: none of them, each alone, each pair, all."""
+
+    trials: list[ComposedTrial]
+    together: list[Together]
+
+    def named(self, edits: Sequence[int]) -> str:
+        """Name some of the edits, for people."""
+        return " + ".join(self.trials[i].name for i in edits) or "base model"
+
+    @property
+    def interference(self) -> list[str]:
+        """Say, pair by pair, which behaviour's failures lie outside the intervals of what its edit does alone."""
+        rows = {tuple(row.edits): row.scores for row in self.together}
+        found = []
+        for pair in [edits for edits in rows if len(edits) == 2]:
+            for i in pair:
+                alone, both = rows[(i,)][i].failures, rows[pair][i].failures
+                if not (alone.near(both)):
+                    other = self.trials[sum(pair) - i].name
+                    found.append(
+                        f"{self.trials[i].name}: {alone.with_interval} {rows[pair][i].failing} alone, "
+                        f"{both.with_interval} with {other}"
+                    )
+        return found
+
+
 class TrialInformation(Document):
     """trial_information.json of an export: the trial, what was measured of its export, versions.
 
@@ -360,6 +464,8 @@ class TrialInformation(Document):
         quants: scores of further quantised GGUF files, by their type, where they were measured dequantised.
         served: what was measured of GGUF files as llama.cpp's llama-server serves them, by their name.
         served_by: the version of llama-server.
+        composed: the edits of several runs, if the export holds more than one; `trial` and the scores above are then of
+            the first one's run and prompts, the scores with all edits.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -385,6 +491,7 @@ class TrialInformation(Document):
     quants: Mapping[str, Scores] = UNLESS_EMPTY
     served: Mapping[str, Metrics] = UNLESS_EMPTY
     served_by: str = Field(default="", exclude_if=lambda value: not value)
+    composed: Composition | None = UNLESS_NONE
 
 
 class ModelOrigin(Part):
@@ -442,11 +549,13 @@ class Manifest(Document):
 
 
 class SampledResponse(Part):
-    """A response, what it is by markers and rules, and what judges say."""
+    """A response, what it is by markers and rules, and what judges say; thoughts before it, with a label of their own."""
 
     response: str
     label: Label
     judged: Mapping[str, Verdict] = UNLESS_EMPTY
+    thoughts: str | None = UNLESS_NONE
+    label_of_thoughts: Label | None = UNLESS_NONE
 
 
 SampledSet = Literal["target", "benign", "borderline"]

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Value
 from iconoclast.runs.documents import Start
-from iconoclast.scores import COUNTS, Count, Scores
+from iconoclast.scores import COUNTS, Scores
 
 NOISE = 2.0
 """Noise floors by which equal edits can differ: the floor is a mean, with single measurements on both sides of it."""
@@ -48,7 +48,7 @@ def beyond_noise(live: Scores, exported: Scores, noise_floor: float, dtype: str)
     found = [
         f"{name.replace('_', ' ')} {one.count} live, {other.count} exported, of {one.n}"
         for name in COUNTS
-        if not near(one := getattr(live, name), other := getattr(exported, name))
+        if not (one := getattr(live, name)).near(other := getattr(exported, name))
     ]
     roots = (math.sqrt(max(scores.kl_divergence, 0.0)) for scores in (live, exported))
     if not abs(next(roots) - next(roots)) <= allowed:  # not a number is far
@@ -63,7 +63,7 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             differences.append(f"{name.replace('_', ' ')} {one.count} then, {other.count} now, of {one.n}")
-            outside |= one.n != other.n or not near(one, other)
+            outside |= one.n != other.n or not one.near(other)
     moved = abs(after.kl_divergence - before.kl_divergence)
     if moved:
         differences.append(f"first-token KL {before.kl_divergence:.4f} then, {after.kl_divergence:.4f} now")
@@ -73,12 +73,6 @@ def drift(what: str, before: Scores, after: Scores, noise_floor: float) -> Drift
             differences.append(f"{name.replace('_', ' ')} {getattr(before, name):g} then, {getattr(after, name):g} now")
     grade: Grade = "changed" if outside else "within noise" if differences else "exact"
     return Drift(what, grade, before, after, differences)
-
-
-def near(one: Count, other: Count) -> bool:
-    """Check whether either lies in the other's interval: that of one response never reaches down to none."""
-    pairs = (one.rate, other.interval), (other.rate, one.interval)
-    return any(low <= rate <= high for rate, (low, high) in pairs)
 
 
 def changed_origins(then: Start, now: Start) -> list[str]:

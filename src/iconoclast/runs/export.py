@@ -22,7 +22,16 @@ from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.files import disk_trouble
 from iconoclast.goals import Objectives
-from iconoclast.layout import CARD, CHECKSUMS, CONFIG, EDIT_FILE, GGUF_ADAPTER, GGUF_FILE, TRIAL_INFORMATION, quant_file
+from iconoclast.layout import (
+    CARD,
+    CHECKSUMS,
+    EDIT_FILE,
+    GGUF_ADAPTER,
+    GGUF_FILE,
+    TRIAL_INFORMATION,
+    config_file,
+    quant_file,
+)
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.gguf import complete_rope
@@ -34,8 +43,9 @@ from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.as_served import AsServed, measure_served
-from iconoclast.runs.documents import DirectionOrigin, TrialInformation
-from iconoclast.runs.drift import beyond_noise, near
+from iconoclast.runs.composition import ComposedEdits, require_same_base
+from iconoclast.runs.documents import Composition, DirectionOrigin, TrialInformation
+from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.full_weights import use_full_directions
 from iconoclast.runs.manifest import packages, sums
@@ -65,6 +75,7 @@ class Exported:
         directions: which ones the export of a quantised run uses.
         quants: scores of the further quantised files, by their type, where they were measured dequantised.
         served: what was measured of files as llama.cpp serves them.
+        composed: the edits, if they are of several runs, and how they interfere.
     """
 
     folder: Path
@@ -79,6 +90,7 @@ class Exported:
     directions: DirectionOrigin | None = None
     quants: Mapping[str, Scores] = field(default_factory=dict)
     served: AsServed = field(default_factory=AsServed)
+    composed: Composition | None = None
 
     @property
     def swallowed(self) -> list[str]:
@@ -87,7 +99,7 @@ class Exported:
         return [
             file
             for file, scores in (self.dequantised | dict(self.served.metrics)).items()
-            if 2 * (base.count - scores.failures.count) < base.count - live.count and not near(live, scores.failures)
+            if 2 * (base.count - scores.failures.count) < base.count - live.count and not live.near(scores.failures)
         ]
 
     @property
@@ -121,6 +133,7 @@ class Exported:
             "served": {name: metrics.document() for name, metrics in self.served.metrics.items()},
             "served_by": self.served.by,
             "swallowed": self.swallowed,
+            **({} if self.composed is None else {"composed": self.composed.document()}),
         }
 
 
@@ -133,7 +146,24 @@ def export_run(
     llama: LlamaCpp | None = None,
 ) -> Exported:
     """Export trial `which` ("best" or a number) of a run folder; see `export_trial`."""
-    saved = SavedRun.open(RunFolder(run), which)
+    return export_runs([(run, which)], kind, to, progress, llama)
+
+
+def export_runs(
+    runs: Sequence[tuple[Path, str]],
+    kind: ExportFormat,
+    to: Path,
+    progress: Progress | None = None,
+    llama: LlamaCpp | None = None,
+) -> Exported:
+    """Export trials of several runs on one base model together, one edit after the other; see `export_trial`.
+
+    Raises:
+        ModelError: the runs are of different models.
+    """
+    saved, *others = [SavedRun.open(RunFolder(run), which) for run, which in runs]
+    require_same_base([RunFolder(run) for run, _ in runs])
+    saved = replace(saved, beside=others)
     require_free(to)
     llama = llama or LlamaCpp()
     if kind == "gguf":
@@ -169,14 +199,18 @@ def export_trial(
     progress, llama = progress or Silent(), llama or LlamaCpp()
     require_free(to)
     directions = use_full_directions(saved, bench, progress)
-    lm, edit = bench.lm, bench.edit(saved.trial.parameters)
-    evaluator = bench.evaluator("report")
+    composed = ComposedEdits.on([saved, *saved.beside], bench)
+    bench, edit = composed.benches[0], composed.edit
+    lm, evaluator = bench.lm, bench.evaluator("report")
     with bench.laid_out():
         reference = evaluator.reference  # of the base model: an adapter changes the model itself
+        together = composed.measured(progress)
         known = _known_scores(saved, bench.prompts) if lm.quantization == saved.settings.quantization else None
+        if together is not None:
+            known = [together.together[row].scores[0] for row in (0, -1)]
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with appearing(to) as folder:
-        approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
+        approximations, remarks = write_edit(edit, lm, kind, folder, bench.settings)
         served = AsServed()
         if kind == "gguf":
             remarks += _write_gguf(folder, llama, progress)
@@ -193,9 +227,8 @@ def export_trial(
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-        result = Exported(
-            to, described, *scores, approximations, [*remarks, *served.remarks], problem, *origin, further, served
-        )
+        told = to, described, *scores, approximations, [*remarks, *served.remarks], problem
+        result = Exported(*told, *origin, further, served, together)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -255,7 +288,8 @@ def read_export(folder: Path, trial: int) -> Exported | None:
     problem = beyond_noise(*scores[1:], known.kl_noise_floor, "bfloat16")
     approximations = [Approximation(**each) for each in known.approximations]
     origin, served = (known.quantization, known.directions, known.quants), AsServed(known.served_by, known.served)
-    return Exported(folder, known.measured_on, *scores, approximations, known.remarks, problem, *origin, served)
+    told = known.measured_on, *scores, approximations, known.remarks, problem
+    return Exported(folder, *told, *origin, served, known.composed)
 
 
 def _known_scores(saved: SavedRun, prompts: Prompts) -> list[Scores] | None:
@@ -387,7 +421,7 @@ def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageMod
         chat_template="raw",
     )
     loaded.tokenizer.chat_template = lm.tokenizer.chat_template
-    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date)
+    return replace(loaded, response_prefix=lm.response_prefix, template_date=lm.template_date, thinking=lm.thinking)
 
 
 def _described(prompts: Prompts, sample: ExaminedPrompts) -> str:
@@ -412,8 +446,9 @@ def _write_papers(
     checkpoint = None if lm.path.lower().endswith(".gguf") else Checkpoint.find(lm.path)
     if checkpoint is not None:
         checkpoint.copy_licence(folder)
-    settings = public(portable(settings_document(saved.settings)))
-    (folder / CONFIG).write_text(tomli_w.dumps(settings), encoding="utf-8")
+    for number, each in enumerate([saved, *saved.beside], 1):
+        settings = public(portable(settings_document(each.settings)))
+        (folder / config_file(number)).write_text(tomli_w.dumps(settings), encoding="utf-8")
     told = _information(saved, lm, kind, result)
     told.write(folder / TRIAL_INFORMATION)
     licence = None if checkpoint is None else checkpoint.licence()
@@ -425,6 +460,7 @@ def _write_papers(
         problem=result.problem,
         loaded_in=lm.quantization,
         objectives="" if (objectives := Objectives(saved.settings.objectives)).default else str(objectives),
+        judged=saved.finalists.rule if saved.judged and saved.finalists else "",
         swallowed=result.swallowed,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")
@@ -453,4 +489,5 @@ def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result:
         quants=result.quants,
         served=result.served.metrics,
         served_by=result.served.by,
+        composed=result.composed,
     )

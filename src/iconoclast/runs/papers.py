@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from iconoclast.goals import estimate
 from iconoclast.layout import GGUF_ADAPTER, GGUF_FILE, quant_file
-from iconoclast.runs.documents import Metrics, TrialInformation
+from iconoclast.runs.documents import Composition, Metrics, TrialDocument, TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -57,6 +57,7 @@ class ModelCard:
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
         objectives: those of the search, if they are not the default ones.
+        judged: how judges chose the trial, if they did.
         swallowed: GGUF files in which quantisation undoes more than half of the edit.
     """
 
@@ -67,6 +68,7 @@ class ModelCard:
     problem: str = ""
     loaded_in: Quantization = "none"
     objectives: str = ""
+    judged: str = ""
     swallowed: Sequence[str] = ()
 
     def render(self) -> str:
@@ -76,9 +78,6 @@ class ModelCard:
         parameters = self.trial.parameters
         fitted = isinstance(parameters, FittedParameters)
         profiles = (parameters.start if isinstance(parameters, FittedParameters) else parameters).profiles
-        strengths = (
-            f"{c} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}" for c, p in profiles.items()
-        )
         return TEMPLATES.from_string(source).render(
             metadata=self._metadata().to_yaml(),
             version=__version__,
@@ -87,11 +86,15 @@ class ModelCard:
             after=after,
             sites=self.sites,
             components=", ".join(profiles),
-            strengths="every matrix's own" if fitted else ", ".join(strengths),
+            strengths=_strengths(told.trial),
             fitted=fitted,
             direction=self._direction(),
             directions="" if told.directions is None else str(told.directions),
             objectives=self.objectives,
+            judged=self.judged,
+            parts=[] if told.composed is None else [(each, _strengths(each.trial)) for each in told.composed.trials],
+            together=[] if told.composed is None else together_rows(told.composed),
+            interference=[] if told.composed is None else told.composed.interference,
             row_normalization=told.row_normalization,
             approximation_error=f"{told.approximation_error:.1%}" if told.approximation_error else "",
             measured=MEASURED if told.export_metrics else NOT_MEASURED,
@@ -167,6 +170,15 @@ class ModelCard:
         return f"{direction.method}, one for all layers, taken at layer {direction.index:.2f}"
 
 
+def _strengths(trial: TrialDocument) -> str:
+    if trial.fit is not None:
+        return "every matrix's own"
+    return ", ".join(
+        f"{name} peaks at {p.max_weight:.2f} in layer {p.max_weight_position:.1f}"
+        for name, p in trial.parameters.items()
+    )
+
+
 def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
     if kind == "gguf":
         return 'from llama_cpp import Llama\n\nmodel = Llama("THIS FOLDER/model.gguf")'
@@ -206,6 +218,24 @@ def _divergences(scores: Scores) -> tuple[str, str]:
         f"{scores.kl_divergence:.4f}–{cut.first_token_kl_at_most.value:.4f}",
         f"{scores.token_kl.value:.4f}–{cut.token_kl_at_most.value:.4f}",
     )
+
+
+def together_rows(composed: Composition) -> list[list[str]]:
+    """Return the rows of the table of edits alone and together: behaviour, edits, and what they do to it."""
+    return [
+        [
+            trial.name,
+            composed.named(row.edits),
+            s.failures.with_interval,
+            str(s.broken),
+            s.overrefusals.with_interval,
+            f"{s.kl_divergence:.4f}",
+        ]
+        for i, trial in enumerate(composed.trials)
+        for row in composed.together
+        if i in row.edits or len(row.edits) < 2
+        for s in [row.scores[i]]
+    ]
 
 
 def score_rows(before: Scores, after: Scores) -> Sequence[tuple[str, str, str]]:

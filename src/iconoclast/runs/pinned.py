@@ -14,10 +14,13 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
         "template_date",  # what it changes is seen in the rendered prompts
         "full_normalization_lora_rank", "good_report_prompts", "bad_report_prompts", "borderline_report_prompts",
         "allow_overlap", "random_controls", "judge_classifier", "judge_chat", "judges",
+        "judged_finalists",
     ]
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
-YOUNGER = frozenset(["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen"])
+YOUNGER = frozenset(
+    ["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen", "thinking", "max_thought_length"]
+)
 """Settings that older runs do not have; at their defaults, they mean what those runs did."""
 
 OF_EDITS = frozenset(
@@ -47,6 +50,8 @@ OF_EDITS = frozenset(
 def pinned_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that must not change within a run, as plain data."""
     document = portable(settings_document(settings))
+    if document.get("thinking") == "both":  # of the report alone
+        document["thinking"] = "off"
     unset = {key for key in YOUNGER if document.get(key) == Settings.model_fields[key].default}
     return {key: value for key, value in document.items() if key not in FREE_SETTINGS | unset}
 
@@ -55,3 +60,10 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     """Name the pinned settings that differ."""
     old, new = pinned_settings(before), pinned_settings(after)
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def judged_with(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the judges, as plain data."""
+    names = {"judge_classifier", "judge_chat", "judges"}
+    document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
+    return document

@@ -13,24 +13,33 @@ from iconoclast.directions.record import load_directions, save_directions
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
-from iconoclast.evaluation.judges.protocol import Judge
+from iconoclast.evaluation.judged import verdicts_of
 from iconoclast.evaluation.model_scores import ModelScores, require_scores
 from iconoclast.evaluation.rules import content_of
-from iconoclast.goals import Objectives, with_estimates
+from iconoclast.goals import JUDGED, Objectives, with_estimates
 from iconoclast.models.names import resolve
 from iconoclast.progress import Progress, Silent, show
-from iconoclast.runs.documents import Baseline, BatchSummary, Manifest, Rendering, Report, Status
+from iconoclast.runs.documents import Baseline, BatchSummary, Finalists, Manifest, Rendering, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.forecast import Forecast, stages_of_run
 from iconoclast.runs.geometry import geometry
+from iconoclast.runs.judging import cost_of_run, judge_candidates, judges_of
 from iconoclast.runs.kept import Kept
 from iconoclast.runs.manifest import manifest, this_start
 from iconoclast.runs.pinned import OF_EDITS, pinned_settings
-from iconoclast.runs.report import judges_of, measured_with, report, write_samples
+from iconoclast.runs.report import measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.tokens import token_view
-from iconoclast.runs.trials import best_of, choose_trial, front_of, search_space, trial_document
+from iconoclast.runs.trials import (
+    best_of,
+    choose_trial,
+    chosen_by_judges,
+    finalists_of,
+    front_of,
+    search_space,
+    trial_document,
+)
 from iconoclast.runs.workbench import Workbench, require_functions
 from iconoclast.runs.workers import Worker
 from iconoclast.scores import Bounds, Scores, beaten
@@ -50,7 +59,7 @@ class Run:
     base: Scores
     noise_floor: float
     study: Study
-    judges: Sequence[Judge] = ()
+    finalists: Finalists | None = None
     report: Report | None = None
     worker: Worker | None = None
     model_scores: ModelScores | None = None
@@ -108,11 +117,16 @@ class Run:
 
     def best(self) -> Trial | None:
         """Return the best trial so far."""
-        return best_of(self.trials(), self.settings)
+        return best_of(self.trials(), self.settings, self.finalists)
+
+    @property
+    def judged(self) -> bool:
+        """Whether judges have chosen the best trial so far."""
+        return chosen_by_judges(self.trials(), self.settings, self.finalists) is not None
 
     def trial(self, which: str) -> Trial:
         """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
-        return choose_trial(self.trials(), which, self.settings, self.folder.path)
+        return choose_trial(self.trials(), which, self.settings, self.folder.path, self.finalists)
 
     def _complete(self, edits: Sequence[Edit], outcomes: Sequence[Outcome], progress: Progress) -> list[Outcome]:
         """Add the scores of the model itself, and which of the constraints are violated."""
@@ -179,6 +193,9 @@ class Run:
                 "Nothing is fitted: a fit lowers failures, and neither failures nor refusals are an objective."
             )
             return
+        if self.settings.thinking == "on":
+            progress.note("Nothing is fitted: a fit reads responses without thoughts.")
+            return
         done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
         found = FitStage(self.bench, self.folder.fits, start).run(progress)
         left = [p for p in found if (p.file.name, p.scale) not in done]
@@ -193,6 +210,24 @@ class Run:
             progress.note(_trial_line(trial.index, trial.scores, self.base.failing))
         self.write_summary("running")
 
+    def judge_finalists(self, progress: Progress | None = None) -> None:
+        """Let judges choose among the last candidates, by their responses to the selection prompts."""
+        progress = progress or Silent()
+        candidates = finalists_of(self.trials(), self.settings)
+        if not candidates or self.judged:
+            return
+        target, rules = self.prompts.target_evaluation, self.evaluator.rules
+        prompts = [prompt.text for prompt in target]
+        progress.start("Responses of the finalists", 0)
+        responses = self.evaluator.respond([self.edit(trial.parameters) for trial in candidates], target)
+        found = [
+            (trial, list(map(rules.label, prompts, texts)), verdicts_of(self.bench.judges, prompts, texts, progress))
+            for trial, texts in zip(candidates, responses, strict=True)
+        ]
+        self.finalists = judge_candidates(found, self.bench.judges, self.settings)
+        if self.finalists.chosen is None:
+            progress.note("A judge said nothing of a finalist: judges have chosen nothing. The next start asks again.")
+
     def measure_report(self, progress: Progress | None = None) -> None:
         """Examine the base model and the best trial once, on the report prompts if there are any; keep their responses."""
         best = self.best()
@@ -201,7 +236,7 @@ class Run:
         known = self.report  # of an earlier start; if a judge failed then, it stands until it has been asked again
         if known is not None and known.trial == best.index and not _judge_failed(known):
             return
-        self.report, samples = report(self.bench, best, self.judges, progress or Silent(), self.base)
+        self.report, samples = report(self.bench, best, progress or Silent(), self.base)
         write_samples(self.folder.samples, samples)
         token_view(self.bench, best, progress).write(self.folder.tokens)
 
@@ -211,7 +246,8 @@ class Run:
         with self.folder.alone() if self.worker else nullcontext():
             self.fit(watched)
             self._show(watched, self.study.finished)
-            self.report = _known_report(self.bench, self.folder)
+            self.report, self.finalists = _known_report(self.bench, self.folder), _known_finalists(self.folder)
+            self.judge_finalists(watched)
             best = self.best()
             if progress and best is not None and best.scores.violated:
                 progress.note(f"No trial keeps all constraints. The best violates: {', '.join(best.scores.violated)}.")
@@ -250,6 +286,7 @@ class Run:
             base_metrics=self.base,
             best_trial=None if best is None else best.index,
             pareto_trials=[trial_document(trial) for trial in self.front()],
+            finalists=self.finalists,
             report=self.report,
         )
         summary.write(self.folder.summary)
@@ -291,16 +328,17 @@ def started_run(
     for pair, count in prompts.overlaps().items():
         progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
     judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
+    for line in cost_of_run(judges, settings, prompts):
+        progress.note(line)
     with folder.locked(shared=worker is not None):
         folder.check(settings)  # again: another process may have begun a run meanwhile
         settings = folder.dated(settings)
         bench = Workbench.load(settings, progress=progress)
-        bench.use(prompts)
+        bench.use(prompts, judges=judges)
         bench.lm.writers(settings.components)
         with bench.laid_out():
             with folder.alone() if worker else nullcontext():
                 run = _prepared(bench, folder, progress, began, claim=worker is None)
-            run.judges = judges
             run.worker = worker
             yield run
 
@@ -350,10 +388,8 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
     _say_objectives(progress, Objectives(settings.objectives))
-    report = _known_report(bench, folder)
-    return Run(
-        bench, folder, evaluator, base, noise, study, report=report, model_scores=model_scores, forecast=progress
-    )
+    known_results = _known_finalists(folder), _known_report(bench, folder)
+    return Run(bench, folder, evaluator, base, noise, study, *known_results, None, model_scores, progress)
 
 
 def _scored_base(
@@ -364,13 +400,17 @@ def _scored_base(
     rendering: Rendering,
     progress: Progress,
 ) -> Baseline:
-    """Return the base model's scores, kept from an earlier run unless they hold scores of the model itself."""
+    """Return the base model's scores, kept from an earlier run unless they hold scores of the model itself or of judges."""
 
     def measured() -> dict[str, Any]:
         return _baseline(evaluator, model_scores, progress).document()
 
     asked = _asked_of_base(bench, rendering)
-    found = measured() if model_scores else kept.document("baseline", asked, measured)
+    found = (
+        measured()
+        if model_scores or JUDGED in bench.settings.named_scores
+        else kept.document("baseline", asked, measured)
+    )
     return Baseline.model_validate(found).model_copy(update={"rendering": rendering})
 
 
@@ -387,6 +427,8 @@ def _comparable(bench: Workbench) -> dict[str, Any]:
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
     functions = (*settings.refusal_rules, *settings.named_scores)
     contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
+    if JUDGED in settings.named_scores:
+        contents[f"{JUDGED} (judges)"] = " and ".join(judge.name for judge in bench.judges)
     return pinned_settings(settings) | contents
 
 
@@ -470,6 +512,12 @@ def _known_report(bench: Workbench, folder: RunFolder) -> Report | None:
     if known.rendering and known.rendering.differences(bench.rendering(), known.rendering.tokens):
         return None
     return known.model_copy(update={"overlap": prompts.overlaps(with_report=True)})
+
+
+def _known_finalists(folder: RunFolder) -> Finalists | None:
+    """Read what judges chose in an earlier start; `best_of` looks whether it still holds."""
+    summary = folder.read_summary()
+    return None if summary is None else summary.finalists
 
 
 def _judge_failed(report: Report) -> bool:

@@ -6,19 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from iconoclast.config.schema import Settings
 from iconoclast.constraints import violated
 from iconoclast.evaluation.examination import Examination, paired
-from iconoclast.evaluation.judges import chat, classifier  # noqa: F401 - they register themselves
-from iconoclast.evaluation.judges.cache import CachedJudge
-from iconoclast.evaluation.judges.protocol import Judge, judges
 from iconoclast.files import write_whole
 from iconoclast.goals import TOKEN_KL
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
-from iconoclast.runs.documents import SETS, Metrics, Paired, RandomControl, Report, Sample, SampledResponse
+from iconoclast.runs.documents import (
+    SETS,
+    Metrics,
+    Paired,
+    RandomControl,
+    Report,
+    Sample,
+    SampledResponse,
+    WithThoughts,
+)
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -27,43 +31,32 @@ COPIES_OF_SEED = 1000
 """Seeds of random controls are seed · this + number, so that runs of neighbouring seeds share none."""
 
 
-def judges_of(settings: Settings) -> list[Judge]:
-    """The judges that the settings name; what they said before is taken from the user's cache.
-
-    Raises:
-        UserError: a judge cannot be used.
-    """
-    own = {"classifier": settings.judge_classifier, "chat": settings.judge_chat}
-    names = dict.fromkeys([*(name for name, asked in own.items() if asked), *settings.judges])
-    made = [judges.get(name)(settings) for name in names]
-    return [CachedJudge(judge, user_cache_path("iconoclast") / "verdicts.sqlite") for judge in made]
-
-
 def measured_with(settings: Settings) -> dict[str, Any]:
     """Return the settings on which a report depends but not a trial: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
     if settings.judges:  # the setting is younger than reports that are valid still
         names.add("judges")
+    if settings.thinking != "off":
+        names |= {"thinking", "max_thought_length"}
     document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
     return document
 
 
-def report(
-    bench: Workbench, best: Trial, judges: Sequence[Judge], progress: Progress, before: Scores
-) -> tuple[Report, list[Sample]]:
+def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) -> tuple[Report, list[Sample]]:
     """Examine the base model and the best trial; return the report and the responses behind it.
 
     Args:
         before: the base model's scores on the selection prompts. Perplexities and tasks do not depend on prompts, so the
             search's own figures stand.
     """
-    examiner = bench.examiner(judges)
+    examiner = bench.examiner()
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
     base_metrics, metrics = (
         _with_model_scores(Metrics.from_document(examined.document()), known)
         for examined, known in ((base, before), (edited, best.scores))
     )
+    thoughtful = _with_thoughts(bench, best, progress) if bench.settings.thinking == "both" else None
     measured = Report(
         trial=best.index,
         split=bench.sample.split,
@@ -74,8 +67,24 @@ def report(
         paired=Paired.model_validate(paired(base, edited)),
         rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
+        with_thoughts=thoughtful and thoughtful[0],
     )
-    return measured, samples([base, edited])
+    return measured, samples([base, edited, *(thoughtful[1] if thoughtful else ())])
+
+
+def _with_thoughts(bench: Workbench, best: Trial, progress: Progress) -> tuple[WithThoughts, list[Examination]]:
+    """Examine both again, let think."""
+    own = bench.thoughtful(progress)
+    examiner, edit = own.examiner(), own.edit(best.parameters)
+    live = own.live(f"trial {best.index}, with thoughts", edit)
+    found = [
+        replace(examiner.examined_base(progress), name="base model, with thoughts"),
+        examiner.examine(live, progress),
+    ]
+    metrics = [Metrics.from_document(each.document()) for each in found]
+    tests = Paired.model_validate(paired(*found))
+    prefix = own.lm.response_prefix
+    return WithThoughts(response_prefix=prefix, base_metrics=metrics[0], metrics=metrics[1], paired=tests), found
 
 
 def _with_model_scores(metrics: Metrics, known: Scores) -> Metrics:
@@ -108,7 +117,13 @@ def samples(examinations: Sequence[Examination]) -> list[Sample]:
             set=name,
             prompt=answers[0].prompt,
             responses={
-                e.name: SampledResponse(response=a.response, label=a.label, judged=a.judged)
+                e.name: SampledResponse(
+                    response=a.response,
+                    label=a.label,
+                    judged=a.judged,
+                    thoughts=a.thought and a.thought.text,
+                    label_of_thoughts=a.thought and a.thought.label,
+                )
                 for e, a in zip(examinations, answers, strict=True)
             },
         )

@@ -13,10 +13,10 @@ from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.notebook import table
 from iconoclast.progress import Progress
-from iconoclast.runs.documents import PromptSets, Report
+from iconoclast.runs.documents import Finalists, PromptSets, Report
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.trials import choose_trial, search_space
+from iconoclast.runs.trials import choose_trial, chosen_by_judges, search_space
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -36,6 +36,9 @@ class SavedRun:
         response_prefix: start of all the model's responses.
         prompts: the prompt sets when the summary was written.
         noise_floor: KL divergence that means nothing, in nats.
+        finalists: the trials that judges chose among, if they did.
+        name: the folder's name and the trial's number.
+        beside: other runs whose trials follow this one's in an export.
     """
 
     settings: Settings
@@ -48,6 +51,9 @@ class SavedRun:
     response_prefix: str
     prompts: PromptSets
     noise_floor: float
+    finalists: Finalists | None = None
+    name: str = ""
+    beside: Sequence["SavedRun"] = ()
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
@@ -60,8 +66,9 @@ class SavedRun:
             raise RunFolderError(f"{folder.path} has no trials yet. Continue the run first.")
         study = Study.read(folder.journal, search_space(settings, baseline.layers), settings.study_storage)
         trials = study.trials()
-        trial = choose_trial(trials, which, settings, folder.path)
         summary = folder.read_summary()
+        judged = None if summary is None else summary.finalists
+        trial = choose_trial(trials, which, settings, folder.path, judged)
         return cls(
             settings,
             load_directions(folder.directions),
@@ -73,7 +80,15 @@ class SavedRun:
             baseline.response_prefix,
             {} if summary is None else summary.prompts,
             baseline.kl_noise_floor,
+            judged,
+            f"{folder.path.absolute().name}:{trial.index}",
         )
+
+    @property
+    def judged(self) -> bool:
+        """Whether judges have chosen the trial, the best one."""
+        chosen = chosen_by_judges(self.trials, self.settings, self.finalists)
+        return chosen is not None and chosen.index == self.trial.index
 
     def _repr_html_(self) -> str:
         """Tabulate the run and its trial, for notebooks."""

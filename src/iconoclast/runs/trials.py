@@ -7,7 +7,8 @@ from pathlib import Path
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError
 from iconoclast.goals import Objectives
-from iconoclast.runs.documents import FitDocument, TrialDocument
+from iconoclast.runs.documents import Finalists, FitDocument, TrialDocument
+from iconoclast.runs.pinned import judged_with
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import FittedParameters, SearchSpace
 
@@ -23,15 +24,41 @@ def front_of(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
     return pareto_front(trials, Objectives(settings.objectives))
 
 
-def best_of(trials: Sequence[Trial], settings: Settings) -> Trial | None:
-    """Return the best trial by the settings' objectives, None if there is none."""
-    return best_trial(front_of(trials, settings), settings.kl_divergence_target, Objectives(settings.objectives))
+def finalists_of(trials: Sequence[Trial], settings: Settings) -> list[Trial]:
+    """Return the trials of the front that judges choose among: the best by the objectives, the best of the others, …"""
+    left, found = front_of(trials, settings), list[Trial]()
+    while left and len(found) < settings.judged_finalists:
+        best = best_trial(left, settings.kl_divergence_target, Objectives(settings.objectives))
+        assert best is not None
+        found.append(best)
+        left.remove(best)
+    return found
 
 
-def choose_trial(trials: Sequence[Trial], which: str, settings: Settings, where: Path) -> Trial:
+def chosen_by_judges(trials: Sequence[Trial], settings: Settings, judged: Finalists | None) -> Trial | None:
+    """Return the trial that judges have chosen; None unless they were the settings' and chose among the finalists of now."""
+    if judged is None or judged.judged_with != judged_with(settings):
+        return None
+    candidates = finalists_of(trials, settings)
+    if [each.trial for each in judged.finalists] != [trial.index for trial in candidates]:
+        return None
+    return next((trial for trial in candidates if trial.index == judged.chosen), None)
+
+
+def best_of(trials: Sequence[Trial], settings: Settings, judged: Finalists | None = None) -> Trial | None:
+    """Return the best trial, None if there is none: the one that judges have chosen, or else by the objectives."""
+    chosen = chosen_by_judges(trials, settings, judged)
+    return chosen or best_trial(
+        front_of(trials, settings), settings.kl_divergence_target, Objectives(settings.objectives)
+    )
+
+
+def choose_trial(
+    trials: Sequence[Trial], which: str, settings: Settings, where: Path, judged: Finalists | None = None
+) -> Trial:
     """Return the best trial or the one of a number; raise RunFolderError if it is not completed."""
     if which == "best":
-        best = best_of(trials, settings)
+        best = best_of(trials, settings, judged)
         if best is None:
             raise RunFolderError(f"{where} has no completed trial yet. Continue the run first.")
         return best

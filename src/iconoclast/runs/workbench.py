@@ -26,17 +26,18 @@ from iconoclast.evaluation.model_scores import ModelScores
 from iconoclast.evaluation.named import measure_of, of_responses
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rules import find_rule
-from iconoclast.goals import ALIASES, MEANS, Objectives
+from iconoclast.goals import ALIASES, JUDGED, MEANS, Objectives
 from iconoclast.models.chat_template import tokenizer_hash
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.memory import affordable_rows
 from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
-from iconoclast.models.thinking import find_response_prefix, open_block
+from iconoclast.models.thinking import find_response_prefix, find_thinking_start, open_block, thinking_block
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
+from iconoclast.runs.judging import judges_of
 from iconoclast.runs.kept import Kept
 from iconoclast.runs.splits import Prompts
 from iconoclast.search.space import AnyParameters
@@ -61,6 +62,7 @@ class Workbench:
     lm: LanguageModel
     directions: Directions | None = None
     _prompts: Prompts | None = None
+    _judges: Sequence[Judge] | None = None
 
     @classmethod
     def load(
@@ -100,7 +102,7 @@ class Workbench:
         )
         told = settings.template_date
         date = None if told is None else datetime.fromisoformat(told)
-        return cls(settings, replace(lm, template_date=date), directions)
+        return cls(settings, replace(lm, template_date=date, thinking=settings.thinking == "on"), directions)
 
     @classmethod
     def open(
@@ -113,9 +115,9 @@ class Workbench:
         """Load a model and lay out its weights for as long as the context lasts; arguments as in `load`."""
         return cls.load(settings, model, None, directions, progress).laid_out()
 
-    def use(self, prompts: Prompts, response_prefix: str | None = None) -> None:
-        """Use prompts that are loaded already, and let responses start with a known prefix."""
-        self._prompts = prompts
+    def use(self, prompts: Prompts, response_prefix: str | None = None, judges: Sequence[Judge] | None = None) -> None:
+        """Use prompts and judges that are loaded already, and let responses start with a known prefix."""
+        self._prompts, self._judges = prompts, judges
         if response_prefix is not None:
             self.start_responses_with(response_prefix)
 
@@ -127,7 +129,7 @@ class Workbench:
 
     def beside(self, lm: LanguageModel) -> AbstractContextManager["Workbench"]:
         """Give a workbench that measures another model in the same way, with the same prompts."""
-        return Workbench(self.settings, lm, self.directions, self.prompts).laid_out()
+        return Workbench(self.settings, lm, self.directions, self.prompts, self._judges).laid_out()
 
     @property
     def prompts(self) -> Prompts:
@@ -139,6 +141,13 @@ class Workbench:
         if self._prompts is None:
             self._prompts = Prompts.load(self.settings)
         return self._prompts
+
+    @property
+    def judges(self) -> Sequence[Judge]:
+        """The judges of the settings, loaded when they are first needed; raise UserError if one cannot be used."""
+        if self._judges is None:
+            self._judges = judges_of(self.settings)
+        return self._judges
 
     @property
     def sample(self) -> ExaminedPrompts:
@@ -161,12 +170,14 @@ class Workbench:
         lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
         own = tuple(name for name in s.named_scores if of_responses(name))
         means = tuple(name for name in MEANS if name in asked)
-        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen)
+        judges = self.judges if JUDGED in s.named_scores else ()
+        thoughts = s.max_thought_length if self.lm.thinking else 0
+        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen, judges, thoughts)
 
     def model_scores(self) -> ModelScores | None:
         """Return a measurer of the scores of the model itself that the settings name; None if they name none."""
         s, benign = self.settings, self.prompts.selected.benign
-        names = [name for name in s.named_scores if not of_responses(name)]
+        names = [name for name in s.named_scores if name != JUDGED and not of_responses(name)]
         if not names:
             return None
         limits = s.batch_size, s.max_batch_size
@@ -183,9 +194,9 @@ class Workbench:
         s = self.settings
         return Evaluator(self.lm, prompts.target, prompts.benign, self.rules, self.options, s.components, reference)
 
-    def examiner(self, judges: Sequence[Judge] = ()) -> Examiner:
+    def examiner(self) -> Examiner:
         """Return an examiner of whole models beside this one, on the prompts that are reported on."""
-        return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, judges)
+        return Examiner(Variant("base model", self.lm), self.sample, self.rules, self.options, self.judges)
 
     def edit(self, parameters: AnyParameters, directions: Directions | None = None) -> Edit:
         """Make the edit of a trial, from its own directions or from others (random ones, as a control)."""
@@ -250,7 +261,12 @@ class Workbench:
         """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
         self._say_layout(progress)
-        block = open_block(self.lm)
+        block = None if self.lm.thinking else open_block(self.lm)
+        if self.lm.thinking:
+            progress.note(
+                f"The model is let think: answers are read after {thinking_block(self.lm)[1]}, which must come within "
+                f"{self.settings.max_thought_length} tokens."
+            )
         if self.settings.response_prefix is not None:
             self.start_responses_with(self.settings.response_prefix)
             if block and block[1].strip() not in self.settings.response_prefix:
@@ -261,7 +277,8 @@ class Workbench:
         sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
 
         def find() -> str:
-            return find_response_prefix(self.lm, sample, len(sample))
+            look = find_thinking_start if self.lm.thinking else find_response_prefix
+            return look(self.lm, sample, len(sample))
 
         asked = [self.lm.encode(sample), _hash(self.lm.tokenizer.chat_template), tokenizer_hash(self.lm.tokenizer)]
         prefix = find() if kept is None else str(kept.document("response prefix", asked, find))
@@ -272,6 +289,14 @@ class Workbench:
                 f"The chat template opens {block[0].strip()}, which is closed with {block[1].strip()} at once."
             )
         self.start_responses_with(prefix)
+
+    def thoughtful(self, progress: Progress | None = None) -> "Workbench":
+        """Return a workbench that lets the same model think, and asks no judges."""
+        settings = self.settings.model_copy(update={"response_prefix": None})
+        lm = replace(self.lm, thinking=True, response_prefix="")
+        bench = Workbench(settings, lm, self.directions, self.prompts, ())
+        bench.find_response_prefix(progress)
+        return bench
 
     def _say_layout(self, progress: Progress) -> None:
         """Say where the system prompt goes and how content is given, if that is not what one expects."""
@@ -289,7 +314,8 @@ class Workbench:
         lm, s = self.lm, self.settings
         if lm.context is None:
             return
-        room = lm.context - max(s.max_response_length, s.max_benign_response_length)
+        thoughts = s.max_thought_length * (s.thinking != "off")
+        room = lm.context - max(s.max_response_length, s.max_benign_response_length) - thoughts
         for each in self.prompts.named().values():
             for number, prompt in enumerate(each, 1):
                 size = len(prompt.text.encode())

@@ -131,8 +131,10 @@ def profiles(parameters: EditParameters, layers: int) -> dict[str, list[float]]:
 def strengths(edit: Edit, layers: int) -> dict[str, list[float]]:
     """Strength of every layer, by component; 0 where nothing is edited, the mean where a layer has several sites."""
     found: dict[str, list[list[float]]] = {}
-    for site, strength in edit.strengths.items():
-        found.setdefault(site.component, [[] for _ in range(layers)])[site.layer].append(strength)
+    for number, part in enumerate(edit.parts, 1):
+        for site, strength in part.strengths.items():
+            name = site.component if number == 1 else f"{site.component}, edit {number}"
+            found.setdefault(name, [[] for _ in range(layers)])[site.layer].append(strength)
     return {name: [rounded(sum(at) / len(at)) if at else 0.0 for at in by_layer] for name, by_layer in found.items()}
 
 

@@ -151,9 +151,11 @@ class RunPage:
     def _why_chosen(self) -> str:
         settings, objectives = self.saved.settings, self.objectives
         target = settings.kl_divergence_target
-        best = best_of(self.saved.trials, settings)
+        best = best_of(self.saved.trials, settings, self.saved.finalists)
         if best is None or best.index != self.saved.trial.index:
             return "was named by whoever made this page; it is not the best trial of the run"
+        if self.saved.judged and self.saved.finalists is not None:
+            return f"is the best: it has the {self.saved.finalists.rule}"
         kept = "that keep all constraints and are " if settings.constraints and not best.scores.violated else ""
         if not objectives.default:
             rule = objectives.rule(target, best.scores.kl_divergence <= target)
