@@ -51,4 +51,4 @@ unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache demo-run
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache demo-run

@@ -20,7 +20,10 @@ highlight_language = "none"
 default_role = "code"
 autodoc_default_options = {"exclude-members": "__init__, __new__"}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "ICONOCLAST"

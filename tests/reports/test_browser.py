@@ -3,6 +3,7 @@
 Skipped where there is no Chromium.
 """
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
 from tests.reports.test_pages import MADE, MARKUP, sample, token_view
+from tests.support.browser import AXE, browser, visited
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -88,3 +91,22 @@ def test_search_and_pointing(html: str, tmp_path: Path, width: int) -> None:
     assert 'data-found="target set an alarm"' in seen.dom
     assert 'data-wide="false"' in seen.dom and 'data-redrawn="2"' in seen.dom
     assert re.search(r'aria-label="tip"(?:(?!</svg>).)*trial \d', seen.dom, re.DOTALL)
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="no axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(html: str, tmp_path: Path, scheme: str) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(html, encoding="utf-8")
+
+    async def look(devtools: str) -> list[str]:
+        async with aiohttp.ClientSession() as session:
+            visitor = await visited(devtools, session, 390)
+            media = [{"name": "prefers-color-scheme", "value": scheme}]
+            await visitor.call("Emulation.setEmulatedMedia", features=media)
+            await visitor.call("Page.navigate", url=file.as_uri())
+            await visitor.until("document.querySelectorAll('#figure-tokens svg').length > 1")
+            return await visitor.faults()
+
+    with browser() as devtools:
+        assert asyncio.run(look(devtools)) == []
