@@ -49,7 +49,7 @@ class ChatServer:
             entries.append({**listed[0], "top_logprobs": listed})
             if ids[-1] in end_tokens(self.lm):
                 break
-        text = begun + self.lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        text = f"{begun}{self.lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)}"
         choice = {"message": {"role": "assistant", "content": text}, "logprobs": {"content": entries} if top else None}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": len(prompt)}}
 
