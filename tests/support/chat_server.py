@@ -39,7 +39,7 @@ class ChatServer:
             return 400, {"error": f"top_logprobs must be at most {self.most}"}
         messages = list(body["messages"])
         begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""  # as llama-server does
-        prompt = self.lm.encode_texts([self.lm.render_messages(messages) + begun])[0]
+        prompt = self.lm.encode_texts([f"{self.lm.render_messages(messages)}{begun}"])[0]
         ids, entries = list(prompt), []
         for _ in range(body["max_tokens"]):
             logprobs = self.lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
@@ -49,7 +49,7 @@ class ChatServer:
             entries.append({**listed[0], "top_logprobs": listed})
             if ids[-1] in end_tokens(self.lm):
                 break
-        text = begun + self.lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        text = f"{begun}{self.lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)}"
         choice = {"message": {"role": "assistant", "content": text}, "logprobs": {"content": entries} if top else None}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": len(prompt)}}
 
