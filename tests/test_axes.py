@@ -61,7 +61,7 @@ def test_a_pack_names_axes_by_words_files_or_a_column(target: str, sizes: tuple[
     [
         (TEMPLATES.replace('axis = "topic"', 'axis = "tone"'), "the axis tone is none of the words"),
         (FILES.replace("taxi.txt", "bus.txt"), "names the file bus.txt, which is not there"),
-        ('[target]\nfile = "alarm.txt"\nfiles = { a = "taxi.txt" }', "leave out the rest"),
+        ('[target]\nfile = "alarm.txt"\nfiles = { a = "taxi.txt" }', "leave out fit, select and report"),
     ],
 )
 def test_axes_that_are_not_there_are_said(target: str, message: str, tmp_path: Path) -> None:
