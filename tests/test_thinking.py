@@ -187,7 +187,8 @@ def test_a_model_without_thoughts_is_refused_before_the_search(tiny_settings: Se
 class Voices:
     """A model alone, as `chat` opens it."""
 
-    names, edited, system = ("base",), "", None
+    names, edited = ("base",), ""
+    system: str | None = None
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm

@@ -78,7 +78,9 @@ class Prompts(_Part):
         if not whole and not (self.fit and self.select):
             raise ValueError("give prompts to fit and to select, and best to report too, or a file for all")
         if whole and (self.fit or self.select or self.report or (self.file and self.files)):
-            raise ValueError("a file holds the prompts of all splits, alone or one for each axis: leave out fit, select and report")
+            raise ValueError(
+                "a file holds the prompts of all splits, alone or one for each axis: leave out fit, select and report"
+            )
         if self.axis is not None and not self.file and self.axis not in self.words:
             raise ValueError(
                 f"the axis {self.axis} is none of the words, and there is no file whose column it could be"
