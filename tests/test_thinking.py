@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from iconoclast.cli.chat import Talk
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
+from iconoclast.evaluation.examination import Variant
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
@@ -180,3 +182,28 @@ def test_a_model_without_thoughts_is_refused_before_the_search(tiny_settings: Se
         started_run(tiny_settings.model_copy(update={"thinking": "on"})),
     ):
         pass
+
+
+class Voices:
+    """A model alone, as `chat` opens it."""
+
+    names, edited = ("base",), ""
+    system: str | None = None
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+
+    def voice(self, name: str, strength: float = 1) -> Variant:
+        return Variant(name, self.lm)
+
+
+def test_a_conversation_goes_on_with_and_without_thoughts(
+    tiny_lm: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_lm.tokenizer.chat_template = SWITCHED
+    talk = Talk(Voices(tiny_lm), longest=4)
+    assert all(map(talk.hear, ["/thinking both", "hello", "hello again"]))
+    said = capsys.readouterr()
+    assert "Thinking is both." in said.err
+    assert said.out.count("[without thinking]") == said.out.count("[thinking first]") == 2
+    assert [each["role"] for each in talk._with("base").messages] == ["user", "assistant"] * 2

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast import conversations
-from iconoclast.config.packs import BUILTIN, PACK, known_packs, load_pack
+from iconoclast.config.packs import AXIS, BUILTIN, PACK, SHARES, known_packs, load_pack
 from iconoclast.config.schema import PromptSource
 from iconoclast.errors import PromptsError
 from iconoclast.tables import TABLES, Row, read_rows, require_header
@@ -102,9 +102,7 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     """Read all rows of the split, and the column that holds the prompts if it is already known."""
     dataset = source.dataset
     if dataset.startswith((BUILTIN, PACK)):
-        splits = _builtin_prompts(dataset)
-        rows = [{"text": text, "split": name} for name, texts in splits.items() for text in texts]
-        return _select_split(rows, split, dataset), "text"
+        return _select_split(_builtin_prompts(dataset), split, dataset), "text"
     path = Path(os.path.expanduser(dataset))  # noqa: PTH111 - Path.expanduser fails on an unknown user
     if path.is_file():
         return _select_split(read_rows(path, source.column), split, dataset), source.column
@@ -115,8 +113,8 @@ def _read(source: PromptSource, split: str) -> tuple[list[Row], str | None]:
     return _read_hub(source, split, dataset), source.column
 
 
-def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
-    """Return the prompts of a side of a pack, `builtin:NAME/target` or `pack:PATH/benign`, by split."""
+def _builtin_prompts(dataset: str) -> list[Row]:
+    """Return the prompts of a side of a pack, `builtin:NAME/target` or `pack:PATH/benign`, with their splits and axes."""
     kind, _, side = dataset.partition(":")
     name, _, role = side.rpartition("/")
     if kind == PACK[:-1] and not (name and role in ("target", "benign")):
@@ -124,7 +122,17 @@ def _builtin_prompts(dataset: str) -> dict[str, list[str]]:
     if kind == BUILTIN[:-1] and not (name in known_packs() and role in ("target", "benign")):
         known = ", ".join(f"{BUILTIN}{n}/{r}" for n in known_packs() for r in ("target", "benign"))
         raise PromptsError(f"There is no built-in prompt set {dataset}. There are {known}.")
-    return load_pack(name).texts(role)  # type: ignore[arg-type]
+    pack = load_pack(name)
+    rows: list[Row] = [
+        {"text": text, "split": split, AXIS: axis}
+        for split, texts in pack.rows(role).items()  # type: ignore[arg-type]
+        for text, axis in texts
+    ]
+    for axis, file in pack.files(role).items():  # type: ignore[arg-type]
+        for split, share in SHARES.items():
+            part = load_prompts(PromptSource(dataset=str(file), split=share))
+            rows += [{"text": prompt.text, "split": split, AXIS: axis} for prompt in part]
+    return rows
 
 
 def _select_split(rows: list[Row], split: str, dataset: str) -> list[Row]:

@@ -97,7 +97,7 @@ def test_no_command_reaches_a_model(room: Room, capsys: pytest.CaptureFixture[st
     assert HELP in said and "There is no /frobnicate. /help lists the commands." in said
     assert said.count("/strength takes a number") == 3 and "/both takes nothing after it" in said
     assert 'There is no model "trial-12" here. Use one of: base, edited, trial-0 … trial-8.' in said
-    assert "/thinking takes on or off." in said and said.count("/save takes the name of a new file") == 2
+    assert "/thinking takes on, off or both." in said and said.count("/save takes the name of a new file") == 2
 
 
 def test_a_path_is_a_message(room: Room) -> None:

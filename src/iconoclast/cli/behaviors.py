@@ -1,5 +1,6 @@
 """`behaviors list`, `show`, `check` and `new`: packs of behaviours."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,6 +126,8 @@ def _show_prompts(pack: Pack, role: Role, split: Split) -> None:
     prompts = load_prompts(source) if here else PromptSet((), "")
     say(f"{role}, {split}: {f'{len(prompts)} from ' * here}{source.dataset} {source.split}")
     say(*(f"  {plain(prompt.text)}" for prompt in prompts.prompts[:2]))
+    axes = Counter(axis for prompt in prompts for axis in prompt.axes)
+    say(*(f"  of {plain(axis)}: {count}" for axis, count in axes.items()))
 
 
 def _counts(pack: Pack) -> str:

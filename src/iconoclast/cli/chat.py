@@ -248,12 +248,12 @@ class Talk:
             out.print()
 
     def _reply(self, name: str, message: str) -> Iterator[str]:
-        conversation = self._with(name)
-        before, modes = conversation.messages, self._thinking or [conversation.thinking]
-        for number, thinking in enumerate(modes):  # the last answer is the one that is remembered
-            conversation.messages, conversation.thinking = before, thinking
-            if len(modes) > 1:
-                yield "\n" * bool(number) + f"[{'thinking first' if thinking else 'without thinking'}] "
+        conversation, both = self._with(name), len(self._thinking) > 1
+        before = conversation.messages if both else []
+        for thinking in self._thinking if both else [conversation.thinking]:
+            if both:  # the last answer is the one that is remembered
+                conversation.messages, conversation.thinking = before, thinking
+                yield f"\n[{'thinking first' if thinking else 'without thinking'}] "
             with closing(conversation.reply(message)) as pieces:
                 yield from pieces
 

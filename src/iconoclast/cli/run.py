@@ -106,7 +106,14 @@ def _search_together(settings: Settings, workers: int) -> Path:
 
 
 def _print_results(run: "Run") -> None:
-    from iconoclast.reports.tables import finalists_table, front_table, report_lines, report_table, thinking_table
+    from iconoclast.reports.tables import (
+        axes_table,
+        finalists_table,
+        front_table,
+        report_lines,
+        report_table,
+        thinking_table,
+    )
 
     best = run.best()
     out.print(front_table(run.front(), best, run.base, run.objectives))
@@ -129,6 +136,8 @@ def _print_results(run: "Run") -> None:
         out.print(finalists_table(run.finalists))
     if run.report is not None:
         out.print(report_table(run.report))
+        if run.report.axes:
+            out.print(axes_table(run.report.axes, run.report.metrics.failing))
         if run.report.with_thoughts is not None:
             out.print(thinking_table(run.report, run.report.with_thoughts))
         say(*report_lines(run.report))

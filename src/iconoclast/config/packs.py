@@ -29,6 +29,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
 """How one file of prompts is divided."""
 
+AXIS = "axis"
+"""Column of a pack's own prompts that says to which axis they belong."""
+
 MOST = 10_000
 """Prompts of a split that are made of templates."""
 
@@ -54,6 +57,8 @@ class Prompts(_Part):
 
     Attributes:
         file: one file for all splits: half of it to fit, a fifth to select, the rest to report.
+        files: the same for every axis (kind of prompt, as a language or a topic): axis → file.
+        axis: what says to which axis a prompt belongs: a column of the file, or one of the templates' words.
         templates: sentences with names in braces.
         words: name → list of values, a range as "2..19", or a sum such as "a + b" of other names.
     """
@@ -62,15 +67,24 @@ class Prompts(_Part):
     select: list[str] | dict[str, Any] | int = []
     report: list[str] | dict[str, Any] | int = []
     file: str | None = None
+    files: dict[str, str] = {}
+    axis: str | None = None
     templates: list[str] = []
     words: dict[str, list[str | int] | str] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Prompts":
-        if self.file is None and not (self.fit and self.select):
+        whole = self.file is not None or bool(self.files)
+        if not whole and not (self.fit and self.select):
             raise ValueError("give prompts to fit and to select, and best to report too, or a file for all")
-        if self.file is not None and (self.fit or self.select or self.report):
-            raise ValueError("a file holds the prompts of all splits: leave out fit, select and report")
+        if whole and (self.fit or self.select or self.report or (self.file and self.files)):
+            raise ValueError(
+                "a file holds the prompts of all splits, alone or one for each axis: leave out fit, select and report"
+            )
+        if self.axis is not None and not self.file and self.axis not in self.words:
+            raise ValueError(
+                f"the axis {self.axis} is none of the words, and there is no file whose column it could be"
+            )
         counts = [n for split in SPLITS if isinstance(n := getattr(self, split), int)]
         if counts and (min(counts) < 1 or max(counts) > MOST or not self.templates):
             raise ValueError(f"a number of prompts is from 1 to {MOST}, and needs templates")
@@ -125,14 +139,25 @@ class Pack(_Part):
 
     def texts(self, role: Role) -> dict[str, list[str]]:
         """Return the prompts that stand in the pack or are made of its templates, by split."""
+        return {split: [text for text, _ in rows] for split, rows in self.rows(role).items()}
+
+    def rows(self, role: Role) -> dict[str, list[tuple[str, str | None]]]:
+        """Return the same prompts with their axes."""
         side = self.side(role)
         wanted = {split: n for split in SPLITS if isinstance(n := getattr(side, split), int)}
-        made = iter(_made(side, sum(wanted.values()), f"{self.name}/{role}"))
+        made = iter(_made(side, sum(wanted.values()), f"{self.name}/{role}").items())
         return {
-            split: [next(made) for _ in range(wanted[split])] if split in wanted else list(given)
+            split: [next(made) for _ in range(wanted[split])] if split in wanted else [(text, None) for text in given]
             for split in SPLITS
             if split in wanted or isinstance(given := getattr(side, split), list)
         }
+
+    def files(self, role: Role) -> dict[str, Path]:
+        """Return the files of a side's axes; raise PackError if one is not there."""
+        found = {axis: self.place.parent / name for axis, name in self.side(role).files.items()}
+        if gone := next((path for path in found.values() if not path.is_file()), None):
+            raise PackError(f"The pack {self.place} names the file {gone.name}, which is not there.")
+        return found
 
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return the sections of the settings that name its prompt sets."""
@@ -150,10 +175,17 @@ class Pack(_Part):
         if side.file is not None:
             if not (self.place.parent / side.file).is_file():
                 raise PackError(f"The pack {self.place} names the file {side.file}, which is not there.")
-            return {"dataset": self._beside(side.file), "split": SHARES[split]}
+            return {
+                "dataset": self._beside(side.file),
+                "split": SHARES[split],
+                **({"axis": side.axis} if side.axis else {}),
+            }
+        if side.files and self.files(role):
+            return {"dataset": f"{self.reference}/{role}", "split": split, "axis": AXIS}
         if isinstance(given, dict):
             return {**given, "dataset": self._beside(str(given.get("dataset", "")))}
-        return {"dataset": f"{self.reference}/{role}", "split": split} if given else None
+        axis = {"axis": AXIS} if side.axis and isinstance(given, int) else {}
+        return {"dataset": f"{self.reference}/{role}", "split": split, **axis} if given else None
 
     def as_settings(self) -> dict[str, Any]:
         """Return all settings that the pack stands for, as plain data."""
@@ -226,21 +258,24 @@ def _read(file: Path, reference: str) -> Pack:
         raise PackError(f"The pack {file} cannot be read: {error.strerror}.") from None
 
 
-def _made(side: Prompts, count: int, seed: str) -> list[str]:
-    """Make so many different prompts of the templates, the same ones every time."""
+def _made(side: Prompts, count: int, seed: str) -> dict[str, str | None]:
+    """Make so many different prompts of the templates, the same ones every time, each with its axis."""
     draw = random.Random(seed).random  # the one method whose sequence Python promises to keep
-    found: dict[str, None] = {}
+    found: dict[str, str | None] = {}
     for _ in range(200 * count):
         if len(found) == count:
             break
         template = side.templates[int(draw() * len(side.templates))]
-        found[_filled(template, side.words, {n: draw() for n in side.words}, seed)] = None
+        text, values = _filled(template, side.words, {n: draw() for n in side.words}, seed)
+        found[text] = str(values[side.axis]) if side.axis else None
     if len(found) < count:
         raise PackError(f"{seed}: the templates give only {len(found)} different prompts, and {count} are wanted.")
-    return list(found)
+    return found
 
 
-def _filled(template: str, words: Mapping[str, list[str | int] | str], draws: Mapping[str, float], where: str) -> str:
+def _filled(
+    template: str, words: Mapping[str, list[str | int] | str], draws: Mapping[str, float], where: str
+) -> tuple[str, Mapping[str, Any]]:
     values: dict[str, Any] = {}
     try:
         for name, choice in words.items():
@@ -253,7 +288,7 @@ def _filled(template: str, words: Mapping[str, list[str | int] | str], draws: Ma
                 values[name] = first + int(draws[name] * (last - first + 1))
             else:
                 values[name] = _sum(ast.parse(choice, mode="eval").body, values)
-        return template.format(**values)
+        return template.format(**values), values
     except (LookupError, ValueError, AttributeError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise PackError(f"{where}: the template {template!r} cannot be filled: {error!r}.") from None
 

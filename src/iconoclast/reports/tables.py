@@ -6,7 +6,7 @@ from rich.table import Table
 
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import Composition, Finalists, Judged, Metrics, Report, WithThoughts
+from iconoclast.runs.documents import AxisCarried, Composition, Finalists, Judged, Metrics, Report, WithThoughts
 from iconoclast.runs.papers import COUNTED, FILE_COLUMNS, file_rows, score_rows, together_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial
@@ -113,6 +113,18 @@ def report_table(report: Report) -> Table:
     )
 
 
+def axes_table(axes: Sequence[AxisCarried], failing: str) -> Table:
+    """Tabulate where an edit carries, axis by axis."""
+    about = "Carries: fewer of them by more than the 95 % intervals leave to chance."
+    table = Table(title=f"By axis: {failing}", title_justify="left", caption=about, caption_justify="left")
+    for name in ("Axis", "Base model", "Edit", "Carries"):
+        table.add_column(name, justify="right" if name in ("Base model", "Edit") else "left")
+    for each in axes:
+        carries = {True: "yes", False: "not shown", None: "nothing to remove"}[each.carries]
+        table.add_row(plain(each.axis), each.before.with_interval, each.after.with_interval, carries)
+    return table
+
+
 def thinking_table(report: Report, found: WithThoughts) -> Table:
     """Tabulate base model and best trial let think, if the report measured that too."""
     columns = [("base model", found.base_metrics), (f"trial {report.trial}", found.metrics)]
@@ -183,6 +195,11 @@ def report_lines(report: Report) -> list[str]:
         "tokens of the base model's own answers.",
         *caveats("the base model", report.base_metrics),
         *caveats("the edit", edited),
+        *(
+            f"Not shown to carry to {each.axis}: {each.before.with_interval} {edited.failing} before, {each.after.with_interval} after."
+            for each in report.axes
+            if each.carries is False
+        ),
         *(f"WARNING: on these prompts a constraint does not hold: {text}." for text in edited.violated),
     ]
     if control := report.random_control:

@@ -227,6 +227,28 @@ class RandomControl(Part):
         )
 
 
+class AxisCarried(Part):
+    """Failures of one axis of the target prompts before and after; `carries` is None if there were none before.
+
+    An edit carries where failures fell by more than the intervals leave to chance.
+    """
+
+    axis: str
+    before: Count
+    after: Count
+    carries: bool | None
+
+    @classmethod
+    def of(cls, base: Scores, edited: Scores) -> "list[AxisCarried]":
+        """Compare every axis."""
+        strengthened, found = edited.strengthened, []
+        for name in [name for name in base.axes if name in edited.axes]:
+            before, after = (scores.axes[name].failures(strengthened) for scores in (base, edited))
+            fell = after.rate < before.rate and not before.near(after)
+            found.append(cls(axis=name, before=before, after=after, carries=fell if before.count else None))
+        return found
+
+
 class WithThoughts(Part):
     """Base model and best trial as `Report` has them, but let think."""
 
@@ -248,6 +270,7 @@ class Report(Part):
     paired: Paired
     random_control: RandomControl | None = UNLESS_NONE
     with_thoughts: WithThoughts | None = UNLESS_NONE
+    axes: list[AxisCarried] = Field(default=[], exclude_if=lambda axes: not axes)
     rendering: Rendering | None = UNLESS_NONE
 
 

@@ -15,6 +15,7 @@ from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.runs.documents import (
     SETS,
+    AxisCarried,
     Metrics,
     Paired,
     RandomControl,
@@ -68,6 +69,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
         rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
         with_thoughts=thoughtful and thoughtful[0],
+        axes=AxisCarried.of(base_metrics, metrics),
     )
     return measured, samples([base, edited, *(thoughtful[1] if thoughtful else ())])
 
