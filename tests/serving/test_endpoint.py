@@ -202,7 +202,7 @@ def test_the_page_asks_two_models_and_shows_markup_as_text(
                 "[...document.querySelectorAll('.answer')].slice(0, 2).map((each) => each.getBoundingClientRect().top)"
             )
             assert (sides[0] == sides[1]) == (width > 640)
-            await page.picture(tmp_path / f"page-{width}.png")
+            assert await page.faults() == []
             assert page.console == [] and {url.startswith((address, "data:")) for url in page.requests} == {True}
 
     with browser() as devtools:

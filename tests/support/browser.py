@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do, as a visitor would: its console, its requests, a picture of the page."""
+"""A headless Chromium that is told what to do, as a visitor would: its console, its requests, what axe-core finds."""
 
 import base64
 import json
@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = os.environ.get("AXE")
+"""File axe.min.js of npm's axe-core, which finds what keeps people out."""
 ADDRESS = re.compile(r"DevTools listening on (ws://\S+)")
 
 
@@ -71,6 +73,27 @@ class Visitor:
         while not await self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"never: {condition}; {self.console}"
             await self.run("new Promise((done) => setTimeout(done, 50))")
+
+    async def point_at(self, element: str) -> None:
+        """Bring an element, given as an expression, into view and move the mouse to its middle."""
+        script = "(({ x, y, width, height }) => [x + width / 2, y + height / 2])(at.getBoundingClientRect())"
+        x, y = await self.run(f"{{ const at = {element}; at.scrollIntoView({{ block: 'center', behavior: 'instant' }}); {script} }}")
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    async def emulate(self, media: str = "", **features: str) -> None:
+        """Pretend a medium, such as print, and what the visitor prefers, such as color_scheme="dark"."""
+        told = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        await self.call("Emulation.setEmulatedMedia", media=media, features=told)
+
+    async def faults(self) -> list[str]:
+        """Return what axe-core finds seriously wrong with the page as it is; nothing without axe-core."""
+        if AXE is None:
+            return []
+        await self.run(Path(AXE).read_text(encoding="utf-8"))
+        found = await self.run("axe.run(document, { resultTypes: ['violations'] })")
+        serious = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
+        assert found["passes"]
+        return [f"{fault['id']}: {fault['nodes'][0]['target']}" for fault in serious]
 
     async def picture(self, file: Path) -> None:
         """Write a picture of the page."""

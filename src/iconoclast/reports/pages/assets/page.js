@@ -9,7 +9,7 @@ let widest = 940;
 const frame = (node) => Math.min(node.clientWidth || 640, widest);
 
 function plotted(width, label, options) {
-  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none" }, ...options });
+  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none", fontSize: 11.5 }, ...options });
   made.setAttribute("role", "img"); // one picture with one label, not a hundred parts
   for (const part of made.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label");
   return made;
@@ -213,18 +213,19 @@ function fits(drawing, found) {
 }
 
 function layers(drawing, found) {
-  const box = element("div", { className: "plots wide" }), width = frame(drawing);
-  for (const { title, values } of Object.values(found)) {
-    const rows = values.map((value, layer) => ({ layer, value })).filter((row) => row.value !== null);
-    box.append(element("div", {}, element("p", { textContent: title }), small(width, title, rows, { x: "layer", y: "value", label: "layer", color: "var(--second)" })));
-  }
+  const box = element("div", { className: "plots wide" });
   drawing.replaceChildren(box);
+  for (const { title, values } of Object.values(found)) {
+    const rows = values.map((value, layer) => ({ layer, value })).filter((row) => row.value !== null), part = element("div", {}, element("p", { textContent: title }));
+    box.append(part);
+    part.append(small(frame(part), title, rows, { x: "layer", y: "value", label: "layer", color: "var(--second)" }));
+  }
 }
 
 const VIEWS = {
-  pca: ["PCA", "first component, at layer 0", "second component, at layer 0", "The plane of most variance of each layer, in units of the spread in it, turned to follow the layer below. It does not know which prompt is of which set."],
+  pca: ["PCA", "first axis", "second axis", "The plane of most variance of each layer, in units of the spread in it, turned to follow the layer below. It does not know which prompt is of which set."],
   means: ["difference of the means", "difference of the means", "most variance at right angles to it", "The plane of the difference of the means and the most variance at right angles to it, both in standard deviations. It was made from these points, so that any two sets part in it somewhat; the separation above is measured on prompts that did not make the direction."],
-  pacmap: ["PaCMAP", "PaCMAP", "", "PaCMAP keeps neighbours together; how far apart groups lie says little. Every layer begins as the one below and is turned to follow it."],
+  pacmap: ["PaCMAP", "first axis", "second axis", "PaCMAP keeps neighbours together; how far apart groups lie says little. Every layer begins as the one below and is turned to follow it."],
 };
 
 function residuals(drawing, { sets, kinds, texts, views }, controls) {
