@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from iconoclast.directions.geometry import in_step, planes, principal_planes, separation, share_within, turn, variance_within
+from iconoclast.directions.geometry import (
+    in_step,
+    planes,
+    principal_planes,
+    separation,
+    share_within,
+    turn,
+    variance_within,
+)
 
 
 def test_the_first_axis_parts_what_can_be_parted() -> None:

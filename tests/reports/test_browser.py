@@ -60,7 +60,7 @@ def test_everything_is_drawn_and_nothing_keeps_people_out(page: Path, width: int
         assert {"counts", "front", "strengths", "layers", "residuals", "tokens"} <= set(figures)
         assert min(figures.values()) > 0
         html = await visitor.run("document.documentElement.outerHTML")
-        assert not re.search(r'<svg(?:(?!</svg>).)*NaN', html, re.DOTALL) and html.count("<script") == 3
+        assert not re.search(r"<svg(?:(?!</svg>).)*NaN", html, re.DOTALL) and html.count("<script") == 3
         assert MARKUP in await visitor.run("document.querySelector('#exchanges').textContent")
         assert not await visitor.run("document.querySelector('#exchanges b, #exchanges script')")
         assert not await visitor.run("document.documentElement.scrollWidth > innerWidth")
@@ -72,13 +72,17 @@ def test_everything_is_drawn_and_nothing_keeps_people_out(page: Path, width: int
 
 def test_what_a_visitor_does(page: Path) -> None:
     async def act(visitor: Visitor) -> None:
-        await visitor.run("document.querySelector('#filters [name=text]').focus({ preventScroll: true })")
+        await visitor.point_at("document.querySelector('#figure-front .point path, #figure-front .point circle')")
+        await visitor.until("/trial \\d/.test(document.querySelector('#figure-front [aria-label=tip]')?.textContent)")
+        await visitor.run("document.querySelector('#filters [name=text]').focus()")
         await visitor.call("Input.insertText", text="ALARM")
         shown = "[...document.querySelectorAll('#exchanges article:not([hidden]) h3')].map((each) => each.textContent)"
         assert [said.split() for said in await visitor.run(shown)] == [["target", "set", "an", "alarm"]]
-        await visitor.point_at("document.querySelector('#figure-front .point path, #figure-front .point circle')")
-        await visitor.until("/trial \\d/.test(document.querySelector('#figure-front [aria-label=tip]')?.textContent)")
-        for figure, value, word in [("front", "broken", "Broken"), ("tokens", "1", "Edited"), ("residuals", "pacmap", "PaCMAP")]:
+        for figure, value, word in [
+            ("front", "broken", "Broken"),
+            ("tokens", "1", "Edited"),
+            ("residuals", "pacmap", "PaCMAP"),
+        ]:
             chosen = f"document.querySelector('#figure-{figure} select')"
             await visitor.run(f"{chosen}.value = '{value}'; {chosen}.dispatchEvent(new Event('change'))")
             assert word in await visitor.run(f"document.querySelector('#figure-{figure} .drawing').textContent")
@@ -90,14 +94,20 @@ def test_what_a_visitor_does(page: Path) -> None:
 def test_play_goes_through_the_layers_and_stops(page: Path, motion: str) -> None:
     async def act(visitor: Visitor) -> None:
         await visitor.run("window.places = new Set()")
-        note = "document.querySelector('#figure-residuals .drawing > svg circle, #figure-residuals .drawing > svg path')"
+        note = (
+            "document.querySelector('#figure-residuals .drawing > svg circle, #figure-residuals .drawing > svg path')"
+        )
         watch = f"new MutationObserver(() => places.add({note}?.closest('svg').innerHTML)).observe"
         await visitor.run(f"{watch}(document.querySelector('#figure-residuals .drawing'), {{ childList: true }})")
         assert await visitor.run(LAYER) == "2 of 3"
         await visitor.run("document.querySelector('#figure-residuals button').click()")
-        await visitor.until(f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'")
+        await visitor.until(
+            f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'"
+        )
         await visitor.run("document.querySelector('#figure-residuals button').click()")
-        await visitor.until(f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'")
+        await visitor.until(
+            f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'"
+        )
         places = await visitor.run("places.size")
         assert (places <= 5) == (motion == "reduce")
 
@@ -108,7 +118,9 @@ def test_print_leaves_out_what_paper_cannot_do(page: Path) -> None:
     async def act(visitor: Visitor) -> None:
         await visitor.emulate("print")
         await visitor.run("dispatchEvent(new Event('beforeprint'))")
-        assert not await visitor.run("[...document.querySelectorAll('nav, button, select')].some((each) => each.offsetParent)")
+        assert not await visitor.run(
+            "[...document.querySelectorAll('nav, button, select')].some((each) => each.offsetParent)"
+        )
         assert "Layer 2 of 3" in await visitor.run("document.querySelector('#figure-residuals').innerText")
         assert "2 of 2 shown" in await visitor.run("document.querySelector('#responses').innerText")
 

@@ -143,7 +143,9 @@ def test_a_figure_that_is_no_number_is_said(run: Path) -> None:
 
 def test_markup_in_a_response_is_text() -> None:
     said, _ = exchanges([sample(MARKUP, MARKUP, MARKUP)])
-    html = Page(kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP], "views": {}}}).html()
+    html = Page(
+        kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP], "views": {}}}
+    ).html()
     assert html.count("<script") == 3 and "<b>" not in html
     assert "&lt;b&gt;bold &amp; bald" in html
     data = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
@@ -218,7 +220,9 @@ def test_texts_can_be_read_on_what_they_stand_on() -> None:
             for ground in ("paper", "raised")
             if contrast(color[text], color[ground]) < 4.5
         ]
-        assert faint == [] and contrast(color["ink"], color["mark"]) > 4.5 and contrast(color["edge"], color["paper"]) > 3
+        assert (
+            faint == [] and contrast(color["ink"], color["mark"]) > 4.5 and contrast(color["edge"], color["paper"]) > 3
+        )
 
 
 def luminance(color: str) -> float:

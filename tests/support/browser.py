@@ -77,7 +77,9 @@ class Visitor:
     async def point_at(self, element: str) -> None:
         """Bring an element, given as an expression, into view and move the mouse to its middle."""
         script = "(({ x, y, width, height }) => [x + width / 2, y + height / 2])(at.getBoundingClientRect())"
-        x, y = await self.run(f"{{ const at = {element}; at.scrollIntoView({{ block: 'center', behavior: 'instant' }}); {script} }}")
+        x, y = await self.run(
+            f"{{ const at = {element}; at.scrollIntoView({{ block: 'center', behavior: 'instant' }}); {script} }}"
+        )
         await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     async def emulate(self, media: str = "", **features: str) -> None:

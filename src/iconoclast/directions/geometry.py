@@ -75,7 +75,8 @@ def principal_planes(states: Tensor) -> Tensor:
 
 def _principal(states: Tensor) -> Tensor:
     centred = states - states.mean(0)
-    variances, points = torch.linalg.eigh(centred @ centred.T)  # there are far fewer prompts than dimensions
+    gram: tuple[Tensor, Tensor] = torch.linalg.eigh(centred @ centred.T)  # far fewer prompts than dimensions
+    variances, points = gram
     return points[:, -2:] * variances[-2:].clamp(min=0).sqrt()
 
 

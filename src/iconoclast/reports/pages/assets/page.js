@@ -153,20 +153,20 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
   const rows = (name) => Object.entries(of(name)).flatMap(([component, values]) => values.map((strength, layer) => ({ component, layer, strength })));
   const draw = () => {
     const own = rows(current), start = trials[current]?.start, before = start ? rows(start) : [];
-    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"];
+    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"], symbols = ["circle", "square", "triangle", "diamond"];
     const color = { domain: components, range: colors };
     const plot = plotted(frame(drawing), `Strengths of ${current} by layer`, {
-      height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
+      height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, symbol: { domain: components, range: symbols }, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
       marks: [
         Plot.ruleY([0]), Plot.ruleY([1], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
         Plot.text([1], { y: (d) => d, frameAnchor: "right", text: () => "removed", dy: -7, textAnchor: "end", fill: "var(--soft)" }),
         Plot.line(before, { x: "layer", y: "strength", stroke: "component", strokeOpacity: 0.6, strokeDasharray: "4,3" }),
         Plot.line(own, { x: "layer", y: "strength", stroke: "component", strokeWidth: 1.8 }),
-        Plot.dot(own, { x: "layer", y: "strength", fill: "component", r: 2.6 }),
+        Plot.dot(own, { x: "layer", y: "strength", fill: "component", symbol: "component", r: 2.6 }),
         Plot.tip(own, Plot.pointer({ ...TIP, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
       ] });
     const about = `Strengths of ${current}${start ? `; dashed: ${start}, which it was fitted from` : ""}.`;
-    drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, "circle", colors[i], true])), plot);
+    drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, symbols[i % symbols.length], colors[i % colors.length], true])), plot);
     for (const row of document.querySelectorAll(".trials tbody tr")) row.classList.toggle("shown", `trial ${row.cells[0].textContent}` === current);
   };
   if (controls && !controls.children.length) {
