@@ -6,13 +6,14 @@ Skipped where there is no Chromium.
 import asyncio
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
 from tests.reports.test_pages import MADE, MARKUP, geometry, sample, token_view
@@ -37,10 +38,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def visit(page: Path, width: int, act: Callable[[Visitor], Awaitable[None]], **preferences: str) -> None:
+@pytest.fixture(scope="module")
+def devtools() -> Iterator[str]:
+    with browser() as address:
+        yield address
+
+
+def visit(devtools: str, page: Path, width: int, act: Callable[[Visitor], Awaitable[None]], **preferences: str) -> None:
     """Open the page, do something, and see that it has asked for nothing and said nothing to the console."""
 
-    async def visit(devtools: str) -> None:
+    async def visit() -> None:
         async with aiohttp.ClientSession() as session:
             visitor = await visited(devtools, session, width)
             await visitor.emulate(**preferences)
@@ -49,12 +56,11 @@ def visit(page: Path, width: int, act: Callable[[Visitor], Awaitable[None]], **p
             await act(visitor)
             assert visitor.console == [] and visitor.requests == [page.as_uri()]
 
-    with browser() as devtools:
-        asyncio.run(visit(devtools))
+    asyncio.run(visit())
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
-def test_everything_is_drawn_and_nothing_keeps_people_out(page: Path, width: int, scheme: str) -> None:
+def test_everything_is_drawn_and_nothing_keeps_people_out(devtools: str, page: Path, width: int, scheme: str) -> None:
     async def act(visitor: Visitor) -> None:
         figures = dict(await visitor.run(DRAWN))
         assert {"counts", "front", "strengths", "layers", "residuals", "tokens"} <= set(figures)
@@ -67,10 +73,18 @@ def test_everything_is_drawn_and_nothing_keeps_people_out(page: Path, width: int
         await visitor.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         assert await visitor.faults() == []
 
-    visit(page, width, act, color_scheme=scheme)
+    visit(devtools, page, width, act, color_scheme=scheme)
 
 
-def test_what_a_visitor_does(page: Path) -> None:
+def test_an_export_keeps_nobody_out_either(devtools: str, tmp_path: Path) -> None:
+    async def act(visitor: Visitor) -> None:
+        assert await visitor.faults() == []
+
+    export_page(MADE / "adapter").write(tmp_path / "page.html")
+    visit(devtools, tmp_path / "page.html", 390, act)
+
+
+def test_what_a_visitor_does(devtools: str, page: Path) -> None:
     async def act(visitor: Visitor) -> None:
         await visitor.point_at("document.querySelector('#figure-front .point path, #figure-front .point circle')")
         await visitor.until("/trial \\d/.test(document.querySelector('#figure-front [aria-label=tip]')?.textContent)")
@@ -87,11 +101,11 @@ def test_what_a_visitor_does(page: Path) -> None:
             await visitor.run(f"{chosen}.value = '{value}'; {chosen}.dispatchEvent(new Event('change'))")
             assert word in await visitor.run(f"document.querySelector('#figure-{figure} .drawing').textContent")
 
-    visit(page, 1280, act)
+    visit(devtools, page, 1280, act)
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_play_goes_through_the_layers_and_stops(page: Path, motion: str) -> None:
+def test_play_goes_through_the_layers_and_stops(devtools: str, page: Path, motion: str) -> None:
     async def act(visitor: Visitor) -> None:
         await visitor.run("window.places = new Set()")
         note = (
@@ -111,10 +125,10 @@ def test_play_goes_through_the_layers_and_stops(page: Path, motion: str) -> None
         places = await visitor.run("places.size")
         assert (places <= 5) == (motion == "reduce")
 
-    visit(page, 1280, act, reduced_motion=motion)
+    visit(devtools, page, 1280, act, reduced_motion=motion)
 
 
-def test_print_leaves_out_what_paper_cannot_do(page: Path) -> None:
+def test_print_leaves_out_what_paper_cannot_do(devtools: str, page: Path) -> None:
     async def act(visitor: Visitor) -> None:
         await visitor.emulate("print")
         await visitor.run("dispatchEvent(new Event('beforeprint'))")
@@ -124,4 +138,4 @@ def test_print_leaves_out_what_paper_cannot_do(page: Path) -> None:
         assert "Layer 2 of 3" in await visitor.run("document.querySelector('#figure-residuals').innerText")
         assert "2 of 2 shown" in await visitor.run("document.querySelector('#responses').innerText")
 
-    visit(page, 1280, act)
+    visit(devtools, page, 1280, act)
