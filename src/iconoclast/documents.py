@@ -69,12 +69,14 @@ class Document(Part):
 
     what: ClassVar[str] = "document"
     """What the file is called in messages."""
+    indent: ClassVar[int | None] = 2
+    """None where a file is mostly numbers, which nobody reads one a line."""
 
     schema_version: int = SCHEMA_VERSION
 
     def write(self, file: Path) -> None:
         """Write it whole or not at all, the user's home as ~ where a path can be."""
-        write_json(file, portable(self.document()))
+        write_json(file, portable(self.document()), self.indent)
 
     @classmethod
     def read(cls, file: Path) -> Self:

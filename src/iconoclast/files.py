@@ -21,9 +21,9 @@ def disk_trouble(error: Exception) -> str | None:
     )  # safetensors reports it only in words
 
 
-def write_json(file: Path, document: Mapping[str, Any]) -> None:
+def write_json(file: Path, document: Mapping[str, Any], indent: int | None = 2) -> None:
     """Write JSON whole or not at all."""
-    write_whole(file, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_whole(file, (json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -297,5 +297,5 @@ def test_a_run_whose_model_is_gone(tiny_folder, search):
     model = Path(shutil.copytree(tiny_folder, "model"))
     assert search(model="./model").code == 0
     shutil.rmtree(model)
-    for command in ("export here --to exported", "chat here", "plot here"):
+    for command in ("export here --to exported", "chat here", "report here --tokens"):
         assert_refused(lambda call=command: iconoclast(*call.split()), "no model at ./model")  # type: ignore[misc]

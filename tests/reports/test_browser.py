@@ -1,4 +1,4 @@
-"""The report page in a real browser: the figures are drawn, nothing complains, filters filter, markup stays text.
+"""The report page in a real browser: figures are drawn, nothing complains, what a visitor does works, markup stays text.
 
 Skipped where there is no Chromium.
 """
@@ -6,107 +6,136 @@ Skipped where there is no Chromium.
 import asyncio
 import re
 import shutil
-import subprocess
-from dataclasses import dataclass, replace
-from html import unescape
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
-from tests.reports.test_pages import MADE, MARKUP, sample, token_view
-from tests.support.browser import AXE, browser, visited
+from tests.reports.test_pages import MADE, MARKUP, geometry, sample, token_view
+from tests.support.browser import BROWSER, Visitor, browser, visited
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 
-SEARCH = """
-const search = document.querySelector("input[type=search]");
-search.value = "ALARM"; search.dispatchEvent(new Event("input", { bubbles: true }));
-const front = document.querySelector("#figure-front .drawing > svg"), point = front.querySelector(".point circle");
-const { x, y, width, height } = point.getBoundingClientRect();
-const at = { clientX: x + width / 2, clientY: y + height / 2, pointerType: "mouse", bubbles: true };
-front.dispatchEvent(new PointerEvent("pointerenter", at)); front.dispatchEvent(new PointerEvent("pointermove", at));
-const shown = [...document.querySelectorAll("#exchanges article")].filter((article) => !article.hidden);
-const tokens = document.querySelector("#figure-tokens"), prompts = tokens.querySelector("select"), before = tokens.querySelector("svg");
-prompts.value = 1; prompts.dispatchEvent(new Event("change"));
-document.body.dataset.redrawn = before !== tokens.querySelector("svg") && tokens.querySelectorAll(".grids svg").length;
-document.body.dataset.found = shown.map((article) => article.querySelector("h3").textContent.trim()).join("; ");
-const { scrollWidth, clientWidth } = document.documentElement;
-document.body.dataset.wide = scrollWidth > clientWidth;
-"""
-"""What a visitor does: searches, points at a trial, chooses another prompt of the token view."""
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A page as the browser has made it, and what the browser had to say."""
-
-    dom: str
-    console: list[str]
-
-
-def visit(file: Path, html: str, *, width: int = 1280) -> Visit:
-    file.write_text(html, encoding="utf-8")
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={file.parent / 'profile'}",
-    ]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", f"--window-size={width},900"]
-    command += ["--virtual-time-budget=2000", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return Visit(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+DRAWN = "[...document.querySelectorAll('figure')].map((f) => [f.dataset.figure, f.querySelectorAll('svg[role=img]').length])"
+LAYER = "document.querySelector('#figure-residuals output').textContent"
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run that has kept everything."""
     run = Path(shutil.copytree(MADE / "run", tmp_path_factory.mktemp("browser") / "run"))
-    token_view(RunPage.open(run).saved.trial.index, layers=12).write(run / "tokens.json")
+    opened = RunPage.open(run)
+    token_view(opened.saved.trial.index, layers=12).write(run / "tokens.json")
+    geometry(4).write(run / "geometry.json")
     said, _ = exchanges([sample("set an alarm", "I cannot", MARKUP), sample("play a song", MARKUP, "La la la")])
-    return replace(RunPage.open(run).page(), exchanges=said).html()
+    file = run / "page.html"
+    replace(opened.page(), exchanges=said).write(file)
+    return file
 
 
-def test_the_page_draws_its_figures_and_nothing_complains(html: str, tmp_path: Path) -> None:
-    seen = visit(tmp_path / "page.html", html)
-    assert seen.console == []
-    figures = re.findall(r'<figure id="figure-(\w+)".*?</figure>', seen.dom, re.DOTALL)
-    assert {"counts", "front", "strengths", "layers", "tokens"} <= set(figures)
-    for figure in re.findall(r"<figure .*?</figure>", seen.dom, re.DOTALL):
-        assert re.search(r'<svg [^>]*role="img"', figure) and "NaN" not in figure
-    assert seen.dom.count("<script") == 3
-    assert MARKUP in unescape(seen.dom) and "<b>bold" not in seen.dom
+@pytest.fixture(scope="module")
+def devtools() -> Iterator[str]:
+    with browser() as address:
+        yield address
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-def test_search_and_pointing(html: str, tmp_path: Path, width: int) -> None:
-    ours = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)  # it would stop the visitor's script
-    seen = visit(tmp_path / "page.html", ours.replace("</body>", f"<script>{{{SEARCH}}}</script></body>"), width=width)
-    assert seen.console == []
-    assert 'data-found="target set an alarm"' in seen.dom
-    assert 'data-wide="false"' in seen.dom and 'data-redrawn="2"' in seen.dom
-    assert re.search(r'aria-label="tip"(?:(?!</svg>).)*trial \d', seen.dom, re.DOTALL)
+def visit(devtools: str, page: Path, width: int, act: Callable[[Visitor], Awaitable[None]], **preferences: str) -> None:
+    """Open the page, do something, and see that it has asked for nothing and said nothing to the console."""
 
-
-@pytest.mark.skipif(not AXE.exists(), reason="no axe-core")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault(html: str, tmp_path: Path, scheme: str) -> None:
-    file = tmp_path / "page.html"
-    file.write_text(html, encoding="utf-8")
-
-    async def look(devtools: str) -> list[str]:
+    async def visit() -> None:
         async with aiohttp.ClientSession() as session:
-            visitor = await visited(devtools, session, 390)
-            media = [{"name": "prefers-color-scheme", "value": scheme}]
-            await visitor.call("Emulation.setEmulatedMedia", features=media)
-            await visitor.call("Page.navigate", url=file.as_uri())
-            await visitor.until("document.querySelectorAll('#figure-tokens svg').length > 1")
-            return await visitor.faults()
+            visitor = await visited(devtools, session, width)
+            await visitor.emulate(**preferences)
+            await visitor.call("Page.navigate", url=page.as_uri())
+            await visitor.until("document.readyState === 'complete' && document.querySelector('figure svg')")
+            await act(visitor)
+            assert visitor.console == [] and visitor.requests == [page.as_uri()]
 
-    with browser() as devtools:
-        assert asyncio.run(look(devtools)) == []
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_everything_is_drawn_and_nothing_keeps_people_out(devtools: str, page: Path, width: int, scheme: str) -> None:
+    async def act(visitor: Visitor) -> None:
+        figures = dict(await visitor.run(DRAWN))
+        assert {"counts", "front", "strengths", "layers", "residuals", "tokens"} <= set(figures)
+        assert min(figures.values()) > 0
+        html = await visitor.run("document.documentElement.outerHTML")
+        assert not re.search(r"<svg(?:(?!</svg>).)*NaN", html, re.DOTALL) and html.count("<script") == 3
+        assert MARKUP in await visitor.run("document.querySelector('#exchanges').textContent")
+        assert not await visitor.run("document.querySelector('#exchanges b, #exchanges script')")
+        assert not await visitor.run("document.documentElement.scrollWidth > innerWidth")
+        await visitor.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        assert await visitor.faults() == []
+
+    visit(devtools, page, width, act, color_scheme=scheme)
+
+
+def test_an_export_keeps_nobody_out_either(devtools: str, tmp_path: Path) -> None:
+    async def act(visitor: Visitor) -> None:
+        assert await visitor.faults() == []
+
+    export_page(MADE / "adapter").write(tmp_path / "page.html")
+    visit(devtools, tmp_path / "page.html", 390, act)
+
+
+def test_what_a_visitor_does(devtools: str, page: Path) -> None:
+    async def act(visitor: Visitor) -> None:
+        await visitor.point_at("document.querySelector('#figure-front .point path, #figure-front .point circle')")
+        await visitor.until("/trial \\d/.test(document.querySelector('#figure-front [aria-label=tip]')?.textContent)")
+        await visitor.run("document.querySelector('#filters [name=text]').focus()")
+        await visitor.call("Input.insertText", text="ALARM")
+        shown = "[...document.querySelectorAll('#exchanges article:not([hidden]) h3')].map((each) => each.textContent)"
+        assert [said.split() for said in await visitor.run(shown)] == [["target", "set", "an", "alarm"]]
+        for figure, value, word in [
+            ("front", "broken", "Broken"),
+            ("tokens", "1", "Edited"),
+            ("residuals", "pacmap", "PaCMAP"),
+        ]:
+            chosen = f"document.querySelector('#figure-{figure} select')"
+            await visitor.run(f"{chosen}.value = '{value}'; {chosen}.dispatchEvent(new Event('change'))")
+            assert word in await visitor.run(f"document.querySelector('#figure-{figure} .drawing').textContent")
+
+    visit(devtools, page, 1280, act)
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_play_goes_through_the_layers_and_stops(devtools: str, page: Path, motion: str) -> None:
+    async def act(visitor: Visitor) -> None:
+        await visitor.run("window.places = new Set()")
+        note = (
+            "document.querySelector('#figure-residuals .drawing > svg circle, #figure-residuals .drawing > svg path')"
+        )
+        watch = f"new MutationObserver(() => places.add({note}?.closest('svg').innerHTML)).observe"
+        await visitor.run(f"{watch}(document.querySelector('#figure-residuals .drawing'), {{ childList: true }})")
+        assert await visitor.run(LAYER) == "2 of 3"
+        await visitor.run("document.querySelector('#figure-residuals button').click()")
+        await visitor.until(
+            f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'"
+        )
+        await visitor.run("document.querySelector('#figure-residuals button').click()")
+        await visitor.until(
+            f"{LAYER} === '3 of 3' && document.querySelector('#figure-residuals button').textContent === 'Play'"
+        )
+        places = await visitor.run("places.size")
+        assert (places <= 5) == (motion == "reduce")
+
+    visit(devtools, page, 1280, act, reduced_motion=motion)
+
+
+def test_print_leaves_out_what_paper_cannot_do(devtools: str, page: Path) -> None:
+    async def act(visitor: Visitor) -> None:
+        await visitor.emulate("print")
+        await visitor.run("dispatchEvent(new Event('beforeprint'))")
+        assert not await visitor.run(
+            "[...document.querySelectorAll('nav, button, select')].some((each) => each.offsetParent)"
+        )
+        assert "Layer 2 of 3" in await visitor.run("document.querySelector('#figure-residuals').innerText")
+        assert "2 of 2 shown" in await visitor.run("document.querySelector('#responses').innerText")
+
+    visit(devtools, page, 1280, act)

@@ -1,6 +1,7 @@
 """The report page: whole in one file, nothing from outside, markup as text, small for a large run."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -15,9 +16,9 @@ from iconoclast.reports.pages.figures import trial_point
 from iconoclast.reports.pages.of_audit import audit_page
 from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
-from iconoclast.reports.pages.page import Page
+from iconoclast.reports.pages.page import Page, asset
 from iconoclast.reports.pages.responses import differences, exchanges
-from iconoclast.runs.documents import FirstToken, Sample, TokenPrompt, TokenView
+from iconoclast.runs.documents import FirstToken, Geometry, Sample, ShownPrompt, TokenPrompt, TokenView
 from tests.support.entry_point import iconoclast
 
 MADE = Path(__file__).parents[1] / "fixtures" / "version-0.1.0"
@@ -47,6 +48,23 @@ def token_view(trial: int, layers: int) -> TokenView:
         for name in ("target", "benign")
     ]
     return TokenView(trial=trial, layers=list(range(3, 3 + layers)), prompts=prompts * 3)
+
+
+def geometry(layers: int, *, pacmap: bool = True) -> Geometry:
+    """What a run keeps at most of its residuals."""
+    kinds = ["benign"] * 120 + ["target"] * 120
+    points = [
+        [[round(math.sin(layer + i), 2), 2.0 * (kind == "target")] for layer in range(layers)]
+        for i, kind in enumerate(kinds)
+    ]
+    return Geometry(
+        separation=[1.0] * layers,
+        benign_variance_kept_out=[0.5] * layers,
+        points=points,
+        pca=points,
+        pacmap=points if pacmap else None,
+        prompts=[ShownPrompt(set=kind, text=f"{i} {MARKUP}") for i, kind in enumerate(kinds)],  # type: ignore[arg-type]
+    )
 
 
 def assert_asks_for_nothing(html: str) -> None:
@@ -125,7 +143,9 @@ def test_a_figure_that_is_no_number_is_said(run: Path) -> None:
 
 def test_markup_in_a_response_is_text() -> None:
     said, _ = exchanges([sample(MARKUP, MARKUP, MARKUP)])
-    html = Page(kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP]}}).html()
+    html = Page(
+        kind="run", title=MARKUP, exchanges=said, figures={"residuals": {"texts": [MARKUP], "views": {}}}
+    ).html()
     assert html.count("<script") == 3 and "<b>" not in html
     assert "&lt;b&gt;bold &amp; bald" in html
     data = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
@@ -151,15 +171,68 @@ def test_a_trial_that_violates_a_constraint_says_so(run: Path) -> None:
 
 
 def test_a_page_of_two_hundred_trials_is_small(run: Path) -> None:
-    opened = RunPage.open(run)
     token_view(0, layers=60).write(run / "tokens.json")
+    geometry(80).write(run / "geometry.json")
+    opened = RunPage.open(run)
     trials = [replace(opened.saved.trial, index=i) for i in range(200)]
-    long = "many words in a row " * 40
-    said, unsaid = exchanges([sample(f"prompt {i}", long, long + "and more") for i in range(1000)])
     page = replace(opened, saved=replace(opened.saved, trials=trials, trial=trials[0])).page()
-    assert page.figures["tokens"]
-    assert len(replace(page, exchanges=said, unsaid=unsaid).html().encode()) < 1_500_000
-    assert len(said) + unsaid == 1000 and unsaid
+    assert page.figures["tokens"] and len(page.figures["residuals"]["views"]) == 3
+    for text in ("many words in a row ", 'if "x" < y & z: ', "静かな朝です。", "a "):
+        said, unsaid = exchanges([sample(f"prompt {i}", text * 40, text * 40 + "and more") for i in range(2000)])
+        assert len(replace(page, exchanges=said, unsaid=unsaid).html().encode()) < 1_500_000
+        assert len(said) + unsaid == 2000 and unsaid
+
+
+def test_projections_are_drawn_as_they_were_kept(run: Path) -> None:
+    kept = geometry(3, pacmap=False)
+    kept.write(run / "geometry.json")
+    shown = RunPage.open(run).figures()["residuals"]
+    assert list(shown["views"]) == ["pca", "means"] and shown["kinds"].count("target") == 120
+    view = shown["views"]["pca"]
+    places = [[view["low"] + view["step"] * x for x in layer] for layer in view["layers"]]
+    assert places[2][2 * 7 : 2 * 7 + 2] == pytest.approx(kept.points[7][2], abs=0.01)
+
+
+def test_deep_models_show_fewer_prompts_of_both_sets(run: Path) -> None:
+    geometry(100).write(run / "geometry.json")
+    shown = RunPage.open(run).figures()["residuals"]
+    assert len(shown["kinds"]) == len(shown["texts"]) == len(shown["views"]["means"]["layers"][0]) / 2 == 60
+    assert shown["kinds"].count("target") == 30
+
+
+def test_a_run_without_projections_says_how_to_add_them(run: Path) -> None:
+    assert "This run kept nothing of its residuals" in RunPage.open(run).page().html()
+    older = geometry(3).document()
+    del older["pca"], older["pacmap"]
+    (run / "geometry.json").write_text(json.dumps(older))
+    assert "This run was made before PCA was kept" in RunPage.open(run).page().html()
+
+
+def test_texts_can_be_read_on_what_they_stand_on() -> None:
+    """4.5 to 1 (WCAG 2.2, 1.4.3), also within figures, where axe-core does not look."""
+    found = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", asset("shared.css"))
+    for scheme in (1, 2):
+        color = {each[0]: luminance(each[scheme]) for each in found}
+        texts = {*color} - {"paper", "raised", "rule", "edge", "mark"}
+        faint = [
+            (text, ground)
+            for text in texts
+            for ground in ("paper", "raised")
+            if contrast(color[text], color[ground]) < 4.5
+        ]
+        assert (
+            faint == [] and contrast(color["ink"], color["mark"]) > 4.5 and contrast(color["edge"], color["paper"]) > 3
+        )
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(first: float, second: float) -> float:
+    return (max(first, second) + 0.05) / (min(first, second) + 0.05)
 
 
 def test_differences_are_what_the_other_text_lacks() -> None:

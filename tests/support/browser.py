@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do, as a visitor would: its console, its requests, a picture of the page."""
+"""A headless Chromium that is told what to do, as a visitor would: its console, its requests, what axe-core finds."""
 
 import base64
 import json
@@ -76,8 +76,23 @@ class Visitor:
             assert time.monotonic() < end, f"never: {condition}; {self.console}"
             await self.run("new Promise((done) => setTimeout(done, 50))")
 
+    async def point_at(self, element: str) -> None:
+        """Bring an element, given as an expression, into view and move the mouse to its middle."""
+        script = "(({ x, y, width, height }) => [x + width / 2, y + height / 2])(at.getBoundingClientRect())"
+        x, y = await self.run(
+            f"{{ const at = {element}; at.scrollIntoView({{ block: 'center', behavior: 'instant' }}); {script} }}"
+        )
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    async def emulate(self, media: str = "", **features: str) -> None:
+        """Pretend a medium, such as print, and what the visitor prefers, such as color_scheme="dark"."""
+        told = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        await self.call("Emulation.setEmulatedMedia", media=media, features=told)
+
     async def faults(self) -> list[str]:
-        """Return the serious faults that axe finds in the page, each with the first elements that have it."""
+        """Return the serious faults that axe finds in the page, each with the first elements that have it; none without axe."""
+        if not AXE.exists():
+            return []
         await self.run(f"{AXE.read_text(encoding='utf-8')};0")
         found = await self.run("axe.run({ preload: false }).then((result) => JSON.stringify(result.violations))")
         grave = [each for each in json.loads(found) if each["impact"] in ("serious", "critical")]

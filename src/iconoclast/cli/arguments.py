@@ -19,6 +19,10 @@ TrialOption = Annotated[
 SampleCountOption = Annotated[int, Option("--sample-count", help="Responses shown of each kind.", min=0)]
 FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures as JSON; - prints them.")]
 AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
+PacmapOption = Annotated[
+    bool,
+    Option("--pacmap", help="Lay the residuals out by PaCMAP, too, which takes the model and the extra `research`."),
+]
 ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from iconoclast import layout
-from iconoclast.cli.arguments import AsJsonOption, require_writable, run_and_trial
+from iconoclast.cli.arguments import AsJsonOption, PacmapOption, require_writable, run_and_trial
 from iconoclast.cli.console import busy, print_json, say, shown_progress
 from iconoclast.errors import RunFolderError, SettingsError
 
@@ -35,6 +35,7 @@ def report(
     tokens: Annotated[
         bool, Option("--tokens", help="Measure of this trial what its edit does at every token, which takes the model.")
     ] = False,
+    pacmap: PacmapOption = False,
     open_: Annotated[bool, Option("--open", help="Show the page in the browser.")] = False,
     as_json: AsJsonOption = False,
 ) -> None:
@@ -43,8 +44,8 @@ def report(
     It needs no network and can be given away: local paths have lost their folders. It holds the responses of the report.
     """
     require_writable(to)
-    if tokens:
-        _measure_tokens(source)
+    if tokens or pacmap:
+        _measure(source, tokens, pacmap)
     with busy("Reading"):
         page, default = _page(source, beside or [])
     file = to or default
@@ -56,15 +57,21 @@ def report(
         webbrowser.open(file.resolve().as_uri())
 
 
-def _measure_tokens(source: str) -> None:
+def _measure(source: str, tokens: bool, pacmap: bool) -> None:
+    """Add to a run's folder what takes its model."""
     from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.geometry import complete_geometry
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.tokens import token_view
 
     path, trial = run_and_trial(source)
     saved = SavedRun.open(folder := RunFolder(path), trial)
-    with shown_progress() as progress, saved.opened(progress) as bench:
-        token_view(bench, saved.trial, progress).write(folder.tokens)
+    with shown_progress() as progress:
+        if pacmap:
+            complete_geometry(folder, saved, progress, pacmap=True)
+        if tokens:
+            with saved.opened(progress) as bench:
+                token_view(bench, saved.trial, progress).write(folder.tokens)
 
 
 def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":

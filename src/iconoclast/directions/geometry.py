@@ -1,4 +1,6 @@
-"""How the residuals of two prompt sets lie, layer by layer: how far apart, along what, and a plane to see them in."""
+"""How the residuals of two prompt sets lie, layer by layer: how far apart, along what, and planes to see them in."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -63,4 +65,33 @@ def planes(benign: Tensor, target: Tensor) -> Tensor:
         if shown and float(points[:, 1] @ shown[-1][:, 1]) < 0:
             points[:, 1] *= -1
         shown.append(points / points.std(0).clamp(min=SMALLEST_SPREAD))
+    return torch.stack(shown, dim=1)
+
+
+def principal_planes(states: Tensor) -> Tensor:
+    """Project residuals [n, L, d] onto the plane of most variance of every layer, in step: [n, L, 2]."""
+    return in_step(_principal(states[:, layer].float()) for layer in range(states.shape[1]))
+
+
+def _principal(states: Tensor) -> Tensor:
+    centred = states - states.mean(0)
+    gram: tuple[Tensor, Tensor] = torch.linalg.eigh(centred @ centred.T)  # far fewer prompts than dimensions
+    variances, points = gram
+    return points[:, -2:] * variances[-2:].clamp(min=0).sqrt()
+
+
+def in_step(layers: Iterable[Tensor]) -> Tensor:
+    """Stack what a projection made of every layer [n, 2] so that nothing turns from one to the next: [n, L, 2].
+
+    Layers are centred, in units of their own spread, and turned or mirrored to lie as near as they can to the one below
+    (orthogonal Procrustes: Schoenemann, 1966).
+    """
+    shown: list[Tensor] = []
+    for layer in layers:
+        centred = layer - layer.mean(0)
+        points = centred / centred.square().mean().sqrt().clamp(min=SMALLEST_SPREAD)
+        if shown:
+            left, _, right = torch.linalg.svd(points.T @ shown[-1])
+            points = points @ (left @ right)
+        shown.append(points)
     return torch.stack(shown, dim=1)

@@ -289,14 +289,19 @@ class Geometry(Document):
         benign_variance_kept_out: share of the benign variance that lies in the benign subspace.
         points: of every shown prompt, its place at every layer; the axes are the difference of the means and the most
             variance at right angles to it.
+        pca: the same in the plane of the two principal components of all fit prompts.
+        pacmap: the same as PaCMAP lays them out, if that was asked for.
         prompts: the shown prompts.
     """
 
     what: ClassVar[str] = "geometry"
+    indent: ClassVar[int | None] = None
 
     separation: list[float]
     benign_variance_kept_out: list[float]
     points: list[list[list[float]]]
+    pca: list[list[list[float]]] | None = UNLESS_NONE
+    pacmap: list[list[list[float]]] | None = UNLESS_NONE
     prompts: list[ShownPrompt]
 
 
@@ -335,6 +340,7 @@ class TokenView(Document):
     """
 
     what: ClassVar[str] = "token view"
+    indent: ClassVar[int | None] = None
 
     trial: int
     layers: list[int]

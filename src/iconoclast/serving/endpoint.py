@@ -1,7 +1,6 @@
 """The endpoint: one model in memory, asked by one request at a time; the edit is changed between two of them."""
 
 import asyncio
-import html
 import ipaddress
 import secrets
 import time
@@ -13,9 +12,11 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from markupsafe import Markup
 
 from iconoclast.errors import IconoclastError, UserError, first_line
 from iconoclast.models.sampling import Piece, respond
+from iconoclast.reports.pages.page import TEMPLATES, asset
 from iconoclast.runs.conversation import encoded
 from iconoclast.runs.voices import UnknownVoice, Voices, require_name
 from iconoclast.serving import protocol
@@ -73,9 +74,11 @@ class Endpoint:
     async def _page(self, http: web.Request) -> web.Response:
         nonce = secrets.token_urlsafe(16)
         text = (files("iconoclast.serving") / "page.html").read_text(encoding="utf-8")
-        text = text.replace("{{ nonce }}", nonce).replace("{{ edited }}", html.escape(self._voices.edited))
+        page = TEMPLATES.from_string(text).render(
+            nonce=nonce, edited=self._voices.edited, shared=Markup(asset("shared.css"))
+        )
         policy = f"default-src 'none'; connect-src 'self'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": policy})
+        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": policy})
 
     async def _models(self, http: web.Request) -> web.Response:
         return web.json_response(protocol.model_list(self._voices.names, self._created))

@@ -1,5 +1,6 @@
 """Data of the figures, as page.js draws them: plain lists, numbers rounded to what can be seen."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,11 @@ SCALES: Rates = (
     ("token_kl", "KL divergence over tokens, nats"),
 )
 """What an axis can show: name, title."""
+
+MOST_PLACES = 7_200
+"""Places of a projection on a page: of 240 prompts in 30 layers, or fewer prompts in more."""
+STEPS = 999
+"""Steps from one end of a projection to the other: more than pixels show."""
 
 
 def drawn(base: Scores, objectives: Objectives | None = None) -> dict[str, Any]:
@@ -162,13 +168,24 @@ def layers_of(directions: Directions, method: str, blend: float, known: Geometry
 
 
 def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """The points of all layers; `sets` are label and colour of both sets."""
+    """The points of all layers in every projection; `sets` are label and colour of both sets. Deep models show fewer."""
+    views = {"pca": known.pca, "means": known.points, "pacmap": known.pacmap}
+    fewer = math.ceil(len(known.prompts) * len(known.separation) / MOST_PLACES) or 1
+    prompts = known.prompts[::fewer]
     return {
         "sets": {name: {"label": label, "color": color} for name, (label, color) in sets.items()},
-        "kinds": [prompt.set for prompt in known.prompts],
-        "texts": [prompt.text for prompt in known.prompts],
-        "points": [[[round(x, 2) for x in place] for place in point] for point in known.points],
+        "kinds": [prompt.set for prompt in prompts],
+        "texts": [prompt.text for prompt in prompts],
+        "views": {name: _view(points[::fewer]) for name, points in views.items() if points},
     }
+
+
+def _view(points: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Places [prompt][layer][x, y] as whole steps, of every layer x and y in turn: a third of their size as numbers."""
+    low, *_, high = sorted(x for layers in points for place in layers for x in place)
+    step = (high - low) / STEPS or 1.0
+    flat = [[round((x - low) / step) for place in layer for x in place] for layer in zip(*points, strict=True)]
+    return {"low": low, "step": rounded(step), "layers": flat}
 
 
 def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:

@@ -79,11 +79,11 @@ class Page:
 
     def html(self) -> str:
         """Return the page. Its scripts are named by their hashes: no other script runs, and nothing is loaded."""
-        scripts = [_asset("plot.js"), _asset("page.js")]
+        scripts = [asset("plot.js"), asset("page.js")]
         hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-        return TEMPLATES.from_string(_asset("page.html.jinja")).render(
+        return TEMPLATES.from_string(asset("page.html.jinja")).render(
             page=self,
-            style=Markup(_asset("page.css")),
+            style=Markup(asset("shared.css") + asset("page.css")),
             scripts=[Markup(script) for script in scripts],
             policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:",
             data=Markup(_json(self.drawn)),
@@ -95,7 +95,8 @@ class Page:
         write_whole(file, self.html().encode())
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file that pages are made of."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from markupsafe import escape
 from pydantic import ValidationError
 
 from iconoclast.documents import first_problem
@@ -13,7 +14,9 @@ from iconoclast.errors import RunFolderError
 from iconoclast.runs.documents import Sample
 
 LONGEST = 450_000
-"""Characters of prompts and responses on a page."""
+"""Bytes of a page that prompts and responses take, with what is written around them."""
+AROUND, AROUND_ANSWER, AROUND_PART = 250, 200, 13
+"""Bytes that the page writes around a prompt, a response, and a piece that is marked."""
 
 SHORTEST_MATCH = 3
 """Words in a row that two responses must share for them to count as the same."""
@@ -67,13 +70,21 @@ def read_samples(file: Path) -> list[Sample]:
 def exchanges(samples: Iterable[Sample]) -> tuple[list[Exchange], int]:
     """Set responses side by side; return as many prompts as a page can take, and the number of those left out."""
     rows = list(samples)
-    kept, length = 0, 0
+    kept: list[Exchange] = []
+    length = 0
     for row in rows:
-        length += len(row.prompt) + sum(len(said.response) for said in row.responses.values())
+        exchange = _exchange(row)
+        length += _length(exchange)
         if length > LONGEST:
             break
-        kept += 1
-    return [_exchange(row) for row in rows[:kept]], len(rows) - kept
+        kept.append(exchange)
+    return kept, len(rows) - len(kept)
+
+
+def _length(exchange: Exchange) -> int:
+    parts = [text for answer in exchange.answers for text, _ in answer.parts]
+    texts = sum(len(escape(text).encode()) for text in [exchange.prompt, *parts])
+    return texts + AROUND + AROUND_ANSWER * len(exchange.answers) + AROUND_PART * len(parts)
 
 
 def _exchange(row: Sample) -> Exchange:

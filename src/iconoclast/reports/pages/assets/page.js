@@ -9,7 +9,7 @@ let widest = 940;
 const frame = (node) => Math.min(node.clientWidth || 640, widest);
 
 function plotted(width, label, options) {
-  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none" }, ...options });
+  const made = Plot.plot({ width, ariaLabel: label, style: { background: "none", fontSize: 11.5 }, ...options });
   made.setAttribute("role", "img"); // one picture with one label, not a hundred parts
   for (const part of made.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label");
   return made;
@@ -153,20 +153,20 @@ function strengths(drawing, { trials, fits, shown, layers }, controls) {
   const rows = (name) => Object.entries(of(name)).flatMap(([component, values]) => values.map((strength, layer) => ({ component, layer, strength })));
   const draw = () => {
     const own = rows(current), start = trials[current]?.start, before = start ? rows(start) : [];
-    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"];
+    const components = unique([...before, ...own].map((row) => row.component)).sort(), colors = ["var(--edited)", "var(--second)", "var(--third)"], symbols = ["circle", "square", "triangle", "diamond"];
     const color = { domain: components, range: colors };
     const plot = plotted(frame(drawing), `Strengths of ${current} by layer`, {
-      height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
+      height: 280, marginLeft: 46, marginTop: 26, marginBottom: 40, color, symbol: { domain: components, range: symbols }, x: { label: "layer", domain: [0, layers - 1] }, y: { label: "strength", grid: true, nice: true },
       marks: [
         Plot.ruleY([0]), Plot.ruleY([1], { stroke: "var(--soft)", strokeDasharray: "2,4" }),
         Plot.text([1], { y: (d) => d, frameAnchor: "right", text: () => "removed", dy: -7, textAnchor: "end", fill: "var(--soft)" }),
         Plot.line(before, { x: "layer", y: "strength", stroke: "component", strokeOpacity: 0.6, strokeDasharray: "4,3" }),
         Plot.line(own, { x: "layer", y: "strength", stroke: "component", strokeWidth: 1.8 }),
-        Plot.dot(own, { x: "layer", y: "strength", fill: "component", r: 2.6 }),
+        Plot.dot(own, { x: "layer", y: "strength", fill: "component", symbol: "component", r: 2.6 }),
         Plot.tip(own, Plot.pointer({ ...TIP, x: "layer", y: "strength", title: (d) => `layer ${d.layer}, ${d.component}\nstrength ${d.strength.toFixed(3)}` })),
       ] });
     const about = `Strengths of ${current}${start ? `; dashed: ${start}, which it was fitted from` : ""}.`;
-    drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, "circle", colors[i], true])), plot);
+    drawing.replaceChildren(element("p", { textContent: about }), legend(components.map((name, i) => [name, symbols[i % symbols.length], colors[i % colors.length], true])), plot);
     for (const row of document.querySelectorAll(".trials tbody tr")) row.classList.toggle("shown", `trial ${row.cells[0].textContent}` === current);
   };
   if (controls && !controls.children.length) {
@@ -213,55 +213,67 @@ function fits(drawing, found) {
 }
 
 function layers(drawing, found) {
-  const box = element("div", { className: "plots wide" }), width = frame(drawing);
-  for (const { title, values } of Object.values(found)) {
-    const rows = values.map((value, layer) => ({ layer, value })).filter((row) => row.value !== null);
-    box.append(element("div", {}, element("p", { textContent: title }), small(width, title, rows, { x: "layer", y: "value", label: "layer", color: "var(--second)" })));
-  }
+  const box = element("div", { className: "plots wide" });
   drawing.replaceChildren(box);
+  for (const { title, values } of Object.values(found)) {
+    const rows = values.map((value, layer) => ({ layer, value })).filter((row) => row.value !== null), part = element("div", {}, element("p", { textContent: title }));
+    box.append(part);
+    part.append(small(frame(part), title, rows, { x: "layer", y: "value", label: "layer", color: "var(--second)" }));
+  }
 }
 
-function residuals(drawing, { sets, kinds, texts, points }, controls) {
-  const last = points[0].length - 1, fallback = { benign: "var(--second)", target: "var(--edited)" };
-  const color = (kind) => sets[kind].color || fallback[kind];
-  const range = (axis) => { const all = points.flat().map((place) => place[axis]); return [Math.min(...all), Math.max(...all)]; };
-  let place = Math.round(last / 2), timer = null;
-  const slider = element("input", { type: "range", min: 0, max: last, step: 1, value: place });
-  slider.setAttribute("aria-label", "Layer");
+const VIEWS = {
+  pca: ["PCA", "first axis", "second axis", "The plane of most variance of each layer, in units of the spread in it, turned to follow the layer below. It does not know which prompt is of which set."],
+  means: ["difference of the means", "difference of the means", "most variance at right angles to it", "The plane of the difference of the means and the most variance at right angles to it, both in standard deviations. It was made from these points, so that any two sets part in it somewhat; the separation above is measured on prompts that did not make the direction."],
+  pacmap: ["PaCMAP", "first axis", "second axis", "PaCMAP keeps neighbours together; how far apart groups lie says little. Every layer begins as the one below and is turned to follow it."],
+};
+
+function residuals(drawing, { sets, kinds, texts, views }, controls) {
+  const names = Object.keys(VIEWS).filter((name) => views[name]), last = views[names[0]].layers.length - 1;
+  const fallback = { benign: "var(--second)", target: "var(--edited)" }, PACE = 600;
+  const color = (kind) => sets[kind].color || fallback[kind], symbol = (kind) => (kind === "target" ? "diamond" : "circle");
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let current = names[0], place = Math.round(last / 2), timer = null;
+  const slider = element("input", { type: "range", min: 0, max: last, step: 1, value: place, ariaLabel: "Layer" });
   const said = element("output", {}), play = element("button", { type: "button", textContent: "Play" });
-  const stop = () => { cancelAnimationFrame(timer); timer = null; play.textContent = "Play"; };
+  const stop = () => { cancelAnimationFrame(timer); timer = null; place = Math.round(place); play.textContent = "Play"; };
   const draw = () => {
-    const low = Math.floor(place), high = Math.min(low + 1, last), part = place - low;
-    const rows = points.map((point, i) => ({ kind: kinds[i], text: texts[i], x: point[low][0] * (1 - part) + point[high][0] * part, y: point[low][1] * (1 - part) + point[high][1] * part }));
-    const width = frame(drawing);
-    said.textContent = `layer ${Math.round(place)} of ${last}`;
-    const plot = plotted(width, `Residuals at layer ${Math.round(place)}`, {
-      height: Math.min(460, width * 0.75), marginLeft: 46, marginBottom: 42, marginTop: 26, color: { type: "identity" },
-      inset: 8, x: { domain: range(0), label: "difference of the means", grid: true }, y: { domain: range(1), label: "most variance at right angles to it", grid: true },
+    const { low, step, layers } = views[current], [title, across, up, about] = VIEWS[current];
+    const below = Math.floor(place), above = Math.min(below + 1, last), part = place - below;
+    const value = (k) => low + step * (layers[below][k] * (1 - part) + layers[above][k] * part);
+    const range = (axis) => { const all = layers.flatMap((layer) => layer.filter((_, k) => k % 2 === axis)); return [low + step * Math.min(...all), low + step * Math.max(...all)]; };
+    const rows = kinds.map((kind, i) => ({ kind, text: texts[i], x: value(2 * i), y: value(2 * i + 1) }));
+    const width = frame(drawing), layer = Math.round(place);
+    slider.value = layer;
+    said.textContent = `${layer} of ${last}`;
+    const plot = plotted(width, `Residuals at layer ${layer}, ${title}`, {
+      height: Math.min(460, width * 0.75), marginLeft: 46, marginBottom: 42, marginTop: 26, inset: 8, color: { type: "identity" }, symbol: { type: "identity" },
+      x: { domain: range(0), label: across, grid: true }, y: { domain: range(1), label: up, grid: true },
       marks: [
-        Plot.dot(rows, { x: "x", y: "y", fill: (d) => color(d.kind), symbol: (d) => (d.kind === "target" ? "diamond" : "circle"), r: 3.6, fillOpacity: 0.75 }),
+        Plot.dot(rows, { x: "x", y: "y", stroke: (d) => color(d.kind), fill: (d) => (d.kind === "target" ? color(d.kind) : "none"), symbol: (d) => symbol(d.kind), r: 3.6, fillOpacity: 0.6 }),
         ...(timer ? [] : [Plot.tip(rows, Plot.pointer({ ...TIP, x: "x", y: "y", title: (d) => `${sets[d.kind].label}\n${d.text}`, lineWidth: width < 560 ? 14 : 24 }))]),
-      ], symbol: { type: "identity" } });
-    drawing.replaceChildren(legend(Object.keys(sets).map((kind) => [sets[kind].label, kind === "target" ? "diamond" : "circle", color(kind), true])), plot);
+      ] });
+    const key = legend(Object.keys(sets).map((kind) => [sets[kind].label, symbol(kind), color(kind), kind === "target"]));
+    drawing.replaceChildren(element("p", { textContent: `Layer ${layer} of ${last}. ${about}` }), key, plot);
   };
   if (!controls.children.length) {
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     slider.addEventListener("input", () => { stop(); place = +slider.value; draw(); });
     play.addEventListener("click", () => {
-      if (timer) { stop(); place = Math.round(place); draw(); return; }
-      if (place >= last) place = 0;
-      play.textContent = "Stop";
-      let before = performance.now();
+      if (timer) { stop(); draw(); return; }
+      const from = place >= last ? 0 : place;
+      let began = null;
       const tick = (now) => {
-        const passed = Math.min(now - before, 100) / 450;
-        if (!still || passed * 450 >= 100) { place = Math.min(last, place + passed); before = now; }
-        slider.value = Math.round(place);
+        const passed = from + (now - (began ??= now)) / PACE, before = place;
+        place = Math.min(last, still ? Math.floor(passed) : passed); // whole layers for those who want no motion
         timer = requestAnimationFrame(tick);
         if (place >= last) stop();
-        draw();
+        if (place !== before || !timer) draw();
       };
+      play.textContent = "Stop";
       timer = requestAnimationFrame(tick);
     });
+    if (names.length > 1)
+      controls.append(choice("Projection", Object.fromEntries(names.map((name) => [name, VIEWS[name][0]])), current, (value) => { current = value; draw(); }));
     controls.append(play, element("label", {}, "Layer", slider), said);
   }
   draw();
