@@ -49,8 +49,8 @@ def restore(
 def _told(found: "Restored", to: Path) -> Iterator[str]:
     yield (
         f"Wrote {to}: the edit of {len(found.names)} tensors is undone. They differ from the base's by at most "
-        f"{found.error:.2g} of their norm, {found.error_of_change:.1%} of what the edit had changed (rounding, of which the "
-        f"edited direction has {found.amplified:.1f} times as much)."
+        f"{found.error:.2g} of their norm: rounding, of which the edited direction has {found.amplified:.1f} times as much, "
+        f"and which hides at most {found.lost:.1%} of what the edit took."
     )
     if not found.checked:
         yield "WARNING: no checksums say that the weights are those which the edit's record is of."

@@ -33,7 +33,7 @@ class Restored:
 
     Attributes:
         error: ‖W − that of the base‖ / ‖W‖, at most, as far as rounding is random; the largest of all matrices.
-        error_of_change: the same relative to what the edit had changed.
+        lost: share of what the edit took from a matrix that rounding hides, at most.
         amplified: times that the edit's inverse makes what it reads of a rounding, the most of all matrices.
         checked: whether checksums say that the weights are those which the record is of.
         base: the base model that the papers name.
@@ -41,7 +41,7 @@ class Restored:
 
     names: list[str] = field(default_factory=list)
     error: float = 0.0
-    error_of_change: float = 0.0
+    lost: float = 0.0
     amplified: float = 0.0
     checked: bool = False
     base: str | None = None
@@ -57,7 +57,7 @@ class Restored:
         )
         try:
             found = undone(edit, site, edited, slack(edited, edited, stored))
-            if not found.error < found.change:  # not a number is no restoration
+            if not found.lost < 1:  # not a number is no restoration
                 raise EditError(f"rounding, {found.amplified:.0f} times as large, would hide what it put back")
         except EditError as error:
             strength = f"strength {edit.strengths[site]:.3g}"
@@ -65,7 +65,7 @@ class Restored:
                 f"{site.module} cannot be restored from the edit's record ({strength}): {error}. Give the base with --base."
             ) from None
         self.error = max(self.error, found.error / float(found.weight.norm()))
-        self.error_of_change = max(self.error_of_change, found.error / found.change)
+        self.lost = max(self.lost, found.lost)
         self.amplified = max(self.amplified, found.amplified)
         return found.weight
 
