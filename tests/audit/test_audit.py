@@ -294,6 +294,14 @@ def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     assert "WARNING" not in done.out
 
 
+def test_the_sign_of_zeros_is_no_change(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "source")
+    base = changed(tmp_path / "source", tmp_path / "base", lambda name, t: t * (t > 0))  # -0 where t is negative
+    edited = changed(base, tmp_path / "edited", lambda name, t: t + 0.0)  # as merging an adapter of zeros does
+    assert (base / "model.safetensors").read_bytes() != (edited / "model.safetensors").read_bytes()
+    assert audited(str(base), str(edited))[0].verdict == "untouched"
+
+
 @pytest.mark.parametrize(("family", "modules"), [("llama", ["o_proj", "down_proj"]), ("gpt2", ["c_proj"])])
 def test_a_dora_adapter_is_read_as_what_merging_makes_of_it(tmp_path: Path, family: str, modules: list[str]) -> None:
     from peft import LoraConfig, get_peft_model

@@ -264,13 +264,15 @@ def _stacked(config: dict[str, Any], module: str, a: Tensor, b: Tensor, loaded: 
 
 
 def same(one: Source, other: Source, name: str) -> bool:
-    """Check that a tensor is equal bit by bit in both."""
+    """Check that a tensor is equal bit by bit in both, but for the signs of zeros, which adding nothing can change."""
     first, second = one.places[name], other.places[name]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     if isinstance(other, Adapted):
         return not other.changes(name)
-    return all(
-        torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
-        for a, b in zip(one.matrices(name), other.matrices(name), strict=True)
-    )
+    return all(_equal(a, b) for a, b in zip(one.matrices(name), other.matrices(name), strict=True))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    bits = (each.contiguous().reshape(-1).view(torch.uint8) for each in (a, b))
+    return torch.equal(*bits) or (a.is_floating_point() and torch.equal(a.float(), b.float()))
