@@ -8,9 +8,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Part, Value
-from iconoclast.evaluation.intervals import PairedDifference, paired_bootstrap
+from iconoclast.evaluation.intervals import McNemar, PairedDifference, mcnemar, paired_bootstrap
 from iconoclast.scores import Count
-from iconoclast.vocabulary import Label
+from iconoclast.vocabulary import LABELS, Label
+
+NamedKind = Literal["refusals", "overrefusals"]
+"""What a data set is for: prompts that a model may refuse, or prompts that it should answer."""
 
 SetName = Literal["target", "benign", "borderline"]
 
@@ -107,6 +110,18 @@ class Stance(Value):
     difference: PairedDifference
 
 
+@dataclass(frozen=True)
+class NamedSet(Value):
+    """A data set that the user names: how many responses got each label, and an exact McNemar test of the refusals."""
+
+    kind: NamedKind
+    source: str
+    sha256: str
+    base: Mapping[Label, Count]
+    edited: Mapping[Label, Count]
+    refusals: McNemar
+
+
 class Character(Part):
     """How an edited model answers beside its base.
 
@@ -114,6 +129,7 @@ class Character(Part):
         traits: measures of character, by set of prompts.
         kinds: kinds of prompts, those with most other labels first.
         moved: examples of prompts whose responses changed most: another label, or a high KL.
+        sets: data sets that the user names. Their prompts and responses are not kept.
         stances: preferences in neutral either/or questions; None for a model that is not loaded here.
         first_named: preference for what a question names first; None as above.
     """
@@ -123,6 +139,14 @@ class Character(Part):
     moved: list[Beside]
     stances: list[Stance] | None = Field(default=None)
     first_named: Stance | None = Field(default=None)
+    sets: list[NamedSet] = Field(default=[], exclude_if=lambda value: not value)
+
+
+def named_set(kind: NamedKind, source: str, sha256: str, base: Sequence[Label], edited: Sequence[Label]) -> NamedSet:
+    """Count the labels of both models' responses to a data set, and test the refusals."""
+    counts = [{label: Count(side.count(label), len(side)) for label in LABELS} for side in (base, edited)]
+    refused = [[label == "refusal" for label in side] for side in (base, edited)]
+    return NamedSet(kind, source, sha256, *counts, mcnemar(*refused))
 
 
 def traits(rows: Sequence[Beside]) -> list[Trait]:
