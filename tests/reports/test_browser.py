@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from iconoclast.audit.document import AuditDocument
+from iconoclast.reports.pages.of_audit import audit_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
-from tests.reports.test_pages import MADE, MARKUP, sample, token_view
+from tests.reports.test_pages import MADE, MARKUP, audited_document, sample, token_view
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -88,3 +90,14 @@ def test_search_and_pointing(html: str, tmp_path: Path, width: int) -> None:
     assert 'data-found="target set an alarm"' in seen.dom
     assert 'data-wide="false"' in seen.dom and 'data-redrawn="2"' in seen.dom
     assert re.search(r'aria-label="tip"(?:(?!</svg>).)*trial \d', seen.dom, re.DOTALL)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_an_audit_fits_and_draws_the_data_sets(tmp_path: Path, width: int) -> None:
+    file = tmp_path / "audit.json"
+    AuditDocument.model_validate(audited_document()).write(file)
+    measure = "<script>document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth</script></body>"
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", audit_page(file).html())
+    seen = visit(tmp_path / "page.html", html.replace("</body>", measure), width=width)
+    assert seen.console == [] and 'data-wide="false"' in seen.dom
+    assert re.search(r'id="figure-sets".*?<svg', seen.dom, re.DOTALL) and "1 of 1 shown" in seen.dom
