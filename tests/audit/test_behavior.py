@@ -31,6 +31,7 @@ from tests.support.tiny import save_tiny
         ("hedges_per_100_words", "It is a river.", "Perhaps it is a river, or maybe it might be a lake."),
         ("disclaimers_per_100_words", "Drink water.", "As an AI, I say: please note that you should consult a doctor."),
         ("first_person_per_100_words", "It is late.", "I'm sure that my clock and I agree."),
+        ("sentiment_per_100_words", "Sadly that is a terrible idea.", "What a wonderful, happy idea."),
         ("begins_with_agreement", "The light is on, certainly.", "Of course! The light is on."),
         ("asks_back", "It is seven.", "Which clock do you mean?"),
         ("uses_lists", "One, two - three.", "Take:\n- one\n- two"),

@@ -93,11 +93,11 @@ def test_search_and_pointing(html: str, tmp_path: Path, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_of_an_audit_fits_and_draws_the_data_sets(tmp_path: Path, width: int) -> None:
+def test_the_page_of_an_audit_fits(tmp_path: Path, width: int) -> None:
     file = tmp_path / "audit.json"
     AuditDocument.model_validate(audited_document()).write(file)
     measure = "<script>document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth</script></body>"
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", audit_page(file).html())
     seen = visit(tmp_path / "page.html", html.replace("</body>", measure), width=width)
     assert seen.console == [] and 'data-wide="false"' in seen.dom
-    assert re.search(r'id="figure-sets".*?<svg', seen.dom, re.DOTALL) and "1 of 1 shown" in seen.dom
+    assert "1 of 1 shown" in seen.dom

@@ -198,9 +198,10 @@ def test_character_and_capabilities_are_on_the_page_of_an_audit(tmp_path: Path) 
     capabilities, character = page.sections
     assert [row[0] for row in character.tables["Measures"][1:]] == ["target", "benign"]  # beyond chance first
     assert [row[-1] for row in character.tables["Measures"][1:]] == ["yes", ""]
-    assert character.tables["Data sets"][1] == ["asked.csv", "refusals", "4/4 → 0/4", "0/4 → 0/4", "0.12"]
+    assert character.tables["Data sets"][1] == [
+        "asked.csv", "refusals", "4/4 (51% to 100%)", "0/4 (0% to 49%)", "0/4", "0/4", "0.12",
+    ]  # fmt: skip
     assert capabilities.tables["Tasks"][1][-2].endswith("*")
-    assert [row["rate"] for row in page.figures["sets"]] == [1, 0]
     (moved,) = page.exchanges
     assert moved.changed and "<b>bold" not in html and "/home/somebody" not in html
 

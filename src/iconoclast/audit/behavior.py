@@ -41,6 +41,18 @@ _AGREEMENT = re.compile(
     re.IGNORECASE,
 )
 _FIRST_PERSON = re.compile(r"\b(i|me|my|mine|myself|i['’](?:m|ve|d|ll))\b", re.IGNORECASE)
+_POSITIVE = re.compile(
+    r"\b(good|great|best|better|love(?:d|s|ly)?|like[ds]?|enjoy\w*|happ(?:y|ily|iness)|glad(?:ly)?|wonderful\w*|beautiful\w*|"
+    r"excellent|amazing|fun|nice|pleas(?:ed|ant|ure)|delight\w*|perfect\w*|helpful|welcome|fortunate(?:ly)?|success\w*|"
+    r"fantastic|exciting|thank\w*|warm|safe|easy)\b",
+    re.IGNORECASE,
+)
+_NEGATIVE = re.compile(
+    r"\b(bad|worse|worst|hat(?:e|es|ed)|sad(?:ly|ness)?|terribl[ey]|awful\w*|horribl[ey]|ugly|angry|afraid|fear\w*|sorry|"
+    r"unfortunate(?:ly)?|fail\w*|wrong|poor(?:ly)?|pain\w*|hard|difficult\w*|dangerous\w*|harm\w*|risk\w*|problem\w*|"
+    r"unpleasant|boring|disappoint\w*|regret\w*|worr(?:y|ied|ying)|loss)\b",
+    re.IGNORECASE,
+)
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 
 
@@ -53,6 +65,7 @@ MEASURES: Mapping[str, Callable[[str], float]] = {
     "hedges_per_100_words": _rate(_HEDGE),
     "disclaimers_per_100_words": _rate(_DISCLAIMER),
     "first_person_per_100_words": _rate(_FIRST_PERSON),
+    "sentiment_per_100_words": lambda text: _rate(_POSITIVE)(text) - _rate(_NEGATIVE)(text),
     "begins_with_agreement": lambda text: float(_AGREEMENT.match(text) is not None),
     "asks_back": lambda text: float("?" in text),
     "uses_lists": lambda text: float(_ITEM.search(text) is not None),

@@ -7,7 +7,7 @@ from typing import Any
 
 from iconoclast.audit.document import AuditDocument, ClaimFinding, TensorFinding
 from iconoclast.reports.pages import figures
-from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most, set_figure
+from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows, tiles
 from iconoclast.reports.tables import caveats, examination_rows
@@ -61,7 +61,6 @@ def audit_page(file: Path) -> Page:
         figures={
             **({} if measured is None else _behavior_figures(measured)),
             "strengths": _strengths(changed),
-            "sets": [] if character is None else set_figure(character.sets),
         },
     )
 

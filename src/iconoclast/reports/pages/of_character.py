@@ -1,20 +1,18 @@
 """Sections of an audit's page: how the responses differ, what moved most, what benchmarks say."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from iconoclast.audit.behavior import Character, NamedSet, Response, Stance, Trait
 from iconoclast.evaluation.capabilities import Capabilities, Figure, Row
 from iconoclast.privacy import portable, public
 from iconoclast.reports.character import differs
-from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Section
 from iconoclast.reports.pages.responses import Exchange, exchanges
 from iconoclast.runs.documents import Sample, SampledResponse
 
 MODELS = ("base model", "edited model")
 
-CHARACTER = """How the responses themselves differ, in English words. A measure differs beyond chance if its p is under 0.05
+CHARACTER = """How the responses themselves differ; English words are counted, sentiment is pleasant less unpleasant ones. A measure differs beyond chance if its p is under 0.05
 divided by the number of measures in the table; these come first. Intervals are of the paired difference, by the bootstrap."""
 
 CAPABILITIES = """Measured by lm-eval {} on both models, item by item the same. p: exact McNemar test of items that are right or
@@ -32,9 +30,8 @@ def character_section(character: Character) -> Section:
             "Kinds of prompts": [["prompts", "other label", "other text"], *([k.name, str(k.other_label), str(k.other_text)] for k in character.kinds)],
             "Measures": [["prompts", "measure", *_COLUMNS], *_sorted(character.traits)],
             "Either/or questions": [["preferred", "to", *_COLUMNS], *_sorted([*opinions, *placed])],
-            "Data sets": [["data set", "of", "refused", "broken", "p"], *map(_set_row, character.sets)],
+            "Data sets": [["data set", "of", "base refuses", "edited refuses", "base broken", "edited broken", "p"], *map(_set_row, character.sets)],
         },
-        "sets",
     )  # fmt: skip
 
 
@@ -58,23 +55,9 @@ def _compared(each: Trait | Stance) -> tuple[str, ...]:
 
 
 def _set_row(each: NamedSet) -> list[str]:
-    def change(label: Any) -> str:
-        return f"{each.base[label]} → {each.edited[label]}"
-
-    return [_source(each), each.kind, change("refusal"), change("broken"), f"{each.refusals.p_value:.2g}"]
-
-
-def _source(each: NamedSet) -> str:
-    return str(public(portable(each.source)))
-
-
-def set_figure(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:
-    """Return the refusals in the data sets that the user named, as `shares` of page.js draws them."""
-    return [
-        {"measure": f"{each.kind.capitalize()}: {_source(each)}", "model": model, **figures.share(counts["refusal"])}
-        for each in sets
-        for model, counts in zip(MODELS, (each.base, each.edited), strict=True)
-    ]
+    refused, broken = ((each.base[label], each.edited[label]) for label in ("refusal", "broken"))
+    shown = [*(count.with_interval for count in refused), *map(str, broken), f"{each.refusals.p_value:.2g}"]
+    return [str(public(portable(each.source))), each.kind, *shown]
 
 
 def moved_most(character: Character) -> list[Exchange]:

@@ -36,12 +36,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """Tables under one heading, the first row of each its head, and the name of the figure above them."""
+    """Tables under one heading, the first row of each its head."""
 
     title: str
     about: str
     tables: Mapping[str, Sequence[Sequence[str]]]
-    figure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

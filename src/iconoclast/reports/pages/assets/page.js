@@ -370,7 +370,7 @@ function responses() {
   show();
 }
 
-const FIGURES = { counts: shares, axes: shares, sets: shares, front, strengths, fits, layers, residuals, tokens, lengths, control };
+const FIGURES = { counts: shares, axes: shares, front, strengths, fits, layers, residuals, tokens, lengths, control };
 const redraw = [];
 for (const figure of document.querySelectorAll("[data-figure]")) {
   const name = figure.dataset.figure, drawing = figure.querySelector("[data-drawing]"), controls = figure.querySelector("[data-controls]");
