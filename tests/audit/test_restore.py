@@ -164,6 +164,7 @@ def test_stacked_experts_are_restored_from_the_record(tmp_path: Path) -> None:
         ("no record", "nothing says what was changed"),
         ("other weights", "is not the file of SHA256SUMS"),
         ("of another model", "names modules that"),
+        ("of another size", "its direction has 16 entries, and the matrix 32 rows"),
         ("an adapter", "Load it without the adapter"),
         ("GGUF", "is a GGUF file"),
         ("declared", "--matrices declares what to take from a base"),
@@ -178,6 +179,9 @@ def test_what_the_record_cannot_restore_is_said(models: tuple[Path, Path], tmp_p
         save_edit(edit, edited / "edit.safetensors")
     else:
         export_of(base, edited, edit, torch.bfloat16)
+    if why == "of another size":
+        halved = {site: v[:16] for site, v in edit.directions.items()}
+        save_edit(Edit(halved, edit.strengths, "none"), edited / "edit.safetensors")
     if why == "no record":
         (edited / "edit.safetensors").unlink()
     if why == "other weights":

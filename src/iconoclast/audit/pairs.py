@@ -150,7 +150,8 @@ class Adapted:
         magnitude = self.magnitudes.get(name)
         if magnitude is None:
             return matrix
-        return matrix * (magnitude / matrix.norm(dim=magnitude.shape.index(1), keepdim=True))
+        norms: Tensor = matrix.norm(dim=magnitude.shape.index(1), keepdim=True)
+        return matrix * (magnitude / norms)
 
     def _update(self, stacked: "Stacked") -> dict[str, Tensor]:
         """Keep the last one, as many tensors of the files can be of one parameter."""

@@ -55,9 +55,11 @@ def undone(edit: Edit, site: Site, edited: Tensor, half: Tensor) -> Undone:
         half: how far rounding can have moved every entry of it, [d, k].
 
     Raises:
-        EditError: the edit has removed all that it reads, or so much that row norms do not follow.
+        EditError: the edit is of another size, or has removed all that it reads, or so much that row norms do not follow.
     """
     v, r, strength = edit.directions[site], edit.reading(site), edit.strengths[site]
+    if not v.shape == r.shape == edited.shape[:1]:
+        raise EditError(f"its direction has {len(v)} entries, and the matrix {len(edited)} rows")
     left = 1 - strength * float(r @ v)
     if abs(left) < 1e-6:
         raise EditError("it has removed all of its direction, and what that was is not in the file")
