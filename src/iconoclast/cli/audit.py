@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SET = "DATASET[,KEY=VALUE…]"
 """How a data set is named: its place, and fields of `config.PromptSource`."""
 
+KEYS = "name, split, column, prefix, suffix, system_prompt"
+
 DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
 
@@ -64,13 +66,7 @@ def audit(
     from iconoclast.files import write_whole
     from iconoclast.models.adapters import other_base
 
-    require_writable(json_file)
-    require_writable(edit)
-    if json_file is not None and json_file.suffix == DIRECTIONS:
-        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
-    taken = json_file and json_file.with_suffix(DIRECTIONS)
-    if edit is not None and (edit.suffix != DIRECTIONS or edit == taken):
-        raise UserError(f"--edit {edit}: give a name of its own that ends in {DIRECTIONS}.")
+    _require_places(json_file, edit)
     figures = None if measured is None else measured_in(measured)
     if weights_only and (refusal_set or overrefusal_set or tasks):
         raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
@@ -107,6 +103,17 @@ def audit(
     say(*map(_claimed, document.claims))
 
 
+def _require_places(json_file: Path | None, edit: Path | None) -> None:
+    """Raise UserError before a long measurement if a file that the user names could not be written."""
+    require_writable(json_file)
+    require_writable(edit)
+    if json_file is not None and json_file.suffix == DIRECTIONS:
+        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
+    taken = json_file and json_file.with_suffix(DIRECTIONS)
+    if edit is not None and (edit.suffix != DIRECTIONS or edit == taken):
+        raise UserError(f"--edit {edit}: give a name of its own that ends in {DIRECTIONS}.")
+
+
 def _named_sets(refusals: list[str], overrefusals: list[str]) -> "NamedSets":
     """Read the data sets that the user names; raise UserError if one cannot be read."""
     from iconoclast.prompts import load_prompts
@@ -121,9 +128,8 @@ def _source(text: str) -> PromptSource:
     try:
         return PromptSource.model_validate({"dataset": dataset, **dict(field.split("=", 1) for field in fields)})
     except ValueError as error:
-        known = ", ".join(name for name in PromptSource.model_fields if name not in ("dataset", "axis"))
         reason = first_problem(error) if isinstance(error, ValidationError) else "every field is KEY=VALUE"
-        raise SettingsError(f"{text} names no data set as {SET} ({reason}). Keys: {known}.") from None
+        raise SettingsError(f"{text} names no data set as {SET} ({reason}). Keys: {KEYS}.") from None
 
 
 def _benchmarked(
