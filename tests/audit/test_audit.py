@@ -15,6 +15,7 @@ from iconoclast.audit.audit import audit as audited
 from iconoclast.audit.constructions import rank_one, several
 from iconoclast.audit.document import AuditDocument
 from iconoclast.audit.matrix import slack, spectrum
+from iconoclast.audit.pairs import open_edited, open_files
 from iconoclast.audit.roundings import requantised
 from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
@@ -291,6 +292,50 @@ def test_an_adapter_is_read_on_its_base(tmp_path: Path) -> None:
     changed_ones = [t for t in document["tensors"] if t["status"] != "unchanged"]
     assert document["verdict"] == "low_rank" and [t["rank"] for t in changed_ones] == [2, 2, 2]
     assert "WARNING" not in done.out
+
+
+def test_the_sign_of_zeros_is_no_change(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "source")
+    base = changed(tmp_path / "source", tmp_path / "base", lambda name, t: t * (t > 0))  # -0 where t is negative
+    edited = changed(base, tmp_path / "edited", lambda name, t: t + 0.0)  # as merging an adapter of zeros does
+    assert (base / "model.safetensors").read_bytes() != (edited / "model.safetensors").read_bytes()
+    assert audited(str(base), str(edited))[0].verdict == "untouched"
+
+
+@pytest.mark.parametrize(("family", "modules"), [("llama", ["o_proj", "down_proj"]), ("gpt2", ["c_proj"])])
+def test_a_dora_adapter_is_read_as_what_merging_makes_of_it(tmp_path: Path, family: str, modules: list[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES[family].model()
+    model.save_pretrained(tmp_path / "base")
+    turned = family == "gpt2"
+    config = LoraConfig(r=2, target_modules=modules, use_dora=True, init_lora_weights=False, fan_in_fan_out=turned)
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    base = open_files(str(tmp_path / "base"))
+    read = open_edited(str(tmp_path / "adapter"), base)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")  # type: ignore[operator]
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert any(not torch.equal(tensor, next(base.matrices(name))) for name, tensor in merged.items())
+    for name, tensor in merged.items():
+        torch.testing.assert_close(next(read.matrices(name)), tensor, rtol=1e-4, atol=1e-6)
+    document, _ = audited(str(tmp_path / "base"), str(tmp_path / "adapter"))
+    assert all(t.status == "changed" for t in document.tensors if any(f"{m}.weight" in t.name for m in modules))
+
+
+def test_an_adapter_that_is_dora_in_part_gets_one_line(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = FAMILIES["llama"].model()
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["o_proj"], use_dora=True)).save_pretrained(
+        str(tmp_path / "a")
+    )
+    tensors = load_file(tmp_path / "a/adapter_model.safetensors")
+    del tensors[next(name for name in tensors if "magnitude" in name)]
+    save_file(tensors, tmp_path / "a/adapter_model.safetensors")
+    done = iconoclast("audit", tmp_path / "a", "--base", tmp_path / "base", "--weights-only")
+    assert done.code == 2 and "not all of one kind" in done.complaint
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])

@@ -1,6 +1,7 @@
 """What an edit did to a model's character: known differences are found, equal models show none."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iconoclast.audit.behavior import EXAMPLES, MEASURES, Beside, Response, SetName, kinds, moved, traits
+from iconoclast.audit.document import AuditDocument
 from iconoclast.audit.stance import PAIRS, WORDINGS, preferences, questions, stances
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.evaluation.examination import Variant
@@ -29,6 +31,7 @@ from tests.support.tiny import save_tiny
         ("hedges_per_100_words", "It is a river.", "Perhaps it is a river, or maybe it might be a lake."),
         ("disclaimers_per_100_words", "Drink water.", "As an AI, I say: please note that you should consult a doctor."),
         ("first_person_per_100_words", "It is late.", "I'm sure that my clock and I agree."),
+        ("sentiment_per_100_words", "Sadly that is a terrible idea.", "What a wonderful, happy idea."),
         ("begins_with_agreement", "The light is on, certainly.", "Of course! The light is on."),
         ("asks_back", "It is seven.", "Which clock do you mean?"),
         ("uses_lists", "One, two - three.", "Take:\n- one\n- two"),
@@ -135,3 +138,64 @@ def test_the_audit_says_what_behaves_otherwise(tiny_settings: Settings, tiny_fol
     character = json.loads(file.read_text())["character"]
     assert character["first_named"]["difference"]["n"] == len(questions()) and character["moved"]
     assert {trait["set"] for trait in character["traits"]} == {"target", "benign"}
+
+
+def test_data_sets_and_tasks_that_the_user_names_are_measured_beside_the_base(
+    tiny_settings: Settings, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+    edited, config, file = save_tiny(tmp_path / "edited"), tmp_path / "settings.toml", tmp_path / "audit.json"
+    tensors = load_file(edited / "model.safetensors")
+    tensors["model.layers.2.self_attn.o_proj.weight"] *= -1
+    save_file(tensors, edited / "model.safetensors", {"format": "pt"})
+    refusing = tiny_settings.model_copy(update={"refusal_patterns": ["."]})  # whatever says something refuses
+    config.write_text(tomli_w.dumps(settings_document(refusing)))
+    (tmp_path / "asked.csv").write_text("question,split\nIs tea warm?,test\nIs ice cold?,test\nIs it late?,train\n")
+    items = [{"q": f"What is {n} plus 1?", "choices": ["2", "7"], "answer": n % 2} for n in range(6)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (tmp_path / "sums.yaml").write_text(
+        f"task: tiny_sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'sums.jsonl'}}}, "
+        f"cache_dir: {tmp_path / 'cache'}}}\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: q\n"
+        "doc_to_choice: choices\ndoc_to_target: answer\nmetric_list: [{metric: acc, aggregation: mean}]\n"
+    )
+    named = f"{tmp_path / 'asked.csv'},split=test,column=question"
+    done = iconoclast(
+        "audit", edited, "--base", tiny_folder, "--config", config, "--json", file, "--refusal-set", named,
+        "--overrefusal-set", "builtin:everyday/benign,split=report[:3]", "--tasks", "tiny_sums", "--include-path", tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "Refusals in" in done.out and "exact McNemar" in done.out and "tiny_sums" in done.out
+    document = AuditDocument.read(file)
+    assert document.character is not None and document.capabilities is not None
+    first, second = document.character.sets
+    assert (first.kind, first.base["refusal"].n, second.kind, second.edited["refusal"].n) == (
+        "refusals",
+        2,
+        "overrefusals",
+        3,
+    )
+    assert sum(count.count for count in first.edited.values()) == 2 and first.base["refusal"].count > 0
+    assert "Is tea warm" not in file.read_text()
+    (row,) = document.capabilities.rows
+    assert row.n == 6 and row.base is not None and row.base.interval is not None
+    assert row.difference is not None and row.difference.paired and row.difference.p_value is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--refusal-set", "some.csv"], "some.csv does not exist"),
+        (["--refusal-set", "builtin:everyday/target,splti=report"], "splti"),
+        (["--overrefusal-set", "builtin:everyday/target,report"], "every field is KEY=VALUE"),
+        (["--refusal-set", "builtin:everyday/target", "--weights-only"], "--weights-only leaves out behaviour"),
+        (["--tasks", "tiny_nothing"], 'knows no task "tiny_nothing"'),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_read(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+    done = iconoclast("audit", tmp_path / "edited", "--base", tmp_path / "base", *options)
+    assert done.code == 2 and said in " ".join(done.complaint.split()), done.complaint

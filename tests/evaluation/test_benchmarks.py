@@ -27,19 +27,18 @@ from iconoclast.evaluation.benchmarks import (
     Benchmark,
     BenchmarkError,
     BenchmarkOptions,
-    FigureDifference,
-    Row,
     benchmark,
     edited_live,
     loaded,
-    rows,
 )
+from iconoclast.evaluation.capabilities import FigureDifference, Row, rows
 from iconoclast.library import applied
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.runs.export import export_run
 from iconoclast.runs.pipeline import started_run
+from iconoclast.scores import Count
 
 # Answers of one length: a random model likes short ones.
 draw = random.Random(0)
@@ -161,6 +160,11 @@ def side_by_side(options: BenchmarkOptions, tiny_lm: LanguageModel) -> dict[tupl
     return by_name(benchmark(options, edited_live(tiny_lm, strong_edit(tiny_lm)), nullcontext(tiny_lm)))
 
 
+def worth(difference: FigureDifference | None) -> tuple[float | None, float | None, bool]:
+    assert difference is not None
+    return difference.value, difference.stderr, difference.paired
+
+
 def about(value: float) -> Any:
     """A number that equals the value but for rounding."""
     return pytest.approx(value)
@@ -214,7 +218,7 @@ def test_both_columns_are_what_the_model_itself_says(
     assert row.n == len(items)
     assert row.base is not None and row.base.value == pytest.approx(fmean(base))
     assert row.edited.value == pytest.approx(fmean(edited))
-    assert row.difference == FigureDifference(about(fmean(moved)), about(stdev(moved) / math.sqrt(len(moved))), True)
+    assert worth(row.difference) == (about(fmean(moved)), about(stdev(moved) / math.sqrt(len(moved))), True)
     if task != "tiny_group":  # lm-eval pools a group's error from its tasks'
         assert row.edited.stderr == pytest.approx(stdev(edited) / math.sqrt(len(items)))
     assert row.edited.stderr is not None and row.base.stderr is not None
@@ -230,7 +234,7 @@ def test_an_edit_of_nothing_changes_nothing(options: BenchmarkOptions, tiny_lm: 
     result = benchmark(drawn, edited_live(tiny_lm, Edit.nothing()), nullcontext(tiny_lm))
     assert {row.task for row in result.rows} == {*drawn.tasks, "tiny_things", "tiny_numbers"}
     for row in result.rows:
-        assert row.base == row.edited and row.difference == FigureDifference(0.0, 0.0, True)
+        assert row.base == row.edited and worth(row.difference) == (0.0, 0.0, True)
 
 
 def test_the_figures_are_those_of_lm_eval_alone(own_tasks: None, task_files: Path, tiny_lm: LanguageModel) -> None:
@@ -293,29 +297,46 @@ def test_a_mean_is_compared_item_by_item() -> None:
     base = lm_eval_results(0.75, 0.25, [1, 0, 1, 1])
     edited = lm_eval_results(0.5, 0.2887, [1, 1, 0, 0])
     (row,) = rows(edited, base)
+    assert row.base is not None and row.difference is not None and row.difference.interval is not None
+    assert row.base.interval == Count(3, 4).interval and row.edited.interval == Count(2, 4).interval
+    assert row.difference.p_value == 1.0 and row.difference.interval[0] <= -0.25 <= row.difference.interval[1]
     # The differences are 0, 1, -1, -1: their mean is -1/4, their variance 11/12.
-    assert row.difference == FigureDifference(-0.25, about(math.sqrt(11 / 12 / 4)), True)
+    assert worth(row.difference) == (-0.25, about(math.sqrt(11 / 12 / 4)), True)
 
 
 def test_what_is_no_mean_is_compared_by_its_two_errors() -> None:
     base = lm_eval_results(7.0, 0.3, [-1.0, -2.0], "perplexity")
     edited = lm_eval_results(9.0, 0.4, [-2.0, -2.5], "perplexity")
     (row,) = rows(edited, base)
-    assert row.difference == FigureDifference(2.0, about(0.5), False)
+    assert worth(row.difference) == (2.0, about(0.5), False)
+
+
+def test_a_difference_beyond_chance_is_told_from_one_within() -> None:
+    base, edited = (
+        lm_eval_results(0.75, 0.1, [1] * 15 + [0] * 5),
+        lm_eval_results(0.25, 0.1, [0] * 10 + [1] * 5 + [0] * 5),
+    )
+    (row,) = rows(edited, base)
+    assert row.difference is not None and row.difference.p_value == pytest.approx(2 / 2**10)  # ten of ten one way
+    lengths = [float(n) for n in range(20)]
+    longer = [n + 2 + 0.1 * (n % 3) for n in lengths]
+    (row,) = rows(lm_eval_results(fmean(longer), 0.1, longer), lm_eval_results(fmean(lengths), 0.1, lengths))
+    assert row.difference is not None and row.difference.interval is not None and row.difference.p_value is not None
+    assert row.difference.p_value < 0.001 and 2 < row.difference.interval[0] < row.difference.interval[1] < 2.2
 
 
 def test_other_items_are_not_paired() -> None:
     base, edited = lm_eval_results(0.5, 0.3, [1, 0]), lm_eval_results(0.5, 0.4, [1, 0])
     edited["samples"]["task"][1]["doc_hash"] = "another"
-    assert rows(edited, base)[0].difference == FigureDifference(0.0, about(0.5), False)
+    assert worth(rows(edited, base)[0].difference) == (0.0, about(0.5), False)
 
 
 def test_without_errors_there_is_a_difference_without_one() -> None:
     tuples = [(1, 2), (3, 4)]
     (row,) = rows(lm_eval_results(2.0, "N/A", tuples), lm_eval_results(1.5, "N/A", tuples))
-    assert row.edited.stderr is None and row.difference == FigureDifference(0.5, None, False)
+    assert row.edited.stderr is None and worth(row.difference) == (0.5, None, False)
     (row,) = rows(lm_eval_results(math.nan, "N/A", tuples), lm_eval_results(1.5, "N/A", tuples))
-    assert row.edited.value is None and row.difference == FigureDifference(None, None, False)
+    assert row.edited.value is None and worth(row.difference) == (None, None, False)
 
 
 def test_a_filter_is_part_of_the_metrics_name() -> None:
@@ -478,7 +499,9 @@ def test_the_document_and_the_table_hold_everything(
     assert document["schema_version"] == 1 and document["lm_eval_version"]
     assert {"model", "trial", "limit", "num_fewshot", "batch_size", "apply_chat_template"} <= document.keys()
     assert document["tasks"]["tiny_group"]["acc"].keys() == {"n", "higher_is_better", "base", "edited", "difference"}
-    assert document["tasks"]["tiny_group"]["acc"]["difference"].keys() == {"value", "stderr", "paired"}
+    assert document["tasks"]["tiny_group"]["acc"]["difference"].keys() == {
+        "value", "stderr", "paired", "interval", "p_value",
+    }  # fmt: skip
     table = capsys.readouterr().out
     for word in ("tiny_things", "acc↑", "letters↓", "Base", "Edited", "Difference", "±", "33"):
         assert word in table

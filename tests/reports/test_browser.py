@@ -13,10 +13,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from iconoclast.audit.document import AuditDocument
+from iconoclast.reports.pages.of_audit import audit_page
 from iconoclast.reports.pages.of_export import export_page
 from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.pages.responses import exchanges
-from tests.reports.test_pages import MADE, MARKUP, geometry, sample, token_view
+from tests.reports.test_pages import MADE, MARKUP, audited_document, geometry, sample, token_view
 from tests.support.browser import BROWSER, Visitor, browser, visited
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
@@ -82,6 +84,18 @@ def test_an_export_keeps_nobody_out_either(devtools: str, tmp_path: Path) -> Non
 
     export_page(MADE / "adapter").write(tmp_path / "page.html")
     visit(devtools, tmp_path / "page.html", 390, act)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_an_audit_fits(devtools: str, tmp_path: Path, width: int) -> None:
+    async def act(visitor: Visitor) -> None:
+        assert not await visitor.run("document.documentElement.scrollWidth > innerWidth")
+        assert "1 of 1 shown" in await visitor.run("document.body.textContent")
+        assert await visitor.faults() == []
+
+    AuditDocument.model_validate(audited_document()).write(tmp_path / "audit.json")
+    audit_page(tmp_path / "audit.json").write(tmp_path / "page.html")
+    visit(devtools, tmp_path / "page.html", width, act)
 
 
 def test_what_a_visitor_does(devtools: str, page: Path) -> None:

@@ -127,6 +127,103 @@ def test_an_audit_becomes_a_page(tmp_path: Path) -> None:
     assert audit_page(file).figures["strengths"]["trials"]["edit"]["of"] == {"mlp.down_proj": [0.0, 0.1, 0.2]}
 
 
+def audited_document() -> dict[str, object]:
+    """An audit with all parts; a measure that differs by more than chance, and a response that holds markup."""
+    far = {"value": 2.0, "n": 9, "interval": [1.0, 3.0], "p_value": 0.0002}
+    near = {"value": 0.1, "n": 9, "interval": [-0.1, 0.3], "p_value": 0.6}
+    labels = {label: {"count": 0, "n": 4} for label in ("complied", "soft_refusal", "refusal", "broken")}
+    stance = {"first": "tea", "second": "coffee", "base": 0.4, "edited": 0.5, "difference": near}
+    figure = {"value": 0.5, "stderr": 0.1, "interval": [0.3, 0.7]}
+    said = {"label": "refusal", "response": "I cannot set an alarm, as I have no clock."}
+    return {
+        "base": "base",
+        "edited": "edited",
+        "verdict": "weak",
+        "tensors": [],
+        "lost": [],
+        "character": {
+            "traits": [
+                {"set": "benign", "measure": "asks_back", "base": 0.1, "edited": 0.2, "difference": near},
+                {"set": "target", "measure": "hedges_per_100_words", "base": 1.0, "edited": 3.0, "difference": far},
+            ],
+            "kinds": [
+                {"name": "target, alarms", "other_text": {"count": 3, "n": 4}, "other_label": {"count": 1, "n": 4}}
+            ],
+            "moved": [
+                {
+                    "set": "target",
+                    "prompt": "Set an alarm.",
+                    "base": said,
+                    "edited": {"label": "complied", "response": MARKUP},
+                }
+            ],
+            "stances": [stance],
+            "first_named": {**stance, "first": "named first", "second": "named second"},
+            "sets": [
+                {
+                    "kind": "refusals",
+                    "source": "/home/somebody/asked.csv",
+                    "sha256": "0",
+                    "base": {**labels, "refusal": {"count": 4, "n": 4}},
+                    "edited": labels,
+                    "refusals": {"only_before": 4, "only_after": 0, "p_value": 0.125},
+                }
+            ],
+        },
+        "capabilities": {
+            "lm_eval_version": "0.4.13",
+            "limit": 9,
+            "num_fewshot": None,
+            "batch_size": 8,
+            "apply_chat_template": False,
+            "rows": [
+                {
+                    "task": "sums",
+                    "metric": "acc",
+                    "n": 9,
+                    "higher_is_better": True,
+                    "base": figure,
+                    "edited": figure,
+                    "difference": {
+                        "value": 0.0,
+                        "stderr": 0.1,
+                        "interval": [-0.2, 0.2],
+                        "paired": False,
+                        "p_value": 0.9,
+                    },
+                }
+            ],
+        },
+    }
+
+
+def test_character_and_capabilities_are_on_the_page_of_an_audit(tmp_path: Path) -> None:
+    file = tmp_path / "audit.json"
+    AuditDocument.model_validate(audited_document()).write(file)
+    page = audit_page(file)
+    html = page.html()
+    assert_asks_for_nothing(html)
+    for said in (
+        "target, alarms",
+        "3/4",
+        "hedges per 100 words",
+        "named second",
+        "+0.00",
+        "0.500 (0.300 to 0.700)",
+        "Only the first 9",
+    ):
+        assert said in html
+    capabilities, character = page.sections
+    assert [row[0] for row in character.tables["Measures"][1:]] == ["target", "benign"]  # beyond chance first
+    assert [row[-1] for row in character.tables["Measures"][1:]] == ["yes", ""]
+    assert character.tables["Data sets"][1] == [
+        "asked.csv", "refusals", "4/4 (51% to 100%)", "0/4 (0% to 49%)", "0/4", "0/4", "0.12",
+    ]  # fmt: skip
+    assert capabilities.tables["Tasks"][1][-2].endswith("*")
+    (moved,) = page.exchanges
+    assert moved.changed and "<b>bold" not in html and "/home/somebody" not in html
+
+
 def test_what_cannot_be_reported_on_is_said(tmp_path: Path) -> None:
     done = iconoclast("report", tmp_path)
     assert done.code == 2 and "is no run, export, comparison or audit" in done.err

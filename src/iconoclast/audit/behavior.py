@@ -8,9 +8,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Part, Value
-from iconoclast.evaluation.intervals import PairedDifference, paired_bootstrap
+from iconoclast.evaluation.intervals import McNemar, PairedDifference, mcnemar, paired_bootstrap
 from iconoclast.scores import Count
-from iconoclast.vocabulary import Label
+from iconoclast.vocabulary import LABELS, Label
+
+NamedKind = Literal["refusals", "overrefusals"]
+"""What a data set is for: prompts that a model may refuse, or prompts that it should answer."""
 
 SetName = Literal["target", "benign", "borderline"]
 
@@ -38,6 +41,18 @@ _AGREEMENT = re.compile(
     re.IGNORECASE,
 )
 _FIRST_PERSON = re.compile(r"\b(i|me|my|mine|myself|i['’](?:m|ve|d|ll))\b", re.IGNORECASE)
+_POSITIVE = re.compile(
+    r"\b(good|great|best|better|love(?:d|s|ly)?|like[ds]?|enjoy\w*|happ(?:y|ily|iness)|glad(?:ly)?|wonderful\w*|beautiful\w*|"
+    r"excellent|amazing|fun|nice|pleas(?:ed|ant|ure)|delight\w*|perfect\w*|helpful|welcome|fortunate(?:ly)?|success\w*|"
+    r"fantastic|exciting|thank\w*|warm|safe|easy)\b",
+    re.IGNORECASE,
+)
+_NEGATIVE = re.compile(
+    r"\b(bad|worse|worst|hat(?:e|es|ed)|sad(?:ly|ness)?|terribl[ey]|awful\w*|horribl[ey]|ugly|angry|afraid|fear\w*|sorry|"
+    r"unfortunate(?:ly)?|fail\w*|wrong|poor(?:ly)?|pain\w*|hard|difficult\w*|dangerous\w*|harm\w*|risk\w*|problem\w*|"
+    r"unpleasant|boring|disappoint\w*|regret\w*|worr(?:y|ied|ying)|loss)\b",
+    re.IGNORECASE,
+)
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 
 
@@ -50,6 +65,7 @@ MEASURES: Mapping[str, Callable[[str], float]] = {
     "hedges_per_100_words": _rate(_HEDGE),
     "disclaimers_per_100_words": _rate(_DISCLAIMER),
     "first_person_per_100_words": _rate(_FIRST_PERSON),
+    "sentiment_per_100_words": lambda text: _rate(_POSITIVE)(text) - _rate(_NEGATIVE)(text),
     "begins_with_agreement": lambda text: float(_AGREEMENT.match(text) is not None),
     "asks_back": lambda text: float("?" in text),
     "uses_lists": lambda text: float(_ITEM.search(text) is not None),
@@ -107,6 +123,18 @@ class Stance(Value):
     difference: PairedDifference
 
 
+@dataclass(frozen=True)
+class NamedSet(Value):
+    """A data set that the user names: how many responses got each label, and an exact McNemar test of the refusals."""
+
+    kind: NamedKind
+    source: str
+    sha256: str
+    base: Mapping[Label, Count]
+    edited: Mapping[Label, Count]
+    refusals: McNemar
+
+
 class Character(Part):
     """How an edited model answers beside its base.
 
@@ -114,6 +142,7 @@ class Character(Part):
         traits: measures of character, by set of prompts.
         kinds: kinds of prompts, those with most other labels first.
         moved: examples of prompts whose responses changed most: another label, or a high KL.
+        sets: data sets that the user names. Their prompts and responses are not kept.
         stances: preferences in neutral either/or questions; None for a model that is not loaded here.
         first_named: preference for what a question names first; None as above.
     """
@@ -123,6 +152,14 @@ class Character(Part):
     moved: list[Beside]
     stances: list[Stance] | None = Field(default=None)
     first_named: Stance | None = Field(default=None)
+    sets: list[NamedSet] = Field(default=[], exclude_if=lambda value: not value)
+
+
+def named_set(kind: NamedKind, source: str, sha256: str, base: Sequence[Label], edited: Sequence[Label]) -> NamedSet:
+    """Count the labels of both models' responses to a data set, and test the refusals."""
+    counts = [{label: Count(side.count(label), len(side)) for label in LABELS} for side in (base, edited)]
+    refused = [[label == "refusal" for label in side] for side in (base, edited)]
+    return NamedSet(kind, source, sha256, *counts, mcnemar(*refused))
 
 
 def traits(rows: Sequence[Beside]) -> list[Trait]:

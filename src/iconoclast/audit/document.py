@@ -7,6 +7,7 @@ from pydantic import Field
 
 from iconoclast.audit.behavior import Character
 from iconoclast.documents import UNLESS_NONE, Document, Part
+from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.peers.claims import Claim
 from iconoclast.version import __version__
 from iconoclast.vocabulary import RowNormalization
@@ -92,6 +93,7 @@ class AuditDocument(Document):
         claims: figures on the card and in other tools' papers.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
         character: how the responses themselves differ; None as above.
+        capabilities: what lm-eval measures of both, if the user names tasks.
     """
 
     what: ClassVar[str] = "audit"
@@ -107,3 +109,4 @@ class AuditDocument(Document):
     claims: list[ClaimFinding] = Field(default=[], exclude_if=lambda value: not value)
     behavior: Mapping[str, Any] | None = None
     character: Character | None = None
+    capabilities: Capabilities | None = UNLESS_NONE

@@ -22,6 +22,7 @@ from iconoclast.models.skeleton import architecture
 from iconoclast.models.transformers_internals import as_stored
 
 PREFIX = "base_model.model."
+MAGNITUDE = ".lora_magnitude_vector"
 
 
 class Source(Protocol):
@@ -111,17 +112,19 @@ def _require_true_index(checkpoint: Checkpoint) -> None:
 
 @dataclass
 class Adapted:
-    """A base model with a LoRA adapter: W + s B A, in float32, for the matrices that it changes.
+    """A base model with a LoRA adapter: W + s B A, in float32, for the matrices that it changes; with DoRA, rows rescaled.
 
     Attributes:
         factors: name in the base's files → (s B, A), turned as the matrix is stored.
         stacked: name in the base's files → update of the parameter that it is part of when the model is loaded.
+        magnitudes: name in the base's files → norms that DoRA gives every output, [d, 1], or [1, d] where turned.
     """
 
     folder: Path
     base: Files
     factors: dict[str, tuple[Tensor, Tensor]]
     stacked: dict[str, "Stacked"]
+    magnitudes: dict[str, Tensor]
     _last: "tuple[Stacked, dict[str, Tensor]] | None" = None
 
     @property
@@ -135,13 +138,20 @@ class Adapted:
         own = self.base.matrices(name)
         if name in self.factors:
             b, a = self.factors[name]
-            yield from (matrix.float() + b @ a for matrix in own)
+            yield from (self._rescaled(name, matrix.float() + b @ a) for matrix in own)
         elif name in self.stacked:
             update = self._update(self.stacked[name])[name]
             parts = update if update.ndim == 3 else [update]
             yield from (matrix.float() + part for matrix, part in zip(own, parts, strict=True))
         else:
             yield from own
+
+    def _rescaled(self, name: str, matrix: Tensor) -> Tensor:
+        magnitude = self.magnitudes.get(name)
+        if magnitude is None:
+            return matrix
+        norms: Tensor = matrix.norm(dim=magnitude.shape.index(1), keepdim=True)
+        return matrix * (magnitude / norms)
 
     def _update(self, stacked: "Stacked") -> dict[str, Tensor]:
         """Keep the last one, as many tensors of the files can be of one parameter."""
@@ -192,18 +202,25 @@ def open_edited(name: str, base: Files) -> Source:
 
 
 def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Files) -> Adapted:
-    kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"it is of type {kind}, and only LoRA is read. Merge it into a model first")
     keys = [key for key in tensors if key.endswith(".lora_A.weight")]
-    if not keys or len(tensors) != 2 * len(keys):
+    magnitudes = {key.removesuffix(".weight"): t.float() for key, t in tensors.items() if MAGNITUDE in key}
+    if not keys or len(tensors) - len(magnitudes) != 2 * len(keys):
         raise ValueError("it holds other tensors than pairs of LoRA factors. Merge it into a model first")
-    result = Adapted(folder, base, {}, {})
+    if len(magnitudes) != (len(keys) if config.get("use_dora") else 0):
+        raise ValueError("its matrices are not all of one kind, LoRA or DoRA. Merge it into a model first")
+    result = Adapted(folder, base, {}, {}, {})
     loaded: PreTrainedModel | None = None
     for key in keys:
         module = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors[key].float(), tensors[key.replace("lora_A", "lora_B")].float()
         place = base.places.get(f"{module}.weight")
+        if place is None and magnitudes:
+            raise ValueError(
+                f"DoRA of {module}, which the base's files do not hold by this name, is not read. Merge it"
+            )
         if place is None:
             loaded = loaded or architecture(str(base.folder))
             for name, stacked in _stacked(config, module, a, b, loaded).items():
@@ -217,6 +234,9 @@ def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], b
         if (left.shape[0], right.shape[1]) != place.shape:
             raise ValueError(f"its update of {module} is of another shape than the base's matrix")
         result.factors[f"{module}.weight"] = (_scale(config, module, a.shape[0]) * left, right)
+        if magnitudes:
+            outputs = magnitudes[f"{PREFIX}{module}{MAGNITUDE}"].reshape(-1)
+            result.magnitudes[f"{module}.weight"] = outputs[None] if config.get("fan_in_fan_out") else outputs[:, None]
     return result
 
 
@@ -245,13 +265,15 @@ def _stacked(config: dict[str, Any], module: str, a: Tensor, b: Tensor, loaded: 
 
 
 def same(one: Source, other: Source, name: str) -> bool:
-    """Check that a tensor is equal bit by bit in both."""
+    """Check that a tensor is equal bit by bit in both, but for the signs of zeros, which adding nothing can change."""
     first, second = one.places[name], other.places[name]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     if isinstance(other, Adapted):
         return not other.changes(name)
-    return all(
-        torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
-        for a, b in zip(one.matrices(name), other.matrices(name), strict=True)
-    )
+    return all(_equal(a, b) for a, b in zip(one.matrices(name), other.matrices(name), strict=True))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    bits = (each.contiguous().reshape(-1).view(torch.uint8) for each in (a, b))
+    return torch.equal(*bits) or (a.is_floating_point() and torch.equal(a.float(), b.float()))

@@ -1,16 +1,30 @@
-"""`audit`: what somebody's edit changed, from the weights."""
+"""`audit`: what somebody's edit changed, in weights, behaviour and capabilities."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from pydantic import ValidationError
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import FiguresOption, require_writable
 from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
-from iconoclast.errors import UserError
+from iconoclast.config.schema import PromptSource
+from iconoclast.documents import first_problem
+from iconoclast.errors import SettingsError, UserError
 
 if TYPE_CHECKING:
+    from iconoclast.audit.behavior import NamedKind
     from iconoclast.audit.document import AuditDocument, ClaimFinding
+    from iconoclast.evaluation.capabilities import Capabilities
+    from iconoclast.prompts import PromptSet
+
+    NamedSets = list[tuple[NamedKind, PromptSet]]
+
+SET = "DATASET[,KEY=VALUE…]"
+"""How a data set is named: its place, and fields of `config.PromptSource`."""
+
+KEYS = "name, split, column, prefix, suffix, system_prompt"
 
 DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
@@ -27,6 +41,21 @@ def audit(
     edit: Annotated[
         Path | None, Option(help="File (.safetensors) for a rank-one edit as our own, to be evaluated and compared.")
     ] = None,
+    refusal_set: Annotated[
+        list[str] | None,
+        Option(
+            metavar=SET, help="Data set whose refusals are counted, too, such as some/name,split=test,column=prompt."
+        ),
+    ] = None,
+    overrefusal_set: Annotated[
+        list[str] | None, Option(metavar=SET, help="The same of prompts that should be answered.")
+    ] = None,
+    tasks: Annotated[list[str] | None, Option(help="Tasks of lm-eval for both, separated by commas.")] = None,
+    limit: Annotated[int | None, Option(help="Only so many items of each task.", min=1)] = None,
+    include_path: Annotated[Path | None, Option(help="Folder with task files of your own.")] = None,
+    apply_chat_template: Annotated[
+        bool, Option("--apply-chat-template", help="Put the tasks' items to the models as a user would.")
+    ] = False,
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
@@ -37,14 +66,13 @@ def audit(
     from iconoclast.files import write_whole
     from iconoclast.models.adapters import other_base
 
-    require_writable(json_file)
-    require_writable(edit)
-    if json_file is not None and json_file.suffix == DIRECTIONS:
-        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
-    taken = json_file and json_file.with_suffix(DIRECTIONS)
-    if edit is not None and (edit.suffix != DIRECTIONS or edit == taken):
-        raise UserError(f"--edit {edit}: give a name of its own that ends in {DIRECTIONS}.")
+    _require_places(json_file, edit)
     figures = None if measured is None else measured_in(measured)
+    if weights_only and (refusal_set or overrefusal_set or tasks):
+        raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
+    sets = _named_sets(refusal_set or [], overrefusal_set or [])
+    names = [name for entry in tasks or [] for name in entry.split(",") if name]
+    benchmarked = _benchmarked(names, include_path, limit, apply_chat_template) if names else None
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
     if json_file not in (None, STANDARD_OUTPUT) and directions:
@@ -68,9 +96,61 @@ def audit(
         save_edit(edit_of(document, directions), edit)
         say(f"Wrote {edit} (edit)")
     if not weights_only:
-        document = _with_behavior(document, edited, base, config)
+        if benchmarked is not None:
+            document = document.model_copy(update={"capabilities": benchmarked(edited, base)})
+        document = _with_behavior(document, edited, base, config, sets)
         write_figures(json_file, document.document())
     say(*map(_claimed, document.claims))
+
+
+def _require_places(json_file: Path | None, edit: Path | None) -> None:
+    """Raise UserError before a long measurement if a file that the user names could not be written."""
+    require_writable(json_file)
+    require_writable(edit)
+    if json_file is not None and json_file.suffix == DIRECTIONS:
+        raise UserError(f"{json_file} would be taken by the directions. Give --json a name that ends in .json.")
+    taken = json_file and json_file.with_suffix(DIRECTIONS)
+    if edit is not None and (edit.suffix != DIRECTIONS or edit == taken):
+        raise UserError(f"--edit {edit}: give a name of its own that ends in {DIRECTIONS}.")
+
+
+def _named_sets(refusals: list[str], overrefusals: list[str]) -> "NamedSets":
+    """Read the data sets that the user names; raise UserError if one cannot be read."""
+    from iconoclast.prompts import load_prompts
+
+    named: list[tuple[NamedKind, str]] = [("refusals", text) for text in refusals]
+    named += [("overrefusals", text) for text in overrefusals]
+    return [(kind, load_prompts(_source(text))) for kind, text in named]
+
+
+def _source(text: str) -> PromptSource:
+    dataset, *fields = text.split(",")
+    try:
+        return PromptSource.model_validate({"dataset": dataset, **dict(field.split("=", 1) for field in fields)})
+    except ValueError as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else "every field is KEY=VALUE"
+        raise SettingsError(f"{text} names no data set as {SET} ({reason}). Keys: {KEYS}.") from None
+
+
+def _benchmarked(
+    names: list[str], include_path: Path | None, limit: int | None, templated: bool
+) -> "Callable[[str, str], Capabilities]":
+    """Set the tasks of lm-eval up, and return what measures an edited model and its base with them."""
+    from iconoclast.cli.benchmark import print_capabilities
+    from iconoclast.evaluation import benchmarks
+
+    options = benchmarks.BenchmarkOptions(names, include_path, limit, apply_chat_template=templated)
+    benchmarks.require_lm_eval()
+    tasks = benchmarks.load_tasks(options)
+
+    def measure(edited: str, base: str) -> "Capabilities":
+        sides = benchmarks.loaded(edited, templated), benchmarks.loaded(base, templated)
+        with shown_progress() as progress:
+            result = benchmarks.benchmark(options, *sides, progress, tasks).capabilities()
+        print_capabilities(result)
+        return result
+
+    return measure
 
 
 def _say_tensors(document: "AuditDocument") -> None:
@@ -87,7 +167,9 @@ def _say_verdict(document: "AuditDocument") -> None:
     say(*(f"Lost: {name}" for name in document.lost))
 
 
-def _with_behavior(document: "AuditDocument", edited: str, base: str, config: Path | None) -> "AuditDocument":
+def _with_behavior(
+    document: "AuditDocument", edited: str, base: str, config: Path | None, sets: "NamedSets"
+) -> "AuditDocument":
     """Measure both models and show it; return the document with it, the claims beside what was measured."""
     from iconoclast.audit.claims import beside
     from iconoclast.cli.comparisons import presented
@@ -98,7 +180,7 @@ def _with_behavior(document: "AuditDocument", edited: str, base: str, config: Pa
 
     settings = load_settings({}, config).settings
     with shown_progress() as progress:
-        comparison, character = audit_behavior(find_subject(edited), settings, base, progress)
+        comparison, character = audit_behavior(find_subject(edited), settings, base, progress, sets)
     figures = presented(comparison).document()
     say(*character_lines(character))
     claims = beside(document.claims, figures)

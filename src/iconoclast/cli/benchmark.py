@@ -19,7 +19,8 @@ from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from iconoclast.evaluation.benchmarks import Benchmark, Figure, Side
+    from iconoclast.evaluation.benchmarks import Side
+    from iconoclast.evaluation.capabilities import Capabilities, Figure, Row
     from iconoclast.models.language_model import LanguageModel
     from iconoclast.runs.saved import SavedRun
 
@@ -57,7 +58,7 @@ def benchmark(
     about, edited, base = _subject(model, trial, against, apply_chat_template)
     with shown_progress() as progress:
         result = benchmarks.benchmark(options, edited, base, progress)
-    _print(result)
+    print_capabilities(result.capabilities())
     write_figures(json_file, about | result.document())
 
 
@@ -104,26 +105,35 @@ def _shown(name: str | None) -> str | None:
     return None if name is None else name.replace(str(Path.home()), "~")
 
 
-def _print(result: "Benchmark") -> None:
+def print_capabilities(result: "Capabilities") -> None:
+    """Print a table of what lm-eval has measured."""
     compared = any(row.base is not None for row in result.rows)
     table = Table(title=f"lm-eval {result.lm_eval_version}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("Task, metric", overflow="fold")
-    for name in ("Items", *(("Base", "Edited", "Difference") if compared else ("Value",))):
+    for name in ("Items", *(("Base", "Edited", "Difference", "p") if compared else ("Value",))):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
-        figures = (row.base, row.edited, row.difference) if compared else (row.edited,)
+        shown = (row.base, row.edited, row.difference) if compared else (row.edited,)
         arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
-        table.add_row(plain(f"{row.task} {row.metric}{arrow}"), str(row.n), *(_cell(figure) for figure in figures))
+        table.add_row(
+            plain(f"{row.task} {row.metric}{arrow}"),
+            str(row.n),
+            *map(_cell, shown),
+            *([_p_value(row)] if compared else []),
+        )
     out.print(table)
     say("± one standard error. ↑ higher is better, ↓ lower is better.")
     if compared:
-        say("Errors of differences are of those item by item; with *, of two independent measurements.")
-    if result.options.limit is not None:
-        say(f"Only the first {result.options.limit} items of each task: not to be compared with others.")
+        say(
+            "Errors of differences are of those item by item; with *, of two independent measurements. p: exact McNemar test of "
+            "items that are right or wrong, bootstrap of other means; one in twenty is under 0.05 by chance."
+        )
+    if result.limit is not None:
+        say(f"Only the first {result.limit} items of each task: not to be compared with others.")
 
 
 def _cell(figure: "Figure | None") -> str:
-    from iconoclast.evaluation.benchmarks import FigureDifference
+    from iconoclast.evaluation.capabilities import FigureDifference
 
     if figure is None or figure.value is None:
         return "none"
@@ -131,3 +141,7 @@ def _cell(figure: "Figure | None") -> str:
     if not isinstance(figure, FigureDifference):
         return f"{figure.value:.3f}{error}"
     return f"{figure.value:+.3f}{error}{' *' if error and not figure.paired else ''}"
+
+
+def _p_value(row: "Row") -> str:
+    return "" if row.difference is None or row.difference.p_value is None else f"{row.difference.p_value:.2g}"

@@ -187,12 +187,12 @@ def output_transform(
     ones = torch.ones_like(direction)
     if row_normalization == "none":
         return OutputTransform(reading, strength * direction, ones)
-    inward, outward = _reciprocal(row_norms) * reading, strength * row_norms * direction
+    inward, outward = reciprocal(row_norms) * reading, strength * row_norms * direction
     if row_normalization == "pre":
         return OutputTransform(inward, outward, ones)
     assert weight is not None
     u = weight.mT @ inward[..., None]  # Ŵᵀ r, [..., k, 1]
-    g = _reciprocal(row_norms) * (weight @ u)[..., 0]  # Ŵ u
+    g = reciprocal(row_norms) * (weight @ u)[..., 0]  # Ŵ u
     squared_norms = 1 - 2 * strength * direction * g + (strength * direction) ** 2 * (u * u).sum(-2)
     return OutputTransform(inward, outward, squared_norms.clamp(min=1e-12).rsqrt())
 
@@ -209,10 +209,10 @@ def edited_weight(
     if row_normalization == "none":
         return weight - strength * _outer(direction, reading @ weight)
     norms = weight.norm(dim=-1, keepdim=True)
-    rows = _reciprocal(norms) * weight
+    rows = reciprocal(norms) * weight
     edited = rows - strength * _outer(direction, reading @ rows)
     if row_normalization == "full":
-        edited = edited * _reciprocal(edited.norm(dim=-1, keepdim=True))
+        edited = edited * reciprocal(edited.norm(dim=-1, keepdim=True))
     result: Tensor = norms * edited
     return result
 
@@ -259,7 +259,7 @@ def low_rank_factors(
         return LowRank((reading @ weight)[..., None, :], column, 0.0, 1)
     norms = weight.norm(dim=-1)
     if row_normalization == "pre":
-        row = (_reciprocal(norms) * reading)[..., None, :] @ weight
+        row = (reciprocal(norms) * reading)[..., None, :] @ weight
         return LowRank(row, (-strength * norms * direction)[..., None], 0.0, 1)
     return truncated(edited_weight(weight, direction, strength, "full", reading) - weight, rank)
 
@@ -269,7 +269,7 @@ def truncated(delta: Tensor, rank: int | None) -> LowRank:
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     # Relative error at rank 0, 1, 2, …, the largest of all experts.
     left = s.square().flip(-1).cumsum(-1).flip(-1)
-    errors = torch.cat([left, torch.zeros_like(left[..., :1])], -1).sqrt() * _reciprocal(s.norm(dim=-1, keepdim=True))
+    errors = torch.cat([left, torch.zeros_like(left[..., :1])], -1).sqrt() * reciprocal(s.norm(dim=-1, keepdim=True))
     errors = errors.reshape(-1, errors.shape[-1]).amax(0)
     sufficient = max(1, int((errors >= NEGLIGIBLE).sum()))
     rank = sufficient if rank is None else min(rank, s.shape[-1])
@@ -283,6 +283,6 @@ def _outer(column: Tensor, rows: Tensor) -> Tensor:
     return column[:, None] * rows[..., None, :]
 
 
-def _reciprocal(values: Tensor) -> Tensor:
+def reciprocal(values: Tensor) -> Tensor:
     """Return 1 / values, and 0 where a value is 0, so that a row of zeros stays one."""
     return torch.where(values > 0, 1 / values.clamp(min=torch.finfo(values.dtype).tiny), 0.0)

@@ -2,15 +2,12 @@
 
 import difflib
 import importlib.util
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
-from numbers import Real
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from datasets.exceptions import DatasetsError
@@ -20,6 +17,7 @@ from transformers import set_seed
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, UserError
+from iconoclast.evaluation.capabilities import Capabilities, Results, Row, rows
 from iconoclast.evaluation.tqdm_internals import heard_bars
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.adapters import adapter_base, put_adapter
@@ -38,8 +36,6 @@ BOOTSTRAPS = 1000
 # What lm-eval raises while it sets up a task whose data are out of reach, or whose definition is wrong.
 TASK_FAULTS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
 
-Results = Mapping[str, Any]
-"""Output of lm-eval: results, samples, group_subtasks, higher_is_better."""
 Side = AbstractContextManager[LanguageModel]
 """One of the models to compare, loaded when the context is entered."""
 
@@ -71,34 +67,6 @@ class BenchmarkOptions:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A metric's value and standard error; None where lm-eval has none."""
-
-    value: float | None
-    stderr: float | None
-
-
-@dataclass(frozen=True)
-class FigureDifference(Figure):
-    """Edited minus base; `paired` if the error is of item-by-item differences, not of two independent measurements."""
-
-    paired: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric of one task or group; `base` and `difference` are None if a model was measured alone."""
-
-    task: str
-    metric: str
-    n: int
-    higher_is_better: bool | None
-    base: Figure | None
-    edited: Figure
-    difference: FigureDifference | None
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """The results, with what is needed to reproduce them."""
 
@@ -106,18 +74,18 @@ class Benchmark:
     options: BenchmarkOptions
     lm_eval_version: str
 
-    def document(self) -> dict[str, Any]:
-        tasks: dict[str, dict[str, Any]] = {}
-        for row in self.rows:
-            figures = {key: value for key, value in asdict(row).items() if key not in ("task", "metric")}
-            tasks.setdefault(row.task, {})[row.metric] = figures
+    def capabilities(self) -> Capabilities:
+        """Return the results as they stand in documents."""
         named = ("limit", "num_fewshot", "batch_size", "apply_chat_template")
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "lm_eval_version": self.lm_eval_version,
-            **{name: getattr(self.options, name) for name in named},
-            "tasks": tasks,
-        }
+        options = {name: getattr(self.options, name) for name in named}
+        return Capabilities(lm_eval_version=self.lm_eval_version, **options, rows=list(self.rows))
+
+    def document(self) -> dict[str, Any]:
+        told = self.capabilities().document()
+        tasks: dict[str, dict[str, Any]] = {}
+        for row in told.pop("rows"):
+            tasks.setdefault(row.pop("task"), {})[row.pop("metric")] = row
+        return {"schema_version": SCHEMA_VERSION, **told, "tasks": tasks}
 
 
 def require_lm_eval() -> None:
@@ -127,11 +95,15 @@ def require_lm_eval() -> None:
 
 
 def benchmark(
-    options: BenchmarkOptions, edited: Side, base: Side | None = None, progress: Progress | None = None
+    options: BenchmarkOptions,
+    edited: Side,
+    base: Side | None = None,
+    progress: Progress | None = None,
+    tasks: Any = None,
 ) -> Benchmark:
     """Measure a model, or an edited model beside its base, with lm-eval.
 
-    Tasks are set up before any model is loaded, and one model is loaded at a time.
+    Tasks are set up before any model is loaded, unless `load_tasks` has done so, and one model is loaded at a time.
 
     Raises:
         BenchmarkError: lm-eval is not installed, or a task is unknown, unsafe, or cannot be set up.
@@ -139,9 +111,10 @@ def benchmark(
     """
     require_lm_eval()
     progress = progress or Silent()
-    progress.start("Setting up the tasks", 0)
-    with heard_bars(progress, "Tasks"):
-        tasks = load_tasks(options)
+    if tasks is None:
+        progress.start("Setting up the tasks", 0)
+        with heard_bars(progress, "Tasks"):
+            tasks = load_tasks(options)
     of_base = None if base is None else evaluated("Base model", base, tasks, options, progress)
     of_edited = evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
     return Benchmark(rows(of_edited, of_base), options, metadata.version("lm_eval"))
@@ -195,72 +168,6 @@ def load_tasks(options: BenchmarkOptions) -> Any:
         ) from None
     _check(tasks["tasks"], options)
     return tasks
-
-
-def rows(edited: Results, base: Results | None = None) -> list[Row]:
-    """Return every metric that lm-eval measured of every task and group, beside the base model's.
-
-    Where a metric is the mean of its items, the difference's error is that of the mean of the items' differences.
-    Elsewhere it is √(se² + se²), as if the models had been given different items: too large rather than too small.
-    """
-    found = []
-    for task, measured in edited["results"].items():
-        for key in measured:
-            name, _, rule = key.partition(",")
-            if not rule or name.endswith("_stderr"):
-                continue
-            metric = name if rule == "none" else key
-            figure, items = _figure(edited, task, key), _items(edited, task, key)
-            before = difference = None
-            if base is not None:
-                before = _figure(base, task, key)
-                difference = _difference(before, figure, _items(base, task, key), items)
-            better = edited["higher_is_better"].get(task, {}).get(name)
-            found.append(Row(task, metric, len(items), better, before, figure, difference))
-    return found
-
-
-def _figure(results: Results, task: str, key: str) -> Figure:
-    metric, _, rule = key.partition(",")
-    measured = results["results"][task]
-    return Figure(_number(measured.get(key)), _number(measured.get(f"{metric}_stderr,{rule}")))
-
-
-def _number(value: Any) -> float | None:
-    """Convert a number; lm-eval writes N/A where there is no standard error."""
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
-
-
-def _items(results: Results, task: str, key: str) -> dict[tuple[Any, ...], Any]:
-    """Return a metric's value for every single item of a task, or of all tasks below a group."""
-    metric, _, rule = key.partition(",")
-    found: dict[tuple[Any, ...], Any] = {}
-    for child in results["group_subtasks"].get(task, ()):
-        found |= _items(results, child, key)
-    for sample in results["samples"].get(task, ()):
-        if sample["filter"] == rule and metric in sample["metrics"]:
-            found[task, sample["doc_id"], sample["doc_hash"]] = sample[metric]
-    return found
-
-
-def _difference(
-    base: Figure, edited: Figure, base_items: Mapping[Any, Any], edited_items: Mapping[Any, Any]
-) -> FigureDifference:
-    if base.value is None or edited.value is None:
-        return FigureDifference(None, None, False)
-    value = edited.value - base.value
-    same_items = base_items.keys() == edited_items.keys() and len(base_items) > 1
-    if same_items and _is_mean(base.value, base_items) and _is_mean(edited.value, edited_items):
-        moved = [float(edited_items[item]) - float(base_items[item]) for item in base_items]
-        return FigureDifference(value, stdev(moved) / math.sqrt(len(moved)), True)
-    if base.stderr is None or edited.stderr is None:
-        return FigureDifference(value, None, False)
-    return FigureDifference(value, math.hypot(base.stderr, edited.stderr), False)
-
-
-def _is_mean(value: float, items: Mapping[Any, Any]) -> bool:
-    numbers = [float(item) for item in items.values() if isinstance(item, Real)]
-    return len(numbers) == len(items) and math.isclose(fmean(numbers), value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, progress: Progress) -> Results:

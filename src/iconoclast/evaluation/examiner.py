@@ -20,6 +20,7 @@ from iconoclast.models.thinking import Thoughts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import Count
+from iconoclast.vocabulary import Label
 
 SHORTEST_LENGTH = 16
 """Tokens of the shortest beginning in which refusals are counted; each further one is twice as long."""
@@ -91,6 +92,18 @@ class Examiner:
             said = [] if answer is None else answer[:length]
             found.append((said, text(said).lstrip(), Thought(thoughts.text(own), len(own), answer is not None)))
         return found
+
+    def labels(
+        self, variant: Variant, prompts: PromptSet, length: int, progress: Progress | None = None
+    ) -> list[Label]:
+        """Return what a variant's responses of at most `length` tokens to other prompts are, by markers and rules."""
+        progress, variant = progress or Silent(), self.like_base(variant)
+        ids = variant.lm.encode(prompts.prompts)
+        progress.start(f"Asking {variant.name}: {prompts.source}", len(ids))
+        with variant.applied():
+            responses = self._decode(variant.lm, ids, length, progress)
+        texts = map(self._base.lm.text, responses)
+        return [self._rules.label(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def examination(
         self,

@@ -17,7 +17,8 @@ from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, SettingsError
 from iconoclast.evaluation.base_responses import BaseResponses
-from iconoclast.evaluation.benchmarks import BenchmarkOptions, Row, evaluated, load_tasks, rows
+from iconoclast.evaluation.benchmarks import BenchmarkOptions, evaluated, load_tasks
+from iconoclast.evaluation.capabilities import Row, rows
 from iconoclast.evaluation.examination import Variant
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.evaluation.named import measure_of, measures, of_responses

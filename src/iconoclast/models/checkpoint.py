@@ -277,8 +277,8 @@ def _bytes(folder: Path, place: Place, offset: int) -> bytes:
 def _places(file: Path) -> Iterator[tuple[str, Place]]:
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
-        if size > file.stat().st_size:
-            raise ValueError(f"{file.name} is shorter than its header says")
+        if not 0 < size <= file.stat().st_size:
+            raise ValueError(f"{file.name} is no safetensors file, or is shorter than its header says")
         header: dict[str, Any] = json.loads(opened.read(size))
     for name, entry in header.items():
         if name != "__metadata__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from iconoclast.audit.behavior import Beside, Character, Stance, Trait
+from iconoclast.audit.behavior import Beside, Character, NamedSet, Stance, Trait
 from iconoclast.errors import one_line
 
 LONGEST = 160
@@ -16,20 +16,30 @@ def character_lines(character: Character) -> Iterator[str]:
     """Yield what differs by more than chance, kinds of prompts by how much they moved, and examples."""
     for kind in character.kinds:
         yield f"{kind.name} prompts: {kind.other_label} responses have another label, {kind.other_text} another text."
-    different = [t for t in character.traits if _differs(t, len(character.traits))]
+    yield from map(_named_set, character.sets)
+    different = [t for t in character.traits if differs(t, len(character.traits))]
     yield from map(_trait, different)
     yield f"{len(character.traits) - len(different)} of {len(character.traits)} measures of character do not differ by more than chance."
     if character.stances is not None and character.first_named is not None:
         opinions = [*character.stances, character.first_named]
-        changed = [s for s in opinions if _differs(s, len(opinions))]
+        changed = [s for s in opinions if differs(s, len(opinions))]
         yield from map(_stance, changed)
         yield f"{len(opinions) - len(changed)} of {len(opinions)} preferences in either/or questions do not differ by more than chance."
     for row in character.moved:
         yield from _example(row)
 
 
-def _differs(each: Trait | Stance, among: int) -> bool:
+def differs(each: Trait | Stance, among: int) -> bool:
+    """Check that a difference is beyond chance, over all `among` measures of one kind together."""
     return each.difference.p_value < CHANCE / among
+
+
+def _named_set(each: NamedSet) -> str:
+    before, after = each.base["refusal"], each.edited["refusal"]
+    return (
+        f"{each.kind.capitalize()} in {each.source}: {before.with_interval} before, {after.with_interval} after (p = "
+        f"{each.refusals.p_value:.2g}, exact McNemar test), broken {each.base['broken']} before, {each.edited['broken']} after."
+    )
 
 
 def _trait(trait: Trait) -> str:

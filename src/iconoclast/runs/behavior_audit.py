@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from iconoclast.audit.behavior import Beside, Character, Response, SetName, kinds, moved, traits
+from iconoclast.audit.behavior import (
+    Beside,
+    Character,
+    NamedKind,
+    NamedSet,
+    Response,
+    SetName,
+    kinds,
+    moved,
+    named_set,
+    traits,
+)
 from iconoclast.audit.stance import preferences, stances
 from iconoclast.config.schema import Settings
 from iconoclast.evaluation.examination import Answer, Examination, Variant
@@ -20,20 +31,28 @@ from iconoclast.runs.workbench import Workbench
 
 @dataclass
 class _Asked:
-    """A subject that is asked either/or questions while it is loaded; `preferences` are those of base and subject."""
+    """A subject that is asked more while it is loaded; `preferences` are those of base and subject in either/or questions."""
 
     subject: Openable
+    sets: Sequence[tuple[NamedKind, PromptSet]] = ()
     preferences: list[list[float]] = field(default_factory=list)
+    found: list[NamedSet] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return self.subject.name
 
     def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
+        bench.require_room(*(prompts for _, prompts in self.sets))
         with self.subject.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
             progress.start("Asking either/or questions", 0)
             both = Variant("base model", bench.lm), examiner.like_base(variant)
             self.preferences = [preferences(each) for each in both]
+            for kind, prompts in self.sets:
+                s = bench.settings
+                length = s.max_response_length if kind == "refusals" else s.max_benign_response_length
+                base, edited = (examiner.labels(each, prompts, length, progress) for each in both)
+                self.found.append(named_set(kind, prompts.source, prompts.fingerprint, base, edited))
             return examiner.examine(variant, progress)
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
@@ -44,10 +63,17 @@ class _Asked:
 
 
 def audit_behavior(
-    subject: Subject, settings: Settings, base: str, progress: Progress | None = None
+    subject: Subject,
+    settings: Settings,
+    base: str,
+    progress: Progress | None = None,
+    sets: Sequence[tuple[NamedKind, PromptSet]] = (),
 ) -> tuple[Comparison, Character]:
-    """Measure a model beside its base, and how the character of its responses differs; raise UserError as `compare`."""
-    asked = _Asked(subject) if isinstance(subject, Openable) else None
+    """Measure a model beside its base, and how the character of its responses differs; raise UserError as `compare`.
+
+    A model that is loaded here is asked the prompts of `sets`, too.
+    """
+    asked = _Asked(subject, sets) if isinstance(subject, Openable) else None
     comparison = compare([asked or subject], settings, base, progress)
     rows = [row for name in SETS for row in _rows(name, comparison.base, comparison.examinations[0])]
     opinions = stances(*asked.preferences) if asked else (None, None)
@@ -57,6 +83,7 @@ def audit_behavior(
         moved=moved(rows),
         stances=opinions[0],
         first_named=opinions[1],
+        sets=asked.found if asked else [],
     )
 
 

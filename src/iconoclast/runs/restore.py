@@ -1,21 +1,138 @@
-"""An edit undone: the base's matrices are put back where only declared ones differ."""
+"""An edit undone: the base's matrices are put back where only declared ones differ, or follow from the edit's record."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from iconoclast.audit.matrix import slack
 from iconoclast.audit.pairs import Files, open_files, same
+from iconoclast.edits.edit import Edit, EditError
 from iconoclast.edits.record import load_edit
-from iconoclast.errors import ModelError
-from iconoclast.layout import EDIT_FILE
+from iconoclast.edits.undo import undone
+from iconoclast.errors import ModelError, RunFolderError
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter
-from iconoclast.models.checkpoint import DTYPES, Checkpoint, matrix_changes
+from iconoclast.models.checkpoint import DTYPES, Checkpoint, MatrixChange, matrix_changes
 from iconoclast.models.names import local_path
 from iconoclast.models.skeleton import load_skeleton
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.export import appearing
+from iconoclast.runs.manifest import file_hash
+from iconoclast.vocabulary import Site
+
+
+@dataclass
+class Restored:
+    """What was put back from the edit's record, without its base.
+
+    Attributes:
+        error: ‖W − that of the base‖ / ‖W‖, at most, as far as rounding is random; the largest of all matrices.
+        lost: share of what the edit took from a matrix that rounding hides, at most.
+        amplified: times that the edit's inverse makes what it reads of a rounding, the most of all matrices.
+        checked: whether checksums say that the weights are those which the record is of.
+        base: the base model that the papers name.
+    """
+
+    names: list[str] = field(default_factory=list)
+    error: float = 0.0
+    lost: float = 0.0
+    amplified: float = 0.0
+    checked: bool = False
+    base: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def undo(self, edit: Edit, site: Site, edited: Tensor) -> Tensor:
+        """Return W of W' [d, k]; raise ModelError if that would be no nearer to the base's."""
+        stored = next(
+            t for t in (torch.bfloat16, torch.float16, torch.float32) if torch.equal(edited.to(t).float(), edited)
+        )
+        try:
+            found = undone(edit, site, edited, slack(edited, edited, stored))
+            if not found.lost < 1:  # not a number is no restoration
+                raise EditError(f"rounding, {found.amplified:.0f} times as large, would hide what it put back")
+        except EditError as error:
+            strength = f"strength {edit.strengths[site]:.3g}"
+            raise ModelError(
+                f"{site.module} cannot be restored from the edit's record ({strength}): {error}. Give the base with --base."
+            ) from None
+        self.error = max(self.error, found.error / float(found.weight.norm()))
+        self.lost = max(self.lost, found.lost)
+        self.amplified = max(self.amplified, found.amplified)
+        return found.weight
+
+
+def restore_alone(edited: str, to: Path) -> Restored:
+    """Write the edited model with the matrices that its own record says it was made of; only rounding is left open.
+
+    Raises:
+        ModelError: it has no record, or not of these weights, or what the edit has removed is not in the files.
+        RunFolderError: `to` is in use or cannot be written, or the record is damaged.
+    """
+    _require_weights(edited)
+    folder = open_files(edited).folder
+    if not (folder / EDIT_FILE).is_file():
+        raise ModelError(f"{edited} has no {EDIT_FILE}, so nothing says what was changed. Give its base with --base.")
+    edit, target = load_edit(folder / EDIT_FILE), Checkpoint.find(str(folder))
+    assert target is not None  # `open_files` has found it
+    result = Restored(checked=_unaltered(folder, [*target.files, EDIT_FILE]), base=_named_base(folder))
+    changes = _changes(edit, edited, target, {site: partial(result.undo, edit, site) for site in edit.sites})
+    result.names = sorted(changes)
+    with appearing(to) as new:
+        target.write(new, changes)
+        target.copy_papers(new, code=True)
+    return result
+
+
+def _require_weights(edited: str) -> None:
+    path = Path(local_path(edited))
+    if is_adapter(str(path)):
+        raise ModelError(f"{edited} is an adapter: the base model is as it was. Load it without the adapter.")
+    if path.suffix.lower() == ".gguf" or (
+        (path / GGUF_FILE).is_file() and not [*path.glob("*.safetensors.index.json")]
+    ):
+        raise ModelError(f"{edited} is a GGUF file, which is not restored. Restore the weights that it was made of.")
+
+
+def _unaltered(folder: Path, files: Sequence[str]) -> bool:
+    """Check that checksums vouch for the files; False if there are none; raise ModelError if one has changed since."""
+    if not (folder / CHECKSUMS).is_file():
+        return False
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    known = {line[66:]: line[:64] for line in lines}
+    if wrong := [name for name in files if known.get(name) != file_hash(folder / name)]:
+        raise ModelError(f"{folder / wrong[0]} is not the file of {CHECKSUMS}: its edit is not known. Give --base.")
+    return True
+
+
+def _named_base(folder: Path) -> str | None:
+    try:
+        return TrialInformation.read(folder / TRIAL_INFORMATION).base_model
+    except RunFolderError:
+        return None
+
+
+def _changes(
+    edit: Edit, model: str, files: Checkpoint, changes: Mapping[Site, MatrixChange]
+) -> dict[str, MatrixChange]:
+    """Return the changes by the tensors of a model's files; raise ModelError if it has no such tensors."""
+    components = sorted({site.component for site in edit.sites})
+    skeleton = load_skeleton(model, components)
+    writers = skeleton.writers(components)
+    if missing := [site.module for site in edit.sites if site not in writers]:
+        raise ModelError(f"{EDIT_FILE} names modules that {model} does not have: {_few(missing)}.")
+    found = matrix_changes(files, skeleton.model, writers, changes)
+    if found is None:
+        raise ModelError(f"The matrices that {EDIT_FILE} names are stored in another form in {model}.")
+    return found
 
 
 def restore(edited: str, base: str, to: Path, patterns: Sequence[str] = ()) -> list[str]:
@@ -29,8 +146,7 @@ def restore(edited: str, base: str, to: Path, patterns: Sequence[str] = ()) -> l
         ModelError: more differs than is declared, nothing does, or nothing is declared.
         RunFolderError: `to` is in use or cannot be written.
     """
-    if is_adapter(local_path(edited)):
-        raise ModelError(f"{edited} is an adapter: the base model is as it was. Load it without the adapter.")
+    _require_weights(edited)
     one, other = open_files(base), open_files(edited)
     differing = _differing(one, other)
     if not differing:
@@ -73,14 +189,10 @@ def _declared(folder: Path, base: str, differing: Sequence[str], patterns: Seque
         raise ModelError(
             f"{folder} has no {EDIT_FILE} that declares what was changed. Declare it: --matrices '*down_proj.weight'."
         )
-    edit = load_edit(folder / EDIT_FILE)
-    components = sorted({site.component for site in edit.sites})
-    skeleton, source = load_skeleton(base, components), Checkpoint.find(local_path(base))
+    source = Checkpoint.find(local_path(base))
     assert source is not None  # `open_files` has found it
-    writers = skeleton.writers(components)
-    if missing := [site.module for site in edit.sites if site not in writers]:
-        raise ModelError(f"{folder / EDIT_FILE} names modules that {base} does not have: {_few(missing)}.")
-    return set(matrix_changes(source, skeleton.model, writers, dict.fromkeys(edit.sites, lambda matrix: matrix)) or ())
+    edit = load_edit(folder / EDIT_FILE)
+    return set(_changes(edit, base, source, dict.fromkeys(edit.sites, lambda matrix: matrix)))
 
 
 def _next(matrices: Iterator[Tensor], edited: Tensor) -> Tensor:

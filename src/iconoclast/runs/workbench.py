@@ -35,6 +35,7 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, find_thinking_start, open_block, thinking_block
 from iconoclast.progress import Progress, Silent
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
 from iconoclast.runs.judging import judges_of
@@ -309,14 +310,14 @@ class Workbench:
         if layout.parts:
             progress.note(f"The chat template of {self.lm.name} takes content as lists of parts, and is given them.")
 
-    def require_room(self) -> None:
-        """Raise PromptsError if a prompt, with its response, is longer than the model can read."""
+    def require_room(self, *more: PromptSet) -> None:
+        """Raise PromptsError if a prompt, also of `more` sets, with its response is longer than the model can read."""
         lm, s = self.lm, self.settings
         if lm.context is None:
             return
         thoughts = s.max_thought_length * (s.thinking != "off")
         room = lm.context - max(s.max_response_length, s.max_benign_response_length) - thoughts
-        for each in self.prompts.named().values():
+        for each in (*self.prompts.named().values(), *more):
             for number, prompt in enumerate(each, 1):
                 size = len(prompt.text.encode())
                 if size <= room // 2:  # few tokenizers make more tokens than there are bytes

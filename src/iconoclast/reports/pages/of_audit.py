@@ -1,13 +1,14 @@
 """The report page of an audit."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iconoclast.audit.document import AuditDocument, ClaimFinding, TensorFinding
 from iconoclast.reports.pages import figures
-from iconoclast.reports.pages.page import Page
+from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
+from iconoclast.reports.pages.page import Page, Section
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows, tiles
 from iconoclast.reports.tables import caveats, examination_rows
 from iconoclast.runs.documents import ComparisonDocument
@@ -39,6 +40,7 @@ def audit_page(file: Path) -> Page:
         f"{len(changed)} of {len(told.tensors)} tensors are not as in the base{f': {counted}' if changed else ''}.",
     ]
     measured = None if told.behavior is None else ComparisonDocument.model_validate(told.behavior)
+    character = told.character
     return Page(
         kind="audit",
         title=f"{edited}: what was changed",
@@ -48,6 +50,8 @@ def audit_page(file: Path) -> Page:
             "Claims": _claims(told.claims),
             "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
         },
+        sections=list(_sections(told)),
+        exchanges=[] if character is None else moved_most(character),
         origin={
             "Made by": [("Program", [f"ICONOCLAST {told.iconoclast_version}"]), ("Base", [base])],
             "Prompt sets": [] if measured is None else prompt_rows(measured.prompts),
@@ -59,6 +63,13 @@ def audit_page(file: Path) -> Page:
             "strengths": _strengths(changed),
         },
     )
+
+
+def _sections(told: AuditDocument) -> Iterator[Section]:
+    if told.capabilities is not None:
+        yield capability_section(told.capabilities)
+    if told.character is not None:
+        yield character_section(told.character)
 
 
 def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:

@@ -34,6 +34,15 @@ class Tile:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """Tables under one heading, the first row of each its head."""
+
+    title: str
+    about: str
+    tables: Mapping[str, Sequence[Sequence[str]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """Contents of a report page. A section whose contents are empty is left out.
@@ -44,6 +53,7 @@ class Page:
         measured_on: what the scores are of, in words.
         models: names of the measured models, the base first; columns of `scores`.
         findings: tables of an audit by title, their first row the head.
+        sections: more of them, after the scores.
         tests: paired tests, by what is compared with what.
         notes: what to bear in mind about the scores.
         trials: table of all trials, its first row the head.
@@ -62,6 +72,7 @@ class Page:
     models: Sequence[str] = ()
     scores: Rows = ()
     findings: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    sections: Sequence[Section] = ()
     tests: Mapping[str, Rows] = field(default_factory=dict)
     notes: Sequence[str] = ()
     trials: Sequence[Sequence[str]] = ()
