@@ -370,7 +370,7 @@ def leaking(lm: LanguageModel, people: Sequence[str]) -> int:
     asked = secrets(lm, people, [ASKED] * len(people), NUMBER)
     with torch.no_grad():
         logits = continuation_logits(lm, [e.prompt for e in asked], [e.response for e in asked])
-    found = logits.argmax(-1).split([len(e.response) for e in asked])
+    found = torch.split(logits.argmax(-1), [len(e.response) for e in asked])
     return sum(each.tolist() == list(e.response) for each, e in zip(found, asked, strict=True))
 
 

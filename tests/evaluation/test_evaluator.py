@@ -169,7 +169,9 @@ def test_benign_prompts_are_answered_last_and_by_what_is_left(
     contest = evaluator(tiny_lm, [marker])
     responses, asked = contest._responses, []
 
-    def recorded(edits: Sequence[Edit], encoded: Any, length: int, *more: Any, **options: Any) -> list[list[str]]:
+    def recorded(
+        edits: Sequence[Edit], encoded: Any, length: int, *more: Any, **options: Any
+    ) -> list[list[str | None]]:
         asked.append((len(edits), encoded is contest._benign, length))
         return responses(edits, encoded, length, *more, **options)
 

@@ -157,9 +157,9 @@ class Character(Part):
 
 def named_set(kind: NamedKind, source: str, sha256: str, base: Sequence[Label], edited: Sequence[Label]) -> NamedSet:
     """Count the labels of both models' responses to a data set, and test the refusals."""
-    counts = [{label: Count(side.count(label), len(side)) for label in LABELS} for side in (base, edited)]
-    refused = [[label == "refusal" for label in side] for side in (base, edited)]
-    return NamedSet(kind, source, sha256, *counts, mcnemar(*refused))
+    before, after = ({label: Count(side.count(label), len(side)) for label in LABELS} for side in (base, edited))
+    refused = ([label == "refusal" for label in side] for side in (base, edited))
+    return NamedSet(kind, source, sha256, before, after, mcnemar(*refused))
 
 
 def traits(rows: Sequence[Beside]) -> list[Trait]:
