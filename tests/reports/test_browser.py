@@ -54,7 +54,9 @@ def visit(devtools: str, page: Path, width: int, act: Callable[[Visitor], Awaita
             visitor = await visited(devtools, session, width)
             await visitor.emulate(**preferences)
             await visitor.call("Page.navigate", url=page.as_uri())
-            await visitor.until("document.readyState === 'complete' && document.querySelector('figure svg')")
+            await visitor.until(
+                "document.readyState === 'complete' && (document.querySelector('figure svg') || !document.querySelector('figure'))"
+            )
             await act(visitor)
             assert visitor.console == [] and visitor.requests == [page.as_uri()]
 

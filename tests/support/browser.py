@@ -1,5 +1,6 @@
 """A headless Chromium that is told what to do, as a visitor would: its console, its requests, what axe-core finds."""
 
+import asyncio
 import base64
 import json
 import os
@@ -21,6 +22,10 @@ AXE = Path(sys.prefix, "node_modules", "axe-core", "axe.min.js")
 """What finds faults that keep people out of a page; `make setup` installs it where there is npm."""
 
 ADDRESS = re.compile(r"DevTools listening on (ws://\S+)")
+
+
+class Navigated(Exception):
+    """The page was left while it was asked something."""
 
 
 class Visitor:
@@ -53,6 +58,8 @@ class Visitor:
         while True:
             told = await self._socket.receive_json(timeout=60)
             if told.get("id") == self._number:
+                if "navigated" in told.get("error", {}).get("message", ""):
+                    raise Navigated
                 assert "error" not in told, told
                 return dict(told["result"])
             self._note(told.get("method"), told.get("params", {}))
@@ -72,9 +79,9 @@ class Visitor:
     async def until(self, condition: str, seconds: float = 60) -> None:
         """Wait until a condition of the page is true."""
         end = time.monotonic() + seconds
-        while not await self.run(f"Boolean({condition})"):
+        while not await self._holds(condition):
             assert time.monotonic() < end, f"never: {condition}; {self.console}"
-            await self.run("new Promise((done) => setTimeout(done, 50))")
+            await asyncio.sleep(0.05)
 
     async def point_at(self, element: str) -> None:
         """Bring an element, given as an expression, into view and move the mouse to its middle."""
@@ -88,6 +95,12 @@ class Visitor:
         """Pretend a medium, such as print, and what the visitor prefers, such as color_scheme="dark"."""
         told = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
         await self.call("Emulation.setEmulatedMedia", media=media, features=told)
+
+    async def _holds(self, condition: str) -> bool:
+        try:
+            return bool(await self.run(f"Boolean({condition})"))
+        except Navigated:
+            return False
 
     async def faults(self) -> list[str]:
         """Return the serious faults that axe finds in the page, each with the first elements that have it; none without axe."""
@@ -106,7 +119,7 @@ class Visitor:
 @contextmanager
 def browser() -> Iterator[str]:
     """Start a browser that knows no machine but this one; yield the address at which it is told what to do."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HOME": profile})
