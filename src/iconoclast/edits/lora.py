@@ -67,7 +67,7 @@ def remarks_on_serving(folder: Path) -> list[str]:
     if config.target_parameters:
         return [
             "The adapter changes experts that are fused in one tensor (target_parameters): PEFT loads it, vLLM and llama.cpp do "
-            "not. For them, export merged weights."
+            "not say that they do. For them, export merged weights."
         ]
     needed = next((rank for rank in VLLM_RANKS if rank >= config.r), None)
     if needed is None:

@@ -210,6 +210,7 @@ def export_trial(
             known = [together.together[row].scores[0] for row in (0, -1)]
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with appearing(to) as folder:
+<<<<<<< HEAD
         approximations, remarks = write_edit(edit, lm, kind, folder, bench.settings)
         served = AsServed()
         if kind == "gguf":
@@ -218,6 +219,10 @@ def export_trial(
             served = measure_served(llama, [folder / file for file in files], bench, progress)
         elif kind == "adapter" and llama.folder is not None:
             served = _write_gguf_adapter(folder, llama, bench, progress)
+=======
+        approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
+        served = _for_llama_cpp(folder, kind, llama, bench, progress)
+>>>>>>> served
         exported = measure_export(folder, kind, bench, reference, progress)
         further = {
             name: measure_export(folder, kind, bench, reference, progress, quant_file(name))
@@ -227,8 +232,13 @@ def export_trial(
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
+<<<<<<< HEAD
         told = to, described, *scores, approximations, [*remarks, *served.remarks], problem
         result = Exported(*told, *origin, further, served, together)
+=======
+        remarks += served.remarks
+        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further, served)
+>>>>>>> served
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
@@ -363,6 +373,18 @@ def appearing(to: Path) -> Iterator[Path]:
         raise RunFolderError(f"The export folder {to} cannot be written: {reason}. Nothing was left there.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _for_llama_cpp(folder: Path, kind: ExportFormat, llama: LlamaCpp, bench: Workbench, progress: Progress) -> AsServed:
+    """Write what is wanted of an export for llama.cpp, and measure it as it is served."""
+    if kind == "gguf":
+        remarks = _write_gguf(folder, llama, progress)
+        files = [folder / GGUF_FILE, *(folder / quant_file(name) for name in llama.quants)]
+        served = measure_served(llama, files, bench, progress)
+        return replace(served, remarks=[*remarks, *served.remarks])
+    if kind == "adapter" and llama.folder is not None:
+        return _write_gguf_adapter(folder, llama, bench, progress)
+    return AsServed()
 
 
 def _write_gguf(folder: Path, llama: LlamaCpp, progress: Progress) -> list[str]:
