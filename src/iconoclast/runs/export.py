@@ -210,19 +210,8 @@ def export_trial(
             known = [together.together[row].scores[0] for row in (0, -1)]
         base, live = known or evaluator.measure([Edit.nothing(), edit], progress)
     with appearing(to) as folder:
-<<<<<<< HEAD
         approximations, remarks = write_edit(edit, lm, kind, folder, bench.settings)
-        served = AsServed()
-        if kind == "gguf":
-            remarks += _write_gguf(folder, llama, progress)
-            files = [GGUF_FILE, *map(quant_file, llama.quants)]
-            served = measure_served(llama, [folder / file for file in files], bench, progress)
-        elif kind == "adapter" and llama.folder is not None:
-            served = _write_gguf_adapter(folder, llama, bench, progress)
-=======
-        approximations, remarks = write_edit(edit, lm, kind, folder, saved.settings)
         served = _for_llama_cpp(folder, kind, llama, bench, progress)
->>>>>>> served
         exported = measure_export(folder, kind, bench, reference, progress)
         further = {
             name: measure_export(folder, kind, bench, reference, progress, quant_file(name))
@@ -232,13 +221,8 @@ def export_trial(
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
         described = _described(bench.prompts, bench.sample)
-<<<<<<< HEAD
         told = to, described, *scores, approximations, [*remarks, *served.remarks], problem
         result = Exported(*told, *origin, further, served, together)
-=======
-        remarks += served.remarks
-        result = Exported(to, described, *scores, approximations, remarks, problem, *origin, further, served)
->>>>>>> served
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
 
