@@ -260,6 +260,14 @@ def test_every_trial_is_drawn_once_and_the_chosen_one_marked(run: Path) -> None:
     assert chosen["values"]["failures"][0] == pytest.approx(page.saved.trial.scores.failures.rate, abs=1e-3)
 
 
+def test_an_axis_that_was_not_measured_is_said(run: Path) -> None:
+    opened = RunPage.open(run)
+    assert "KL over tokens was measured in the report only" in opened.page().html()
+    scores = replace(opened.saved.trial.scores, own={"token_kl": 0.01})
+    measured = replace(opened.saved, trials=[replace(opened.saved.trial, scores=scores)])
+    assert "KL over tokens was measured" not in replace(opened, saved=measured).page().html()
+
+
 def test_a_trial_that_violates_a_constraint_says_so(run: Path) -> None:
     trial = RunPage.open(run).saved.trial
     assert "violates" not in trial_point(trial)
