@@ -22,7 +22,6 @@ autodoc_default_options = {"exclude-members": "__init__, __new__"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-python_maximum_signature_line_length = 88
 napoleon_use_ivar = True
 
 html_theme = "furo"
