@@ -9,6 +9,7 @@ from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.errors import PromptsError
 from iconoclast.library import search
 from iconoclast.prompts import load_prompts
+from iconoclast.reports.pages.of_run import RunPage
 from iconoclast.reports.tables import axes_table
 from iconoclast.runs.documents import AxisCarried, BatchSummary
 from iconoclast.runs.folder import RunFolder
@@ -101,4 +102,8 @@ def test_the_report_of_a_pack_says_where_its_edit_carries(tiny_settings: Setting
     report = BatchSummary.read(RunFolder(tmp_path / "run").summary).report
     assert report is not None and [each.axis for each in report.axes] == ["alarm", "taxi"]
     assert all(each.before.n == 3 for each in report.axes)
+    page = RunPage.open(tmp_path / "run").page()
+    (section,) = page.sections
+    assert [row[0] for row in section.tables[f"By axis: {report.metrics.failing}"]] == ["Axis", "alarm", "taxi"]
+    assert '<section id="axes">' in page.html() and "95 % intervals" in section.about
     assert "of taxi: 2" in iconoclast("behaviors", "show", tmp_path / "pack").out

@@ -13,6 +13,7 @@ from iconoclast.errors import UserError
 from iconoclast.evaluation.judged import Verdicts, agreement, judged_failures
 from iconoclast.evaluation.judges.protocol import Item
 from iconoclast.goals import estimate
+from iconoclast.reports.pages.parts import section
 from iconoclast.reports.tables import finalists_table
 from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.export import export_run
@@ -101,6 +102,8 @@ def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
     assert judged(0, 2, 19, unknown=20).chosen is None
     (cells,) = (list(column.cells) for column in finalists_table(judged(10, 2, 9)).columns[:1])
     assert cells == ["0", "1 *", "2"]
+    on_page = section("Finalists", finalists_table(judged(10, 2, 9)))
+    assert [row[0] for row in on_page.tables["Finalists (selection prompts)"]] == ["Trial", "0", "1 *", "2"]
 
 
 @pytest.fixture

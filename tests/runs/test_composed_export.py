@@ -14,6 +14,7 @@ from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError
 from iconoclast.library import search
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.reports.pages.of_export import export_page
 from iconoclast.runs.documents import Composition, TrialInformation
 from iconoclast.runs.export import export_runs
 from iconoclast.runs.folder import RunFolder
@@ -67,6 +68,7 @@ def test_two_runs_are_exported_together_and_their_interference_is_measured(
     assert measured.kl_divergence == pytest.approx(alone.kl_divergence, rel=1e-3)
     card = (to / "README.md").read_text()
     assert "holds 2 edits, one after the other" in card and "| other:1 | run:0 + other:1 |" in card
+    assert 'id="interference"' in export_page(to).html()
     assert (to / "iconoclast_config-2.toml").is_file()
     assert [check.passed for check in verify(to, tiny_lm.path, prompts=RunFolder(runs[0]).settings())] == [True] * 3
     edit, ids = load_edit(to / "edit.safetensors"), token_ids(2)

@@ -7,7 +7,8 @@ from iconoclast import layout
 from iconoclast.edits.record import load_edit
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Page, Rows
-from iconoclast.reports.pages.parts import prompt_rows, setting_rows, shown_name, tiles
+from iconoclast.reports.pages.parts import prompt_rows, section, setting_rows, shown_name, tiles
+from iconoclast.reports.tables import together_table
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.papers import MEASURED, NOT_MEASURED, score_rows
@@ -41,6 +42,7 @@ def export_page(folder: Path) -> Page:
         measured_on=told.measured_on,
         models=[model for model, _ in columns],
         scores=[(line[0][0], [line[0][1], *(cells[2] for cells in line[1:])]) for line in zip(*rows, strict=True)],
+        sections=[] if told.composed is None else [section("Interference", together_table(told.composed))],
         origin={"Prompt sets": prompt_rows(told.prompts), "Made by": _made_by(told)},
         settings=setting_rows(RunFolder(folder).settings()),
         commands=_commands(),

@@ -1,7 +1,7 @@
 """The report page of a run."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,16 @@ from iconoclast.errors import RunFolderError
 from iconoclast.goals import Objectives
 from iconoclast.privacy import public
 from iconoclast.reports.pages import figures
-from iconoclast.reports.pages.page import Page, Rows
-from iconoclast.reports.pages.parts import prompt_rows, setting_rows, shown_name, test_rows, tiles
+from iconoclast.reports.pages.page import Page, Rows, Section
+from iconoclast.reports.pages.parts import prompt_rows, section, setting_rows, shown_name, test_rows, tiles
 from iconoclast.reports.pages.responses import exchanges, read_samples
-from iconoclast.reports.tables import examination_rows, report_lines
+from iconoclast.reports.tables import (
+    axes_table,
+    examination_rows,
+    finalists_table,
+    report_lines,
+    thinking_table,
+)
 from iconoclast.runs.documents import Geometry, Manifest, Report, TokenView
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.papers import score_rows
@@ -65,6 +71,7 @@ class RunPage:
             scores=rows,
             tests=tests,
             notes=report_lines(report) if report else [],
+            sections=list(self._sections()),
             trials=self._trials(),
             exchanges=said,
             unsaid=unsaid,
@@ -73,6 +80,15 @@ class RunPage:
             commands=self._commands(),
             figures=self.figures(),
         )
+
+    def _sections(self) -> Iterator[Section]:
+        """What not every run has: judged finalists, axes, thoughts."""
+        if self.saved.finalists is not None:
+            yield section("Finalists", finalists_table(self.saved.finalists))
+        if self.report is not None and self.report.axes:
+            yield section("Axes", axes_table(self.report.axes, self.report.metrics.failing))
+        if self.report is not None and self.report.with_thoughts is not None:
+            yield section("Thoughts", thinking_table(self.report, self.report.with_thoughts))
 
     def plots(self) -> dict[str, Page]:
         """Return pages of some figures alone, by file name."""

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rich.table import Table
+
 from iconoclast.config.schema import Settings
 from iconoclast.config.specs import setting_specs
 from iconoclast.privacy import portable, public
-from iconoclast.reports.pages.page import Rows, Tile
+from iconoclast.reports.pages.page import Rows, Section, Tile
 from iconoclast.runs.documents import Metrics, Paired, PromptSets
 from iconoclast.scores import REFUSED_OR_BROKEN, Scores
 
@@ -35,6 +37,18 @@ def tiles(base: Scores, edited: Scores, noise_floor: float, paired: Paired | Non
         about = f"nats; {low:.4f} to {high:.4f}"
         shown.append(Tile(f"KL over {edited.token_kl.tokens} tokens", "0", f"{edited.token_kl.value:.4f}", about))
     return shown
+
+
+def section(title: str, *tables: Table) -> Section:
+    """Make a section of tables for the terminal."""
+    return Section(
+        title,
+        " ".join(str(table.caption) for table in tables if table.caption),
+        {
+            str(table.title): list(zip(*([str(c.header), *map(str, c.cells)] for c in table.columns), strict=True))
+            for table in tables
+        },
+    )
 
 
 def _interval(interval: tuple[float, float]) -> str:
