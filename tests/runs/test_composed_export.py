@@ -29,7 +29,7 @@ from tests.support.tiny import save_tiny
 @pytest.fixture
 def runs(tiny_settings: Settings, tmp_path: Path) -> list[Path]:
     """A run, and another with other markers, prompts the other way round, components and row normalisation."""
-    common = {"fit": False, "random_controls": 0, "n_trials": 4, "direction_methods": ["mean"]}
+    common = {"fit": False, "random_controls": 0, "n_trials": 4, "direction_methods": ["mean"], "prune_trials": False}
     first = tiny_settings.model_copy(update=common)
     swapped: dict[str, Any] = {
         name: getattr(first, name.replace("good", "x").replace("bad", "good").replace("x", "bad"))
