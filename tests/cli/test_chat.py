@@ -111,6 +111,7 @@ def test_trial_strength_and_beginning_anew(room: Room) -> None:
     room.hear("/trial 7")
     assert room.edited.voice.name == "trial-7 1"
     room.hear("/strength 2", "/system Be brief,\nplease.", "/reset")
+    assert room.talk.title == "trial 7, strengths times 2"
     assert room.edited.voice.name == "trial-7 2" and room.base.voice.name == "base 1"
     assert room.base.system == room.edited.system == "Be brief,\nplease."
     room.hear("/system")

@@ -174,3 +174,15 @@ def test_the_command_line_answers_at_once() -> None:
     start = time.monotonic()
     assert finished("--version").stdout.startswith("iconoclast ")
     assert time.monotonic() - start < 3
+
+
+def test_libraries_draw_no_bars_whenever_they_were_imported() -> None:
+    program = (
+        "import huggingface_hub.utils as hub\n"
+        "from iconoclast.cli.console import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "print(hub.are_progress_bars_disabled())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_DISABLE")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "True"

@@ -21,7 +21,7 @@ def run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def test_status_and_list_say_how_runs_stand(run: Path) -> None:
     done = iconoclast("status", run)
     assert done.code == 0 and "runs/one: complete, 1 of 1 trials (0 pruned)." in done.out
-    assert "Best trial so far: 0: " in done.out
+    assert "Best trial: 0: " in done.out and "Report, trial 0: " in done.out
     status = json.loads(iconoclast("status", run, "--json").out)
     assert (status["state"], status["finished"], status["best"]["index"]) == ("complete", 1, 0)
     summary = json.loads((run / "batch_summary.json").read_text())

@@ -118,7 +118,7 @@ class Talk:
         self._conversations: dict[str, Conversation] = {}
         """Those that were begun: base, edited."""
         self._titles = {"base": "base model", "edited": voices.edited}
-        self._edited = "edited"
+        self._edited, self._named = "edited", voices.edited
         self._listening = [voices.names[:2][-1]]
         self._with(self._listening[0])
         self._commands: dict[str, Callable[[str], str]] = {
@@ -195,7 +195,8 @@ class Talk:
 
     def _change_trial(self, text: str) -> str:
         self._with("edited").voice = self._voices.voice(f"trial-{text}")
-        self._edited, self._titles["edited"] = f"trial-{text}", f"trial {text}"
+        self._edited, self._named = f"trial-{text}", f"trial {text}"
+        self._titles["edited"] = self._named
         return f"The edited model is trial {text} from now on, at its own strengths."
 
     def _change_strength(self, text: str) -> str:
@@ -206,6 +207,7 @@ class Talk:
         if not math.isfinite(factor):
             return "/strength takes a number, such as /strength 0.5. The edit is as it was."
         self._with("edited").voice = self._voices.voice(self._edited, factor)
+        self._titles["edited"] = self._named if factor == 1 else f"{self._named}, strengths times {factor:g}"
         return f"The edit's strengths are its own times {factor:g}."
 
     def _think(self, text: str) -> str:

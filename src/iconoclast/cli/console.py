@@ -120,10 +120,14 @@ def interruptible() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence other libraries' warnings, advice and progress bars; call it before they are imported."""
+    """Silence other libraries' warnings, advice and progress bars; call it before those that load models are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers goes by it as well
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "huggingface_hub" in sys.modules:  # it has read the environment already
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

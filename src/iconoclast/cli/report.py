@@ -1,6 +1,7 @@
 """`report`: one web page about a run, an export, a comparison or an audit."""
 
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,11 +51,19 @@ def report(
         page, default = _page(source, beside or [])
     file = to or default
     page.write(file)
-    say(f"Wrote {file}")
+    say(f"Wrote {file}", *_absent(source, page))
     if as_json:
         print_json({"written": [str(file)]})
     if open_:
         webbrowser.open(file.resolve().as_uri())
+
+
+def _absent(source: str, page: "Page") -> Iterator[str]:
+    """Say which parts the page of a run could have, and how to get them."""
+    ways = {"residuals": f"iconoclast plot {source}", "tokens": f"iconoclast report {source} --tokens"}
+    for part, way in ways.items():
+        if page.kind == "run" and not page.figures.get(part):
+            yield f"It has no {part}. {way} measures them."
 
 
 def _measure(source: str, tokens: bool, pacmap: bool) -> None:

@@ -33,7 +33,11 @@ def list_runs(
     folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs"), as_json: AsJsonOption = False
 ) -> None:
     """List all runs below a folder."""
-    table = Table(box=SIMPLE_HEAD, title=f"Runs in {folder}", title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Runs in {folder}; best trials on the selection prompts that chose them",
+        title_justify="left",
+    )
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
         table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
     damaged: list[str] = []
@@ -51,7 +55,8 @@ def list_runs(
         figures = ["", "", "", ""]
         if best := status["best"]:
             refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
-            figures = [str(best["index"]), refused, str(best["broken"]["count"]), f"{best['kl_divergence']:.4f}"]
+            broken = f"{best['broken']['count']}/{best['broken']['n']}"
+            figures = [str(best["index"]), refused, broken, f"{best['kl_divergence']:.4f}"]
         trials = f"{status['finished']}/{status['n_trials']}"
         table.add_row(name, Path(status["model"]).name, status["state"], trials, *figures, status["written"][:16])
     if not table.rows:
@@ -104,7 +109,11 @@ def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterato
             trials += f", {document['fitted']} fitted"
         first, others = f"{document['run']}: {document['state']}, {trials}.", []
         if document["best"] is not None:
-            others.append(f"Best trial so far: {_scores(document['best'])}")
+            so_far = "" if document["state"] == "complete" else " so far"
+            others.append(f"Best trial{so_far}: {_scores(document['best'])}")
+            others.append("These are the selection prompts, which chose it.")
+        if document["report"] is not None:
+            others.append(f"Report, trial {_scores(document['report'])}")
     yield first
     yield f"Model: {document['model']}. Last written: {document['written']}."
     yield from others

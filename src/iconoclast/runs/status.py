@@ -30,7 +30,9 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
     else:
         state = "complete" if summary.status == "complete" else "interrupted"
     front = {} if summary is None else {trial.index: trial.document() for trial in summary.pareto_trials}
-    newest = max(file.stat().st_mtime for file in folder.path.iterdir())
+    files = (folder.config, folder.journal, folder.summary)
+    newest = max(file.stat().st_mtime for file in files if file.exists())
+    report = None if summary is None else summary.report
     document = {
         "run": str(folder.path),
         "model": settings.model,
@@ -40,6 +42,7 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
         "pruned": 0 if summary is None else summary.pruned_trials,
         "fitted": 0 if summary is None else summary.fitted_trials,
         "best": None if summary is None or summary.best_trial is None else front.get(summary.best_trial),
+        "report": None if report is None else {"index": report.trial, **report.metrics.document()},
         "objectives": settings.objectives,
         "strengthen": settings.strengthen,
         "written": datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),

@@ -143,7 +143,8 @@ def require_name(name: str, names: Sequence[str]) -> None:
     if name not in names:
         trials = [each for each in names if each.startswith(TRIAL)]
         shown = [each for each in names if each not in trials] + ([f"{trials[0]} … {trials[-1]}"] if trials else [])
-        raise UnknownVoice(f'There is no model "{name}" here. Use one of: {", ".join(shown)}.')
+        gaps = " Pruned trials are not among them." if name.startswith(TRIAL) and trials else ""
+        raise UnknownVoice(f'There is no model "{name}" here. Use one of: {", ".join(shown)}.{gaps}')
 
 
 def open_voices(source: str, which: str = "best", base: str | None = None) -> Voices:
