@@ -247,7 +247,7 @@ class Talk:
                     out.print(plain(piece), end="", soft_wrap=True, highlight=False)
                 out.print()
         except KeyboardInterrupt:  # ends a long reply, not the conversation
-            out.print()
+            say("\nStopped. What was said so far is part of the conversation.")
 
     def _reply(self, name: str, message: str) -> Iterator[str]:
         conversation, both = self._with(name), len(self._thinking) > 1

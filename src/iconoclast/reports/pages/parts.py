@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import setting_specs
 from iconoclast.privacy import portable, public
 from iconoclast.reports.pages.page import Rows, Section, Tile
@@ -76,9 +76,13 @@ def test_rows(paired: Paired, failing: str = REFUSED_OR_BROKEN) -> Rows:
 
 
 def prompt_rows(sets: PromptSets) -> Rows:
-    """Source, number and checksum of every prompt set."""
+    """Source, number and checksum of every prompt set, by the glossary's name for it."""
+    names = {own: name for name, own in SYNONYMS.items()}
     return [
-        (name, [str(public(each["source"])), f"{each['n']} prompts", f"SHA-256 {str(each['sha256'])[:16]}…"])
+        (
+            names.get(name, name),
+            [str(public(each["source"])), f"{each['n']} prompts", f"SHA-256 {str(each['sha256'])[:16]}…"],
+        )
         for name, each in sets.items()
     ]
 

@@ -373,7 +373,7 @@ function responses() {
       found += fits;
       article.hidden = !fits || found > most;
     });
-    form.querySelector("output").textContent = `${Math.min(found, most)} of ${found} shown`;
+    form.querySelector("output").textContent = found ? `${Math.min(found, most)} of ${found} shown` : "Nothing found";
     more.parentElement.hidden = found <= most;
   };
   form.addEventListener("input", () => { most = STEP; show(); });
