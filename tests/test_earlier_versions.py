@@ -71,9 +71,9 @@ def test_list_and_summarize_show_the_runs_and_no_export() -> None:
     rows = [line.split() for line in iconoclast("list", ".").stdout.splitlines()]
     runs = [row[:7] for row in rows if len(row) > 6 and "/" in row[3]]
     assert runs == [
-        ["run", "model", "complete", "8/8", "0", "0/10", "0"],
-        ["run-full", "model", "complete", "6/6", "3", "0/10", "0"],
-        ["run-interrupted", "model", "interrupted", "6/40", "0", "0/10", "0"],
+        ["run", "model", "complete", "8/8", "0", "0/10", "0/10"],
+        ["run-full", "model", "complete", "6/6", "3", "0/10", "0/10"],
+        ["run-interrupted", "model", "interrupted", "6/40", "0", "0/10", "0/10"],
     ]
     iconoclast("summarize", "run", "run-full", "--json", "table.json")
     first, second = read("table.json")["runs"]
