@@ -1,6 +1,6 @@
 """`audit`: what somebody's edit changed, in weights, behaviour and capabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,8 @@ from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from iconoclast.audit.behavior import NamedKind
     from iconoclast.audit.document import AuditDocument, ClaimFinding
     from iconoclast.evaluation.capabilities import Capabilities
@@ -59,11 +61,8 @@ def audit(
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
-    from safetensors.torch import save
-
     from iconoclast.audit.audit import audit as audited
     from iconoclast.audit.claims import beside, measured_in
-    from iconoclast.files import write_whole
     from iconoclast.models.adapters import other_base
 
     _require_places(json_file, edit)
@@ -75,11 +74,7 @@ def audit(
     benchmarked = _benchmarked(names, include_path, limit, apply_chat_template) if names else None
     with shown_progress() as progress:
         document, directions = audited(base, edited, progress)
-    if json_file not in (None, STANDARD_OUTPUT) and directions:
-        file = json_file.with_suffix(DIRECTIONS)
-        write_whole(file, save(directions))
-        say(f"Wrote {file} (directions)")
-        document = document.model_copy(update={"directions": file.name})
+    document = document.model_copy(update={"directions": _kept_directions(json_file, directions)})
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
         write_figures(json_file, document.document())
@@ -90,17 +85,35 @@ def audit(
         )
     _say_verdict(document)
     if edit is not None:
-        from iconoclast.audit.as_edit import edit_of
-        from iconoclast.edits.record import save_edit
-
-        save_edit(edit_of(document, directions), edit)
-        say(f"Wrote {edit} (edit)")
+        _write_edit(document, directions, edit)
     if not weights_only:
         if benchmarked is not None:
             document = document.model_copy(update={"capabilities": benchmarked(edited, base)})
         document = _with_behavior(document, edited, base, config, sets)
         write_figures(json_file, document.document())
     say(*map(_claimed, document.claims))
+
+
+def _kept_directions(json_file: Path | None, directions: "Mapping[str, Tensor]") -> str | None:
+    """Write the directions beside the file of --json, if there is one; return the name of their file."""
+    from safetensors.torch import save
+
+    from iconoclast.files import write_whole
+
+    if json_file is None or json_file == STANDARD_OUTPUT or not directions:
+        return None
+    file = json_file.with_suffix(DIRECTIONS)
+    write_whole(file, save(dict(directions)))
+    say(f"Wrote {file} (directions)")
+    return file.name
+
+
+def _write_edit(document: "AuditDocument", directions: "Mapping[str, Tensor]", edit: Path) -> None:
+    from iconoclast.audit.as_edit import edit_of
+    from iconoclast.edits.record import save_edit
+
+    save_edit(edit_of(document, directions), edit)
+    say(f"Wrote {edit} (edit)")
 
 
 def _require_places(json_file: Path | None, edit: Path | None) -> None:

@@ -1,5 +1,6 @@
 """`export`: write a trial's edit, and show what was written measures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -50,15 +51,8 @@ def export(
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     folder, trial = run_and_trial(run, trial)
-    if kind not in get_args(ExportFormat):
-        raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(ExportFormat))}.')
-    if not measure and kind != "merged":
-        raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
-    if not measure and beside:
-        raise SettingsError("Edits of several runs are measured together. Leave out --no-measure, or --with.")
     asked = list(dict.fromkeys(name.strip().upper() for name in quants.split(",") if name.strip()))
-    if asked and kind != "gguf":
-        raise SettingsError("Only GGUF files are quantised further. Add --format gguf, or leave out --quants.")
+    _require_compatible(kind, asked, measure, together=bool(beside))
     from iconoclast.models.llama_cpp import LlamaCpp
     from iconoclast.runs.export import export_runs, export_unmeasured
 
@@ -72,6 +66,18 @@ def export(
     if as_json:
         print_json(exported.document())
     require_near(exported)
+
+
+def _require_compatible(kind: str, quants: Sequence[str], measure: bool, together: bool) -> None:
+    """Raise SettingsError for an unknown format, or options that do not go with it or with each other."""
+    if kind not in get_args(ExportFormat):
+        raise SettingsError(f'There is no export format "{kind}". Use {", ".join(get_args(ExportFormat))}.')
+    if not measure and kind != "merged":
+        raise SettingsError("Only merged weights can be written without measuring them. Add --format merged.")
+    if not measure and together:
+        raise SettingsError("Edits of several runs are measured together. Leave out --no-measure, or --with.")
+    if quants and kind != "gguf":
+        raise SettingsError("Only GGUF files are quantised further. Add --format gguf, or leave out --quants.")
 
 
 def require_near(result: "Exported") -> None:

@@ -301,17 +301,6 @@ def score(
     }
     intervals = {name: mean_interval(means[name]).interval for name in options.with_intervals}
 
-    def axis(name: str) -> AxisScores:
-        places = [i for i, prompt in enumerate(target) if name in prompt.axes]
-        own = [labels[i] for i in places]
-        return AxisScores(
-            options.axis_weights.get(name, 1.0),
-            refusals=_counted(own, "refusal"),
-            soft_refusals=_counted(own, "soft_refusal"),
-            broken=_counted(own, "broken"),
-            compliance=statistics.fmean(compliance[i] for i in places),
-        )
-
     scores = Scores(
         refusals=_counted(labels, "refusal"),
         soft_refusals=_counted(labels, "soft_refusal"),
@@ -321,7 +310,7 @@ def score(
         disclaimer_hits=sum(disclaimers),
         compliance=statistics.fmean(compliance),
         kl_divergence=statistics.fmean(divergences),
-        axes={name: axis(name) for name in dict.fromkeys(name for prompt in target for name in prompt.axes)},
+        axes=_axes(target, labels, compliance, options.axis_weights),
         intervals=intervals,
         strengthened=options.strengthen,
         kl_by_prompt=tuple(divergences),
@@ -332,6 +321,24 @@ def score(
         verdicts = verdicts_of(options.judges, prompts, target_responses)
         own[JUDGED] = judged_failures(labels, verdicts, options.strengthen)
     return with_estimates(scores, own)
+
+
+def _axes(
+    target: PromptSet, labels: Sequence[Label], compliance: Sequence[float], weights: Mapping[str, float]
+) -> dict[str, AxisScores]:
+    """Return the scores of every axis that a target prompt names."""
+    found = {}
+    for name in dict.fromkeys(name for prompt in target for name in prompt.axes):
+        places = [i for i, prompt in enumerate(target) if name in prompt.axes]
+        own = [labels[i] for i in places]
+        found[name] = AxisScores(
+            weights.get(name, 1.0),
+            refusals=_counted(own, "refusal"),
+            soft_refusals=_counted(own, "soft_refusal"),
+            broken=_counted(own, "broken"),
+            compliance=statistics.fmean(compliance[i] for i in places),
+        )
+    return found
 
 
 def _counted(labels: Sequence[Label], label: Label) -> Count:

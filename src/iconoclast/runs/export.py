@@ -220,8 +220,14 @@ def export_trial(
         }
         problem = beyond_noise(live, exported, saved.noise_floor, lm.dtype)
         scores, origin = (base, live, exported), (lm.quantization, directions)
-        described = _described(bench.prompts, bench.sample)
-        told = to, described, *scores, approximations, [*remarks, *served.remarks], problem
+        told = (
+            to,
+            _described(bench.prompts, bench.sample),
+            *scores,
+            approximations,
+            [*remarks, *served.remarks],
+            problem,
+        )
         result = Exported(*told, *origin, further, served, together)
         _write_papers(saved, lm, kind, folder, result, edit)
     return result
