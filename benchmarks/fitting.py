@@ -20,7 +20,8 @@ from iconoclast.files import write_json
 from iconoclast.fitting.examples import Examples
 from iconoclast.fitting.fit import Fit, FitOptions
 from iconoclast.fitting.objective import Kind, Objective
-from iconoclast.models.packed import packed, unpacked
+from iconoclast.models.gradients import ready_for_gradients
+from iconoclast.models.packed import packed
 from iconoclast.progress import Silent
 from iconoclast.runs.fits import FitStage, Lessons, start_of_fit
 from iconoclast.runs.folder import RunFolder
@@ -104,7 +105,7 @@ class Laboratory:
         self.measured = self.examples({kind: part[round(SHARE * len(part)) :] for kind, part in self.parts.items()})
 
     def examples(self, parts: Mapping[Kind, Sequence[Any]]) -> dict[Kind, Examples]:
-        with unpacked(self.bench.lm.model):
+        with ready_for_gradients(self.bench.lm.model):
             return {
                 kind: Examples(self.bench.lm, part, WIDTH, base=kind != "loop") for kind, part in parts.items() if part
             }
@@ -117,8 +118,9 @@ class Laboratory:
         objective = Objective.standard(**arm.weights)
         fit = Fit(bench.lm, writers, self.starts[arm.standard], self.examples(given), objective, options)
         began = time.perf_counter()
-        for _ in fit.run(options.steps):
-            pass
+        with ready_for_gradients(bench.lm.model):
+            for _ in fit.run(options.steps):
+                pass
         return fit, time.perf_counter() - began
 
     def losses(self, fit: Fit, scale: float) -> dict[str, float]:
@@ -128,7 +130,8 @@ class Laboratory:
         )
         state = fit.state()
         other.resume(state | {"strengths": scale * state["strengths"]})
-        return other.gradient(0, WIDTH)
+        with ready_for_gradients(self.bench.lm.model):
+            return other.gradient(0, WIDTH)
 
 
 def main() -> None:

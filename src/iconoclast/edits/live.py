@@ -146,7 +146,7 @@ class LiveEdits(RowListener):
 
 def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms:
     parts = [edit.of(site) for edit in edits]
-    read = any(len(own) > 1 or part.row_normalization == "full" for own in parts for part in own)
+    read = any(part.row_normalization == "full" or (n and part.row_normalization != "none") for own in parts for n, part in enumerate(own))
     weight = writer.weight() if read else None
     transforms = [_transforms(site, writer, own, weight) for own in parts]
     zeros = torch.zeros(writer.rows, device=writer.device)
@@ -163,17 +163,17 @@ def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms
 def _transforms(site: Site, writer: Writer, parts: Sequence[Edit], weight: Tensor | None) -> list[OutputTransform]:
     """Return the transform of every part of an edit at a site, each of the matrix that the parts before it leave.
 
-    `weight` is the base model's, and is needed by several parts or row normalisation full.
+    `weight` is the base model's, and is needed by row normalisation full and by later parts that normalise rows.
     """
-    device, found, norms = writer.device, [], None
-    for part in parts:
-        if norms is None:
-            norms = torch.zeros(writer.rows, device=device) if part.row_normalization == "none" else writer.row_norms
+    device, found = writer.device, []
+    for number, part in enumerate(parts):
+        if part.row_normalization == "none":
+            norms = torch.zeros(writer.rows, device=device)
+        else:
+            norms = weight.norm(dim=-1) if number and weight is not None else writer.row_norms
         direction, reading = part.directions[site].to(device), part.reading(site).to(device)
         given = part.strengths[site], part.row_normalization
         found.append(output_transform(direction, *given, norms, weight, reading))
-        if len(parts) > 1:
-            assert weight is not None
+        if weight is not None and number + 1 < len(parts):
             weight = part.applied_to(site, weight)
-            norms = weight.norm(dim=-1)
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -87,9 +88,11 @@ class Fit:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sites = self.start.sites
-        self._first = torch.stack([self.start.directions[site].float().cpu() for site in self.sites])
-        self._strengths = torch.tensor([self.start.strengths[site] for site in self.sites], requires_grad=True)
+        self._parts = self.start.parts
+        self._places = [(part, site) for part in self._parts for site in part.sites]
+        self._first = torch.stack([part.directions[site].float().cpu() for part, site in self._places])
+        self._started = torch.tensor([part.strengths[site] for part, site in self._places])
+        self._strengths = self._started.clone().requires_grad_()
         offsets = [torch.zeros_like(self._first, requires_grad=True) for _ in range(1 + self.options.readings)]
         self._offsets, self._readings = offsets[0], offsets[-1]
         self._rows = Rows(self.options.rows)
@@ -107,23 +110,19 @@ class Fit:
     def edit(self, variables: Variables | None = None) -> Edit:
         """The edit as it is now, or as it was with other variables."""
         edit = self._edit(*(self.variables() if variables is None else variables))
-        kept = [site for site in self.sites if edit.strengths[site]]
-        return Edit(
-            {site: edit.directions[site] for site in kept},
-            {site: float(edit.strengths[site]) for site in kept},
-            edit.row_normalization,
-            {site: edit.readings[site] for site in kept if site in edit.readings},
-        )
+        return reduce(Edit.followed_by, [_frozen(part) for part in edit.parts])
 
     def _edit(self, strengths: Tensor, offsets: Tensor, readings: Tensor) -> Edit:
         """The edit of some variables, through which gradients flow."""
         directions, read = (normalize(self._first + each, dim=-1) for each in (offsets, readings))
-        return Edit(
-            dict(zip(self.sites, directions, strict=True)),
-            dict(zip(self.sites, strengths, strict=True)),
-            self.start.row_normalization,
-            dict(zip(self.sites, read, strict=True)) if self.options.readings else {},
-        )
+        edits, begin = [], 0
+        for part in self._parts:
+            sites, end = part.sites, begin + len(part.sites)
+            given = (dict(zip(sites, each[begin:end], strict=True)) for each in (directions, strengths, read))
+            direction, strength, reading = given
+            edits.append(Edit(direction, strength, part.row_normalization, reading if self.options.readings else {}))
+            begin = end
+        return reduce(Edit.followed_by, edits)
 
     def cosine(self) -> float:
         """Mean cosine of the directions to those of the start."""
@@ -185,8 +184,7 @@ class Fit:
                     loss.backward()  # type: ignore[no-untyped-call]
         if self.objective.proximity:
             directions = normalize(self._first + self._offsets, dim=-1)
-            first = torch.tensor([self.start.strengths[site] for site in self.sites])
-            distance = (self._strengths[:, None] * directions - first[:, None] * self._first).square().sum()
+            distance = (self._strengths[:, None] * directions - self._started[:, None] * self._first).square().sum()
             (self.objective.proximity * distance).backward()  # type: ignore[no-untyped-call]
             losses["distance"] = float(distance.detach())
         weights = {term.name: term.weight for term in self.objective.terms} | {"distance": self.objective.proximity}
@@ -209,6 +207,17 @@ class Fit:
             logits = differentiable_logits(self.lm, prompts, responses, shared if shared >= SHORTEST_PREFIX else 0)
         diverging = any(isinstance(term, Divergence) for term in terms)
         return tokens_of(some, logits, examples.base_logits(batch).to(logits.device) if diverging else None)
+
+
+def _frozen(edit: Edit) -> Edit:
+    """An edit of one part with strengths that are numbers, without the sites that it leaves alone."""
+    kept = [site for site in edit.sites if edit.strengths[site]]
+    return Edit(
+        {site: edit.directions[site] for site in kept},
+        {site: float(edit.strengths[site]) for site in kept},
+        edit.row_normalization,
+        {site: edit.readings[site] for site in kept if site in edit.readings},
+    )
 
 
 def attention_for_gradients(lm: LanguageModel, tokens: int) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from iconoclast.fitting.fit import Fit, FitOptions, Variables
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.memory import Rows, affordable_rows
-from iconoclast.models.packed import unpacked
+from iconoclast.models.gradients import ready_for_gradients
 from iconoclast.progress import Progress, show
 from iconoclast.prompts import Prompt
 from iconoclast.runs.pinned import FIT_SETTINGS
@@ -135,7 +135,7 @@ class FitStage:
             progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
             end = min(round_length * len(teachers), options.steps)
             while fit.step < end:
-                with unpacked(bench.lm.model):
+                with ready_for_gradients(bench.lm.model):
                     for losses in fit.run(min(SAVED_EVERY, end - fit.step)):
                         progress.advance()
                         show(progress, Fitting_loss=f"{losses['loss']:.4f}, at first {fit.curve[0]['loss']:.4f}")
@@ -225,7 +225,7 @@ class Lessons:
         """The examples so far, with what the base model says of them."""
         answers = [self._answers[number] for number in sorted(self._answers)]
         lm = self._bench.lm
-        with unpacked(lm.model):
+        with ready_for_gradients(lm.model):
             self._own_examples = self._own_examples or Examples(lm, self._own, 32)
             found: dict[Kind, Examples] = {"benign": self._own_examples, "target": Examples(lm, answers, 32)}
         if self._loops:
