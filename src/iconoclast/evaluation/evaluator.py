@@ -32,9 +32,9 @@ from iconoclast.prompts import PromptSet
 from iconoclast.scores import AxisScores, Bounds, Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Component, Label
 
-NOISE_PROMPTS = 32
+NOISE_PROMPTS = 64
 """Benign prompts from which the noise floor is measured, at most."""
-NOISE_COPIES = 3
+NOISE_COPIES = 2
 """Times that each of them is read for it, in batches that it has not been read in before."""
 
 
