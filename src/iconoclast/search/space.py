@@ -34,8 +34,8 @@ WEAKENING = 0.5, 2.0
 STRENGTHENING = 0.05, 1.0
 """The same, to be taken negative: -1 doubles the direction."""
 
-STANDARD_STRENGTHS = 1.0, 0.7, 0.5, 1.2
-"""Factors on the strengths of the edits that a search begins with, in the order of their use."""
+OTHER_STRENGTHS = 0.7, 0.5, 1.2
+"""Factors on the usual strength of the edits that a search begins with, the most useful first."""
 
 FEWEST_AT_AN_EDGE = 3
 """Trials at an end of a range that are no chance any more."""
@@ -162,7 +162,8 @@ class SearchSpace:
         They are triangles over the middle layers, which do well on models of many kinds, for every scope in several
         strengths; a fit from one of them ends as low as from the best of many random ones (benchmarks/README.md).
         """
-        return [self._standard(scope, strength) for strength in STANDARD_STRENGTHS for scope in self.scopes]
+        usual = [self._standard(scope, 1.0) for scope in self.scopes]
+        return usual + [self._standard(scope, strength) for scope in self.scopes for strength in OTHER_STRENGTHS]
 
     def _standard(self, scope: DirectionScope, strength: float) -> dict[str, Any]:
         n = max(self.layers - 1, 1)
