@@ -7,8 +7,9 @@
 Every run is a process of its own that is interrupted when the seconds are over; builds take turns, seed by seed. OLD is
 another checkout (`git worktree add OLD COMMIT`) with its own environment in OLD/.venv. RUN.toml is what `iconoclast run
 --config` takes and both builds know; without it the demo model and the prompts of the package are taken. Runs of this build
-begin with an empty cache unless --warm is given. heretic's journals (of quality.py or peer.py, on the same prompts) count
-from the time at which their settings were written.
+fit nothing, and begin with an empty cache unless --warm is given. On a machine that others use, --clock processor counts the
+processor's seconds of each run, whose wall-clock says nothing there (give runs one thread: OMP_NUM_THREADS=1). heretic's
+journals (of quality.py or peer.py, on the same prompts) count wall-clock from the time at which their settings were written.
 
 The front at a time is that of the trials finished by then, on the selection prompts that the run chose on; its points are
 then measured on the report prompts, once a trial. What is there already in FOLDER is not done again. FOLDER/front.svg is the
@@ -19,15 +20,21 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import peer
+import psutil
 import tomli_w
 from quality import AT_A_TIME, REFERENCE
 
@@ -43,6 +50,10 @@ from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.workbench import Workbench
 from iconoclast.search.pareto import pareto_front
 
+CLOCKS = {"wall": 1, "processor": 2}
+"""Place of a clock's seconds in what is kept of a run: time of day, seconds since its start, of the processor, MiB."""
+TICK = 0.2
+"""Seconds between two looks at a run."""
 COLOURS = ("#1b6ca8", "#d1495b", "#3c8d53", "#8a5a9e")
 
 
@@ -63,18 +74,37 @@ class Curve:
     edit: Callable[[int], Edit]
 
 
-def run_of(command: Sequence[str], folder: Path, seconds: float, environment: dict[str, str]) -> None:
-    """Run a search and interrupt it when the seconds are over; a file beside it keeps when the process was started."""
-    if began_file(folder).exists():
+def run_of(command: Sequence[str], folder: Path, seconds: float, clock: str, environment: dict[str, str]) -> None:
+    """Run a search and interrupt it when its seconds are over; a file beside it keeps its clock and memory."""
+    if clock_file(folder).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
-    began = time.time()
-    peer.run_for(command, folder, seconds, environment)
-    write_json(began_file(folder), {"began": began})
+    began, ticks, over = time.time(), [], False
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        with suppress(psutil.Error), watched.oneshot():  # it may have ended this very moment
+            used, now = watched.cpu_times(), time.time()
+            ticks.append((now, now - began, used.user + used.system, watched.memory_info().rss / 2**20))
+            if not over and ticks[-1][CLOCKS[clock]] > seconds:
+                process.send_signal(signal.SIGINT)
+                over = True
+        time.sleep(TICK)
+    if process.returncode not in (0, 130):
+        raise SystemExit(f"the run in {folder} failed, see {folder}.log")
+    write_json(clock_file(folder), {"ticks": ticks})
 
 
-def began_file(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.began.json"
+def clock_file(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.clock.json"
+
+
+def seconds_at(folder: Path, clock: str) -> Callable[[datetime], float]:
+    """Give the seconds that a run had used at a time of day."""
+    ticks = json.loads(clock_file(folder).read_text())["ticks"]
+    days, used = [tick[0] for tick in ticks], [tick[CLOCKS[clock]] for tick in ticks]
+    return lambda at: float(np.interp(at.timestamp(), days, used))
 
 
 def fronts_of(
@@ -90,16 +120,16 @@ def fronts_of(
     return found
 
 
-def of_run(name: str, seed: int, folder: Path, bench: Workbench) -> Curve:
+def of_run(name: str, seed: int, folder: Path, clock: str, bench: Workbench) -> Curve:
     """The curve of a run folder."""
-    began = json.loads(began_file(folder).read_text())["began"]
+    seconds = seconds_at(folder, clock)
     try:
         saved = SavedRun.open(RunFolder(folder), "best")
     except RunFolderError:  # the time was over before its first trial
         return Curve(name, seed, folder, [], lambda number: Edit.nothing())
     trials = {trial.index: trial for trial in saved.trials}
     ended = {t.number: t.datetime_complete for t in peer.journal_of(folder / "iconoclast_study.jsonl").trials}
-    finished = [(at.timestamp() - began, number) for number in trials if (at := ended[number])]
+    finished = [(seconds(at), number) for number in trials if (at := ended[number])]
     writers = bench.lm.writers(saved.settings.components)
     return Curve(
         name,
@@ -211,10 +241,12 @@ def runs_of(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
         for name, (program_of, environment) in builds.items():
             folder = arguments.out / f"{name.replace(' ', '-')}-{seed}"
             file = folder.parent / f"{folder.name}.toml"
-            file.write_text(tomli_w.dumps({"n_trials": 100_000, "fit": False, **given, "seed": seed}))
+            file.write_text(tomli_w.dumps({"n_trials": 100_000, **given, "seed": seed}))
             command = [*program_of, "run", "--config", str(file), "--out", str(folder)]
-            command += ["--cache-gib", "0"] * (name == "this build" and not arguments.warm)
-            run_of(command, folder, arguments.seconds, {**environment, "HF_HUB_OFFLINE": "1"})
+            if name == "this build":
+                command += ["--no-fit", *["--cache-gib", "0"] * (not arguments.warm)]
+            environment = {**environment, "HF_HUB_OFFLINE": "1"}
+            run_of(command, folder, arguments.seconds, arguments.clock, environment)
             yield name, seed, folder
 
 
@@ -223,6 +255,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="settings of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=650.0)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what the seconds are of")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="another checkout with its own environment")
     parser.add_argument("--heretic", type=Path, nargs="*", default=[], help="journals of heretic, one a seed")
@@ -238,12 +271,15 @@ def main() -> None:
     curves: dict[str, list[list[tuple[float, float]]]] = {}
     with Workbench.open(settings) as bench:
         bench.find_response_prefix()
-        made = [of_run(name, seed, folder, bench) for name, seed, folder in runs]
+        made = [of_run(name, seed, folder, arguments.clock, bench) for name, seed, folder in runs]
         made += [of_heretic(seed, journal, bench) for seed, journal in enumerate(arguments.heretic)]
         for curve in made:
             cache = arguments.out / f"report-{curve.name.replace(' ', '-')}-{curve.seed}.json"
             curves.setdefault(curve.name, []).append(measured(curve, bench, cache))
     write_json(arguments.out / "front.json", curves)
+    for name, seed, folder in runs:
+        ticks = json.loads(clock_file(folder).read_text())["ticks"]
+        print(f"{name}, seed {seed}: at most {max(tick[3] for tick in ticks):.0f} MiB resident")
     print_table(curves, arguments.at or [arguments.seconds * share for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)])
     (arguments.out / "front.svg").write_text(picture(curves, arguments.seconds))
 

@@ -101,8 +101,9 @@ def test_the_ground_floor_loads_no_tensors() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
 
 
-def test_loading_a_model_waits_for_no_adapter_library() -> None:
+@pytest.mark.parametrize("used", ["iconoclast; iconoclast.load_model", "iconoclast.runs.pipeline"])
+def test_nobody_waits_for_libraries_that_are_not_needed(used: str) -> None:
     """peft brings bitsandbytes, which takes a second and prints a line of its own."""
-    program = "import sys, iconoclast; iconoclast.load_model; print(*({'peft', 'bitsandbytes'} & sys.modules.keys()))"
+    program = f"import sys, {used}; print(*({{'peft', 'bitsandbytes', 'datasets'}} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == [] and result.stderr == ""

@@ -230,3 +230,17 @@ def test_leaving_lower_layers_out_changes_no_score(tiny_lm: LanguageModel, many:
             whole.refusals, whole.overrefusals, whole.disclaimer_hits,
         )  # fmt: skip
         assert scores.kl_divergence == pytest.approx(whole.kl_divergence, abs=1e-5)
+
+
+def test_the_lower_layers_pass_gives_the_log_probabilities_of_the_base_model(tiny_lm: LanguageModel) -> None:
+    benign = PromptSet.of([BENIGN.prompts[i].text for i in (3, 0, 3, 1, 4)])  # one of them twice
+    alone, kept = (Evaluator(tiny_lm, TARGET, benign, ResponseRules(["e"], ["q"])) for _ in range(2))
+    assert kept.leave_out_lower_layers()
+    kept.lm = None  # type: ignore[assignment]  # nothing is read again
+    torch.testing.assert_close(kept.reference, alone.reference)
+
+
+def test_another_model_remains_the_base_when_lower_layers_are_left_out(tiny_lm: LanguageModel) -> None:
+    other = torch.full((5, tiny_lm.model.config.vocab_size), -5.0)
+    measured = Evaluator(tiny_lm, TARGET, BENIGN, ResponseRules(["e"], ["q"]), reference=other)
+    assert measured.leave_out_lower_layers() and measured.reference is other

@@ -99,7 +99,12 @@ def test_residuals_are_the_stream_after_each_layer_also_the_last(tiny_lm: Langua
 
 def test_batches_hold_like_lengths_and_every_index_once() -> None:
     batches = list(batches_by_length([5, 9, 1, 9, 3], 2))
-    assert batches == [[1, 3], [0, 4], [2]]
+    assert batches == [[1], [3, 0], [4, 2]]
+
+
+@pytest.mark.parametrize(("number", "widths"), [(0, []), (4, [4]), (5, [2, 3]), (12, [4, 4, 4]), (13, [3, 3, 3, 4])])
+def test_batches_are_about_equally_wide(number: int, widths: list[int]) -> None:
+    assert [len(batch) for batch in batches_by_length([7] * number, 4)] == widths
 
 
 @pytest.mark.parametrize(

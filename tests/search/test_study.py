@@ -100,15 +100,25 @@ def test_one_seed_is_one_study(undisturbed: list[Trial], tmp_path: Path) -> None
 
 def test_another_seed_is_another_study(undisturbed: list[Trial], tmp_path: Path) -> None:
     other = run(opened(tmp_path, seed=4))
-    standard = len(SPACE.standard())
-    assert not {repr(t.parameters) for t in other[standard:]} & {repr(t.parameters) for t in undisturbed[standard:]}
+    assert not {repr(t.parameters) for t in other[STARTUP:]} & {repr(t.parameters) for t in undisturbed[STARTUP:]}
 
 
-def test_a_study_begins_with_the_standard_edits_of_its_scopes(undisturbed: list[Trial]) -> None:
+def test_a_study_begins_with_standard_edits_of_every_scope_and_several_strengths(tmp_path: Path) -> None:
+    trials = run(opened(tmp_path, startup_trials=10, batch=16))
+    parameters = [trial.parameters for trial in trials]
     first = [SPACE.parameters(sample) for sample in SPACE.standard()]
-    assert [trial.parameters for trial in undisturbed[: len(first)]] == first
-    assert len({repr(trial.parameters) for trial in undisturbed}) == TOTAL
-    assert [parameters.direction.scope for parameters in first] == list(SPACE.scopes)
+    assert parameters[: len(first)] == first and len(first) == 8
+    assert len(set(map(repr, parameters))) == TOTAL
+    strengths = [(p.direction.scope, p.profiles["attn.o_proj"].max_weight) for p in first]
+    assert strengths[:2] == [("global", 1.5), ("per_layer", 1.2)]
+    assert strengths[2:5] == [("global", pytest.approx(1.5 * factor)) for factor in (0.7, 0.5, 1.2)]
+    assert strengths[5:] == [("per_layer", pytest.approx(1.2 * factor)) for factor in (0.7, 0.5, 1.2)]
+
+
+def test_no_standard_edit_comes_after_the_sampler_has_begun_to_learn(undisturbed: list[Trial]) -> None:
+    standard = [SPACE.parameters(sample) for sample in SPACE.standard()]
+    assert [trial.parameters for trial in undisturbed[:STARTUP]] == standard[:STARTUP]
+    assert not {repr(trial.parameters) for trial in undisturbed[STARTUP:]} & set(map(repr, standard))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 30])
@@ -133,9 +143,9 @@ def test_the_sampler_learns_from_the_scores(undisturbed: list[Trial], tmp_path: 
 
 @pytest.mark.parametrize(
     ("startup", "batch", "sizes"),
-    [(4, 4, [2, 2, 4, 4]), (5, 4, [2, 2, 1, 4, 3]), (2, 8, [2, 8, 2]), (1, 1, [1] * 12), (20, 8, [4, 4, 4])],
+    [(4, 8, [2, 2, 8]), (5, 8, [2, 2, 1, 7]), (2, 8, [2, 8, 2]), (1, 1, [1] * 12), (20, 12, [3, 3, 3, 3])],
 )
-def test_random_trials_have_batches_of_their_own_half_as_wide(
+def test_first_trials_have_batches_of_their_own_a_quarter_as_wide(
     tmp_path: Path, startup: int, batch: int, sizes: list[int]
 ) -> None:
     recorder = Recorder()
@@ -147,8 +157,8 @@ def test_trials_are_measured_in_batches_and_told_as_they_finish(tmp_path: Path) 
     recorder = Recorder()
     told: list[Any] = []
     opened(tmp_path).run(10, recorder, OBJECTIVE, told.append)
-    assert [len(batch) for batch in recorder.batches] == [2, 2, 4, 2]
-    assert [list(outcomes) for outcomes in told] == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [len(batch) for batch in recorder.batches] == [1, 1, 1, 1, 4, 2]
+    assert [list(outcomes) for outcomes in told] == [[0], [1], [2], [3], [4, 5, 6, 7], [8, 9]]
     assert [list(outcomes.values()) for outcomes in told] == list(map(evaluate, recorder.batches))
 
 
@@ -255,7 +265,7 @@ def test_an_interrupted_study_has_the_trials_it_would_have_had(
     assert run_until_done(tmp_path, recorder) == undisturbed
     for number in interrupted:  # what an interruption lost is measured again, as it was
         assert recorder.batches[number + 1] == recorder.batches[number]
-    assert len(recorder.batches) == len([2, 2, 4, 4]) + len(interrupted)
+    assert len(recorder.batches) == len([1, 1, 1, 1, 4, 4]) + len(interrupted)
 
 
 @pytest.mark.parametrize("after", range(BATCH))

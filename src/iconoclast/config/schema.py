@@ -314,9 +314,9 @@ class Settings(BaseModel):
     n_trials: int = Field(default=200, ge=1)
     """Trials in total, those of an earlier start included."""
     n_startup_trials: int = Field(default=16, ge=1)
-    """Random trials before the sampler learns from them."""
+    """Trials before the sampler learns from them: up to eight standard edits, then random ones."""
     trials_per_batch: int = Field(default=16, ge=1)
-    """Trials measured together in one batch, random ones in batches half as wide. More is faster, and learns later."""
+    """Trials measured together in one batch; those before the sampler learns in batches a quarter as wide. More is faster, and learns later."""
     objectives: list[ObjectiveText] = Field(default=list(DEFAULT), min_length=2)
     """Scores that the search minimises, the first first; a minus before one maximises it. By default those of the seed
     documents. Others: overrefusals, broken, disclaimers, compliance, judged_failures, token_kl, perplexity:FILE, a task of lm-eval as

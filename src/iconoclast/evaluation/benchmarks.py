@@ -10,9 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
-from transformers import set_seed
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
@@ -32,9 +30,6 @@ SEED, PYTHON_SEED = 1234, 0
 
 # Resamples for metrics whose standard error lm-eval finds by the bootstrap; a thousand give it to 2 %.
 BOOTSTRAPS = 1000
-
-# What lm-eval raises while it sets up a task whose data are out of reach, or whose definition is wrong.
-TASK_FAULTS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
 
 Side = AbstractContextManager[LanguageModel]
 """One of the models to compare, loaded when the context is entered."""
@@ -86,6 +81,13 @@ class Benchmark:
         for row in told.pop("rows"):
             tasks.setdefault(row.pop("task"), {})[row.pop("metric")] = row
         return {"schema_version": SCHEMA_VERSION, **told, "tasks": tasks}
+
+
+def task_faults() -> tuple[type[Exception], ...]:
+    """Return what lm-eval raises while it sets up a task whose data are out of reach, or whose definition is wrong."""
+    from datasets.exceptions import DatasetsError  # not at the top: every run imports this module
+
+    return (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
 
 
 def require_lm_eval() -> None:
@@ -161,7 +163,7 @@ def load_tasks(options: BenchmarkOptions) -> Any:
     _seed()
     try:
         tasks = manager.load(names)
-    except TASK_FAULTS as error:
+    except task_faults() as error:
         raise BenchmarkError(
             f"lm-eval cannot set up {', '.join(names)}: {_reason(error)}. "
             "Data sets of the hub need a network the first time; some tasks need more packages."
@@ -188,7 +190,7 @@ def evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pro
                 fewshot_as_multiturn=options.apply_chat_template,
                 confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             )
-        except (AssertionError, *TASK_FAULTS) as error:
+        except (AssertionError, *task_faults()) as error:
             raise MeasurementError(f"lm-eval breaks down on {lm.name}: {_reason(error)}") from error
     return results
 
@@ -206,6 +208,8 @@ def _start_like_lm_eval(tasks: Mapping[str, Any], num_fewshot: int | None) -> No
 
 
 def _seed() -> None:
+    from transformers import set_seed  # it imports PEFT and bitsandbytes: a quarter of what a run imports
+
     set_seed(SEED)
     random.seed(PYTHON_SEED)
 

@@ -25,12 +25,17 @@ from iconoclast.models.batching import Sequences
 from iconoclast.models.decoding import CHECK_EVERY, Callbacks, Decided, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.memory import Rows, affordable_rows
-from iconoclast.models.reading import first_token_logprobs, read_prompts
+from iconoclast.models.reading import RowListener, first_token_logprobs, read_prompts
 from iconoclast.models.thinking import Thoughts
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.scores import AxisScores, Bounds, Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Component, Label
+
+NOISE_PROMPTS = 64
+"""Benign prompts from which the noise floor is measured, at most."""
+NOISE_COPIES = 2
+"""Times that each of them is read for it, in batches that it has not been read in before."""
 
 
 @dataclass(frozen=True)
@@ -107,18 +112,28 @@ class Evaluator:
     def leave_out_lower_layers(self) -> bool:
         """Reuse the base model's states below the first layer that an edit touches from now on.
 
-        Returns False if memory is short or the log-probabilities of a few prompts change.
+        Returns False if memory is short or the log-probabilities of a few prompts change. Else the same pass over the
+        benign prompts gives `reference`, unless that is known.
         """
-        both = (self._target, self._benign)
+        first: dict[int, Tensor] = {}
+
+        def keep(indices: list[int], logits: Tensor) -> None:
+            if self._reference is None:
+                first.update(zip(indices, logits.float().log_softmax(-1), strict=True))
+
+        target = benign = None
         try:
             if can_be_left_out(self.lm, self._target.ids):
-                for encoded in both:
-                    encoded.lower = base_states(self.lm, encoded.ids, self._rows.number)
+                target = base_states(self.lm, self._target.ids, self._rows.number)
+                benign = target and base_states(self.lm, self._benign.ids, self._rows.number, keep)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-        if any(encoded.lower is None for encoded in both):
-            self._target.lower = self._benign.lower = None
-        return self._target.lower is not None
+        if target is None or benign is None:
+            return False
+        self._target.lower, self._benign.lower = target, benign
+        if self._reference is None:
+            self._reference = torch.stack([first[benign.rows[tuple(ids)]] for ids in self._benign.ids])
+        return True
 
     @property
     def rows(self) -> int:
@@ -131,15 +146,6 @@ class Evaluator:
         if self._reference is None:
             self._reference = self._rows.adaptively(lambda n: first_token_logprobs(self.lm, self._benign.ids, n))
         return self._reference
-
-    @reference.setter
-    def reference(self, known: Tensor) -> None:
-        self._reference = known.to(self.lm.device)
-
-    @property
-    def benign_ids(self) -> list[list[int]]:
-        """Token ids of the benign prompts."""
-        return self._benign.ids
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
         """Return the scores of every edit, measured together; raise MeasurementError if not even one sequence fits."""
@@ -187,21 +193,21 @@ class Evaluator:
                 scores[edit] = score(self.rules, *texts, divergences[edit], self.options)
         return scores
 
-    def divergences(self, edits: Sequence[Edit]) -> Tensor:
-        """Return first-token KL(base ‖ edited) of every edit on every benign prompt, [edits, benign]."""
-        divergence = Divergences(self.reference, len(edits))
+    def noise_floor(self) -> float:
+        """Return the base model's first-token KL from itself in other batches: smaller differences mean nothing.
+
+        It is the mean of up to `NOISE_PROMPTS` benign prompts, each read `NOISE_COPIES` times.
+        """
+        places = range(0, len(self.benign), -(-len(self.benign) // NOISE_PROMPTS))
+        divergence = Divergences(self.reference[list(places)], NOISE_COPIES)
 
         def run(rows: int) -> None:
-            live = self._live(edits, len(self.benign))
-            for indices, logits, _ in read_prompts(self.lm, self._benign.ids * len(edits), rows, 0, live):
+            ids = [self._benign.ids[place] for place in places] * NOISE_COPIES
+            for indices, logits, _ in read_prompts(self.lm, ids, rows, 0, RowListener()):
                 divergence.add(indices, logits)
 
         self._rows.adaptively(run)
-        return divergence.result()
-
-    def noise_floor(self) -> float:
-        """Return the base model's first-token KL from itself in other batches: smaller differences mean nothing."""
-        return float(self.divergences([Edit.nothing()] * 3).mean())
+        return float(divergence.result().mean())
 
     def respond(self, edits: Sequence[Edit], prompts: PromptSet) -> list[list[str]]:
         """Return whole responses of every edit to `prompts`: [edits][prompts]."""

@@ -1,6 +1,6 @@
 """States of the base model's layers for a list of prompts: computed once for every edit that begins above them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ from iconoclast.models.reading import RowListener, read_prompts, step
 
 LARGEST_SHARE = 1 / 16
 """Share of the free memory that the states of one list of prompts may take."""
+MOST_LEVELS = 10
+"""Layers whose output is kept, at most: an edit that begins between two of them computes a few layers more."""
 SAMPLE = 4
 """Prompts on which the shortcut is checked."""
 TOLERANCE = 1e-3
@@ -89,25 +91,40 @@ def can_be_left_out(lm: LanguageModel, sequences: Sequences) -> bool:
         return all(float((two_tokens(level) - whole).abs().sum(-1).max()) / 2 <= TOLERANCE for level in levels)
 
 
-def base_states(lm: LanguageModel, sequences: Sequences, rows: int) -> BaseStates | None:
-    """Return the unedited states of `sequences` after as many layers as memory allows; None if it allows none."""
+def base_states(
+    lm: LanguageModel,
+    sequences: Sequences,
+    rows: int,
+    first: Callable[[list[int], Tensor], None] = lambda rows, of: None,
+) -> BaseStates | None:
+    """Return the unedited states of `sequences` after as many layers as memory allows; None if it allows none.
+
+    Args:
+        first: receives the logits of the token after the sequences, by rows of the states: [rows, vocabulary].
+    """
     distinct = list(dict.fromkeys(map(tuple, sequences)))
     levels = _affordable_levels(lm, distinct)
-    return _collected(lm, distinct, rows, levels) if levels else None
+    return _collected(lm, distinct, rows, levels, first) if levels else None
 
 
 def _affordable_levels(lm: LanguageModel, sequences: Sequences) -> list[int]:
-    """Choose the layers whose output is kept: every one, or every second, third, … if memory is short."""
+    """Choose the layers whose output is kept: every one, or every second, third, … of many or if memory is short."""
     tokens = len(sequences) * max(map(len, sequences))
     cached, state = token_bytes(lm)
-    count = min(lm.layers - 1, int((free_memory(lm) * LARGEST_SHARE - cached * tokens) / (state * tokens)))
+    count = min(lm.layers - 1, MOST_LEVELS, int((free_memory(lm) * LARGEST_SHARE - cached * tokens) / (state * tokens)))
     if count < 1:
         return []
     stride = -(-(lm.layers - 1) // count)
     return list(range(stride, lm.layers, stride))
 
 
-def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Sequence[int]) -> BaseStates:
+def _collected(
+    lm: LanguageModel,
+    sequences: Sequences,
+    rows: int,
+    levels: Sequence[int],
+    first: Callable[[list[int], Tensor], None] = lambda rows, of: None,
+) -> BaseStates:
     layers = decoder_layers(lm.model)
     level_of = {layers[level - 1]: level for level in levels}
     caught: dict[int, Tensor] = {}
@@ -125,7 +142,8 @@ def _collected(lm: LanguageModel, sequences: Sequences, rows: int, levels: Seque
     with ExitStack() as stack:
         for layer in level_of:
             stack.enter_context(layer.register_forward_hook(catch))
-        for indices, _, state in read_prompts(lm, sequences, rows, 0, RowListener()):
+        for indices, logits, state in read_prompts(lm, sequences, rows, 0, RowListener()):
+            first(indices, logits)
             width = next(iter(caught.values())).shape[1]
             shared = state.mask.shape[1] - width
             cached = [

@@ -12,10 +12,14 @@ Sequences = Sequence[Sequence[int]]
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield indices in batches of at most `size`, longest first, so that a batch holds sequences of similar length."""
+    """Yield indices in batches of at most `size` and about equal width, for a narrow one takes nearly as long as a wide one.
+
+    The longest come first, so that a batch holds sequences of similar length.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    batches = -(-len(order) // size)
+    for batch in range(batches):
+        yield order[batch * len(order) // batches : (batch + 1) * len(order) // batches]
 
 
 def left_padded(lm: LanguageModel, sequences: Sequences) -> tuple[Tensor, Tensor]:

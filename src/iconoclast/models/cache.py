@@ -84,13 +84,13 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
 
 
 def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, capacity: int) -> DynamicCache:
-    """Return a new cache with the rows of all `caches`, in order.
+    """Return a new cache with the rows of all `caches`, in order; those are emptied, for both at once would not be needed.
 
     What follows their `shared` first tokens moves to the right end of the longest, to match left padding.
     """
     cache = new_cache(model, capacity)
-    for layer, *parts in zip(cache.layers, *(cache.layers for cache in caches), strict=True):
-        both = zip(*(part.filled for part in parts), strict=True)
+    for layer in cache.layers:
+        both = zip(*(each.layers.pop(0).filled for each in caches), strict=True)
         layer.update(*(_stacked(tensors, shared) for tensors in both))
     return cache
 

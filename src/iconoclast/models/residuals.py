@@ -12,7 +12,7 @@ from iconoclast.models.anatomy import decoder_layers
 from iconoclast.models.batching import Sequences
 from iconoclast.models.hooks import hooks_act
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.reading import continuation_logits, next_token_logprobs
+from iconoclast.models.reading import RowListener, continuation_logits, read_prompts
 
 
 def last_token_residuals(
@@ -32,7 +32,7 @@ def last_token_residuals(
     layers = modules or decoder_layers(lm.model)
     result = torch.empty(len(sequences), len(layers), lm.hidden_size)
     with _caught(lm, layers, -1) as caught:
-        for indices, _ in next_token_logprobs(lm, sequences, rows):
+        for indices, _, _ in read_prompts(lm, sequences, rows, 0, RowListener()):
             result[indices] = torch.stack(caught(), dim=1)
             advance(len(indices))
     return result

@@ -367,7 +367,6 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
     evaluator = bench.evaluator("select")
-    evaluator.reference = kept.tensor("base log-probabilities", evaluator.benign_ids, lambda: evaluator.reference)
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(

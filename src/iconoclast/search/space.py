@@ -34,6 +34,9 @@ WEAKENING = 0.5, 2.0
 STRENGTHENING = 0.05, 1.0
 """The same, to be taken negative: -1 doubles the direction."""
 
+OTHER_STRENGTHS = 0.7, 0.5, 1.2
+"""Factors on the usual strength of the edits that a search begins with, the most useful first."""
+
 FEWEST_AT_AN_EDGE = 3
 """Trials at an end of a range that are no chance any more."""
 
@@ -154,28 +157,31 @@ class SearchSpace:
         return space
 
     def standard(self) -> list[dict[str, Any]]:
-        """Return the samples that a search begins with, one for every scope.
+        """Return the samples that a search begins with, which are a front by themselves: the most useful first.
 
-        They are triangles over the middle layers, which do well on models of many kinds; a fit from one of them ends as
-        low as from the best of many random ones (benchmarks/README.md).
+        They are triangles over the middle layers, which do well on models of many kinds, for every scope in several
+        strengths; a fit from one of them ends as low as from the best of many random ones (benchmarks/README.md).
         """
-        n, samples = max(self.layers - 1, 1), []
-        for scope in self.scopes:
-            sample: dict[str, Any] = {
-                "direction_method": "mean" if "mean" in self.methods else self.methods[0],
-                "direction_scope": scope,
-                "direction_index": 0.72 * n,
-                "direction_blend": 0.5,
+        usual = [self._standard(scope, 1.0) for scope in self.scopes]
+        return usual + [self._standard(scope, strength) for scope in self.scopes for strength in OTHER_STRENGTHS]
+
+    def _standard(self, scope: DirectionScope, strength: float) -> dict[str, Any]:
+        n = max(self.layers - 1, 1)
+        peak = strength * (0.5 if self.strengthen else 1.5 if scope == "global" else 1.2)
+        sample: dict[str, Any] = {
+            "direction_method": "mean" if "mean" in self.methods else self.methods[0],
+            "direction_scope": scope,
+            "direction_index": 0.72 * n,
+            "direction_blend": 0.5,
+        }
+        for component in self.components:
+            sample |= {
+                f"{component}.max_weight": peak,
+                f"{component}.max_weight_position": 0.62 * n,
+                f"{component}.min_weight_fraction": 0.0,
+                f"{component}.min_weight_distance": max(0.48 * n, 1.0),
             }
-            for component in self.components:
-                sample |= {
-                    f"{component}.max_weight": 0.5 if self.strengthen else 1.5 if scope == "global" else 1.2,
-                    f"{component}.max_weight_position": 0.62 * n,
-                    f"{component}.min_weight_fraction": 0.0,
-                    f"{component}.min_weight_distance": max(0.48 * n, 1.0),
-                }
-            samples.append(sample)
-        return samples
+        return sample
 
     def edges(self, points: Sequence[EditParameters]) -> list[str]:
         """Name the ranges of strengths at an end of which at least half of the points lie, and three of them or more.

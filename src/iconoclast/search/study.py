@@ -52,7 +52,7 @@ class Plan:
     Attributes:
         seed: decides what is drawn.
         startup_trials: trials before the sampler learns, all but the standard ones random.
-        batch: trials measured together.
+        batch: trials measured together; a quarter as many before the sampler learns.
     """
 
     seed: int = 0
@@ -333,18 +333,18 @@ class Study:
     def _batch_end(self, number: int) -> int:
         """Return the end of a trial's batch.
 
-        Random trials have batches of their own, so that later trials learn from them, half as wide, so that the first
-        can prune the rest.
+        The first trials have batches of their own, so that later trials learn from them, a quarter as wide, so that a
+        front is there soon and prunes the rest.
         """
         random = self.plan.startup_trials
         if number < random:
-            width = max(1, self.plan.batch // 2)
+            width = max(1, self.plan.batch // 4)
             return min(random, (number // width + 1) * width)
         return random + ((number - random) // self.plan.batch + 1) * self.plan.batch
 
     def _ask(self, number: int, trial_id: int, memory: Memory | None) -> optuna.Trial:
         """Give parameters to a new trial, or to one that an interruption left behind, perhaps with some of them."""
-        standard = dict(enumerate(self.space.standard())).get(number, {})
+        standard = dict(enumerate(self.space.standard()[: self.plan.startup_trials])).get(number, {})
         self.study.sampler = Sampler(memory, _derived_seed(self.plan.seed, str(number)), standard)
         trial = optuna.Trial(self.study, trial_id)
         learnt = trial.relative_params  # drawn here and now
