@@ -48,12 +48,14 @@ class Arm:
         weights: of the loss, where they are not the default.
         standard: whether it begins with the first standard edit of the search, not with the run's best trial.
         examples: prompts of each kind that it is fitted on, at most.
+        second: whether every site has a second direction, at first that of the other standard edit at a twentieth of its strength.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     standard: bool = True
     examples: int = 10_000
+    second: bool = False
 
 
 LARGER = {"steps": 40, "benign": 24, "target": 16, "loops": 4}
@@ -69,6 +71,7 @@ ARMS = {
     "directions half as fast again": Arm({"steps": 80, "direction_rate": 0.15}),
     "direction and reading are one": Arm({"steps": 80, "readings": False}),
     **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
+    "40 steps, two directions a site": Arm({"steps": 40}, second=True),
     **{f"{count} prompts of each kind": Arm({"steps": 80}, examples=count) for count in (16, 40)},
     **{
         f"without {name}": Arm({"steps": 80}, weights)
@@ -86,23 +89,24 @@ ARMS = {
 class Laboratory:
     """A model, examples to fit on and examples to measure with."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, held_out: int) -> None:
         saved = SavedRun.open(RunFolder(run), "best")
         self.bench = Workbench.load(saved.settings, directions=saved.directions)
         self.bench.start_responses_with(saved.response_prefix)
         searched = start_of_fit(saved.settings, saved.trials)
         assert searched is not None
         space = search_space(saved.settings, self.bench.lm.layers)
-        self.starts = {
-            False: self.bench.edit(searched.parameters),
-            True: self.bench.edit(space.parameters(space.standard()[0])),
-        }
+        first, other = (self.bench.edit(space.parameters(each)) for each in space.standard()[:2])
+        self.starts = {False: self.bench.edit(searched.parameters), True: first}
+        self.second = replace(other.scaled(0.05), row_normalization="none")
         with packed(self.bench.lm.model):
             lessons = Lessons(FitStage(self.bench, run, searched), Silent())
             lessons.learn(self.starts[False])
         answers = [lessons._answers[number] for number in sorted(lessons._answers)]
         self.parts: dict[Kind, Sequence[Any]] = {"benign": lessons._own, "target": answers, "loop": lessons._loops}
-        self.measured = self.examples({kind: part[round(SHARE * len(part)) :] for kind, part in self.parts.items()})
+        self.measured = self.examples(
+            {kind: part[round(SHARE * len(part)) :][:held_out] for kind, part in self.parts.items()}
+        )
 
     def examples(self, parts: Mapping[Kind, Sequence[Any]]) -> dict[Kind, Examples]:
         with ready_for_gradients(self.bench.lm.model):
@@ -116,7 +120,9 @@ class Laboratory:
         bench, options = self.bench, FitOptions(rows=WIDTH, **arm.options)
         writers = bench.lm.writers(bench.settings.components)
         objective = Objective.standard(**arm.weights)
-        fit = Fit(bench.lm, writers, self.starts[arm.standard], self.examples(given), objective, options)
+        start = self.starts[arm.standard]
+        start = start.followed_by(self.second) if arm.second else start
+        fit = Fit(bench.lm, writers, start, self.examples(given), objective, options)
         began = time.perf_counter()
         with ready_for_gradients(bench.lm.model):
             for _ in fit.run(options.steps):
@@ -139,9 +145,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--held-out", type=int, default=10_000, help="examples of each kind to measure with, at most")
     arguments = parser.parse_args()
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    laboratory = Laboratory(arguments.run)
+    laboratory = Laboratory(arguments.run, arguments.held_out)
     header: list[str] = []
     for name in arguments.arms:
         if name not in results:

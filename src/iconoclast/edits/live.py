@@ -146,7 +146,11 @@ class LiveEdits(RowListener):
 
 def _stack(site: Site, writer: Writer, edits: Sequence[Edit]) -> _SiteTransforms:
     parts = [edit.of(site) for edit in edits]
-    read = any(part.row_normalization == "full" or (n and part.row_normalization != "none") for own in parts for n, part in enumerate(own))
+    read = any(
+        part.row_normalization == "full" or (n and part.row_normalization != "none")
+        for own in parts
+        for n, part in enumerate(own)
+    )
     weight = writer.weight() if read else None
     transforms = [_transforms(site, writer, own, weight) for own in parts]
     zeros = torch.zeros(writer.rows, device=writer.device)

@@ -21,8 +21,8 @@ from iconoclast.fitting.examples import Example, Examples, loop_of
 from iconoclast.fitting.fit import Fit, FitOptions, Variables
 from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import Callbacks, decode
-from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.gradients import ready_for_gradients
+from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.progress import Progress, show
 from iconoclast.prompts import Prompt
 from iconoclast.runs.pinned import FIT_SETTINGS
