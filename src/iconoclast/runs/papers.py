@@ -7,9 +7,10 @@ from importlib.resources import files
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.goals import estimate
 from iconoclast.layout import GGUF_ADAPTER, GGUF_FILE, quant_file
-from iconoclast.runs.documents import Composition, Metrics, TrialDocument, TrialInformation
+from iconoclast.runs.documents import Composition, TrialDocument, TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Page, Rows, Tile
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows
 from iconoclast.reports.pages.responses import exchanges
 from iconoclast.reports.tables import caveats, examination_rows
-from iconoclast.runs.documents import ComparedModel, ComparisonDocument, Metrics
+from iconoclast.runs.documents import ComparedModel, ComparisonDocument
 
 CHANCE = 0.05
 """Probability from which a difference is not told from chance."""
