@@ -37,7 +37,8 @@ from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
 from iconoclast.runs.as_served import AsServed
-from iconoclast.runs.export import export_run, export_unmeasured, read_export
+from iconoclast.runs.export import export_run, export_unmeasured
+from iconoclast.runs.exported import read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun

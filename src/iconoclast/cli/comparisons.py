@@ -15,7 +15,7 @@ from iconoclast.privacy import portable
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.documents import ComparisonDocument, Pair
-from iconoclast.runs.export import require_free
+from iconoclast.runs.new_folder import require_free
 from iconoclast.runs.subjects import ServerSubject, Subject, find_subject
 from iconoclast.vocabulary import Thinking
 

@@ -1,11 +1,12 @@
 """What an export says of itself."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from iconoclast.documents import UNLESS_EMPTY, UNLESS_NONE, Document, Part
+from iconoclast.edits.approximation import Approximation
 from iconoclast.evaluation.metrics import Metrics
 from iconoclast.runs.documents.manifest import PromptSets
 from iconoclast.runs.documents.trials import TrialDocument
@@ -121,7 +122,7 @@ class TrialInformation(Document):
     live_metrics: Scores
     export_metrics: Scores | None
     approximation_error: float = 0.0
-    approximations: list[dict[str, Any]] = Field(default=[])
+    approximations: list[Approximation] = Field(default=[])
     remarks: list[str] = Field(default=[], exclude_if=lambda value: not value)
     quants: Mapping[str, Scores] = UNLESS_EMPTY
     served: Mapping[str, Metrics] = UNLESS_EMPTY
