@@ -12,9 +12,8 @@ from iconoclast.evaluation.metrics import Metrics, Paired
 from iconoclast.privacy import portable, public
 from iconoclast.reports.pages.page import Rows, Section, Tile
 from iconoclast.runs.documents import PromptSets
+from iconoclast.runs.papers import DEMO_NAME
 from iconoclast.scores import REFUSED_OR_BROKEN, Scores
-
-DEMO_NAME = "SmolLM2-135M-Instruct"
 
 
 def shown_name(model: str | None) -> str:

@@ -22,6 +22,15 @@ class Seen(Value):
     benign: int = 0
     unknown: str | None = None
 
+    def said(self, name: str) -> str:
+        """Say what it means for the figures of a model of that name; empty if nothing of it was seen."""
+        if self.unknown:
+            return f"{name}: whether these prompts have fitted or chosen it is not known ({self.unknown})."
+        if self.target or self.benign:
+            seen = f"{self.target} of the target prompts and {self.benign} of the benign ones"
+            return f"{name} was fitted or chosen on {seen}: its figures flatter."
+        return ""
+
 
 class Decision(Part):
     """The better of two models, the criterion in which they differ first, and the p-value of that difference."""
