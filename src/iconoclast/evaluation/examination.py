@@ -197,7 +197,7 @@ class Examination:
             refusals_settled=self.settled,
             borderline_overrefusals=self.borderline_overrefusals,
             judges={judge: self.judged(judge) for judge in self.judges},
-            truncation=self.truncation and self.truncation.bounds,
+            truncation=None if self.truncation is None else self.truncation.bounds,
             thoughts=self.thoughts,
         )
 
