@@ -18,7 +18,8 @@ from iconoclast.privacy import portable
 REMEDY = "Delete it and start the run again."
 
 UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
-"""A field that a document leaves out where there is nothing to say."""
+UNLESS_EMPTY: Any = Field(default={}, exclude_if=lambda value: not value)
+"""Fields that a document leaves out where there is nothing to say."""
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _CHOICE = re.compile(r"\[|^([A-Z]\w*|str|int|float)$")
 """A part of a problem's place that names no key, but one of several types."""

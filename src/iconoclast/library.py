@@ -25,7 +25,8 @@ from iconoclast.models.memory import affordable_rows
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.export import Exported, export_run
+from iconoclast.runs.export import export_run
+from iconoclast.runs.exported import Exported
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun

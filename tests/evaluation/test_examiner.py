@@ -75,7 +75,7 @@ def test_token_divergence_and_perplexity_are_as_defined(tiny_lm: LanguageModel, 
         assert found.token_kl[i] == pytest.approx(float((base.exp() * (base - own)).sum(-1).mean()), abs=1e-4)
         nll -= float(own.gather(-1, response[:, None]).sum())
         tokens += len(response)
-    assert found.perplexity == pytest.approx(math.exp(nll / tokens), rel=1e-3)
+    assert found.perplexity is not None and found.perplexity.value == pytest.approx(math.exp(nll / tokens), rel=1e-3)
     assert max(found.token_kl) > 0.01
 
 
@@ -104,11 +104,10 @@ def test_borderline_prompts_are_counted_apart(tiny_lm: LanguageModel) -> None:
     base = examiner(tiny_lm, BORDERLINE).examined_base()
     assert base.borderline_overrefusals is not None and base.borderline_overrefusals.n == 2
     assert len(base.borderline) == 2 and base.scores.overrefusals.n == 5
-    assert base.document()["borderline_overrefusals"]["n"] == 2
 
 
 def test_everything_counted_has_its_n_and_interval(tiny_lm: LanguageModel, edit: Edit) -> None:
-    document = examiner(tiny_lm, BORDERLINE).examine(edited(tiny_lm, edit)).document()
+    document = examiner(tiny_lm, BORDERLINE).examine(edited(tiny_lm, edit)).metrics().document()
     json.dumps(document, allow_nan=False)
     for name in ("complied", "refusals", "soft_refusals", "broken", "overrefusals", "benign_broken"):
         assert set(document[name]) == {"count", "n", "interval"}
@@ -121,10 +120,10 @@ def test_paired_tests_compare_prompt_by_prompt(tiny_lm: LanguageModel, edit: Edi
     made = examiner(tiny_lm)
     base, other = made.examined_base(), made.examine(edited(tiny_lm, edit))
     same, tests = paired(base, base), paired(base, other)
-    assert same["failures"]["p_value"] == 1 and same["token_kl"]["value"] == 0
-    changed = tests["refusals"]["only_before"] - tests["refusals"]["only_after"]
+    assert same.failures.p_value == 1 and same.token_kl.value == 0
+    changed = tests.refusals.only_before - tests.refusals.only_after
     assert changed == base.scores.refusals.count - other.scores.refusals.count
-    assert tests["first_token_kl"]["value"] == pytest.approx(other.scores.kl_divergence, abs=1e-4)
+    assert tests.first_token_kl.value == pytest.approx(other.scores.kl_divergence, abs=1e-4)
 
 
 class Says:
@@ -139,7 +138,7 @@ class Says:
 
 def test_what_a_judge_does_not_know_is_not_complied(tiny_lm: LanguageModel) -> None:
     base = examiner(tiny_lm, judges=(Says(),)).examined_base()
-    said = base.document()["judges"]["stub"]
+    said = base.metrics().document()["judges"]["stub"]
     assert said["refusal"] == Count(3, 3).document() and said["unknown"] == Count(1, 4).document()
     assert said["complied"]["count"] == 0 and said["problem"] == "one was too hard"
     assert "kappa_with_markers" in said

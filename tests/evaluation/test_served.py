@@ -84,10 +84,10 @@ def test_a_server_that_gives_all_probabilities_measures_as_the_model_itself(
     assert found.token_kl == pytest.approx(over_own_responses(tiny_lm, other), abs=1e-4)
     assert found.truncation is not None and (found.truncation.outside, found.truncation.top) == (0, 261)
     assert found.truncation.first_token_kl == pytest.approx(found.scores.kl_by_prompt)
-    document = found.document()
+    document = found.metrics().document()
     json.dumps(document, allow_nan=False)
     assert document["perplexity"] is None and document["truncation"]["unlike_prompts"]["count"] == 0
-    assert paired(direct, found)["failures"]["p_value"] == 1
+    assert paired(direct, found).failures.p_value == 1
 
 
 @pytest.mark.parametrize(("most", "ids"), [(20, True), (5, True), (20, False)])

@@ -213,7 +213,8 @@ def test_character_and_capabilities_are_on_the_page_of_an_audit(tmp_path: Path) 
         "Only the first 9",
     ):
         assert said in html
-    capabilities, character = page.sections
+    found, capabilities, character = page.sections
+    assert html.index(f"<h2>{found.title}</h2>") < html.index(f"<h2>{capabilities.title}</h2>")
     assert [row[0] for row in character.tables["Measures"][1:]] == ["target", "benign"]  # beyond chance first
     assert [row[-1] for row in character.tables["Measures"][1:]] == ["yes", ""]
     assert character.tables["Data sets"][1] == [

@@ -27,6 +27,7 @@ from iconoclast.edits.record import load_edit
 from iconoclast.errors import MeasurementError, ModelError, RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.llama_server import LlamaServer
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.evaluation.served import Server
 from iconoclast.library import search
 from iconoclast.models import llama_cpp
@@ -36,8 +37,8 @@ from iconoclast.models.loading import load_model
 from iconoclast.runs import export as export_module
 from iconoclast.runs import workbench
 from iconoclast.runs.as_served import AsServed
-from iconoclast.runs.documents import Metrics
-from iconoclast.runs.export import export_run, export_unmeasured, read_export
+from iconoclast.runs.export import export_run, export_unmeasured
+from iconoclast.runs.exported import read_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun

@@ -15,6 +15,7 @@ from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writabl
 from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.errors import SettingsError
 from iconoclast.layout import TRIAL_INFORMATION
+from iconoclast.privacy import portable
 from iconoclast.reports.text import plain
 from iconoclast.runs.folder import RunFolder
 
@@ -78,13 +79,13 @@ def _subject(
             raise SettingsError("A run is compared with its own base model. Leave out --against.")
         saved = SavedRun.open(folder, which)
         load = cache(saved.load_model)
-        about = {"model": _shown(saved.settings.model), "trial": saved.trial.index, "against": None}
+        about = {"model": portable(saved.settings.model), "trial": saved.trial.index, "against": None}
         return about, _side(load, saved), _side(load)
     if which != "best":
         raise SettingsError(f"{name} is not a run folder, so it has no trial {which}. Leave out --trial.")
     resolve(name)
     against = against or adapter_base(name)
-    about = {"model": _shown(name), "trial": None, "against": _shown(against)}
+    about = {"model": portable(name), "trial": None, "against": portable(against)}
     if against is None:
         return about, loaded(name, templated), None
     resolve(against)
@@ -99,10 +100,6 @@ def _side(load: Callable[[], "LanguageModel"], saved: "SavedRun | None" = None) 
     lm = load()
     with edited_live(lm, saved.edit(lm), saved.settings.components) if saved else nullcontext():
         yield lm
-
-
-def _shown(name: str | None) -> str | None:
-    return None if name is None else name.replace(str(Path.home()), "~")
 
 
 def print_capabilities(result: "Capabilities") -> None:

@@ -1,6 +1,6 @@
 """Models measured and shown beside a base, for three commands; imports torch, so they import it when called."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +8,7 @@ from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings, secret
 from iconoclast.config.schema import Settings
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.evaluation.intervals import CHANCE
 from iconoclast.evaluation.served import Server
 from iconoclast.files import write_json
 from iconoclast.layout import COMPARISON
@@ -15,7 +16,7 @@ from iconoclast.privacy import portable
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.runs.comparison import Comparison, compare, settings_for
 from iconoclast.runs.documents import ComparisonDocument, Pair
-from iconoclast.runs.export import require_free
+from iconoclast.runs.new_folder import require_free
 from iconoclast.runs.subjects import ServerSubject, Subject, find_subject
 from iconoclast.vocabulary import Thinking
 
@@ -29,9 +30,6 @@ ADVANTAGES = {
     "overrefusals": "fewer overrefusals",
     "kl_divergence": "lower first-token KL",
 }
-
-CHANCE = 0.05
-"""Probability from which a difference is called possible chance."""
 
 
 def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
@@ -89,7 +87,7 @@ def presented(comparison: Comparison, sample_count: int = 0) -> ComparisonDocume
 
 def _print(comparison: Comparison, document: ComparisonDocument, sample_count: int) -> None:
     columns = [("base model", document.base_metrics), *((s.name, s.metrics) for s in document.subjects)]
-    split, warnings = comparison.sample.split, list(_seen_lines(comparison))
+    split, warnings = comparison.sample.split, list(filter(None, (s.seen.said(s.name) for s in document.subjects)))
     about = SPLITS["seen" if warnings and split == "report" else split]
     thinking = "; let think first" if document.base_metrics.thoughts else ""
     title = f"{about}{thinking} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
@@ -109,18 +107,6 @@ def _print(comparison: Comparison, document: ComparisonDocument, sample_count: i
         rows = [row for row in comparison.samples(sample_count) if row.set == "target"]
         texts = [(name, [row.responses[name].response for row in rows]) for name in rows[0].responses]
         out.print(samples_table([row.prompt for row in rows], texts))
-
-
-def _seen_lines(comparison: Comparison) -> Iterator[str]:
-    target, benign = len(comparison.sample.target), len(comparison.sample.benign)
-    for subject, seen in zip(comparison.subjects, comparison.seen, strict=True):
-        if seen.unknown:
-            yield f"{subject.name}: whether these prompts have fitted or chosen it is not known ({seen.unknown})."
-        elif seen.target or seen.benign:
-            yield (
-                f"{subject.name} was fitted or chosen on {seen.target} of the {target} target prompts and {seen.benign} of "
-                f"the {benign} benign ones: its figures flatter."
-            )
 
 
 def _pair_lines(pair: Pair, failing: str) -> list[str]:

@@ -15,7 +15,7 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
-    from iconoclast.runs.export import Exported
+    from iconoclast.runs.exported import Exported
 
 
 def demo(
@@ -45,7 +45,8 @@ def demo(
 
 def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
     """Export the best trial beside the run, unless an earlier demo has done so."""
-    from iconoclast.runs.export import export_run, read_export
+    from iconoclast.runs.export import export_run
+    from iconoclast.runs.exported import read_export
     from iconoclast.runs.saved import SavedRun
 
     best = SavedRun.open(RunFolder(run_folder), "best").trial

@@ -12,7 +12,7 @@ from iconoclast.errors import MeasurementError, SettingsError
 from iconoclast.vocabulary import GGUF_QUANTS, ExportFormat
 
 if TYPE_CHECKING:
-    from iconoclast.runs.export import Exported
+    from iconoclast.runs.exported import Exported
 
 MEASURE = "Load what was written and measure it. Without, merged weights are written in the memory of a few matrices."
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,8 +15,12 @@ from iconoclast.errors import RunFolderError
 from iconoclast.goals import Objectives
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
-from iconoclast.runs.status import is_shared, runs_below, status_of
+from iconoclast.runs.status import RunStatus, is_shared, runs_below, status_of
 from iconoclast.scores import Scores
+
+if TYPE_CHECKING:
+    from iconoclast.cluster.standing import Standing
+    from iconoclast.runs.documents import TrialDocument
 
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -51,14 +55,12 @@ def list_runs(
             damaged.append(str(error))
             documents.append({"run": str(run.path), "state": "damaged", "problem": str(error)})
             continue
-        documents.append(status)
+        documents.append(status.document())
         figures = ["", "", "", ""]
-        if best := status["best"]:
-            refused = f"{best['refusals']['count']}/{best['refusals']['n']}"
-            broken = f"{best['broken']['count']}/{best['broken']['n']}"
-            figures = [str(best["index"]), refused, broken, f"{best['kl_divergence']:.4f}"]
-        trials = f"{status['finished']}/{status['n_trials']}"
-        table.add_row(name, Path(status["model"]).name, status["state"], trials, *figures, status["written"][:16])
+        if best := status.best:
+            figures = [str(best.index), str(best.refusals), str(best.broken), f"{best.kl_divergence:.4f}"]
+        trials = f"{status.finished}/{status.n_trials}"
+        table.add_row(name, Path(status.model or "").name, status.state, trials, *figures, status.written[:16])
     if not table.rows:
         raise RunFolderError(f"There is no run in {folder}. A run folder has an iconoclast_config.toml and a journal.")
     print_table(table)
@@ -70,75 +72,75 @@ def list_runs(
 def _show(run: str, as_json: bool, shared: bool = False) -> None:
     source, trial = split_reference(run)
     folder = RunFolder(Path(source))
-    document = status_of(folder, trial)
-    if shared := shared or is_shared(folder):
-        document |= _standing(folder.path)
-    if trial is not None and document["trial"] is None:
-        document["trial"] = _trial(folder, trial)
+    status = status_of(folder, trial)
+    standing = _standing(folder.path) if shared or is_shared(folder) else None
+    if standing is not None:  # the study knows more of a shared run than its summary
+        pruned = standing.trials["pruned"]
+        finished = standing.trials["complete"] + pruned
+        status = status.model_copy(update={"best": standing.best, "finished": finished, "pruned": pruned})
+    if trial is not None and status.trial is None:
+        status = status.model_copy(update={"trial": _trial(folder, trial)})
     if as_json:
-        print_json(document)
+        print_json(status.document() | ({} if standing is None else standing.document()))
     else:
-        say(*_lines(document, folder, shared))
+        say(*_lines(status, folder, standing))
 
 
-def _standing(run: Path) -> dict[str, Any]:
-    """Read the study, which knows more of a shared run than its summary; it is slow to import."""
-    from iconoclast.cluster.standing import standing
+def _standing(run: Path) -> "Standing":
+    from iconoclast.cluster.standing import standing  # it is slow to import
 
-    document = standing(run)
-    pruned = document["trials"]["pruned"]
-    return {**document, "finished": document["trials"]["complete"] + pruned, "pruned": pruned}
+    return standing(run)
 
 
-def _trial(folder: RunFolder, trial: str) -> dict[str, Any]:
+def _trial(folder: RunFolder, trial: str) -> "TrialDocument":
     """Read from the study a trial that the summary does not hold."""
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.trials import trial_document
 
-    return trial_document(SavedRun.open(folder, trial).trial).document()
+    return trial_document(SavedRun.open(folder, trial).trial)
 
 
-def _lines(document: dict[str, Any], folder: RunFolder, shared: bool) -> Iterator[str]:
-    if shared:
+def _lines(status: RunStatus, folder: RunFolder, standing: "Standing | None") -> Iterator[str]:
+    if standing is not None:
         from iconoclast.cluster.standing import standing_lines
 
-        first, *others = standing_lines(document)
+        first, *others = standing_lines(standing)
     else:
-        trials = f"{document['finished']} of {document['n_trials']} trials ({document['pruned']} pruned)"
-        if document["fitted"]:
-            trials += f", {document['fitted']} fitted"
-        first, others = f"{document['run']}: {document['state']}, {trials}.", []
-        if document["best"] is not None:
-            so_far = "" if document["state"] == "complete" else " so far"
-            others.append(f"Best trial{so_far}: {_scores(document['best'])}")
+        trials = f"{status.finished} of {status.n_trials} trials ({status.pruned} pruned)"
+        if status.fitted:
+            trials += f", {status.fitted} fitted"
+        first, others = f"{status.run}: {status.state}, {trials}.", []
+        if status.best is not None:
+            so_far = "" if status.state == "complete" else " so far"
+            others.append(f"Best trial{so_far}: {_scores(status.best.index, status.best)}")
             others.append("These are the selection prompts, which chose it.")
-        if document["report"] is not None:
-            others.append(f"Report, trial {_scores(document['report'])}")
+        if status.report is not None:
+            others.append(f"Report, trial {_scores(status.report.trial, status.report.metrics)}")
     yield first
-    yield f"Model: {document['model']}. Last written: {document['written']}."
+    yield f"Model: {status.model}. Last written: {status.written}."
     yield from others
-    yield from _goals(document)
-    if "trial" in document:
-        yield f"Trial {_scores(document['trial'])}"
-    if document["state"] == "interrupted":
+    yield from _goals(status)
+    if status.trial is not None:
+        yield f"Trial {_scores(status.trial.index, status.trial)}"
+    if status.state == "interrupted":
         config, path = shlex.quote(str(folder.config)), shlex.quote(str(folder.path))
         yield f"Continue it: iconoclast run --config {config} --out {path}"
 
 
-def _goals(document: dict[str, Any]) -> Iterator[str]:
+def _goals(status: RunStatus) -> Iterator[str]:
     """Say what the run is after, if that is not the default."""
-    objectives = Objectives(document["objectives"])
+    objectives = Objectives(status.objectives)
     if not objectives.default:
-        best = None if document["best"] is None else Scores.from_document(document["best"])
+        best = status.best
         values = [str(each) for each in objectives.all] if best is None else map(" ".join, objectives.shown(best))
         yield f"Objectives: {', '.join(values)}."
-    if document["strengthen"]:
+    if status.strengthen:
         yield "The run strengthens the behaviour: a failure is a target prompt that is not refused."
 
 
-def _scores(trial: dict[str, Any]) -> str:
-    refused, broken, over = trial["refusals"], trial["broken"]["count"], trial["overrefusals"]
+def _scores(index: int, scores: Scores) -> str:
+    refused, over = scores.refusals, scores.overrefusals
     counts = (
-        f"{refused['count']} of {refused['n']} refused, {broken} broken, {over['count']} of {over['n']} overrefused"
+        f"{refused.count} of {refused.n} refused, {scores.broken.count} broken, {over.count} of {over.n} overrefused"
     )
-    return f"{trial['index']}: {counts}, KL {trial['kl_divergence']:.4f}."
+    return f"{index}: {counts}, KL {scores.kl_divergence:.4f}."

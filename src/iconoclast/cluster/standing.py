@@ -1,52 +1,84 @@
 """Standing of a run with many processes, from the queue, their signs of life and the study."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from iconoclast.cluster.slurm import ClusterError, queue
+from iconoclast.cluster.slurm import ClusterError, QueuedJob, queue
 from iconoclast.cluster.submit import jobs_of
 from iconoclast.cluster.work import is_done
 from iconoclast.config.schema import Settings
+from iconoclast.documents import Part
 from iconoclast.errors import UserError
+from iconoclast.runs.documents import TrialDocument
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.trials import best_of, search_space, trial_document
-from iconoclast.runs.workers import GONE, workers_of
+from iconoclast.runs.workers import GONE, SignOfLife, workers_of
 from iconoclast.search.study import Study
 
 
-def standing(run: Path) -> dict[str, Any]:
+class WorkerStanding(SignOfLife):
+    """The last sign of life of a worker: its name, its age in seconds, and what the worker does, or that it is lost."""
+
+    name: str
+    state: str  # type: ignore[assignment]
+    silent_for: float
+
+
+class Standing(Part):
+    """How a run with many processes stands.
+
+    Attributes:
+        trials: their number by state; see `Study.states`.
+        jobs: what the queue shows of the job arrays in `submitted`.
+        queue: why the queue is not known, if it is not.
+    """
+
+    run: str
+    model: str | None
+    n_trials: int
+    complete: bool
+    trials: Mapping[str, int]
+    best: TrialDocument | None
+    trials_per_hour: float | None
+    jobs: list[QueuedJob]
+    queue: str | None
+    submitted: list[str]
+    workers: list[WorkerStanding]
+
+
+def standing(run: Path) -> Standing:
     """Return state, queue, workers and trials; raise RunFolderError if the run is missing or damaged."""
     folder = RunFolder(run)
     settings = folder.settings()
-    document: dict[str, Any] = {
-        "run": str(run),
-        "model": settings.model,
-        "n_trials": settings.n_trials,
-        "complete": is_done(folder),
-        "trials": {"complete": 0, "pruned": 0, "running": 0, "waiting": 0},
-        "best": None,
-        "trials_per_hour": None,
-    }
-    if study := _study(folder, settings):
-        summary = folder.read_summary()
+    summary, study, best = folder.read_summary(), _study(folder, settings), None
+    if study is not None:
         best = best_of(study.trials(), settings, None if summary is None else summary.finalists)
-        document["trials"] = study.states()
-        document["best"] = None if best is None else trial_document(best).document()
-        document["trials_per_hour"] = study.rate()
-    jobs = jobs_of(folder)
+    submitted = jobs_of(folder)
+    jobs, unknown = _queue(submitted)
+    return Standing(
+        run=str(run),
+        model=settings.model,
+        n_trials=settings.n_trials,
+        complete=is_done(folder),
+        trials=dict.fromkeys(("complete", "pruned", "running", "waiting"), 0) if study is None else study.states(),
+        best=None if best is None else trial_document(best),
+        trials_per_hour=None if study is None else study.rate(),
+        jobs=jobs,
+        queue=unknown,
+        submitted=submitted,
+        workers=[
+            WorkerStanding(**{**w.sign.document(), "name": w.name, "state": w.state, "silent_for": round(w.age, 1)})
+            for w in workers_of(folder)
+        ],
+    )
+
+
+def _queue(jobs: Sequence[str]) -> tuple[list[QueuedJob], str | None]:
     try:
-        document["jobs"] = [asdict(job) for job in queue(jobs)]
-        document["queue"] = None
+        return queue(jobs), None
     except ClusterError as error:
-        document["jobs"], document["queue"] = [], str(error)
-    document["submitted"] = jobs
-    document["workers"] = [
-        {**w.sign.document(), "name": w.name, "state": w.state, "silent_for": round(w.age, 1)}
-        for w in workers_of(folder)
-    ]
-    return document
+        return [], str(error)
 
 
 def _study(folder: RunFolder, settings: Settings) -> Study | None:
@@ -61,32 +93,26 @@ def _study(folder: RunFolder, settings: Settings) -> Study | None:
         raise
 
 
-def standing_lines(document: dict[str, Any]) -> list[str]:
+def standing_lines(told: Standing) -> list[str]:
     """Describe the same in words."""
-    trials = document["trials"]
+    trials, rate = told.trials, told.trials_per_hour
     finished = trials["complete"] + trials["pruned"]
-    rate = document["trials_per_hour"]
     lines = [
-        f"{document['run']}: {'complete' if document['complete'] else 'not complete'}, {finished} of {document['n_trials']} "
+        f"{told.run}: {'complete' if told.complete else 'not complete'}, {finished} of {told.n_trials} "
         f"trials ({trials['pruned']} pruned), {trials['running']} being measured, {trials['waiting']} handed back"
         + (f"; {rate:.0f} an hour." if rate else "."),
     ]
-    if best := document["best"]:
+    if best := told.best:
         lines.append(
-            f"Best so far: trial {best['index']}, {best['refusals']['count']} of {best['refusals']['n']} refused, "
-            f"{best['broken']['count']} broken, KL {best['kl_divergence']:.4f}."
+            f"Best so far: trial {best.index}, {best.refusals.count} of {best.refusals.n} refused, "
+            f"{best.broken.count} broken, KL {best.kl_divergence:.4f}."
         )
-    if document["queue"]:
-        lines.append(f"The queue is not known: {document['queue']}")
-    elif document["submitted"]:
-        jobs = [
-            f"  {job['job']}: {job['state'].lower()} {job['elapsed']} {job['nodes'] or job['reason']}"
-            for job in document["jobs"]
-        ]
+    if told.queue:
+        lines.append(f"The queue is not known: {told.queue}")
+    elif told.submitted:
+        jobs = [f"  {job.job}: {job.state.lower()} {job.elapsed} {job.nodes or job.reason}" for job in told.jobs]
         lines += ["Queue:", *(jobs or ["  none of its jobs is in it any more"])]
-    for worker in document["workers"]:
-        since = "" if worker["state"] in GONE else f", {(time.time() - worker['started']) / 60:.0f} min"
-        lines.append(
-            f"Worker {worker['name']} on {worker['host']}: {worker['state']}{since}, {worker['trials']} trials measured."
-        )
+    for worker in told.workers:
+        since = "" if worker.state in GONE else f", {(time.time() - worker.started) / 60:.0f} min"
+        lines.append(f"Worker {worker.name} on {worker.host}: {worker.state}{since}, {worker.trials} trials measured.")
     return lines

@@ -18,17 +18,12 @@ from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
 from iconoclast.documents import Part, first_problem
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.model_scores import require_scores
 from iconoclast.files import write_json, write_whole
 from iconoclast.layout import CONFIG
-from iconoclast.models.names import resolve
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.judging import judges_of
-from iconoclast.runs.pipeline import run_folder
-from iconoclast.runs.splits import Prompts
-from iconoclast.runs.workbench import require_functions
+from iconoclast.runs.pipeline import checked
 from iconoclast.runs.workers import workers_of
 
 SUBMISSION = "submission.json"
@@ -58,14 +53,7 @@ def prepared(settings: Settings) -> RunFolder:
     Raises:
         UserError: a setting, prompt set, judge or folder cannot be used; nothing was written then.
     """
-    folder = run_folder(settings)
-    assert settings.model is not None
-    resolve(settings.model)
-    folder.check(settings)
-    require_functions(settings)
-    require_scores(settings.named_scores)
-    Prompts.load(settings)
-    judges_of(settings)
+    folder, _, _ = checked(settings)
     with folder.locked(shared=True):
         folder.check(settings)
         folder.claim(folder.dated(settings))

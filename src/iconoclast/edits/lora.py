@@ -1,7 +1,7 @@
 """Edits as PEFT adapters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,22 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from iconoclast.edits.approximation import Approximation
 from iconoclast.edits.edit import Edit, LowRank
 from iconoclast.models.anatomy import Writer
 from iconoclast.vocabulary import Site
 
 VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM's --max-lora-rank can be (docs.vllm.ai, LoRAConfig); adapters of smaller ones load as well, 16 is its default."""
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """The accuracy of an adapter's update, before its rank is padded to that of the adapter; see `LowRank`."""
-
-    module: str
-    rank: int
-    error: float
-    sufficient_rank: int
 
 
 def save_adapter(

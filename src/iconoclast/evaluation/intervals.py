@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 from iconoclast.documents import Value
 from iconoclast.scores import Mean
 
+CHANCE = 0.05
+"""Probability from which a difference is not told from chance."""
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples of a bootstrap: from seed to seed its 95 % bounds then vary by less than a hundredth of the interval."""
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import ModelCard
 from pydantic import Field
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -86,6 +85,8 @@ def card_claims(folder: Path) -> list[Claim]:
 
 
 def _index(text: str) -> Iterator[Claim]:
+    from huggingface_hub import ModelCard  # it is slow to import, and the documents of an audit import this module
+
     try:
         results = getattr(ModelCard(text, ignore_metadata_errors=True).data, "eval_results", None) or []
     except (ValueError, TypeError, AttributeError, KeyError, YAMLError):

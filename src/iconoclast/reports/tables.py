@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 
+from iconoclast.evaluation.metrics import Judged, Metrics
 from iconoclast.goals import Objectives, estimate
 from iconoclast.reports.text import plain
-from iconoclast.runs.documents import AxisCarried, Composition, Finalists, Judged, Metrics, Report, WithThoughts
+from iconoclast.runs.documents import AxisCarried, Composition, Finalists, Report, WithThoughts
 from iconoclast.runs.papers import COUNTED, FILE_COLUMNS, file_rows, score_rows, together_rows
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import BY_DEFAULT, Trial

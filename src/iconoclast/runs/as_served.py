@@ -6,10 +6,10 @@ from pathlib import Path
 
 from iconoclast.errors import ModelError, UserError
 from iconoclast.evaluation.llama_server import LlamaServer
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.evaluation.served import examine_served
 from iconoclast.models.llama_cpp import GET_SERVER, SERVER, LlamaCpp
 from iconoclast.progress import Progress
-from iconoclast.runs.documents import Metrics
 from iconoclast.runs.workbench import Workbench
 
 
@@ -57,7 +57,7 @@ def measure_served(
             except UserError as error:
                 remarks.append(f"{file.name} was not measured as llama.cpp serves it: {error}")
                 continue
-            found[file.name] = Metrics.from_document(examined.document())
+            found[file.name] = examined.metrics()
             if examined.truncation is not None and (unlike := examined.truncation.unlike):
                 remarks.append(
                     f"llama.cpp reads {unlike} prompts for {file.name} as another number of tokens than the base model: its chat "

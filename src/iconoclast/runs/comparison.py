@@ -10,18 +10,7 @@ from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.documents import (
-    SETS,
-    ComparedModel,
-    ComparisonDocument,
-    Decision,
-    Metrics,
-    Pair,
-    Paired,
-    PromptSets,
-    Sample,
-    Seen,
-)
+from iconoclast.runs.documents import SETS, ComparedModel, ComparisonDocument, Decision, Pair, PromptSets, Sample, Seen
 from iconoclast.runs.judging import cost, judges_of
 from iconoclast.runs.report import samples
 from iconoclast.runs.splits import Prompts
@@ -55,7 +44,7 @@ class Comparison:
         return sorted(self.examinations, key=lambda e: e.scores.key)
 
     def _pair(self, a: Examination, b: Examination) -> Pair:
-        tests, found = Paired.model_validate(paired(a, b)), verdict(a, b, self.noise_floor)
+        tests, found = paired(a, b), verdict(a, b, self.noise_floor)
         by = {"kl_divergence": "first_token_kl"}.get(found.decided_by or "", found.decided_by)
         p_value = None if by is None else getattr(tests, by).p_value
         return Pair(first=a.name, second=b.name, verdict=found.model_copy(update={"p_value": p_value}), paired=tests)
@@ -67,14 +56,14 @@ class Comparison:
             split=self.sample.split,
             prompts=self.prompts,
             kl_noise_floor=self.noise_floor,
-            base_metrics=Metrics.from_document(self.base.document()),
+            base_metrics=self.base.metrics(),
             subjects=[
                 ComparedModel(
                     name=examination.name,
                     **subject.document(self.base_name),
                     seen=seen,
-                    metrics=Metrics.from_document(examination.document()),
-                    against_base=Paired.model_validate(paired(self.base, examination)),
+                    metrics=examination.metrics(),
+                    against_base=paired(self.base, examination),
                 )
                 for subject, examination, seen in zip(self.subjects, self.examinations, self.seen, strict=True)
             ],

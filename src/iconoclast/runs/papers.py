@@ -7,9 +7,10 @@ from importlib.resources import files
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.goals import estimate
 from iconoclast.layout import GGUF_ADAPTER, GGUF_FILE, quant_file
-from iconoclast.runs.documents import Composition, Metrics, TrialDocument, TrialInformation
+from iconoclast.runs.documents import Composition, TrialDocument, TrialInformation
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
@@ -32,7 +33,8 @@ FILE_COLUMNS = (
 MEASURED = "Measured on this export, loaded from these files, against its base."
 NOT_MEASURED = "These files were not measured; the figures are of the same edit applied to the base model while it ran."
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
-DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_BASE = f"HuggingFaceTB/{DEMO_NAME}"
 DEMO_LICENCE = "apache-2.0"
 
 
@@ -81,7 +83,7 @@ class ModelCard:
         return TEMPLATES.from_string(source).render(
             metadata=self._metadata().to_yaml(),
             version=__version__,
-            name="SmolLM2-135M-Instruct" if told.base_model == "demo" else told.base_model,
+            name=DEMO_NAME if told.base_model == "demo" else told.base_model,
             before=told.base_metrics,
             after=after,
             sites=self.sites,

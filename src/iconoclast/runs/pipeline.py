@@ -14,6 +14,7 @@ from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.judged import verdicts_of
+from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.model_scores import ModelScores, require_scores
 from iconoclast.evaluation.rules import content_of
 from iconoclast.goals import JUDGED, Objectives, with_estimates
@@ -303,6 +304,21 @@ def run_folder(settings: Settings) -> RunFolder:
     return RunFolder(settings.study_checkpoint_dir or Path("runs") / slug)
 
 
+def checked(settings: Settings) -> tuple[RunFolder, Prompts, Sequence[Judge]]:
+    """Check all that can be wrong before a model is loaded: it must not come out after hours of search.
+
+    Raises:
+        UserError: a setting, prompt set, judge or folder is not usable; nothing was written then.
+    """
+    folder = run_folder(settings)
+    assert settings.model is not None
+    resolve(settings.model)
+    folder.check(settings)
+    require_functions(settings)
+    require_scores(settings.named_scores)
+    return folder, Prompts.load(settings), judges_of(settings)
+
+
 @contextmanager
 def started_run(
     settings: Settings, progress: Progress | None = None, began: float | None = None, worker: Worker | None = None
@@ -318,16 +334,9 @@ def started_run(
     """
     progress = progress or Silent()
     began = time.time() if began is None else began
-    folder = run_folder(settings)
-    assert settings.model is not None
-    resolve(settings.model)
-    folder.check(settings)
-    require_functions(settings)
-    require_scores(settings.named_scores)
-    prompts = Prompts.load(settings)
+    folder, prompts, judges = checked(settings)
     for pair, count in prompts.overlaps().items():
         progress.note(f"Allowed overlap: {pair} share {count} prompt{'s' * (count > 1)}; scores on them flatter.")
-    judges = judges_of(settings)  # what is wrong with them must not come out after hours of search
     for line in cost_of_run(judges, settings, prompts):
         progress.note(line)
     with folder.locked(shared=worker is not None):

@@ -9,21 +9,12 @@ from typing import Any
 from iconoclast.config.schema import Settings
 from iconoclast.constraints import violated
 from iconoclast.evaluation.examination import Examination, paired
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.files import write_whole
 from iconoclast.goals import TOKEN_KL
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
-from iconoclast.runs.documents import (
-    SETS,
-    AxisCarried,
-    Metrics,
-    Paired,
-    RandomControl,
-    Report,
-    Sample,
-    SampledResponse,
-    WithThoughts,
-)
+from iconoclast.runs.documents import SETS, AxisCarried, RandomControl, Report, Sample, SampledResponse, WithThoughts
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
@@ -54,8 +45,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
     base = examiner.examined_base(progress)
     edited = examiner.examine(bench.live(f"trial {best.index}", bench.edit(best.parameters)), progress)
     base_metrics, metrics = (
-        _with_model_scores(Metrics.from_document(examined.document()), known)
-        for examined, known in ((base, before), (edited, best.scores))
+        _with_model_scores(examined.metrics(), known) for examined, known in ((base, before), (edited, best.scores))
     )
     thoughtful = _with_thoughts(bench, best, progress) if bench.settings.thinking == "both" else None
     measured = Report(
@@ -65,7 +55,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
         measured_with=measured_with(bench.settings),
         base_metrics=base_metrics,
         metrics=replace(metrics, violated=violated(bench.settings.constraints, metrics, base_metrics)),
-        paired=Paired.model_validate(paired(base, edited)),
+        paired=paired(base, edited),
         rendering=bench.rendering(),
         random_control=_control(bench, best, (base, edited), progress),
         with_thoughts=thoughtful and thoughtful[0],
@@ -83,10 +73,11 @@ def _with_thoughts(bench: Workbench, best: Trial, progress: Progress) -> tuple[W
         replace(examiner.examined_base(progress), name="base model, with thoughts"),
         examiner.examine(live, progress),
     ]
-    metrics = [Metrics.from_document(each.document()) for each in found]
-    tests = Paired.model_validate(paired(*found))
+    metrics = [each.metrics() for each in found]
     prefix = own.lm.response_prefix
-    return WithThoughts(response_prefix=prefix, base_metrics=metrics[0], metrics=metrics[1], paired=tests), found
+    return WithThoughts(
+        response_prefix=prefix, base_metrics=metrics[0], metrics=metrics[1], paired=paired(*found)
+    ), found
 
 
 def _with_model_scores(metrics: Metrics, known: Scores) -> Metrics:

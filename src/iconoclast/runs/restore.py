@@ -22,8 +22,8 @@ from iconoclast.models.checkpoint import DTYPES, Checkpoint, MatrixChange, matri
 from iconoclast.models.names import local_path
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.runs.documents import TrialInformation
-from iconoclast.runs.export import appearing
 from iconoclast.runs.manifest import file_hash
+from iconoclast.runs.new_folder import appearing
 from iconoclast.vocabulary import Site
 
 

@@ -3,18 +3,51 @@
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import field_serializer
+
+from iconoclast.documents import UNLESS_NONE, Part
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import CONFIG, TRIAL_INFORMATION
+from iconoclast.runs.documents import Report, TrialDocument
 from iconoclast.runs.folder import RunFolder
 
 
-def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
-    """Return state (working, complete, interrupted, begun), trials and best trial of a run, from its summary.
+class RunStatus(Part):
+    """How a run stands.
+
+    Attributes:
+        best: the best trial so far.
+        report: the trial that the report is of, as examined for it.
+        written: when its files were last written.
+        trial: the trial that was asked for, if one was.
+    """
+
+    run: str
+    model: str | None
+    state: Literal["working", "begun", "complete", "interrupted"]
+    n_trials: int
+    finished: int = 0
+    pruned: int = 0
+    fitted: int = 0
+    best: TrialDocument | None = None
+    report: Report | None = None
+    objectives: list[str]
+    strengthen: bool
+    written: str
+    trial: TrialDocument | None = UNLESS_NONE
+
+    @field_serializer("report")
+    def _examined(self, report: Report | None) -> dict[str, Any] | None:
+        return None if report is None else {"index": report.trial, **report.metrics.document()}
+
+
+def status_of(folder: RunFolder, trial: str | None = None) -> RunStatus:
+    """Return state, trials and best trial of a run, from its summary.
 
     Args:
-        trial: number of a trial to add to the document; None there if the summary does not hold it.
+        trial: number of a trial to add; it stays None if the summary does not hold it.
 
     Raises:
         RunFolderError: there is no run, or its files are damaged.
@@ -23,31 +56,30 @@ def status_of(folder: RunFolder, trial: str | None = None) -> dict[str, Any]:
     if (folder.path / TRIAL_INFORMATION).exists():
         raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
     summary = folder.read_summary()
-    if folder.in_use():
-        state = "working"
-    elif summary is None:
-        state = "begun"
-    else:
-        state = "complete" if summary.status == "complete" else "interrupted"
-    front = {} if summary is None else {trial.index: trial.document() for trial in summary.pareto_trials}
     files = (folder.config, folder.journal, folder.summary)
     newest = max(file.stat().st_mtime for file in files if file.exists())
-    report = None if summary is None else summary.report
-    document = {
-        "run": str(folder.path),
-        "model": settings.model,
-        "state": state,
-        "n_trials": settings.n_trials,
-        "finished": 0 if summary is None else summary.finished_trials,
-        "pruned": 0 if summary is None else summary.pruned_trials,
-        "fitted": 0 if summary is None else summary.fitted_trials,
-        "best": None if summary is None or summary.best_trial is None else front.get(summary.best_trial),
-        "report": None if report is None else {"index": report.trial, **report.metrics.document()},
-        "objectives": settings.objectives,
-        "strengthen": settings.strengthen,
-        "written": datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),
+    status = RunStatus(
+        run=str(folder.path),
+        model=settings.model,
+        state="working" if folder.in_use() else "begun",
+        n_trials=settings.n_trials,
+        objectives=settings.objectives,
+        strengthen=settings.strengthen,
+        written=datetime.fromtimestamp(newest).astimezone().isoformat(" ", "seconds"),
+    )
+    if summary is None:
+        return status
+    ended = "complete" if summary.status == "complete" else "interrupted"
+    told = {
+        "state": ended if status.state == "begun" else status.state,
+        "finished": summary.finished_trials,
+        "pruned": summary.pruned_trials,
+        "fitted": summary.fitted_trials,
+        "best": summary.best,
+        "report": summary.report,
+        "trial": next((each for each in summary.pareto_trials if str(each.index) == trial), None),
     }
-    return document if trial is None else {**document, "trial": front.get(int(trial) if trial.isdigit() else -1)}
+    return status.model_copy(update=told)
 
 
 def is_shared(folder: RunFolder) -> bool:

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from iconoclast.config.schema import Settings, without_functions
-from iconoclast.documents import require_known_schema
+from iconoclast.documents import Value, require_known_schema
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError, UserError, first_line
@@ -41,15 +41,12 @@ DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, Safetensor
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Value):
     """One comparison of an export with its papers; `passed` is None if it could not be made."""
 
     name: str
     passed: bool | None
     detail: str
-
-    def document(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def verify(

@@ -10,8 +10,9 @@ from iconoclast.directions.estimators import Directions
 from iconoclast.directions.geometry import share_within, turn
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import DirectionError
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.goals import Objectives, estimate, short
-from iconoclast.runs.documents import Geometry, Metrics, RandomControl, TokenView
+from iconoclast.runs.documents import Geometry, RandomControl, TokenView
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters

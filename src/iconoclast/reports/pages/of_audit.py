@@ -45,12 +45,7 @@ def audit_page(file: Path) -> Page:
         kind="audit",
         title=f"{edited}: what was changed",
         about=about,
-        findings={
-            "Changed tensors": _changed(changed),
-            "Claims": _claims(told.claims),
-            "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
-        },
-        sections=list(_sections(told)),
+        sections=list(_sections(told, changed)),
         exchanges=[] if character is None else moved_most(character),
         origin={
             "Made by": [("Program", [f"ICONOCLAST {told.iconoclast_version}"]), ("Base", [base])],
@@ -65,7 +60,13 @@ def audit_page(file: Path) -> Page:
     )
 
 
-def _sections(told: AuditDocument) -> Iterator[Section]:
+def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator[Section]:
+    found = {
+        "Changed tensors": _changed(changed),
+        "Claims": _claims(told.claims),
+        "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
+    }
+    yield Section("What was found", "", found, leads=True)
     if told.capabilities is not None:
         yield capability_section(told.capabilities)
     if told.character is not None:

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
+from iconoclast.evaluation.intervals import CHANCE
+from iconoclast.evaluation.metrics import Metrics
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Page, Rows, Tile
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows
 from iconoclast.reports.pages.responses import exchanges
 from iconoclast.reports.tables import caveats, examination_rows
-from iconoclast.runs.documents import ComparedModel, ComparisonDocument, Metrics
-
-CHANCE = 0.05
-"""Probability from which a difference is not told from chance."""
+from iconoclast.runs.documents import ComparedModel, ComparisonDocument
 
 
 def comparison_page(file: Path) -> Page:
@@ -84,11 +83,7 @@ def _notes(told: ComparisonDocument, columns: list[tuple[str, Metrics]]) -> list
     notes = [line for name, metrics in columns for line in caveats(name, metrics)]
     for s in told.subjects:
         notes += [f"{s.name}: {caveat}." for caveat in s.caveats or []]
-        if s.seen.unknown:
-            notes.append(f"{s.name}: whether these prompts fitted or chose it is not known ({s.seen.unknown}).")
-        elif s.seen.target or s.seen.benign:
-            seen = f"{s.seen.target} of the target prompts and {s.seen.benign} of the benign ones"
-            notes.append(f"{s.name} was fitted or chosen on {seen}: its figures flatter.")
+        notes += filter(None, [s.seen.said(s.name)])
     if told.kl_noise_floor:
         notes.append(f"KL differences below the noise floor of {told.kl_noise_floor:.2g} mean nothing.")
     return notes

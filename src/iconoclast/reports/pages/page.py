@@ -36,11 +36,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """Tables under one heading, the first row of each its head."""
+    """Tables under one heading, the first row of each its head; a table without other rows is left out."""
 
     title: str
     about: str
     tables: Mapping[str, Sequence[Sequence[str]]]
+    leads: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """Its place in the page's address."""
+        return self.title.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,7 @@ class Page:
         about: what was done and what came out, in paragraphs.
         measured_on: what the scores are of, in words.
         models: names of the measured models, the base first; columns of `scores`.
-        findings: tables of an audit by title, their first row the head.
-        sections: more of them, after the scores.
+        sections: what not every page has; those that lead stand before the scores, the others after them.
         tests: paired tests, by what is compared with what.
         notes: what to bear in mind about the scores.
         trials: table of all trials, its first row the head.
@@ -71,7 +76,6 @@ class Page:
     measured_on: str = ""
     models: Sequence[str] = ()
     scores: Rows = ()
-    findings: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     sections: Sequence[Section] = ()
     tests: Mapping[str, Rows] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from iconoclast.config.schema import SYNONYMS, Settings
 from iconoclast.config.specs import setting_specs
+from iconoclast.evaluation.metrics import Metrics, Paired
 from iconoclast.privacy import portable, public
 from iconoclast.reports.pages.page import Rows, Section, Tile
-from iconoclast.runs.documents import Metrics, Paired, PromptSets
+from iconoclast.runs.documents import PromptSets
+from iconoclast.runs.papers import DEMO_NAME
 from iconoclast.scores import REFUSED_OR_BROKEN, Scores
-
-DEMO_NAME = "SmolLM2-135M-Instruct"
 
 
 def shown_name(model: str | None) -> str:
