@@ -69,9 +69,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(HEADER)
-    for model in arguments.models:
-        name = Path(model).name
-        for pack in arguments.packs:
+    for pack in arguments.packs:
+        for model in arguments.models:
+            name = Path(model).name
             summary = run(model, pack, arguments.out / f"{name}-{pack}", arguments.settings)
             print(row(name, pack, summary), flush=True)
 

@@ -43,7 +43,7 @@ from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable, public
 from iconoclast.progress import Progress, Silent
 from iconoclast.runs.as_served import AsServed, measure_served
-from iconoclast.runs.composition import ComposedEdits, require_same_base
+from iconoclast.runs.composition import ComposedEdits, open_together
 from iconoclast.runs.documents import Composition, DirectionOrigin, TrialInformation
 from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.folder import RunFolder
@@ -161,9 +161,7 @@ def export_runs(
     Raises:
         ModelError: the runs are of different models.
     """
-    saved, *others = [SavedRun.open(RunFolder(run), which) for run, which in runs]
-    require_same_base([RunFolder(run) for run, _ in runs])
-    saved = replace(saved, beside=others)
+    saved = open_together(runs)
     require_free(to)
     llama = llama or LlamaCpp()
     if kind == "gguf":
