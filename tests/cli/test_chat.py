@@ -240,7 +240,7 @@ def test_what_is_heard_is_named_with_the_edits_beside_it(run: Path, monkeypatch:
         refused = iconoclast(command, run.parent / "adapter", "--with", run)
         assert refused.code == 2 and "only edits of runs go together. Leave out --with" in refused.complaint
         missing = iconoclast(command, run, "--with", f"{run}:9")
-        assert missing.code == 2 and "trial 9" in missing.complaint
+        assert missing.code == 2 and 'no completed trial "9"' in missing.complaint
 
 
 def test_a_run_keeps_its_own_base(run: Path) -> None:
