@@ -207,7 +207,7 @@ def test_a_fit_learns_from_answers_that_come_after_thoughts(
             ]
             assert len(texts) == 9  # the one whose thoughts have no end teaches nothing
             assert all(prompt.endswith("</think>\n\n") and "song" in prompt for prompt, _ in texts)
-            assert all("think" not in response and ", gladly" in response for _, response in texts)
+            assert all("think" not in response and ", glad" in response for _, response in texts)
     assert len(fitted) == 1 and SavedRun.open(RunFolder(tmp_path / "run"), "3").edit(run.bench.lm).sites
 
 

@@ -255,6 +255,6 @@ class Lessons:
 def _after_thoughts(thoughts: Thoughts, prompt: list[int], said: list[int], length: int) -> tuple[list[int], list[int]]:
     """Divide prompt and response where the answer begins that comes after thoughts; no answer if these do not end."""
     own, answer = thoughts.split(said)
-    answer = [] if answer is None else answer[:length]
+    answer = answer or []
     blank = next((n for n in range(len(answer)) if thoughts.lm.text(answer[: n + 1]).strip()), len(answer))
-    return [*prompt, *own, *answer[:blank]], answer[blank:]
+    return [*prompt, *own, *answer[:blank]], answer[blank:][:length]
