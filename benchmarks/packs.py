@@ -1,12 +1,13 @@
 """The behaviours that come with the program on real models: how often a model shows one before and after its edit.
 
     .venv/bin/python benchmarks/packs.py --out FOLDER --models demo OTHER [--packs hedging language]
-    .venv/bin/python benchmarks/packs.py --standard 24 --models demo OTHER
+    .venv/bin/python benchmarks/packs.py --standard 24 --models demo GEMMA=plain
 
 Every pair of model and pack is a run of its own: the standard edits, a fit from the better one, its copies at several strengths, the
 choice on the selection prompts, and the chosen edit examined once on the report prompts of the pack. Runs that are in FOLDER
 are not run again; one that was broken off goes on. With --standard nothing is chosen or fitted: the first edit that every search
-begins with, its direction from the first 24 fit prompts of each side, on the first 24 report prompts, in one process.
+begins with, its direction from the first 24 fit prompts of each side, on the first 24 report prompts, in one process. MODEL=plain
+gives a model without a chat template the program's own.
 """
 
 import argparse
@@ -41,7 +42,9 @@ TOKENS = 32
 
 def run(model: str, pack: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     """Summary of a run, which is made unless it is there; without a report if the run ended without one."""
-    command = [sys.executable, "-m", "iconoclast", "run", "--model", model, "--behavior", pack, "--out", str(folder)]
+    name, _, template = model.partition("=")
+    command = [sys.executable, "-m", "iconoclast", "run", "--model", name, "--behavior", pack, "--out", str(folder)]
+    command += ["--chat-template", template] if template else []
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         subprocess.run(
             [*command, "--plain", "--exit-after-optimization", *settings],
@@ -113,12 +116,13 @@ def main() -> None:
         if arguments.standard is None:
             arguments.out.mkdir(parents=True, exist_ok=True)
         else:
-            models = {model: load_model(model) for model in arguments.models}
+            parts = {model: model.partition("=") for model in arguments.models}
+            models = {model: load_model(name, chat_template=own or None) for model, (name, _, own) in parts.items()}
             for lm in models.values():
                 stack.enter_context(packed(lm.model))
         for pack in arguments.packs:
             for model in arguments.models:
-                name = Path(model).name
+                name = Path(model.partition("=")[0]).name
                 if lm := models.get(model):
                     summary = standard(lm, pack, arguments.standard)
                 else:
