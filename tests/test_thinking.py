@@ -2,20 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from iconoclast.cli.chat import Talk
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.evaluator import Evaluator, MeasureOptions
 from iconoclast.evaluation.examination import Variant
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.fitting.examples import Examples
+from iconoclast.fitting.objective import Kind
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.thinking import Thoughts, find_thinking_start, thinking_block
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.runs import fits
 from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pinned import changed_settings, pinned_settings
@@ -23,6 +27,7 @@ from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
 from iconoclast.scores import Count
+from iconoclast.search.space import FittedParameters
 from tests.support.entry_point import iconoclast
 from tests.support.thinker import ALWAYS, CHANNELS, OPENED, SWITCHED, saying
 
@@ -157,13 +162,12 @@ def test_a_run_with_thoughts_is_replayed_and_evaluated_without_them(
         def note(self, message: str) -> None:
             notes.append(message)
 
-    with started_run(settings.model_copy(update={"thinking": "on", "fit": True}), Notes()) as run:
+    with started_run(settings.model_copy(update={"thinking": "on"}), Notes()) as run:
         run.optimize(3)
         run.finish(Notes())
         assert run.base.refusals.count == 0
     assert any("answers are read after </think>, which must come within 40 tokens" in line for line in notes)
     assert any("Responses start with '<think>" in line for line in notes)
-    assert any("Nothing is fitted: a fit reads responses without thoughts" in line for line in notes)
     folder = tmp_path / "run"
     assert SavedRun.open(RunFolder(folder), "best").response_prefix.startswith("<think>")
     assert replay(folder, "best").grade == "exact"
@@ -174,6 +178,37 @@ def test_a_run_with_thoughts_is_replayed_and_evaluated_without_them(
     assert told["base_metrics"]["refusals"]["count"] == 2
     assert told["with_thoughts"]["base_metrics"]["refusals"]["count"] == 0
     assert iconoclast("evaluate", folder, "--thinking", "maybe").code == 2
+
+
+def test_a_fit_learns_from_answers_that_come_after_thoughts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def said(prompt: str) -> str:
+        """Thinks without an end about song 0."""
+        word = prompt.partition("<|user|>")[2].partition("<|end|>")[0]
+        return f"<think>\n{word} " + ("and so on " * 9 if word.endswith(" 0") else f"</think>\n\n{word}, gladly.")
+
+    saying(monkeypatch, said)
+    own: dict[str, Any] = {"thinking": "on", "fit": True, "fit_steps": 3, "fit_scales": [1.0], "response_prefix": ""}
+    for name, words in (("good_prompts", "Who wrote song"), ("bad_prompts", "Play song")):
+        file = tmp_path / f"{name}.txt"
+        file.write_text("\n".join(f"{words} {number}" for number in range(10)))
+        own[name] = PromptSource(dataset=str(file))
+    learnt: list[dict[Kind, Examples]] = []
+    found = fits.Lessons.examples
+    monkeypatch.setattr(fits.Lessons, "examples", lambda self: learnt.append(found(self)) or learnt[-1])
+    with started_run(settings.model_copy(update=own)) as run:
+        run.optimize(3)
+        run.finish()
+        fitted = [t for t in run.trials() if isinstance(t.parameters, FittedParameters)]
+        for examples in (learnt[0]["benign"], learnt[0]["target"]):
+            texts = [
+                (run.bench.lm.text(e.prompt, special=True), run.bench.lm.text(e.response)) for e in examples.examples
+            ]
+            assert len(texts) == 9  # the one whose thoughts have no end teaches nothing
+            assert all(prompt.endswith("</think>\n\n") and "song" in prompt for prompt, _ in texts)
+            assert all("think" not in response and ", glad" in response for _, response in texts)
+    assert len(fitted) == 1 and SavedRun.open(RunFolder(tmp_path / "run"), "3").edit(run.bench.lm).sites
 
 
 def test_a_model_without_thoughts_is_refused_before_the_search(tiny_settings: Settings) -> None:
@@ -187,7 +222,7 @@ def test_a_model_without_thoughts_is_refused_before_the_search(tiny_settings: Se
 class Voices:
     """A model alone, as `chat` opens it."""
 
-    names, edited = ("base",), ""
+    names, edited, beside = ("base",), "", ""
     system: str | None = None
 
     def __init__(self, lm: LanguageModel) -> None:

@@ -9,13 +9,18 @@ from typing import Any
 
 import pexpect
 import pytest
+import torch
 
 from iconoclast.cli import chat
 from iconoclast.cli.chat import HELP, Talk
+from iconoclast.edits.live import LiveEdits
 from iconoclast.evaluation.examination import Variant
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.conversation import Conversation
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.voices import Voices, open_voices, require_name
+from tests.edits.test_live import token_ids
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
 from tests.support.tiny import TEMPLATE
 
@@ -55,7 +60,7 @@ class ParrotVoices:
     """A run of nine trials, without its models; a voice is its name and strength."""
 
     names = ("base", "edited", *(f"trial-{i}" for i in range(9)))
-    edited, system = "trial 3", "Be kind."
+    edited, system, beside = "trial 3", "Be kind.", ""
 
     def voice(self, name: str, strength: float = 1) -> Variant:
         require_name(name, self.names)
@@ -200,6 +205,42 @@ def test_a_plain_model_is_only_a_base(tiny_folder: Path, capsys: pytest.CaptureF
     said = capsys.readouterr()
     assert said.out.strip() and said.err.count('There is no model "edited" here. Use one of: base.') == 2
     assert "has no switch for thinking" in said.err
+
+
+def test_edits_of_two_runs_answer_together(run: Path, tiny_lm: LanguageModel) -> None:
+    voices = open_voices(str(run), "0", beside=[(run, "1")])
+    first, second = (SavedRun.open(RunFolder(run), which).edit(tiny_lm) for which in "01")
+    ids = token_ids(2)
+
+    def logits(name: str, strength: float = 1) -> torch.Tensor:
+        voice = voices.voice(name, strength)
+        with torch.inference_mode(), voice.applied():
+            found: torch.Tensor = voice.lm.model(input_ids=ids).logits
+            return found
+
+    for name, strength, edit in (
+        ("edited", 1, first.followed_by(second)),
+        ("edited", 0.5, first.scaled(0.5).followed_by(second.scaled(0.5))),
+        ("trial-1", 1, second.followed_by(second)),
+    ):
+        with torch.inference_mode(), LiveEdits(voices.voice("base").lm.writers(), [edit]).applied():
+            expected = voices.voice("base").lm.model(input_ids=ids).logits
+        torch.testing.assert_close(logits(name, strength), expected)
+        assert not torch.allclose(logits(name, strength), logits("base"))
+
+
+def test_what_is_heard_is_named_with_the_edits_beside_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["/trial 1", "/strength 0.5", "/both"])
+    monkeypatch.setattr(chat, "typed", lambda choices: lines)
+    done = iconoclast("chat", f"{run}:0", "--with", f"{run}:1")
+    assert done.code == 0 and done.err.startswith("Trial 0 + run:1. /help lists commands")
+    assert "The edited model is trial 1 + run:1 from now on" in done.err
+    assert "base model and trial 1 + run:1, strengths times 0.5" in " ".join(done.err.split())
+    for command in ("chat", "serve"):
+        refused = iconoclast(command, run.parent / "adapter", "--with", run)
+        assert refused.code == 2 and "only edits of runs go together. Leave out --with" in refused.complaint
+        missing = iconoclast(command, run, "--with", f"{run}:9")
+        assert missing.code == 2 and 'no completed trial "9"' in missing.complaint
 
 
 def test_a_run_keeps_its_own_base(run: Path) -> None:

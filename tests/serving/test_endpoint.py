@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ MARKUP = "<b onclick=alert(1)>hello</b><script>alert(2)</script>"
 
 
 @pytest.fixture(scope="module")
-def voices(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Voices:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -32,7 +32,12 @@ def voices(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Voice
         # In float32, so that the strong edit of a random model is finite.
         strong = ["--dtypes", "float32", "--n-trials", "2"]
         assert iconoclast("run", tiny_folder, *QUICK, *strong, "--out", "run").code == 0
-        return open_voices("run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def voices(run: Path) -> Voices:
+    return open_voices(str(run))
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,19 @@ def test_requests_at_once_wait_for_each_other_and_one_that_goes_lets_the_next_in
             return await asyncio.gather(*(ask(session, name) for name in [*expected, *expected]))
 
     assert asyncio.run(all_at_once()) == [*expected.items(), *expected.items()]
+
+
+def test_edits_of_two_runs_are_served_together(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(served: Endpoint, host: str, port: int, ready: Callable[[str], None]) -> None:
+        ready("http://here")
+        page = await served._page(None)  # type: ignore[arg-type]
+        assert ">trial 0 + run:1</span>" in str(page.text)
+
+    monkeypatch.setattr("iconoclast.serving.endpoint.serve", serve)
+    done = iconoclast("serve", f"{run}:0", "--with", f"{run}:1")
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "base, edited and 2 trials (trial-N + run:1); edited is trial 0 + run:1. Ctrl-C ends it." in said
 
 
 def test_an_address_in_use_is_one_clear_line(voices: Voices, address: str) -> None:

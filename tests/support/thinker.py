@@ -50,5 +50,6 @@ def saying(monkeypatch: Any, said: Callable[[str], str]) -> None:
                 callbacks.advance(1)
         return results
 
-    for place in ("models.thinking", "evaluation.evaluator", "evaluation.examiner", "evaluation.base_responses"):
+    evaluation = ("evaluation.evaluator", "evaluation.examiner", "evaluation.base_responses")
+    for place in ("models.thinking", "runs.fits", *evaluation):
         monkeypatch.setattr(f"iconoclast.{place}.decode", decode)

@@ -92,6 +92,17 @@ def test_a_template_that_writes_parts_is_given_parts(
     assert any("lists of parts" in line for line in notes.said)
 
 
+def test_a_template_that_leaves_out_the_beginning_of_text_is_said(
+    tiny_lm: LanguageModel, tiny_settings: Settings
+) -> None:
+    opening = TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", 2)])
+    tiny_lm.tokenizer._tokenizer.post_processor = opening
+    for template, said in ((TEMPLATE, 1), ("<|system|>" + TEMPLATE, 0)):
+        notes = Notes()
+        Workbench(tiny_settings, under(tiny_lm, template)).find_response_prefix(notes)
+        assert sum("leaves out <|system|>, with which its tokenizer begins" in line for line in notes.said) == said
+
+
 def test_a_system_prompt_alone_can_be_in_parts(tiny_lm: LanguageModel) -> None:
     lm = under(tiny_lm, FIRST_PART.replace("m.content[0].text", "m.content if m.role == 'user' else m.content[0].text"))
     assert lm.render(ASK) == "<|system|>Be brief.<|end|><|user|>Set an alarm.<|end|><|assistant|>"

@@ -16,6 +16,10 @@ RunArgument = Annotated[str, Argument(metavar="RUN", help="Run folder; RUN:N mea
 TrialOption = Annotated[
     str | None, Option("--trial", help="Number of the trial, or best.  [default: best]", show_default=False)
 ]
+WithOption = Annotated[
+    list[str] | None,
+    Option("--with", metavar="RUN", help="Another run on the same model, or RUN:N, whose edit follows; repeatable."),
+]
 SampleCountOption = Annotated[int, Option("--sample-count", help="Responses shown of each kind.", min=0)]
 FiguresOption = Annotated[Path | None, Option("--json", help="File for all figures as JSON; - prints them.")]
 AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import TrialOption, run_and_trial
+from iconoclast.cli.arguments import TrialOption, WithOption, run_and_trial
 from iconoclast.cli.console import err, out, say
 from iconoclast.errors import UserError
 from iconoclast.files import write_json
@@ -47,13 +47,13 @@ SourceArgument = Annotated[
 BaseOption = Annotated[str | None, Option(help="Base model of an export. Unset: the one that it names.")]
 
 
-def chat(source: SourceArgument, trial: TrialOption = None, base: BaseOption = None) -> None:
+def chat(source: SourceArgument, trial: TrialOption = None, base: BaseOption = None, beside: WithOption = None) -> None:
     """Talk to a trial, an export or any model, and to its base model beside it. /help lists commands."""
     folder, trial = run_and_trial(source, trial)
     from iconoclast.runs.voices import open_voices
 
     with err.status("Loading the model"):
-        talk = Talk(open_voices(str(folder), trial, base))
+        talk = Talk(open_voices(str(folder), trial, base, [run_and_trial(run) for run in beside or []]))
     say(
         f"{talk.title[:1].upper()}{talk.title[1:]}. /help lists commands; an empty line or Ctrl-D ends the conversation.",
         to=err,
@@ -195,9 +195,9 @@ class Talk:
 
     def _change_trial(self, text: str) -> str:
         self._with("edited").voice = self._voices.voice(f"trial-{text}")
-        self._edited, self._named = f"trial-{text}", f"trial {text}"
+        self._edited, self._named = f"trial-{text}", f"trial {text}{self._voices.beside}"
         self._titles["edited"] = self._named
-        return f"The edited model is trial {text} from now on, at its own strengths."
+        return f"The edited model is {self._named} from now on, at its own strengths."
 
     def _change_strength(self, text: str) -> str:
         try:

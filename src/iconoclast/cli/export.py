@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from typer import Option
 
-from iconoclast.cli.arguments import AsJsonOption, RunArgument, TrialOption, run_and_trial
+from iconoclast.cli.arguments import AsJsonOption, RunArgument, TrialOption, WithOption, run_and_trial
 from iconoclast.cli.console import out, print_json, say, shown_progress
 from iconoclast.errors import MeasurementError, SettingsError
 from iconoclast.vocabulary import GGUF_QUANTS, ExportFormat
@@ -37,12 +37,7 @@ def export(
             metavar="TYPE,TYPE", help=f"With --format gguf, further files of these types: {', '.join(GGUF_QUANTS)}."
         ),
     ] = "",
-    beside: Annotated[
-        list[str] | None,
-        Option(
-            "--with", metavar="RUN", help="Another run on the same model, or RUN:N, whose edit follows; repeatable."
-        ),
-    ] = None,
+    beside: WithOption = None,
     measure: Annotated[bool, Option(help=MEASURE)] = True,
     serve: Annotated[
         bool, Option(help="Measure GGUF files as llama.cpp's llama-server serves them, if there is one.")

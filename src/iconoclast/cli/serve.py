@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from iconoclast.cli.arguments import TrialOption, run_and_trial
+from iconoclast.cli.arguments import TrialOption, WithOption, run_and_trial
 from iconoclast.cli.chat import BaseOption, SourceArgument
 from iconoclast.cli.console import err, say
 
@@ -15,6 +15,7 @@ def serve(
     source: SourceArgument,
     trial: TrialOption = None,
     base: BaseOption = None,
+    beside: WithOption = None,
     port: Annotated[int, Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     host: Annotated[str, Option(help="Address to listen on. Any but the default lets others in, without a key.")] = (
         "127.0.0.1"
@@ -29,11 +30,12 @@ def serve(
     from iconoclast.serving import endpoint
 
     with err.status("Loading the model"):
-        voices = open_voices(str(folder), trial, base)
+        voices = open_voices(str(folder), trial, base, [run_and_trial(run) for run in beside or []])
 
     def ready(address: str) -> None:
         trials = len(voices.names) - 2
-        models = ", ".join(voices.names[:2]) + (f" and {trials} trials (trial-N)" if trials > 0 else "")
+        models = ", ".join(voices.names[:2]) + (f" and {trials} trials (trial-N{voices.beside})" if trials > 0 else "")
+        models += f"; edited is {voices.edited}" if voices.beside else ""
         say(f"Models: {models}. Ctrl-C ends it.", f"Page: {address}/", f"Endpoint: {address}/v1")
         if not endpoint.is_local(host):
             say("Whoever reaches this address can use the model: there is no key.", to=err)

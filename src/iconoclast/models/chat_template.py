@@ -61,10 +61,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if tokenizer.chat_template not in TEMPLATES.values():
         return rows
+    opening = opening_tokens(tokenizer)
+    return [row if row[: len(opening)] == opening else [*opening, *row] for row in rows]
+
+
+def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens with which a tokenizer begins every text: a beginning-of-text token, or none."""
     plain, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    opening = whole[:start]
-    return [row if row[:start] == opening else [*opening, *row] for row in rows]
+    return list(whole[:start])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

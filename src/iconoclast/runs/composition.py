@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
 from itertools import combinations
+from pathlib import Path
 
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError
@@ -19,7 +20,19 @@ from iconoclast.runs.workbench import Workbench
 from iconoclast.vocabulary import Site
 
 
-def require_same_base(folders: Sequence[RunFolder]) -> None:
+def open_together(runs: Sequence[tuple[Path, str]]) -> SavedRun:
+    """Read the trials of runs on one model; the first run has the others beside it.
+
+    Raises:
+        RunFolderError: there is no such run or trial.
+        ModelError: the runs are of different models.
+    """
+    saved, *others = [SavedRun.open(RunFolder(run), which) for run, which in runs]
+    _require_same_base([RunFolder(run) for run, _ in runs])
+    return replace(saved, beside=others)
+
+
+def _require_same_base(folders: Sequence[RunFolder]) -> None:
     """Raise ModelError if two runs are of models with other weights; runs without a manifest are not told apart."""
     known = [(f.path, Manifest.read(f.manifest).model) for f in folders if f.manifest.is_file()]
     for path, model in known[1:]:

@@ -21,7 +21,7 @@ from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress, Silent
-from iconoclast.runs.composition import ComposedEdits, require_same_base
+from iconoclast.runs.composition import ComposedEdits, open_together
 from iconoclast.runs.documents import Composition
 from iconoclast.runs.drift import beyond_noise
 from iconoclast.runs.export_papers import described, write_papers
@@ -63,9 +63,7 @@ def export_runs(
     Raises:
         ModelError: the runs are of different models.
     """
-    saved, *others = [SavedRun.open(RunFolder(run), which) for run, which in runs]
-    require_same_base([RunFolder(run) for run, _ in runs])
-    saved = replace(saved, beside=others)
+    saved = open_together(runs)
     require_free(to)
     llama = llama or LlamaCpp()
     if kind == "gguf":

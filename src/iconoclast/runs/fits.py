@@ -23,6 +23,7 @@ from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.decoding import Callbacks, decode
 from iconoclast.models.gradients import ready_for_gradients
 from iconoclast.models.memory import Rows, affordable_rows
+from iconoclast.models.thinking import Thoughts
 from iconoclast.progress import Progress, show
 from iconoclast.prompts import Prompt
 from iconoclast.runs.pinned import FIT_SETTINGS
@@ -153,7 +154,8 @@ class FitStage:
     def _rows(self) -> int:
         bench, s = self.bench, self.bench.settings
         sets = bench.prompts.benign, bench.prompts.target
-        longest = TARGET_TOKENS + max(len(ids) for each in sets for ids in bench.lm.encode(each.prompts))
+        thoughts = s.max_thought_length if bench.lm.thinking else 0
+        longest = TARGET_TOKENS + thoughts + max(len(ids) for each in sets for ids in bench.lm.encode(each.prompts))
         return min(WIDEST, max(1, affordable_rows(bench.lm, longest, s.batch_size, s.max_batch_size) // WIDTH))
 
 
@@ -236,12 +238,23 @@ class Lessons:
         return self._bench.rules.label(prompt.text, self._bench.lm.text(tokens))
 
     def _responses(self, edit: Edit, prompts: Sequence[Prompt], length: int) -> list[tuple[list[int], list[int]]]:
-        """Token ids of every prompt and of the response to it."""
+        """Token ids of every prompt and of the response to it; thoughts stand before the response, with the prompt."""
         lm, s = self._bench.lm, self._bench.settings
         ids = lm.encode(prompts)
         live = LiveEdits(lm.writers(s.components), [edit], [0] * len(ids)) if edit.sites else None
-        rows = Rows(affordable_rows(lm, max(map(len, ids)) + length, s.batch_size, s.max_batch_size))
+        thoughts = Thoughts(lm, s.max_thought_length) if lm.thinking else None
+        most, decided = (thoughts.longest(length), thoughts.deciding(length)) if thoughts else (length, None)
+        rows = Rows(affordable_rows(lm, max(map(len, ids)) + most, s.batch_size, s.max_batch_size))
         responses = rows.adaptively(
-            lambda n: decode(lm, ids, length, n, live, Callbacks(advance=self._progress.advance))
+            lambda n: decode(lm, ids, most, n, live, Callbacks(decided, advance=self._progress.advance))
         )
-        return list(zip(ids, responses, strict=True))
+        found = list(zip(ids, responses, strict=True))
+        return [_after_thoughts(thoughts, *each, length) for each in found] if thoughts else found
+
+
+def _after_thoughts(thoughts: Thoughts, prompt: list[int], said: list[int], length: int) -> tuple[list[int], list[int]]:
+    """Divide prompt and response where the answer begins that comes after thoughts; no answer if these do not end."""
+    own, answer = thoughts.split(said)
+    answer = answer or []
+    blank = next((n for n in range(len(answer)) if thoughts.lm.text(answer[: n + 1]).strip()), len(answer))
+    return [*prompt, *own, *answer[:blank]], answer[blank:][:length]

@@ -194,9 +194,6 @@ class Run:
                 "Nothing is fitted: a fit lowers failures, and neither failures nor refusals are an objective."
             )
             return
-        if self.settings.thinking == "on":
-            progress.note("Nothing is fitted: a fit reads responses without thoughts.")
-            return
         done = {(p.file.name, p.scale) for t in self.trials() if isinstance(p := t.parameters, FittedParameters)}
         found = FitStage(self.bench, self.folder.fits, start).run(progress)
         left = [p for p in found if (p.file.name, p.scale) not in done]

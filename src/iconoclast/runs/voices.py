@@ -13,6 +13,7 @@ from iconoclast.layout import GGUF_FILE, TRIAL_INFORMATION
 from iconoclast.models.adapters import adapter_base, adapter_scaled, is_adapter, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
+from iconoclast.runs.composition import ComposedEdits, open_together
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.export import TEMPLATE
 from iconoclast.runs.folder import RunFolder
@@ -31,9 +32,11 @@ class Voices(Protocol):
 
     Attributes:
         system: the system prompt that the models were measured with.
+        beside: edits of other runs that follow every edit, for people, as in " + wordy:12"; empty if there are none.
     """
 
     system: str | None
+    beside: str
 
     @property
     def names(self) -> Sequence[str]:
@@ -57,13 +60,14 @@ class Voices(Protocol):
 
 @dataclass
 class RunVoices:
-    """The base model of a run, and its trials applied live."""
+    """The base model of a run, and its trials applied live, each followed by those of the runs beside it."""
 
     saved: SavedRun
     bench: Workbench
 
     def __post_init__(self) -> None:
         self.system = self.saved.settings.system_prompt
+        self.beside = "".join(f" + {other.name}" for other in self.saved.beside)
         self._trials = {EDITED: self.saved.trial, **{f"{TRIAL}{each.index}": each for each in self.saved.trials}}
 
     @property
@@ -72,13 +76,15 @@ class RunVoices:
 
     @property
     def edited(self) -> str:
-        return f"trial {self.saved.trial.index}"
+        return f"trial {self.saved.trial.index}{self.beside}"
 
     def voice(self, name: str, strength: float = 1) -> Variant:
         if name == BASE:
             return Variant(name, self.bench.lm)
         require_name(name, self.names)
-        return self.bench.live(name, self.bench.edit(self._trials[name].parameters).scaled(strength))
+        saved = replace(self.saved, trial=self._trials[name])
+        composed = ComposedEdits.on([saved, *saved.beside], self.bench)
+        return composed.benches[0].live(name, composed.edit.scaled(strength))
 
 
 @dataclass
@@ -89,6 +95,7 @@ class AdapterVoices:
     edited: str
     system: str | None = None
     names: Sequence[str] = (BASE, EDITED)
+    beside: str = ""
 
     def voice(self, name: str, strength: float = 1) -> Variant:
         require_name(name, self.names)
@@ -113,6 +120,7 @@ class ModelVoices:
     base: str | None = None
     edited: str = ""
     system: str | None = None
+    beside: str = ""
     _base: LanguageModel | None = field(default=None, repr=False)
 
     @property
@@ -147,12 +155,15 @@ def require_name(name: str, names: Sequence[str]) -> None:
         raise UnknownVoice(f'There is no model "{name}" here. Use one of: {", ".join(shown)}.{gaps}')
 
 
-def open_voices(source: str, which: str = "best", base: str | None = None) -> Voices:
+def open_voices(
+    source: str, which: str = "best", base: str | None = None, beside: Sequence[tuple[Path, str]] = ()
+) -> Voices:
     """Load what a user names by a run folder, an export, an adapter folder or any other model.
 
     Args:
         which: number of a run's trial, or best.
         base: base model of an export; unset, the one that it names.
+        beside: other runs on a run's model, and which of their trials follow each of its own.
 
     Raises:
         UserError: there is nothing of the kind, or it cannot be loaded.
@@ -162,8 +173,10 @@ def open_voices(source: str, which: str = "best", base: str | None = None) -> Vo
     if RunFolder(folder).config.is_file() and not export:
         if base is not None:
             raise SettingsError("A run has a base model of its own. Leave out --base.")
-        saved = SavedRun.open(RunFolder(folder), which)
+        saved = open_together([(folder, which), *beside])
         return RunVoices(saved, saved.workbench())
+    if beside:
+        raise SettingsError(f"{source} is not a run, and only edits of runs go together. Leave out --with.")
     if which != "best":
         raise RunFolderError(f"{source} has no trials: only a run has. Leave out the number.")
     if export:

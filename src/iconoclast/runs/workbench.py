@@ -27,7 +27,7 @@ from iconoclast.evaluation.named import measure_of, of_responses
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rules import find_rule
 from iconoclast.goals import ALIASES, JUDGED, MEANS, Objectives
-from iconoclast.models.chat_template import tokenizer_hash
+from iconoclast.models.chat_template import opening_tokens, tokenizer_hash
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.models.memory import affordable_rows
@@ -309,6 +309,13 @@ class Workbench:
             )
         if layout.parts:
             progress.note(f"The chat template of {self.lm.name} takes content as lists of parts, and is given them.")
+        opening = opening_tokens(self.lm.tokenizer)
+        if self.lm.encode(self.prompts.benign.prompts[:1])[0][: len(opening)] != opening:
+            mark = self.lm.text(opening, special=True)
+            progress.note(
+                f"The chat template of {self.lm.name} leaves out {mark}, with which its tokenizer begins every text. A model "
+                "that was trained with it may not answer sensibly."
+            )
 
     def require_room(self, *more: PromptSet) -> None:
         """Raise PromptsError if a prompt, also of `more` sets, with its response is longer than the model can read."""
