@@ -30,6 +30,9 @@ SILENT = {"weak", "unreadable", None}
 COMPARED = {*DTYPES, *READABLE}
 """Types of tensors that are compared by their values."""
 
+GRAINED = 0.9
+"""Share of values that a type holds exactly from which they are taken to have been of it."""
+
 MOSTLY = 0.8
 """Share of the changed tensors that are dense where all count as trained."""
 
@@ -108,11 +111,19 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return torch.hypot(one, other) if one is not None and other is not None else other if one is None else one
 
 
+def _grain(before: Tensor, after: Tensor) -> torch.dtype:
+    """Return the type that W' was rounded to: that of W if it is the coarser one and nearly all values are of it."""
+    if before.dtype != after.dtype and torch.finfo(before.dtype).eps > torch.finfo(after.dtype).eps:
+        if float((after.to(before.dtype).float() == after.float()).float().mean()) > GRAINED:
+            return before.dtype
+    return after.dtype
+
+
 def _look(
     before: Tensor, after: Tensor, half: Tensor | None, seen: _Seen, key: str, directions: dict[str, Tensor]
 ) -> None:
     """Look at one matrix, as it is stored; `half` is half a step of every value where one of both is quantised."""
-    w, x, dtype = before.float(), after.float(), after.dtype
+    w, x, dtype = before.float(), after.float(), _grain(before, after)
     seen.squares[0] += float((x - w).norm()) ** 2
     seen.squares[1] += float(w.norm()) ** 2
     if torch.equal(w, x):

@@ -25,6 +25,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import continuation_logits
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.vocabulary import Label
 
 TOPS = (1000, 100, 20, 5)
 """Numbers of log-probabilities a token that servers are asked for, until one gives them."""
