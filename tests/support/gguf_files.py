@@ -9,16 +9,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-ALIGNMENT = 32
+def write_gguf(
+    folder: Path, file: Path, kind: str, changes: Mapping[str, Tensor] | None = None, header: Path | None = None
+) -> Path:
+    """Write a Llama's folder as a GGUF file whose matrices are of one type.
 
-
-def write_gguf(folder: Path, file: Path, kind: str, changes: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a Llama's folder as a GGUF file whose matrices are of one type; `changes` stand in for tensors of the folder."""
+    Args:
+        changes: stand in for tensors of the folder.
+        header: another file of the model, whose settings and tokenizer are taken; without, programs can only read the weights.
+    """
     config = json.loads((folder / "config.json").read_text())
     which, names = gguf.GGMLQuantizationType[kind], gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99)
     writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    if header is None:
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    else:
+        for key, field in gguf.GGUFReader(header).fields.items():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(key, field.contents(), field.types[0], inner)
     for name, stored in {**load_file(folder / "model.safetensors"), **(changes or {})}.items():
         tensor = stored.float()
         for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
@@ -33,9 +43,3 @@ def write_gguf(folder: Path, file: Path, kind: str, changes: Mapping[str, Tensor
     writer.write_tensors_to_file()
     writer.close()
     return file
-
-
-def through_gguf(tensor: Tensor, kind: str) -> Tensor:
-    """Return a matrix as a type that gguf's Python package writes holds it."""
-    which = gguf.GGMLQuantizationType[kind]
-    return torch.from_numpy(gguf.dequantize(gguf.quantize(tensor.numpy(), which), which)).reshape(tensor.shape)

@@ -20,15 +20,12 @@ from iconoclast.audit.quantisation import even, noise, shrunk
 from iconoclast.audit.roundings import requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
-from iconoclast.models.gguf_tensors import READABLE
+from iconoclast.models.gguf_tensors import readable
 from iconoclast.peers.known import read_claims
 from iconoclast.progress import Progress, Silent
 
 SILENT = {"weak", "unreadable", None}
 """Constructions that have no say in the verdict."""
-
-COMPARED = {*DTYPES, *READABLE}
-"""Types of tensors that are compared by their values."""
 
 GRAINED = 0.9
 """Share of values that a type holds exactly from which they are taken to have been of it."""
@@ -97,7 +94,7 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
             f"{name} is {list(before.shape)} in the base and {list(after.shape)} in the edited model: it is of another base."
         )
     retyped = None if before.dtype == after.dtype else (before.dtype, after.dtype)
-    if not {before.dtype, after.dtype} <= COMPARED:
+    if not all(each.dtype in DTYPES or readable(each.dtype) for each in (before, after)):
         return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
     seen = _Seen()
     matrices = zip(one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False)

@@ -1,5 +1,6 @@
 """The tensors of a GGUF file: a reader that trusts no length, and how finely each type of quantisation holds its values."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ from iconoclast.errors import ModelError
 
 PLAIN = ("F32", "F16", "BF16")
 """Types that hold every value by itself."""
-
-READABLE = {kind.name for kind in gguf.GGMLQuantizationType} - {"F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K"}
-"""Types whose values are known here."""
 
 NUMBERS = {
     "Q4_0": (2, 18, 15), "Q4_1": (4, 20, 15), "Q5_0": (2, 22, 31), "Q5_1": (4, 24, 31), "Q8_0": (2, 34, 1),
@@ -61,8 +59,21 @@ def _require_apart(reader: gguf.GGUFReader) -> None:
         end = tensor.data_offset + tensor.n_bytes
 
 
+@cache
+def readable(kind: str) -> bool:
+    """Check that the values of a type are known here."""
+    which = gguf.GGMLQuantizationType.__members__.get(kind)
+    if which is None:
+        return False
+    try:
+        gguf.dequantize(numpy.zeros((1, gguf.GGML_QUANT_SIZES[which][1]), dtype=numpy.uint8), which)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def values(tensor: gguf.ReaderTensor) -> Tensor:
-    """Return a tensor in float32; raise NotImplementedError if its type is not known here."""
+    """Return a tensor of a `readable` type in float32."""
     return torch.from_numpy(numpy.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=numpy.float32))
 
 
