@@ -34,6 +34,9 @@ DITHERED = 1.25
 SWAMPED = 3.0
 """The same of a whole change that says nothing but for a rank-one edit."""
 
+FEW = 8
+"""Part of a quantised matrix's smaller side that counts as few singular values: rounding hides the rest of a dense change."""
+
 ROUNDS = 3
 """Times that a fit is weighted anew."""
 
@@ -309,7 +312,8 @@ def _inverse(norms: Tensor) -> Tensor:
 
 def low_rank(found: Spectrum) -> bool:
     """Check that few singular values make the change, up to rounding."""
-    few = 0 < found.rank <= min(len(found.left), len(found.right)) // 2 and not found.bounded
+    most = min(len(found.left), len(found.right)) // (FEW if found.dithered else 2)
+    few = 0 < found.rank <= most and not found.bounded
     return few and found.tail <= (DITHERED * found.noise if found.dithered else _tolerated(found))
 
 
