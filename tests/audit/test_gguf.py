@@ -184,7 +184,9 @@ def tampered(whole: bytes, harm: str) -> bytes:
     if harm in lies:
         start, value, size = lies[harm]
         return whole[:start] + value.to_bytes(size, "little") + whole[start + size :]
-    return {"cut": whole[:-999], "cut in its header": whole[:60], "empty": b"", "something else": b"not a model" * 99}[harm]
+    return {"cut": whole[:-999], "cut in its header": whole[:60], "empty": b"", "something else": b"not a model" * 99}[
+        harm
+    ]
 
 
 HARMS = (

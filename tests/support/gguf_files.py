@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
 
 def write_gguf(
     folder: Path, file: Path, kind: str, changes: Mapping[str, Tensor] | None = None, header: Path | None = None

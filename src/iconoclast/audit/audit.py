@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from iconoclast.audit.claims import beside
 from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
-from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.gguf_file import GgufFile
+from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
 from iconoclast.audit.quantisation import even, noise, shrunk
 from iconoclast.audit.roundings import requantised
@@ -97,7 +96,9 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
     if not all(each.dtype in DTYPES or readable(each.dtype) for each in (before, after)):
         return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
     seen = _Seen()
-    matrices = zip(one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False)
+    matrices = zip(
+        one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False
+    )
     for index, (w, x, *halves) in enumerate(matrices):
         key = f"{name}.{index}" if len(before.shape) == 3 else name
         _look(w, x, _both(*halves), seen, key, directions)

@@ -46,7 +46,10 @@ def audit(
     ] = None,
     server: Annotated[
         str | None,
-        Option(metavar="URL", help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts."),
+        Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts.",
+        ),
     ] = None,
     server_model: Annotated[str | None, Option(help="Name of the model there, if it serves several.")] = None,
     server_key_variable: Annotated[str | None, Option(help="Environment variable that holds its key.")] = None,

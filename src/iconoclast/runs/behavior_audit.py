@@ -53,7 +53,11 @@ class _Asked:
         if isinstance(self.subject, ServerSubject):
             server = self.subject.server
             self._count(
-                examiner, base, bench.settings, lambda each, n: served_labels(examiner, server, each, n, progress), progress
+                examiner,
+                base,
+                bench.settings,
+                lambda each, n: served_labels(examiner, server, each, n, progress),
+                progress,
             )
             return self.subject.examined(examiner, bench, progress)
         with self.subject.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
