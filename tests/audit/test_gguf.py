@@ -132,7 +132,7 @@ def test_a_gguf_base_is_read_under_the_names_of_the_edited_folder(base: Path, tm
 
 
 def test_what_was_found_in_a_gguf_file_is_an_edit_of_ours(base: Path, tmp_path: Path) -> None:
-    changes, v = edited(base, 0.8)
+    changes, _ = edited(base, 0.8)
     made = write_gguf(base, tmp_path / "model.gguf", "Q8_0", changes)
     file = tmp_path / "found.safetensors"
     done = iconoclast("audit", made, "--base", base, "--weights-only", "--edit", file)

@@ -111,10 +111,9 @@ def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def _grain(before: Tensor, after: Tensor) -> torch.dtype:
     """Return the type that W' was rounded to: that of W if it is the coarser one and nearly all values are of it."""
-    if before.dtype != after.dtype and torch.finfo(before.dtype).eps > torch.finfo(after.dtype).eps:
-        if float((after.to(before.dtype).float() == after.float()).float().mean()) > GRAINED:
-            return before.dtype
-    return after.dtype
+    coarser = torch.finfo(before.dtype).eps > torch.finfo(after.dtype).eps
+    held = coarser and float((after.to(before.dtype).float() == after.float()).float().mean()) > GRAINED
+    return before.dtype if held else after.dtype
 
 
 def _look(

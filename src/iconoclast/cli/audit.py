@@ -90,10 +90,7 @@ def audit(
     names = [name for entry in tasks or [] for name in entry.split(",") if name]
     benchmarked = _benchmarked(names, include_path, limit, apply_chat_template) if names else None
     subject = None if server is None else _served(server, server_model, server_key_variable)
-    if subject is None:
-        document = _weighed(base, str(edited), json_file, edit)
-    else:
-        document = _unseen(base, subject)
+    document = _weighed(base, str(edited), json_file, edit) if subject is None else _unseen(base, subject)
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
         write_figures(json_file, document.document())
