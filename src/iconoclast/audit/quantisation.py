@@ -21,7 +21,8 @@ def times(before: Tensor, after: Tensor, half: Tensor) -> float:
 
 def noise(before: Tensor, after: Tensor, half: Tensor) -> Tensor:
     """Return `half`, wider where the matrix shows that scales were cut; it stands for `matrix.slack`."""
-    return half * min(max(times(before, after, half), 1.0), EXCESS) ** 0.5
+    wider: float = min(max(times(before, after, half), 1.0), EXCESS) ** 0.5
+    return half * wider
 
 
 def shrunk(before: Tensor, after: Tensor, rounding: Tensor) -> Spectrum:
