@@ -28,8 +28,8 @@ def gguf_layout(model: PreTrainedModel, architecture: str) -> tuple[Any, dict[st
     Args:
         architecture: what the file calls it.
     """
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-    return processor, get_gguf_hf_weights_map(model, processor)  # type: ignore[no-untyped-call]
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())  # type: ignore[no-untyped-call]
+    return processor, get_gguf_hf_weights_map(model, processor)
 
 
 def fuses_experts(model: PreTrainedModel) -> bool:
