@@ -89,7 +89,7 @@ class Layout:
         inner: PreTrainedModel = model
         if text is not model.config:  # a file holds the text tower alone
             with torch.device("meta"):
-                inner = AutoModelForCausalLM.from_config(text)
+                inner = AutoModelForCausalLM.from_config(text)  # type: ignore[no-untyped-call]
         kind = str(reader.fields["general.architecture"].contents())
         try:
             processor, names = gguf_layout(inner, kind)
@@ -99,7 +99,7 @@ class Layout:
                 "too."
             ) from None
         if inner is not model:
-            own = next(path for path, module in model.named_modules() if module is model.get_decoder())
+            own = next(path for path, module in model.named_modules() if module is model.get_decoder())  # type: ignore[no-untyped-call]
             names = {
                 file: f"{own}.{name.partition('.')[2]}" if name.startswith("model.") else name
                 for file, name in names.items()
