@@ -16,6 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,10 +28,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from iconoclast.audit.audit import audit
 from iconoclast.edits.edit import edited_weight
-from iconoclast.models.gguf import load_gguf
+from iconoclast.models.demo import FILE, PACKAGE
+from iconoclast.models.gguf import load_gguf, quantize_plainly
+from iconoclast.models.llama_cpp import SERVER, LlamaCpp
 from iconoclast.models.names import resolve
 from iconoclast.vocabulary import RowNormalization
 from tests.support.families import FAMILIES
+from tests.support.gguf_files import write_gguf
 from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 TINY = ("llama", "qwen2", "gpt2", "mixtral", "gpt_oss")
@@ -185,6 +189,35 @@ def by_rounding(base: Base) -> Iterator[Case]:
     yield Case(f"stored as {str(narrow)[6:]}", "requantised", {n: t.to(narrow) for n, t in own.items()})
 
 
+def by_gguf(base: Base) -> Iterator[Case]:
+    """Untouched and edited models as GGUF files; Q4_K_M where llama.cpp's quantiser is found."""
+    real = base.folder.name not in TINY
+    header = None if not real else demo_file()
+    kinds = ("F16", "Q8_0", "Q4_0", *(("Q4_K_M",) if real and LlamaCpp().program(SERVER) else ()))
+    made: list[tuple[str, str, str | None, Mapping[str, Tensor], dict[str, tuple[Tensor, float]]]] = [
+        ("nothing", "requantised", None, {}, {})
+    ]
+    for normalization, strength in (("none", 0.8), ("pre", 0.5)):
+        tensors, truth = base.edited(by_definition(normalization), len(normalization), strength)  # type: ignore[arg-type]
+        made.append((f"projection, {normalization}", "rank_one", normalization, {n: tensors[n] for n in truth}, truth))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, verdict, form, changes, truth in made:
+            whole = write_gguf(base.folder, Path(folder) / "F16.gguf", "F16", changes, header)
+            for kind in kinds:
+                file = Path(folder) / f"{kind}.gguf"
+                if kind == "Q4_K_M":
+                    LlamaCpp().quantize(whole, file, kind)
+                elif kind != "F16":
+                    quantize_plainly(whole, file, kind)
+                yield Case(f"{name}, {kind}", verdict, file, form, truth)
+
+
+def demo_file() -> Path:
+    spec = find_spec(PACKAGE)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / FILE
+
+
 def in_float8(base: Base) -> Iterator[Case]:
     yield Case("float8", "requantised", {n: t.to(torch.float8_e4m3fn).to(t.dtype) for n, t in base.tensors().items()})
 
@@ -328,6 +361,7 @@ def cases(base: Base, arguments: argparse.Namespace) -> Iterator[Case]:
         "hand": by_hand(base),
         "merging": by_merging(base),
         "training": by_training(base),
+        "gguf": by_gguf(base) if base.name.startswith(("SmolLM2", "llama")) else iter(()),
         "rounding": by_rounding(base) if whole else in_float8(base),
         "heretic": by_programs(base, arguments.heretic if whole else None, HERETIC, "heretic 1.4"),
         "abliterix": by_programs(base, arguments.abliterix if whole else None, ABLITERIX, "abliterix 1.12"),

@@ -126,6 +126,46 @@ def test_a_server_is_audited_without_its_stances(
     assert character.stances is None and character.traits and not character.moved
 
 
+def test_an_endpoint_is_audited_by_its_answers_and_says_that_its_weights_are_unseen(
+    tiny_settings: Settings, tiny_lm: LanguageModel, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    config, file = tmp_path / "settings.toml", tmp_path / "audit.json"
+    config.write_text(tomli_w.dumps(settings_document(tiny_settings)))
+    (tmp_path / "asked.csv").write_text("question\nIs tea warm?\nIs ice cold?\n")
+    named = f"{tmp_path / 'asked.csv'},column=question"
+    with serving(ChatServer(tiny_lm, most=20)) as url:
+        done = iconoclast(
+            "audit", "--server", url, "--base", tiny_folder, "--config", config, "--json", file, "--refusal-set", named
+        )
+    assert done.code == 0, done.err
+    assert "its weights cannot be seen" in " ".join(done.out.split())
+    document = AuditDocument.read(file)
+    assert (document.verdict, document.tensors, document.edited) == ("unseen", [], "tiny")
+    assert document.behavior is not None and document.behavior["subjects"][0]["metrics"]["truncation"]["top"] == 20
+    assert document.character is not None and document.character.sets[0].edited["refusal"].n == 2
+    assert iconoclast("report", file).code == 0
+    assert "weights behind the endpoint were not seen" in (tmp_path / "audit-report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "Name an edited model or, with --server"),
+        (["edited", "--server", "http://127.0.0.1:9/v1"], "Name an edited model or, with --server"),
+        (["--server", "http://127.0.0.1:9/v1", "--weights-only"], "--weights-only needs the weights"),
+        (["--server", "http://127.0.0.1:9/v1", "--tasks", "arc_easy"], "--tasks needs the weights"),
+        (["--server", "http://127.0.0.1:9/v1"], "cannot be asked what it serves"),
+    ],
+)
+def test_what_cannot_be_asked_of_an_endpoint_is_said(
+    options: list[str], said: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    done = iconoclast("audit", *options, "--base", tiny_folder)
+    assert done.code == 2 and said in " ".join(done.complaint.split()), done.complaint
+
+
 def test_the_audit_says_what_behaves_otherwise(tiny_settings: Settings, tiny_folder: Path, tmp_path: Path) -> None:
     edited, config, file = save_tiny(tmp_path / "edited"), tmp_path / "settings.toml", tmp_path / "audit.json"
     tensors = load_file(edited / "model.safetensors")

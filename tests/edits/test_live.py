@@ -1,5 +1,6 @@
 """One Edit drives the live edit, the adapter and the merged weights: all three are the same model."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import (
@@ -24,7 +26,7 @@ from transformers import (
 
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
-from iconoclast.edits.lora import save_adapter
+from iconoclast.edits.lora import VLLM_RANKS, save_adapter
 from iconoclast.edits.merge import merged_weight, save_merged
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError
@@ -216,6 +218,29 @@ def test_an_adapter_of_automatic_rank_is_near_enough(tiny_lm: LanguageModel, tmp
     live = live_logits(model, writers, edit, ids)
     adapter = adapter_logits(model, writers, edit, ids, tmp_path, "auto")
     assert (adapter - live).norm() < 0.02 * (live - logits(model, ids)).norm()
+
+
+@every_normalization
+def test_an_adapter_has_all_that_vllm_asks_for_and_nothing_that_it_refuses(
+    tiny_lm: LanguageModel, tmp_path: Path, normalization: RowNormalization
+) -> None:
+    """docs.vllm.ai: PEFTHelper (adapter_config.json), LoRAModel (names of tensors), LoRAConfig (ranks). It was not run."""
+    writers = tiny_lm.writers()
+    save_adapter(random_edit(writers, normalization), writers, "base", tmp_path)
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert told["peft_type"] == "LORA" and told["r"] <= VLLM_RANKS[0]
+    assert told["lora_alpha"] == told["r"]  # a scale of 1, by one rank and one alpha: earlier versions read no patterns
+    assert not told.get("rank_pattern") and not told.get("alpha_pattern")
+    refused = ("modules_to_save", "use_dora", "use_rslora", "lora_bias", "layer_replication", "alora_invocation_tokens")
+    assert told["bias"] == "none" and not any(told.get(name) for name in (*refused, "use_qalora", "use_bdlora"))
+    assert not isinstance(told["init_lora_weights"], str)  # PiSSA and the like change the base
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert isinstance(told["target_modules"], list) and len(tensors) == 2 * len(told["target_modules"])
+    for module in told["target_modules"]:
+        a, b = (tensors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        d, k = tiny_lm.model.get_submodule(module).weight.shape  # type: ignore[misc]
+        assert (a.shape, b.shape) == ((told["r"], k), (d, told["r"]))
+        assert module.rsplit(".", 1)[-1] in ("o_proj", "down_proj")  # linear layers that it can adapt
 
 
 def test_a_rank_above_that_of_the_weights_still_makes_an_adapter(tiny_lm: LanguageModel, tmp_path: Path) -> None:

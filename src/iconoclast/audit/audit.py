@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,16 +12,22 @@ from torch import Tensor
 from iconoclast.audit.claims import beside
 from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
+from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.matrix import Spectrum, slack, spectrum
-from iconoclast.audit.pairs import Adapted, Source, open_edited, open_files, same
+from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
+from iconoclast.audit.quantisation import even, noise, shrunk
 from iconoclast.audit.roundings import requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
+from iconoclast.models.gguf_tensors import readable
 from iconoclast.peers.known import read_claims
 from iconoclast.progress import Progress, Silent
 
 SILENT = {"weak", "unreadable", None}
 """Constructions that have no say in the verdict."""
+
+GRAINED = 0.9
+"""Share of values that a type holds exactly from which they are taken to have been of it."""
 
 MOSTLY = 0.8
 """Share of the changed tensors that are dense where all count as trained."""
@@ -38,6 +43,7 @@ class _Seen:
     fits: list[RankOne] = field(default_factory=list)
     bounded: bool = False
     energy: dict[int, float] | None = None
+    hidden: float = 0.0
 
 
 def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[AuditDocument, dict[str, Tensor]]:
@@ -47,8 +53,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         ModelError: files are missing, damaged, or of another model.
     """
     progress = progress or Silent()
-    one = open_files(base)
-    other = open_edited(edited, one)
+    one, other = open_pair(base, edited)
     names = sorted(one.places.keys() | other.places.keys(), key=_in_order)
     directions: dict[str, Tensor] = {}
     progress.start("Comparing tensors", len(names))
@@ -65,7 +70,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
         tensors=tensors,
         claims=beside(read_claims(other.folder), None),
-        lost=[] if isinstance(other, Adapted) else _lost(one.folder, other.folder),
+        lost=_lost(one, other),
     )
     return document, directions
 
@@ -88,15 +93,34 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
             f"{name} is {list(before.shape)} in the base and {list(after.shape)} in the edited model: it is of another base."
         )
     retyped = None if before.dtype == after.dtype else (before.dtype, after.dtype)
-    if not {before.dtype, after.dtype} <= set(DTYPES):
+    if not all(each.dtype in DTYPES or readable(each.dtype) for each in (before, after)):
         return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
     seen = _Seen()
-    for index, (w, x) in enumerate(zip(one.matrices(name), other.matrices(name), strict=True)):
-        _look(w.float(), x.float(), x.dtype, seen, f"{name}.{index}" if len(before.shape) == 3 else name, directions)
+    matrices = zip(
+        one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False
+    )
+    for index, (w, x, *halves) in enumerate(matrices):
+        key = f"{name}.{index}" if len(before.shape) == 3 else name
+        _look(w, x, _both(*halves), seen, key, directions)
     return _summed(name, retyped, seen)
 
 
-def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, directions: dict[str, Tensor]) -> None:
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return torch.hypot(one, other) if one is not None and other is not None else other if one is None else one
+
+
+def _grain(before: Tensor, after: Tensor) -> torch.dtype:
+    """Return the type that W' was rounded to: that of W if it is the coarser one and nearly all values are of it."""
+    coarser = torch.finfo(before.dtype).eps > torch.finfo(after.dtype).eps
+    held = coarser and float((after.to(before.dtype).float() == after.float()).float().mean()) > GRAINED
+    return before.dtype if held else after.dtype
+
+
+def _look(
+    before: Tensor, after: Tensor, half: Tensor | None, seen: _Seen, key: str, directions: dict[str, Tensor]
+) -> None:
+    """Look at one matrix, as it is stored; `half` is half a step of every value where one of both is quantised."""
+    w, x, dtype = before.float(), after.float(), _grain(before, after)
     seen.squares[0] += float((x - w).norm()) ** 2
     seen.squares[1] += float(w.norm()) ** 2
     if torch.equal(w, x):
@@ -104,14 +128,21 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
     if not bool(torch.isfinite(x).all()) or not bool(torch.isfinite(w).all()):
         seen.kinds.append("unreadable")
         return
-    if requantised(w, x, dtype):
+    # Converters write vectors in float32, and some that are stored less one with it.
+    finer = w.ndim == 1 and torch.equal(after.to(before.dtype), before)
+    if finer or (requantised(w, x, dtype) if half is None else w.ndim != 2 and even(w, x, half)):
         seen.kinds.append("requantised")
         return
     if w.ndim != 2 or min(w.shape) < 2:
         seen.kinds.append("dense")
         return
-    rounding = slack(w, x, dtype)
-    found = spectrum(w, x, rounding)
+    rounding = slack(w, x, dtype) if half is None else noise(w, x, half)
+    found = spectrum(w, x, rounding, dithered=half is not None)
+    if half is not None:
+        seen.hidden = max(seen.hidden, found.edge / max(float(w.norm()), 1e-30))
+        if even(w, x, half) and (found.rank == 0 or shrunk(w, x, rounding).rank == 0):
+            seen.kinds.append("requantised")
+            return
     fit = rank_one(w, x, rounding, found)
     kept = max(1, min(found.rank, 8))
     directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
@@ -129,7 +160,7 @@ def _look(w: Tensor, x: Tensor, dtype: torch.dtype, seen: _Seen, key: str, direc
 def _kind(w: Tensor, x: Tensor, found: Spectrum, fit: RankOne | None) -> Construction:
     if fit is not None and fit.exact:
         return "rank_one"
-    if found.total <= SWAMPED * found.noise:
+    if not found.dithered and found.total <= SWAMPED * found.noise:
         return "weak"
     if several(w, x, found):
         return "several"
@@ -153,6 +184,7 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         rank_is_a_lower_bound=seen.bounded or None,
         energy=seen.energy,
         construction=kind,
+        hidden_norm=seen.hidden or None,
         strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
         row_normalization=fit.row_normalization if fit else None,
         cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
@@ -170,12 +202,19 @@ def _verdict(tensors: list[TensorFinding]) -> Verdict:
     if changed.keys() == {"weak"}:
         return "weak"
     telling = Counter(cast("dict[Verdict, int]", {kind: n for kind, n in changed.items() if kind not in SILENT}))
+    if len(telling) > 1:
+        del telling["requantised"]  # an edited model is often stored in a coarser type
     if telling["dense"] >= MOSTLY * telling.total() and telling.keys() <= {"dense", "low_rank"}:
         return "dense"  # training touches few rows of an embedding
     return next(iter(telling)) if len(telling) == 1 else "mixed"
 
 
-def _lost(base: Path, edited: Path) -> list[str]:
-    has = {file.name for file in edited.iterdir()}
-    papers = (f.name for f in base.iterdir() if any(fnmatchcase(f.name, p) for p in PAPERS))
+def _lost(one: Source, other: Source) -> list[str]:
+    """Name the papers that only the base has: files or, where one of both is a GGUF file, what stands in its header."""
+    if isinstance(other, Adapted):
+        return []
+    if isinstance(one, GgufFile) or isinstance(other, GgufFile):
+        return sorted(carried(one) - carried(other))
+    has = {file.name for file in other.folder.iterdir()}
+    papers = (f.name for f in one.folder.iterdir() if any(fnmatchcase(f.name, p) for p in PAPERS))
     return sorted(name for name in papers if name not in has)

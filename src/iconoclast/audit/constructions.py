@@ -10,7 +10,7 @@ from torch.linalg import lstsq, qr
 from torch.nn.functional import normalize
 
 from iconoclast.audit.document import Normalization
-from iconoclast.audit.matrix import Spectrum, blocks
+from iconoclast.audit.matrix import Spectrum, blocks, largest
 from iconoclast.vocabulary import NORMALIZATIONS
 
 CONSISTENT = 0.05
@@ -28,11 +28,14 @@ PARTLY = 0.5
 ROUNDED = 1.8
 """Norm of a remainder, over that of one random rounding, up to which it is taken as rounding: a sum of models has three."""
 
+DITHERED = 1.25
+"""The same where rounding is known from the steps of a quantised type."""
+
 SWAMPED = 3.0
 """The same of a whole change that says nothing but for a rank-one edit."""
 
-POWER = 12
-"""Iterations for the largest singular value of a remainder."""
+FEW = 8
+"""Part of a quantised matrix's smaller side that counts as few singular values: rounding hides the rest of a dense change."""
 
 ROUNDS = 3
 """Times that a fit is weighted anew."""
@@ -62,6 +65,7 @@ class RankOne:
         cut: rank to which the update is cut, as adapters do where row norms are restored; None if it is whole.
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
         exact: whether what it misses is little, or as random as rounding, so that there is no other change on top.
+        misfit: by which edits are compared: `error` or, where rounding hides it, all that is missed over the change.
         strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors.
         direction_error: the same of 1 − |cosine| between the direction and the true one.
     """
@@ -74,6 +78,7 @@ class RankOne:
     strength_error: float
     direction_error: float
     exact: bool
+    misfit: float
     cut: int | None = None
 
 
@@ -91,9 +96,10 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     if _reads(before.mT, right, left):
         sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
     chosen = _best(sides, found, None)
-    if (chosen is None or chosen.error > CERTAIN) and found.rank <= LARGEST_CUT:
+    certain = chosen is not None and (chosen.exact if found.dithered else chosen.error <= CERTAIN)
+    if not certain and found.rank <= LARGEST_CUT:
         cut = min(max(found.rank, SMALLEST_CUT), len(found.values))
-        chosen = min(filter(None, (chosen, _best(sides, found, cut))), key=lambda e: e.error, default=None)
+        chosen = min(filter(None, (chosen, _best(sides, found, cut))), key=lambda e: e.misfit, default=None)
     return None if chosen is None or chosen.error > PARTLY else chosen
 
 
@@ -103,10 +109,11 @@ def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | N
     forms: tuple[Normalization, ...] = (*NORMALIZATIONS, "restored") if cut is None else ("full", "restored")
     for along, matrices, start, other in sides:
         for form in forms:
-            fit = _Fit.of(*matrices, form, None if cut is None else other[:, :cut]).run(start, found)
-            if best is None or fit.error < best.error:
+            kept = None if cut is None else other[:, :cut]
+            fit = _Fit.of(*matrices, form, kept, found.dithered).run(start, found)
+            if best is None or fit.misfit < best.misfit:
                 best = replace(fit, along=along, cut=cut)
-        if best is not None and best.error < CERTAIN:
+        if best is not None and best.misfit < CERTAIN:
             return best  # the other side has no better one
     return best
 
@@ -131,6 +138,7 @@ class _Fit:
         norms: row norms n, [d, 1]; ones without normalisation.
         rows: n⁻¹ W.
         kept: orthonormal [k, r], to whose span the update is cut; None if it is whole.
+        dithered: as in `Spectrum`; then no entry's change is swallowed.
     """
 
     before: Tensor
@@ -140,16 +148,23 @@ class _Fit:
     rows: Tensor
     normalization: Normalization
     kept: Tensor | None
+    dithered: bool
 
     @classmethod
     def of(
-        cls, before: Tensor, after: Tensor, slack: Tensor, normalization: Normalization, kept: Tensor | None
+        cls,
+        before: Tensor,
+        after: Tensor,
+        slack: Tensor,
+        normalization: Normalization,
+        kept: Tensor | None,
+        dithered: bool,
     ) -> "_Fit":
         norms = before.norm(dim=1, keepdim=True)
         if normalization in ("none", "restored"):
             norms = torch.ones_like(norms)
         rows = before if normalization in ("none", "restored") else _inverse(norms) * before
-        return cls(before, after, slack, norms, rows, normalization, kept)
+        return cls(before, after, slack, norms, rows, normalization, kept, dithered)
 
     @property
     def restores(self) -> bool:
@@ -162,17 +177,18 @@ class _Fit:
         for _ in range(ROUNDS):
             removed, variance = self._weighted(direction, strength)
             direction, strength = _oriented(removed, direction)
-        error, size = self._missed(direction, strength), max(abs(strength), 1e-30)
-        exact = error <= EXACTLY or (error <= PARTLY and self._is_rounding(direction, strength, found))
+        error, misfit, exact = self._judged(direction, strength, found)
+        size = max(abs(strength), 1e-30)
         return RankOne(
             direction,
             strength,
             self.normalization,
             "rows",
-            error if error == error else 1.0,
+            error,
             strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size,
             direction_error=MARGIN * float(variance.sum()) / size**2 / 2,
             exact=exact,
+            misfit=misfit,
         )
 
     def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
@@ -180,7 +196,22 @@ class _Fit:
         parts = (self.before, self.after, self.slack, self.norms, self.rows, removed[:, None])
         split = (blocks(each, self.before.shape[1]) for each in parts)
         for before, after, slack, norms, rows, entries in zip(*split, strict=True):
-            yield _Fit(before, after, slack, norms, rows, self.normalization, self.kept), entries
+            yield replace(self, before=before, after=after, slack=slack, norms=norms, rows=rows), entries
+
+    def _judged(self, direction: Tensor, strength: float, found: Spectrum) -> tuple[float, float, bool]:
+        """Return `error`, `misfit` and `exact` of an edit."""
+        if not self.dithered:
+            error = self._missed(direction, strength)
+            error = error if error == error else 1.0
+            if error <= EXACTLY or error > PARTLY:
+                return error, error, error <= EXACTLY
+        missed = self._made(strength * direction[:, None], direction @ self.rows)[0].sub_(self.after)
+        if not self.dithered:
+            return error, error, _is_rounding(missed, found)
+        left, noise, total = float(missed.norm()), found.noise, found.total
+        error = (max(left**2 - noise**2, 0.0) / max(total**2 - noise**2, 1e-30)) ** 0.5
+        exact = largest(missed) <= found.edge and left <= DITHERED * noise
+        return min(error, 1.0), left / total, exact
 
     def _missed(self, direction: Tensor, strength: float) -> float:
         """Return the norm of what W' is beyond its rounding, relative to the change."""
@@ -190,18 +221,6 @@ class _Fit:
             squares += float(missed.square_().sum())
             total += float((block.after - block.before).square_().sum())
         return float((squares / total) ** 0.5)
-
-    def _is_rounding(self, direction: Tensor, strength: float, found: Spectrum) -> bool:
-        """Check that what W' has beside the edit is as small as few roundings, and no direction in it stands out."""
-        made, _ = self._made(strength * direction[:, None], direction @ self.rows)
-        missed = made.sub_(self.after)
-        times = float(missed.norm()) / max(found.noise, 1e-30)
-        if found.total <= SWAMPED * found.noise or times > ROUNDED:
-            return False
-        probe = torch.randn(missed.shape[1], generator=torch.Generator().manual_seed(0))
-        for _ in range(POWER):
-            probe = normalize(missed.mT @ (missed @ probe), dim=0)
-        return float((missed @ probe).norm()) <= max(times, 1.0) * found.edge
 
     def _solved(self, direction: Tensor) -> Tensor:
         """Solve W'_i = α_i W_i − β_i n_i vᵀn⁻¹W for every row, rounding aside.
@@ -243,9 +262,10 @@ class _Fit:
         precision = (self.slack.square() / 3).add_(floor).clamp_(min=1e-38).reciprocal_()
         missed = made.neg_().add_(self.after)
         beyond = missed - torch.clamp(missed, -self.slack, self.slack)
-        swallowed = change.abs_() < SWALLOWED * self.slack
-        missed = torch.where(swallowed, beyond, missed)
-        precision.mul_(swallowed.logical_not_().logical_or_(beyond != 0))
+        if not self.dithered:
+            swallowed = change.abs_() < SWALLOWED * self.slack
+            missed = torch.where(swallowed, beyond, missed)
+            precision.mul_(swallowed.logical_not_().logical_or_(beyond != 0))
         gain = precision * slope
         size = (gain * slope).sum(1)
         step = torch.where(size > 0, (gain * missed).sum(1) / size, 0)
@@ -272,6 +292,14 @@ class _Fit:
         return update @ self.kept @ self.kept.mT
 
 
+def _is_rounding(missed: Tensor, found: Spectrum) -> bool:
+    """Check that what W' has beside an edit is as small as few roundings, and no direction in it stands out."""
+    times = float(missed.norm()) / max(found.noise, 1e-30)
+    if found.total <= SWAMPED * found.noise or times > ROUNDED:
+        return False
+    return largest(missed) <= max(times, 1.0) * found.edge
+
+
 def _oriented(removed: Tensor, direction: Tensor) -> tuple[Tensor, float]:
     """Return v and λ of λv, with v on the side of `direction`."""
     sign = 1.0 if float(removed @ direction) >= 0 else -1.0
@@ -284,8 +312,9 @@ def _inverse(norms: Tensor) -> Tensor:
 
 def low_rank(found: Spectrum) -> bool:
     """Check that few singular values make the change, up to rounding."""
-    few = 0 < found.rank <= min(len(found.left), len(found.right)) // 2 and not found.bounded
-    return few and found.tail <= _tolerated(found)
+    most = min(len(found.left), len(found.right)) // (FEW if found.dithered else 2)
+    few = 0 < found.rank <= most and not found.bounded
+    return few and found.tail <= (DITHERED * found.noise if found.dithered else _tolerated(found))
 
 
 def several(before: Tensor, after: Tensor, found: Spectrum) -> bool:
@@ -305,7 +334,8 @@ def _of_itself(before: Tensor, after: Tensor, left: Tensor, found: Spectrum) -> 
         basis = qr(inverse * left).Q
         taken = basis.mT @ (inverse * before)
         made = norms * basis @ (lstsq(taken.mT, (basis.mT @ (inverse * change)).mT).solution.mT @ taken)
-        if float((made - change).norm()) <= _tolerated(found):
+        missed = made - change
+        if largest(missed) <= found.edge if found.dithered else float(missed.norm()) <= _tolerated(found):
             return True
     return False
 

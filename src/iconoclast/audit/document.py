@@ -23,8 +23,11 @@ changes on top, as in an edited model that was trained; `weak` is below what the
 not compared.
 """
 
-Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed"]
-"""What the whole edit is consistent with; weak and unreadable tensors have no say beside others."""
+Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed", "unseen"]
+"""What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside others.
+
+`unseen` are the weights behind an endpoint.
+"""
 
 Normalization = RowNormalization | Literal["restored"]
 """Those of `edits.edit.Edit`, and rows that are edited as they are and then get their norms back."""
@@ -40,6 +43,7 @@ class TensorFinding(Part):
         rank: number of singular values of W' − W above the rounding of the stored type, the largest of all experts.
         rank_is_a_lower_bound: whether no more values were computed.
         energy: r → share of ‖W' − W‖² in the first r singular values.
+        hidden_norm: of a matrix that is quantised, relative norm up to which a rank-one change could not be told from rounding.
         strength: λ of the rank-one edit that the change is consistent with; see `edits.edit.Edit`.
         row_normalization: which one of that edit.
         cut: rank to which its update is cut, as adapters do where row norms are restored.
@@ -57,6 +61,7 @@ class TensorFinding(Part):
     rank_is_a_lower_bound: bool | None = UNLESS_NONE
     energy: Mapping[int, float] | None = UNLESS_NONE
     construction: Construction | None = UNLESS_NONE
+    hidden_norm: float | None = UNLESS_NONE
     strength: float | None = UNLESS_NONE
     row_normalization: Normalization | None = UNLESS_NONE
     cut: int | None = UNLESS_NONE

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.linalg import qr, svd
+from torch.nn.functional import normalize
 
 EXACT = 512
 """Smaller side up to which all singular values are computed."""
@@ -18,6 +19,9 @@ LARGE = 1 << 20
 
 PROBES = 64
 """Singular values computed of larger matrices (randomised; Halko, Martinsson and Tropp 2011)."""
+
+POWER = 12
+"""Iterations for the largest singular value."""
 
 BLOCK = 1 << 17
 """Entries that are worked on at a time."""
@@ -35,6 +39,7 @@ class Spectrum:
         edge: largest singular value that rounding alone can have.
         noise: norm of what rounding alone does.
         whole: whether these are all values.
+        dithered: whether W lies between the levels to which W' is rounded, so that even small changes move some values.
     """
 
     values: Tensor
@@ -44,6 +49,7 @@ class Spectrum:
     edge: float
     noise: float
     whole: bool
+    dithered: bool = False
 
     @property
     def rank(self) -> int:
@@ -81,7 +87,7 @@ def slack(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def spectrum(before: Tensor, after: Tensor, slack: Tensor) -> Spectrum:
+def spectrum(before: Tensor, after: Tensor, slack: Tensor, dithered: bool = False) -> Spectrum:
     """Return the singular values and directions of W' − W."""
     variance = slack.square().div_(3)
     edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
@@ -89,7 +95,15 @@ def spectrum(before: Tensor, after: Tensor, slack: Tensor) -> Spectrum:
     delta = torch.sub(after, before, out=variance)
     whole = min(delta.shape) <= EXACT and delta.numel() <= LARGE
     left, values, right = svd(delta, full_matrices=False) if whole else _randomised(delta)
-    return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole)
+    return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole, dithered)
+
+
+def largest(matrix: Tensor) -> float:
+    """Return about the largest singular value, by power iteration."""
+    probe = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0))
+    for _ in range(POWER):
+        probe = normalize(matrix.mT @ (matrix @ probe), dim=0)
+    return float((matrix @ probe).norm())
 
 
 def _randomised(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from iconoclast.audit.gguf_file import GgufFile, open_gguf
 from iconoclast.errors import ModelError
 from iconoclast.layout import CONFIG as SETTINGS
 from iconoclast.models.adapters import CONFIG, WEIGHTS, is_adapter
@@ -23,6 +25,8 @@ from iconoclast.models.transformers_internals import as_stored
 
 PREFIX = "base_model.model."
 MAGNITUDE = ".lora_magnitude_vector"
+HEADER = {"tokenizer": "tokenizer.ggml.tokens", "chat template": "tokenizer.chat_template"}
+"""What the header of a GGUF file holds of a model's papers, and under which key."""
 
 
 class Source(Protocol):
@@ -66,10 +70,6 @@ def open_files(name: str) -> Files:
         ModelError: there are no safetensors files, or they, their headers and their index contradict each other.
     """
     path = local_path(name)
-    if path.lower().endswith(".gguf"):
-        raise ModelError(
-            f"{name} is a GGUF file, which is not compared tensor by tensor. Measure it: iconoclast evaluate."
-        )
     try:
         checkpoint = Checkpoint.find(path)
     except RecursionError:
@@ -185,6 +185,39 @@ class Stacked:
         whole = whole.mT if self.turned else whole
         shape = self.model.get_parameter(self.parameter).shape
         return as_stored(self.model, {self.parameter: whole.reshape(shape).contiguous()})
+
+
+def open_pair(base: str, edited: str) -> tuple[Source, Source]:
+    """Open a base model and an edited one; of a GGUF file and a folder, the file under the folder's names.
+
+    Raises:
+        ModelError: one of them cannot be read, or they are of different models.
+    """
+    paths = local_path(base), local_path(edited)
+    files = [Path(path) if path.lower().endswith(".gguf") else None for path in paths]
+    if files[0] is None:
+        one = open_files(base)
+        return one, open_edited(edited, one) if files[1] is None else open_gguf(files[1], one.folder)
+    if files[1] is not None:
+        return open_gguf(files[0]), open_gguf(files[1])
+    other = open_files(edited)
+    return open_gguf(files[0], other.folder), other
+
+
+def half_steps(source: Source, name: str) -> Iterator[Tensor | None]:
+    """Yield, for every matrix of a tensor, how far quantisation can have moved its values; None if it is not quantised."""
+    return source.half_steps(name) if isinstance(source, GgufFile) else repeat(None)
+
+
+def carried(source: Source) -> set[str]:
+    """Return which of tokenizer and chat template a source carries, as a file or in its header."""
+    if isinstance(source, GgufFile):
+        return {paper for paper, key in HEADER.items() if key in source.reader.fields}
+    settings = source.folder / "tokenizer_config.json"
+    told = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
+    template = (source.folder / "chat_template.jinja").is_file() or '"chat_template"' in told
+    found = {"tokenizer": any(source.folder.glob("tokenizer*")), "chat template": template}
+    return {paper for paper, there in found.items() if there}
 
 
 def open_edited(name: str, base: Files) -> Source:

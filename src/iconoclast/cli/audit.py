@@ -1,5 +1,6 @@
 """`audit`: what somebody's edit changed, in weights, behaviour and capabilities."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from iconoclast.audit.document import AuditDocument, ClaimFinding
     from iconoclast.evaluation.capabilities import Capabilities
     from iconoclast.prompts import PromptSet
+    from iconoclast.runs.subjects import ServerSubject, Subject
 
     NamedSets = list[tuple[NamedKind, PromptSet]]
 
@@ -32,9 +34,25 @@ DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
 
 
+SHOWN = 0.001
+"""Relative error of a strength from which it is shown."""
+
+
 def audit(
-    edited: Annotated[str, Argument(metavar="EDITED", help="Edited model: folder, hub id or LoRA adapter.")],
     base: Annotated[str, Option(help="Its base model.")],
+    edited: Annotated[
+        str | None,
+        Argument(metavar="EDITED", help="Edited model: folder, hub id, LoRA adapter or GGUF file; not with --server."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts.",
+        ),
+    ] = None,
+    server_model: Annotated[str | None, Option(help="Name of the model there, if it serves several.")] = None,
+    server_key_variable: Annotated[str | None, Option(help="Environment variable that holds its key.")] = None,
     config: Annotated[Path | None, Option(help="Settings file (TOML) with prompts and markers.")] = None,
     weights_only: Annotated[bool, Option("--weights-only", help="Leave out what it did to behaviour.")] = False,
     measured: Annotated[
@@ -61,23 +79,64 @@ def audit(
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
-    from iconoclast.audit.audit import audit as audited
     from iconoclast.audit.claims import beside, measured_in
-    from iconoclast.models.adapters import other_base
 
     _require_places(json_file, edit)
+    _require_sides(edited, server, weights_only=weights_only, edit=edit, tasks=tasks)
     figures = None if measured is None else measured_in(measured)
     if weights_only and (refusal_set or overrefusal_set or tasks):
         raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
     sets = _named_sets(refusal_set or [], overrefusal_set or [])
     names = [name for entry in tasks or [] for name in entry.split(",") if name]
     benchmarked = _benchmarked(names, include_path, limit, apply_chat_template) if names else None
-    with shown_progress() as progress:
-        document, directions = audited(base, edited, progress)
-    document = document.model_copy(update={"directions": _kept_directions(json_file, directions)})
+    subject = None if server is None else _served(server, server_model, server_key_variable)
+    document = _weighed(base, str(edited), json_file, edit) if subject is None else _unseen(base, subject)
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
         write_figures(json_file, document.document())
+    if not weights_only:
+        if benchmarked is not None:
+            document = document.model_copy(update={"capabilities": benchmarked(str(edited), base)})
+        document = _with_behavior(document, subject, config, sets)
+        write_figures(json_file, document.document())
+    say(*map(_claimed, document.claims))
+
+
+def _require_sides(
+    edited: str | None, server: str | None, *, weights_only: bool, edit: Path | None, tasks: list[str] | None
+) -> None:
+    """Raise UserError unless there is one edited model, and what is asked of an endpoint can be had without its weights."""
+    if (edited is None) == (server is None):
+        raise SettingsError("Name an edited model or, with --server, the URL of an endpoint.")
+    asked = {"--weights-only": weights_only, "--edit": edit is not None, "--tasks": bool(tasks)}
+    if server is not None and (odd := [name for name, given in asked.items() if given]):
+        raise SettingsError(f"{odd[0]} needs the weights, which an endpoint does not show. Leave it out.")
+
+
+def _served(url: str, model: str | None, key_variable: str | None) -> "ServerSubject":
+    from iconoclast.config.layers import secret
+    from iconoclast.evaluation.served import Server
+    from iconoclast.runs.subjects import ServerSubject
+
+    return ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))
+
+
+def _unseen(base: str, subject: "ServerSubject") -> "AuditDocument":
+    """Return the document of a model of which nothing but its answers can be seen."""
+    from iconoclast.audit.document import AuditDocument
+
+    say(f"{subject.name} is served: its weights cannot be seen, and only its behaviour is measured.")
+    return AuditDocument(base=base, edited=subject.name, verdict="unseen", tensors=[], lost=[])
+
+
+def _weighed(base: str, edited: str, json_file: Path | None, edit: Path | None) -> "AuditDocument":
+    """Compare the weights and say what was found; write the directions and the edit."""
+    from iconoclast.audit.audit import audit as audited
+    from iconoclast.models.adapters import other_base
+
+    with shown_progress() as progress:
+        document, directions = audited(base, edited, progress)
+    document = document.model_copy(update={"directions": _kept_directions(json_file, directions)})
     _say_tensors(document)
     if (declared := other_base(edited, base)) is not None:
         say(
@@ -86,12 +145,7 @@ def audit(
     _say_verdict(document)
     if edit is not None:
         _write_edit(document, directions, edit)
-    if not weights_only:
-        if benchmarked is not None:
-            document = document.model_copy(update={"capabilities": benchmarked(edited, base)})
-        document = _with_behavior(document, edited, base, config, sets)
-        write_figures(json_file, document.document())
-    say(*map(_claimed, document.claims))
+    return document
 
 
 def _kept_directions(json_file: Path | None, directions: "Mapping[str, Tensor]") -> str | None:
@@ -168,20 +222,25 @@ def _benchmarked(
 
 def _say_tensors(document: "AuditDocument") -> None:
     for t in document.tensors:
-        if t.status != "unchanged":
+        if t.status not in ("unchanged", "rounded"):
             parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
+            parts += [t.strength_error and t.strength_error >= SHOWN and f"± {t.strength_error:.1%}"]
             parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
             say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
+    rounded = Counter(" to ".join(t.retyped or ("a grid",)) for t in document.tensors if t.status == "rounded")
+    say(*(f"{n} tensors: the base's, rounded ({kind})" for kind, n in rounded.items()))
 
 
 def _say_verdict(document: "AuditDocument") -> None:
     changed = sum(t.status != "unchanged" for t in document.tensors)
     say(f"Verdict: {document.verdict}. {changed} of {len(document.tensors)} tensors are not as in the base.")
+    if (hidden := max((t.hidden_norm or 0.0 for t in document.tensors), default=0.0)) > 0:
+        say(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
     say(*(f"Lost: {name}" for name in document.lost))
 
 
 def _with_behavior(
-    document: "AuditDocument", edited: str, base: str, config: Path | None, sets: "NamedSets"
+    document: "AuditDocument", subject: "Subject | None", config: Path | None, sets: "NamedSets"
 ) -> "AuditDocument":
     """Measure both models and show it; return the document with it, the claims beside what was measured."""
     from iconoclast.audit.claims import beside
@@ -193,7 +252,9 @@ def _with_behavior(
 
     settings = load_settings({}, config).settings
     with shown_progress() as progress:
-        comparison, character = audit_behavior(find_subject(edited), settings, base, progress, sets)
+        comparison, character = audit_behavior(
+            subject or find_subject(document.edited), settings, document.base, progress, sets
+        )
     figures = presented(comparison).document()
     say(*character_lines(character))
     claims = beside(document.claims, figures)

@@ -102,7 +102,10 @@ class Examiner:
         progress.start(f"Asking {variant.name}: {prompts.source}", len(ids))
         with variant.applied():
             responses = self._decode(variant.lm, ids, length, progress)
-        texts = map(self._base.lm.text, responses)
+        return self.labelled(prompts, [self._base.lm.text(ids) for ids in responses])
+
+    def labelled(self, prompts: PromptSet, texts: Sequence[str]) -> list[Label]:
+        """Return what responses to prompts are, by markers and rules."""
         return [self._rules.label(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def examination(

@@ -25,6 +25,7 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import continuation_logits
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.vocabulary import Label
 
 TOPS = (1000, 100, 20, 5)
 """Numbers of log-probabilities a token that servers are asked for, until one gives them."""
@@ -229,14 +230,7 @@ def examine_served(examiner: Examiner, server: Server, progress: Progress | None
         ModelError: responses are to start with a prefix, which this server cannot be told.
     """
     progress, lm, sample, options = progress or Silent(), examiner.base_lm, examiner.sample, examiner.options
-    prefix = lm.response_prefix
-    if prefix and not server.continues:
-        raise ModelError(
-            f"Responses of {lm.name} are to start with {prefix!r}, which a server cannot be told. "
-            'Set response_prefix to "".'
-        )
-    extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else {}
-    extra |= {"messages": [{"role": "assistant", "content": prefix}]} if prefix else {}
+    extra = _asked_as(lm, server)
     short = options.benign_response_length
     wanted: list[tuple[PromptSet | None, int, int]] = [
         (sample.target, options.response_length, 0),
@@ -258,10 +252,36 @@ def examine_served(examiner: Examiner, server: Server, progress: Progress | None
         means[1],
         sum(a.prompt_tokens not in (None, len(i)) for a, i in zip(answers[1], ids, strict=True)),
     )
-    texts = [[answer.text.removeprefix(prefix) for answer in some] for some in answers]  # llama-server repeats it
+    texts = [_texts(lm, some) for some in answers]
     target = [lm.tokenizer.encode(text, add_special_tokens=False) for text in texts[0]]
     kl = [some[0].least for some in bounds], means[0]
     return replace(examiner.examination(server.name, texts, target, kl, progress), truncation=truncation)
+
+
+def served_labels(
+    examiner: Examiner, server: Server, prompts: PromptSet, length: int, progress: Progress
+) -> list[Label]:
+    """Return what a served model's responses to other prompts are; raise as `examine_served` does."""
+    lm = examiner.base_lm
+    progress.start(f"Asking {server.name}: {prompts.source}", len(prompts))
+    answers = server.ask(prompts.prompts, length, 0, _asked_as(lm, server), progress.advance)
+    return examiner.labelled(prompts, _texts(lm, answers))
+
+
+def _asked_as(lm: LanguageModel, server: Server) -> dict[str, Any]:
+    """Return the keys by which a server answers as the base model does: without thoughts, after the same prefix."""
+    prefix = lm.response_prefix
+    if prefix and not server.continues:
+        raise ModelError(
+            f"Responses of {lm.name} are to start with {prefix!r}, which a server cannot be told. "
+            'Set response_prefix to "".'
+        )
+    extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else {}
+    return extra | ({"messages": [{"role": "assistant", "content": prefix}]} if prefix else {})
+
+
+def _texts(lm: LanguageModel, answers: Sequence[Answered]) -> list[str]:
+    return [answer.text.removeprefix(lm.response_prefix) for answer in answers]  # llama-server repeats it
 
 
 def _bounds(lm: LanguageModel, prompts: list[list[int]], answers: Sequence[Answered]) -> list[list[TruncatedKl]]:

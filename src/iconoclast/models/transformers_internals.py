@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.utils import chat_template_utils
 
 GROUPED_QUERIES = "TRANSFORMERS_SDPA_FORCE_GQA"
@@ -19,6 +20,16 @@ def as_stored(model: PreTrainedModel, parameters: dict[str, Tensor]) -> dict[str
     """Split parameters into the checkpoint tensors they are made of; transformers fuses experts while loading."""
     stored: dict[str, Tensor] = revert_weight_conversion(model, parameters)
     return stored
+
+
+def gguf_layout(model: PreTrainedModel, architecture: str) -> tuple[Any, dict[str, str]]:
+    """Return what turns a GGUF file's tensors, and the parameters that they make; raise NotImplementedError if none is known.
+
+    Args:
+        architecture: what the file calls it.
+    """
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())  # type: ignore[no-untyped-call]
+    return processor, get_gguf_hf_weights_map(model, processor)
 
 
 def fuses_experts(model: PreTrainedModel) -> bool:

@@ -1,6 +1,6 @@
 """What an edit did to behaviour: all that `evaluate` measures, its character, its stances."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,20 +20,25 @@ from iconoclast.audit.stance import preferences, stances
 from iconoclast.config.schema import Settings
 from iconoclast.evaluation.examination import Answer, Examination, Variant
 from iconoclast.evaluation.examiner import Examiner
+from iconoclast.evaluation.served import served_labels
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.comparison import Comparison, compare
 from iconoclast.runs.documents import SETS
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import Openable, Subject
+from iconoclast.runs.subjects import Openable, ServerSubject, Subject
 from iconoclast.runs.workbench import Workbench
+from iconoclast.vocabulary import Label
 
 
 @dataclass
 class _Asked:
-    """A subject that is asked more while it is loaded; `preferences` are those of base and subject in either/or questions."""
+    """A subject that is asked more while it is measured; `preferences` are those of base and subject in either/or questions.
 
-    subject: Openable
+    A server is asked no such questions: what it tells of probabilities can leave the answers out.
+    """
+
+    subject: Openable | ServerSubject
     sets: Sequence[tuple[NamedKind, PromptSet]] = ()
     preferences: list[list[float]] = field(default_factory=list)
     found: list[NamedSet] = field(default_factory=list)
@@ -44,16 +49,39 @@ class _Asked:
 
     def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
         bench.require_room(*(prompts for _, prompts in self.sets))
+        base = Variant("base model", bench.lm)
+        if isinstance(self.subject, ServerSubject):
+            server = self.subject.server
+            self._count(
+                examiner,
+                base,
+                bench.settings,
+                lambda each, n: served_labels(examiner, server, each, n, progress),
+                progress,
+            )
+            return self.subject.examined(examiner, bench, progress)
         with self.subject.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
             progress.start("Asking either/or questions", 0)
-            both = Variant("base model", bench.lm), examiner.like_base(variant)
-            self.preferences = [preferences(each) for each in both]
-            for kind, prompts in self.sets:
-                s = bench.settings
-                length = s.max_response_length if kind == "refusals" else s.max_benign_response_length
-                base, edited = (examiner.labels(each, prompts, length, progress) for each in both)
-                self.found.append(named_set(kind, prompts.source, prompts.fingerprint, base, edited))
+            edited = examiner.like_base(variant)
+            self.preferences = [preferences(each) for each in (base, edited)]
+            self._count(
+                examiner, base, bench.settings, lambda each, n: examiner.labels(edited, each, n, progress), progress
+            )
             return examiner.examine(variant, progress)
+
+    def _count(
+        self,
+        examiner: Examiner,
+        base: Variant,
+        settings: Settings,
+        labels: Callable[[PromptSet, int], list[Label]],
+        progress: Progress,
+    ) -> None:
+        """Count what both answer to the named sets; `labels` are those of the edited model's responses of such a length."""
+        for kind, prompts in self.sets:
+            length = settings.max_response_length if kind == "refusals" else settings.max_benign_response_length
+            before = examiner.labels(base, prompts, length, progress)
+            self.found.append(named_set(kind, prompts.source, prompts.fingerprint, before, labels(prompts, length)))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return self.subject.seen(prompts)
@@ -71,12 +99,12 @@ def audit_behavior(
 ) -> tuple[Comparison, Character]:
     """Measure a model beside its base, and how the character of its responses differs; raise UserError as `compare`.
 
-    A model that is loaded here is asked the prompts of `sets`, too.
+    A model that is loaded here, or served, is asked the prompts of `sets`, too.
     """
-    asked = _Asked(subject, sets) if isinstance(subject, Openable) else None
+    asked = _Asked(subject, sets) if isinstance(subject, Openable | ServerSubject) else None
     comparison = compare([asked or subject], settings, base, progress)
     rows = [row for name in SETS for row in _rows(name, comparison.base, comparison.examinations[0])]
-    opinions = stances(*asked.preferences) if asked else (None, None)
+    opinions = stances(*asked.preferences) if asked and asked.preferences else (None, None)
     return comparison, Character(
         traits=traits(rows),
         kinds=kinds(rows, [prompt.axes for prompt in comparison.sample.target]),

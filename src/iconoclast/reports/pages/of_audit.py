@@ -22,7 +22,11 @@ VERDICTS = {
     "requantised": "The weights are those of the base, rounded to a coarser type.",
     "weak": "The weights differ by no more than the stored type can tell.",
     "mixed": "The changes are of several kinds: see the matrices one by one.",
+    "unseen": "The weights behind the endpoint were not seen.",
 }
+
+SHOWN_ERROR = 0.001
+"""Relative error of a strength from which it is shown."""
 
 LONGEST = 400
 """Rows of a table."""
@@ -33,18 +37,12 @@ def audit_page(file: Path) -> Page:
     told = AuditDocument.read(file)
     edited, base = shown_name(told.edited), shown_name(told.base)
     changed = [t for t in told.tensors if t.status != "unchanged"]
-    kinds = Counter(t.construction or t.status for t in changed)
-    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.most_common())
-    about = [
-        f"{edited} was compared with {base}, tensor by tensor. {VERDICTS[told.verdict]}",
-        f"{len(changed)} of {len(told.tensors)} tensors are not as in the base{f': {counted}' if changed else ''}.",
-    ]
     measured = None if told.behavior is None else ComparisonDocument.model_validate(told.behavior)
     character = told.character
     return Page(
         kind="audit",
         title=f"{edited}: what was changed",
-        about=about,
+        about=_about(told, edited, base, changed),
         sections=list(_sections(told, changed)),
         exchanges=[] if character is None else moved_most(character),
         origin={
@@ -60,9 +58,23 @@ def audit_page(file: Path) -> Page:
     )
 
 
+def _about(told: AuditDocument, edited: str, base: str, changed: Sequence[TensorFinding]) -> list[str]:
+    if told.verdict == "unseen":
+        return [f"What {edited} answers was measured beside {base}. {VERDICTS[told.verdict]}"]
+    kinds = Counter(t.construction or t.status for t in changed)
+    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.most_common())
+    lines = [
+        f"{edited} was compared with {base}, tensor by tensor. {VERDICTS[told.verdict]}",
+        f"{len(changed)} of {len(told.tensors)} tensors are not as in the base{f': {counted}' if changed else ''}.",
+    ]
+    if hidden := max((t.hidden_norm or 0.0 for t in told.tensors), default=0.0):
+        lines.append(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
+    return lines
+
+
 def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator[Section]:
     found = {
-        "Changed tensors": _changed(changed),
+        **({"Changed tensors": _changed(changed)} if told.tensors else {}),
         "Claims": _claims(told.claims),
         "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
     }
@@ -80,7 +92,7 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
             t.name,
             t.status,
             (t.construction or "").replace("_", " "),
-            "" if t.strength is None else f"{t.strength:.3f}",
+            "" if t.strength is None else f"{t.strength:.3f}" + _error(t),
             (t.row_normalization or "") + (f", rank {t.cut}" if t.cut else ""),
             "" if t.relative_norm is None else f"{t.relative_norm:.2g}",
             "" if t.rank is None else f"{t.rank}{' or more' if t.rank_is_a_lower_bound else ''}",
@@ -90,6 +102,10 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
     ]
     more = [[f"and {len(rows) - LONGEST} more", *[""] * (len(head) - 1)]] if len(rows) > LONGEST else []
     return [head, *rows[:LONGEST], *more]
+
+
+def _error(tensor: TensorFinding) -> str:
+    return f" ± {tensor.strength_error:.1%}" if (tensor.strength_error or 0.0) >= SHOWN_ERROR else ""
 
 
 def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
