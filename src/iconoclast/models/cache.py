@@ -89,8 +89,10 @@ def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, 
     What follows their `shared` first tokens moves to the right end of the longest, to match left padding.
     """
     cache = new_cache(model, capacity)
-    for layer in cache.layers:
-        both = zip(*(each.layers.pop(0).filled for each in caches), strict=True)
+    layers: Any = cache.layers
+    parts: Any = caches
+    for layer in layers:
+        both = zip(*(part.layers.pop(0).filled for part in parts), strict=True)
         layer.update(*(_stacked(tensors, shared) for tensors in both))
     return cache
 
