@@ -84,7 +84,7 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
 
 
 def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, capacity: int) -> DynamicCache:
-    """Return a new cache with the rows of all `caches`, in order; those are emptied, for both at once would not be needed.
+    """Return a new cache with the rows of all `caches`, in order; those are emptied on the way, to save memory.
 
     What follows their `shared` first tokens moves to the right end of the longest, to match left padding.
     """
