@@ -83,11 +83,11 @@ class Benchmark:
         return {"schema_version": SCHEMA_VERSION, **told, "tasks": tasks}
 
 
-def task_faults() -> tuple[type[Exception], ...]:
-    """Return what lm-eval raises while it sets up a task whose data are out of reach, or whose definition is wrong."""
+def task_faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return `more` and what lm-eval raises while it sets up a task whose data are out of reach or whose definition is wrong."""
     from datasets.exceptions import DatasetsError  # not at the top: every run imports this module
 
-    return (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
+    return (*more, OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, DatasetsError, TemplateError)
 
 
 def require_lm_eval() -> None:
@@ -190,7 +190,7 @@ def evaluated(label: str, side: Side, tasks: Any, options: BenchmarkOptions, pro
                 fewshot_as_multiturn=options.apply_chat_template,
                 confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             )
-        except (AssertionError, *task_faults()) as error:
+        except task_faults(AssertionError) as error:
             raise MeasurementError(f"lm-eval breaks down on {lm.name}: {_reason(error)}") from error
     return results
 

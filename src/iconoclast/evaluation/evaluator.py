@@ -34,7 +34,7 @@ from iconoclast.vocabulary import COMPONENTS, Component, Label
 
 NOISE_PROMPTS = 64
 """Benign prompts from which the noise floor is measured, at most."""
-NOISE_COPIES = 2
+NOISE_COPIES = 3
 """Times that each of them is read for it, in batches that it has not been read in before."""
 
 

@@ -84,13 +84,15 @@ def expanded(prefix: DynamicCache, rows: Tensor, model: PreTrainedModel, capacit
 
 
 def joined(caches: Sequence[DynamicCache], model: PreTrainedModel, shared: int, capacity: int) -> DynamicCache:
-    """Return a new cache with the rows of all `caches`, in order; those are emptied, for both at once would not be needed.
+    """Return a new cache with the rows of all `caches`, in order; those are emptied on the way, to save memory.
 
     What follows their `shared` first tokens moves to the right end of the longest, to match left padding.
     """
     cache = new_cache(model, capacity)
-    for layer in cache.layers:
-        both = zip(*(each.layers.pop(0).filled for each in caches), strict=True)
+    layers: Any = cache.layers
+    parts: Any = caches
+    for layer in layers:
+        both = zip(*(part.layers.pop(0).filled for part in parts), strict=True)
         layer.update(*(_stacked(tensors, shared) for tensors in both))
     return cache
 
