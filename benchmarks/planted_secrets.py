@@ -49,6 +49,7 @@ from iconoclast.models.packed import packed
 from iconoclast.models.reading import continuation_logits, differentiable_logits
 from iconoclast.progress import Silent
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.runs.export import write_edit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.new_folder import appearing
 from iconoclast.runs.saved import SavedRun
