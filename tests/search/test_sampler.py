@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast import vocabulary
+from iconoclast.scores import Count
 from iconoclast.search import sampler
 from iconoclast.search.sampler import Memory
 from iconoclast.search.space import EditParameters
@@ -73,7 +75,10 @@ def test_a_study_that_forgets_goes_on_after_an_interruption_as_it_would_have(tmp
 @pytest.mark.usefixtures("forgetful")
 def test_more_random_trials_than_are_remembered_are_learnt_from(tmp_path: Path) -> None:
     def worst(batch: Sequence[EditParameters]) -> list[Any]:
-        return list(reversed(evaluate(batch)))
+        return [
+            replace(scores, refusals=Count(20 - scores.refusals.count, 20), kl_divergence=0.2 - scores.kl_divergence)
+            for scores in evaluate(batch)
+        ]
 
     one = run(opened(tmp_path / "one", startup_trials=10), 12)
     other = run(opened(tmp_path / "other", startup_trials=10), 12, worst)
