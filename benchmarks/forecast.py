@@ -1,8 +1,8 @@
 """How good a run's forecast of its remaining time is: what it said at half-time, and what came.
 
-    python benchmarks/forecast.py demo        # the demo model with few prompts and a fit: a minute
-    python benchmarks/forecast.py tiny        # a random model of six layers, with more trials and steps
-    python benchmarks/forecast.py search      # the random model without a fit
+    PYTHONPATH=. python benchmarks/forecast.py demo        # the demo model with few prompts and a fit: a minute
+    PYTHONPATH=. python benchmarks/forecast.py tiny        # a random model of six layers, with more trials and steps
+    PYTHONPATH=. python benchmarks/forecast.py search      # the random model without a fit
 
 Time is the processor's, so that others who use the machine change nothing.
 """
