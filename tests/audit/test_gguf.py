@@ -1,6 +1,7 @@
 """A GGUF file beside its base: what quantisation explains, what is an edit on top, and what is damaged."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_an_untouched_model_is_its_base_whatever_the_type(base: Path, tmp_path: 
     assert document["verdict"] == "requantised" and document["lost"] == ["chat template"]
     assert {t["status"] for t in document["tensors"]} <= {"unchanged", "rounded"}
     assert ("Quantisation hides" in done.out) == (kind not in PLAIN)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.8])
+def test_a_base_that_was_quantised_before_is_not_taken_for_an_edit(base: Path, tmp_path: Path, strength: float) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    kind = gguf.GGMLQuantizationType.Q4_1
+    tensors = {
+        name: torch.from_numpy(gguf.dequantize(gguf.quantize(t.float().numpy(), kind), kind)).bfloat16()
+        if t.ndim == 2
+        else t
+        for name, t in load_file(base / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    changes = edited(folder, strength)[0] if strength else {}
+    document, _ = audited(str(folder), str(write_gguf(folder, tmp_path / "model.gguf", "Q4_0", changes)))
+    assert document.verdict == ("rank_one" if strength else "requantised")
+    assert {t.name for t in document.tensors if t.status == "changed"} == changes.keys()
 
 
 @pytest.mark.parametrize(

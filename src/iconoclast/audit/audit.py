@@ -16,7 +16,7 @@ from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.matrix import Spectrum, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
 from iconoclast.audit.quantisation import even, noise, shrunk
-from iconoclast.audit.roundings import requantised
+from iconoclast.audit.roundings import on_levels, requantised
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
 from iconoclast.models.gguf_tensors import readable
@@ -144,12 +144,16 @@ def _look(
             seen.kinds.append("requantised")
             return
     fit = rank_one(w, x, rounding, found)
+    kind = _kind(w, x, found, fit)
+    if half is not None and kind != "rank_one" and on_levels(w) and even(w, x, half):
+        # Where the base is on levels of its own, errors have a pattern, of which no direction tells anything.
+        seen.kinds.append("requantised")
+        return
     kept = max(1, min(found.rank, 8))
     directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
     directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
     seen.energy = seen.energy or found.energy()
     seen.bounded |= found.bounded
-    kind = _kind(w, x, found, fit)
     if fit is not None and kind == "rank_one":
         directions[f"{key}.direction"] = fit.direction.contiguous()
         seen.fits.append(fit)

@@ -20,6 +20,9 @@ GRIDS = (16, 32, 64, 128)
 ALIKE = 0.93
 """Share of the base's distinct values in a block above which a tensor is on no grid: 64 levels for 16 values leave 0.88."""
 
+FEW_LEVELS = 0.6
+"""Distinct values of those in a block, at most, of a matrix that was quantised: 16 levels for 32 values leave 0.5 or less."""
+
 FLIPPED = 0.2
 """Norm of what a rounding made again misses, over that of the change: ties fall either way, and a scale by one more bit."""
 
@@ -100,6 +103,14 @@ def _on_grid(before: Tensor, after: Tensor) -> bool:
         if levels < ALIKE * _distinct(w) and _went_to_nearest(w, x):
             return True
     return False
+
+
+def on_levels(values: Tensor) -> bool:
+    """Check that a matrix has few distinct values in every block, as one has that was quantised to four bits or so; float32 [d, k]."""
+    if values.shape[1] % GGUF_BLOCK:
+        return False
+    few = values[torch.linspace(0, len(values) - 1, SAMPLED_ROWS).long()].reshape(-1, GGUF_BLOCK)
+    return _distinct(few) <= FEW_LEVELS * few.numel()
 
 
 def _distinct(rows: Tensor) -> int:
