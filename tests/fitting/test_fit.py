@@ -204,6 +204,20 @@ def test_what_the_base_model_says_is_kept_or_asked_again(name: str, kept: bool) 
     torch.testing.assert_close(examples.base_logits([3, 0]), torch.cat(logits), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("second", ["none", "pre", "full"])
+def test_an_edit_of_several_parts_is_fitted_part_by_part(tiny_lm: LanguageModel, second: RowNormalization) -> None:
+    fit = opened(tiny_lm)
+    start = fit.start.followed_by(some_edit(tiny_lm, second).scaled(0.3))
+    fit = Fit(tiny_lm, fit.writers, start, fit.examples, fit.objective, fit.options)
+    assert error_of_gradient(fit) < 0.02
+    list(fit.run(2))
+    parts = fit.edit().parts
+    assert [part.row_normalization for part in parts] == ["none", second]
+    for part, before in zip(parts, start.parts, strict=True):
+        assert part.sites == before.sites
+        assert all(part.strengths[site] != before.strengths[site] for site in part.sites)
+
+
 def test_numbers_that_are_not_finite_are_an_error(tiny_lm: LanguageModel) -> None:
     fit = opened(tiny_lm)
     with torch.no_grad():

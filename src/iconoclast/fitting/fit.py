@@ -67,7 +67,7 @@ class FitOptions:
 class Fit:
     """An edit while it is fitted: of every site of the start the strength λ, direction v = normalize(v₀ + offset) and reading r.
 
-    The reading is v, or has an offset to v₀ of its own.
+    A start of several parts keeps them, each with its own. The reading is v, or has an offset to v₀ of its own.
 
     Args:
         lm: the base model; its weights are not laid out for inference, as gradients must flow through it.
@@ -89,9 +89,9 @@ class Fit:
 
     def __post_init__(self) -> None:
         self._parts = self.start.parts
-        self._places = [(part, site) for part in self._parts for site in part.sites]
-        self._first = torch.stack([part.directions[site].float().cpu() for part, site in self._places])
-        self._started = torch.tensor([part.strengths[site] for part, site in self._places])
+        places = [(part, site) for part in self._parts for site in part.sites]
+        self._first = torch.stack([part.directions[site].float().cpu() for part, site in places])
+        self._started = torch.tensor([part.strengths[site] for part, site in places])
         self._strengths = self._started.clone().requires_grad_()
         offsets = [torch.zeros_like(self._first, requires_grad=True) for _ in range(1 + self.options.readings)]
         self._offsets, self._readings = offsets[0], offsets[-1]
@@ -115,13 +115,12 @@ class Fit:
     def _edit(self, strengths: Tensor, offsets: Tensor, readings: Tensor) -> Edit:
         """The edit of some variables, through which gradients flow."""
         directions, read = (normalize(self._first + each, dim=-1) for each in (offsets, readings))
-        edits, begin = [], 0
-        for part in self._parts:
-            sites, end = part.sites, begin + len(part.sites)
-            given = (dict(zip(sites, each[begin:end], strict=True)) for each in (directions, strengths, read))
-            direction, strength, reading = given
+        sizes, edits = [len(part.sites) for part in self._parts], []
+        for part, *values in zip(
+            self._parts, *(each.split(sizes) for each in (directions, strengths, read)), strict=True
+        ):
+            direction, strength, reading = (dict(zip(part.sites, each, strict=True)) for each in values)
             edits.append(Edit(direction, strength, part.row_normalization, reading if self.options.readings else {}))
-            begin = end
         return reduce(Edit.followed_by, edits)
 
     def cosine(self) -> float:
