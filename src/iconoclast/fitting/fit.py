@@ -117,7 +117,7 @@ class Fit:
         directions, read = (normalize(self._first + each, dim=-1) for each in (offsets, readings))
         sizes, edits = [len(part.sites) for part in self._parts], []
         for part, *values in zip(
-            self._parts, *(each.split(sizes) for each in (directions, strengths, read)), strict=True
+            self._parts, *(torch.split(each, sizes) for each in (directions, strengths, read)), strict=True
         ):
             direction, strength, reading = (dict(zip(part.sites, each, strict=True)) for each in values)
             edits.append(Edit(direction, strength, part.row_normalization, reading if self.options.readings else {}))
