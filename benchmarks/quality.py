@@ -70,6 +70,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def of_unseen_intents(data: Path, folder: Path) -> Path:
+    """A copy of the data in which the requests that are reported on have other intents than the rest: every second one."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(data / "knowledge.jsonl", folder)
+    lines = (data / "requests.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    unseen = sorted({row["intent"] for row in rows})[1::2]
+    kept = [line for line, row in zip(lines, rows, strict=True) if (row["intent"] in unseen) == (row["split"] == "report")]
+    (folder / "requests.jsonl").write_text("\n".join(kept) + "\n")
+    return folder
+
+
 def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespace, seed: int) -> Settings:
     """What both tools are told."""
     report = {
@@ -319,6 +331,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--unseen", action="store_true", help="report on requests of intents that fitted and chose nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", choices=("fit", "search"), default=["fit", "search"])
     parser.add_argument("--fit-steps", type=int, default=120)
@@ -336,6 +349,8 @@ def main() -> None:
     arguments.heretic_trials, arguments.quick = None, False
     arguments.out, arguments.data = arguments.out.resolve(), arguments.data.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.unseen:
+        arguments.data = of_unseen_intents(arguments.data, arguments.out / "data")
     files = peer.write_prompts(arguments.data, arguments.out, arguments.requests, arguments.knowledge)
     lm = load_model(arguments.model)
     model = Path(resolve(arguments.model))

@@ -140,6 +140,17 @@ def test_the_loss_falls(tiny_lm: LanguageModel) -> None:
     assert all(float(direction.norm()) == pytest.approx(1, abs=1e-5) for direction in fit.edit().directions.values())
 
 
+def test_a_softer_push_weighs_only_what_moves_the_behaviour(tiny_lm: LanguageModel) -> None:
+    softer, lighter = opened(tiny_lm), opened(tiny_lm)
+    softer.push = 0.25
+    lighter.objective = Objective.standard(0.3 * 0.25, 0.05 * 0.25, 0.7, 2, loops=0.02 * 0.25, proximity=0.1)
+    told, other = softer.gradient(0, 3), lighter.gradient(0, 3)
+    assert softer._offsets.grad is not None and lighter._offsets.grad is not None
+    assert torch.allclose(softer._offsets.grad, lighter._offsets.grad, atol=1e-6)
+    assert told["opening likelihood"] == other["opening likelihood"]
+    assert told["loss"] == opened(tiny_lm).gradient(0, 3)["loss"] > other["loss"]
+
+
 def test_a_fit_that_is_broken_off_ends_at_the_same_edit(tiny_lm: LanguageModel) -> None:
     whole, first, second = (opened(tiny_lm) for _ in range(3))
     list(whole.run(6))

@@ -76,6 +76,7 @@ class Fit:
         examples: kind → examples.
         objective: what is minimised.
         options: how.
+        push: by what the weights of terms that push the behaviour are multiplied; losses are told with whole weights.
     """
 
     lm: LanguageModel
@@ -84,6 +85,7 @@ class Fit:
     examples: Mapping[Kind, Examples]
     objective: Objective
     options: FitOptions
+    push: float = 1.0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -179,7 +181,7 @@ class Fit:
                     for term in terms:
                         value = term(tokens) / counts[term.name]
                         losses[term.name] = losses.get(term.name, 0.0) + float(value.detach())
-                        loss = loss + term.weight * value
+                        loss = loss + term.weight * (self.push if term.pushes else 1.0) * value
                     loss.backward()  # type: ignore[no-untyped-call]
         if self.objective.proximity:
             directions = normalize(self._first + self._offsets, dim=-1)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -34,8 +34,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Term(ABC):
-    """A sum over some tokens of the responses to examples of a kind; `weight` is that of its mean."""
+    """A sum over some tokens of the responses to examples of a kind; `weight` is that of its mean.
 
+    Attributes:
+        pushes: whether it moves the behaviour; else it keeps the model as it is.
+    """
+
+    pushes: ClassVar[bool] = False
     name: str
     kind: Kind
     weight: float
@@ -67,6 +72,7 @@ class Divergence(Term):
 class Likelihood(Term):
     """Negative log-likelihood of the responses in nats a token, before place `end`."""
 
+    pushes: ClassVar[bool] = True
     end: int
 
     def where(self, tokens: Tokens) -> Tensor:
@@ -84,6 +90,7 @@ class Preference(Term):
     example that leads by far enough weighs nothing any more.
     """
 
+    pushes: ClassVar[bool] = True
     margin: float = 1.0
 
     def where(self, tokens: Tokens) -> Tensor:
@@ -96,6 +103,8 @@ class Preference(Term):
 @dataclass(frozen=True)
 class Unlikelihood(Term):
     """−log(1 − p) in nats a token, of tokens that should not follow (Welleck et al. 2020, arXiv:1908.04319)."""
+
+    pushes: ClassVar[bool] = True
 
     def where(self, tokens: Tokens) -> Tensor:
         return tokens.avoided

@@ -52,8 +52,8 @@ WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
 WIDEST = 12
 """Sequences of a forward and backward pass, at most."""
-ROUNDS = 2
-"""Times that the edit as it then is answers the target prompts."""
+PUSHES = 1.0, 0.5, 0.25
+"""Rounds of a fit, by what pushes the behaviour is worth in them. Each learns from what the edit that it begins with answers."""
 
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
@@ -103,7 +103,7 @@ class FitStage:
         return [replace(self.parameters, scale=scale) for scale in self.bench.settings.fit_scales]
 
     def _fit(self, progress: Progress) -> bool:
-        """Fit in rounds, each of which learns from what the edit that it begins with answers."""
+        """Fit in rounds: the first find how the behaviour goes, the later ones what that costs least."""
         s, bench = self.bench.settings, self.bench
         self.folder.mkdir(exist_ok=True)
         objective = Objective.standard(
@@ -127,12 +127,12 @@ class FitStage:
             lessons.learn(fit.edit(teacher))
         if not lessons.enough():
             return False
-        round_length = -(-s.fit_steps // ROUNDS)
+        round_length = -(-s.fit_steps // len(PUSHES))
         while fit.step < options.steps:
             if fit.step >= round_length * len(teachers):
                 teachers.append(fit.variables())
                 lessons.learn(fit.edit())
-            fit.examples = lessons.examples()
+            fit.examples, fit.push = lessons.examples(), PUSHES[len(teachers) - 1]
             progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
             end = min(round_length * len(teachers), options.steps)
             while fit.step < end:

@@ -15,7 +15,7 @@ from iconoclast.fitting.fit import FitOptions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.progress import Board, Phase, Progress
 from iconoclast.prompts import PromptSet
-from iconoclast.runs.fits import BEHAVIOUR_TOKENS, BENIGN_TOKENS, ROUNDS, TARGET_TOKENS
+from iconoclast.runs.fits import BEHAVIOUR_TOKENS, BENIGN_TOKENS, PUSHES, TARGET_TOKENS
 from iconoclast.runs.splits import Prompts
 
 Kind = Literal["read", "respond", "trial", "gradient"]
@@ -215,8 +215,9 @@ class Sizes:
             prompts.target, TARGET_TOKENS, 1
         ) * (options.target + options.loops)
         stages = [Stage("Fit", "Collecting the base model's", "respond", own, sum(both))]
-        half = -(-s.fit_steps // ROUNDS)
-        for steps in (half, s.fit_steps - half):
+        length = -(-s.fit_steps // len(PUSHES))
+        for begun in range(0, s.fit_steps, length):
+            steps = min(length, s.fit_steps - begun)
             stages.append(Stage("Fit", "Collecting the edit's", "respond", answers, both[1]))
             stages.append(Stage("Fit", "Fitting", "gradient", step * steps, steps))
         measured = self.evaluated(prompts.selected) * len(s.fit_scales)
