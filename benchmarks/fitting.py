@@ -23,7 +23,7 @@ from iconoclast.fitting.objective import Kind, Objective
 from iconoclast.models.gradients import ready_for_gradients
 from iconoclast.models.packed import packed
 from iconoclast.progress import Silent
-from iconoclast.runs.fits import FitStage, Lessons, start_of_fit
+from iconoclast.runs.fits import PUSHES, FitStage, Lessons, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pipeline import search_space
 from iconoclast.runs.saved import SavedRun
@@ -48,6 +48,7 @@ class Arm:
         weights: of the loss, where they are not the default.
         standard: whether it begins with the first standard edit of the search, not with the run's best trial.
         examples: prompts of each kind that it is fitted on, at most.
+        pushes: rounds of equal length, by what pushes the behaviour is worth in them.
         second: whether every site has a second direction, at first that of the other standard edit at a twentieth of its strength.
     """
 
@@ -55,6 +56,7 @@ class Arm:
     weights: Mapping[str, float] = field(default_factory=dict)
     standard: bool = True
     examples: int = 10_000
+    pushes: Sequence[float] = PUSHES
     second: bool = False
 
 
@@ -69,6 +71,7 @@ ARMS = {
     "smaller batches, twice the steps": Arm(SMALLER),
     "directions half as fast": Arm({"steps": 80, "direction_rate": 0.05}),
     "directions half as fast again": Arm({"steps": 80, "direction_rate": 0.15}),
+    "full weights throughout": Arm({"steps": 80}, pushes=(1.0,)),
     "direction and reading are one": Arm({"steps": 80, "readings": False}),
     **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
     "40 steps, two directions a site": Arm({"steps": 40}, second=True),
@@ -125,8 +128,9 @@ class Laboratory:
         fit = Fit(bench.lm, writers, start, self.examples(given), objective, options)
         began = time.perf_counter()
         with ready_for_gradients(bench.lm.model):
-            for _ in fit.run(options.steps):
-                pass
+            for fit.push in arm.pushes:
+                for _ in fit.run(-(-options.steps // len(arm.pushes))):
+                    pass
         return fit, time.perf_counter() - began
 
     def losses(self, fit: Fit, scale: float) -> dict[str, float]:

@@ -32,7 +32,7 @@ from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
 from iconoclast.vocabulary import Label
 
-BENIGN_TOKENS = 24
+BENIGN_TOKENS = 32
 """Tokens of the base model's own benign responses that must stay as likely."""
 TARGET_TOKENS = 40
 """Tokens of target responses that are looked at."""
