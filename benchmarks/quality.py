@@ -77,7 +77,9 @@ def of_unseen_intents(data: Path, folder: Path) -> Path:
     lines = (data / "requests.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     unseen = sorted({row["intent"] for row in rows})[1::2]
-    kept = [line for line, row in zip(lines, rows, strict=True) if (row["intent"] in unseen) == (row["split"] == "report")]
+    kept = [
+        line for line, row in zip(lines, rows, strict=True) if (row["intent"] in unseen) == (row["split"] == "report")
+    ]
     (folder / "requests.jsonl").write_text("\n".join(kept) + "\n")
     return folder
 
@@ -331,7 +333,9 @@ def main() -> None:
     )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--ablations", action="store_true")
-    parser.add_argument("--unseen", action="store_true", help="report on requests of intents that fitted and chose nothing")
+    parser.add_argument(
+        "--unseen", action="store_true", help="report on requests of intents that fitted and chose nothing"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", choices=("fit", "search"), default=["fit", "search"])
     parser.add_argument("--fit-steps", type=int, default=120)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import estimate_directions, make_edit
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.loading import load_model
 from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.reports.tables import caveats
 from iconoclast.runs.documents import RandomControl
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import Verdict
@@ -42,6 +45,14 @@ def examiner(lm: LanguageModel, borderline: PromptSet | None = None, judges: tup
 
 def edited(lm: LanguageModel, edit: Edit) -> Variant:
     return Variant("edited", lm, LiveEdits(lm.writers(), [edit]).applied)
+
+
+def test_what_rounding_makes_of_a_change_that_is_none_is_told(tiny_folder: Path) -> None:
+    whole = examiner(load_model(str(tiny_folder), dtypes=["float32"])).examined_base()
+    assert whole.metrics().rounding is None
+    half = examiner(load_model(str(tiny_folder), dtypes=["bfloat16"])).examined_base()
+    assert len(half.rounding) == 5 and max(half.token_kl) < 1e-5 < min(half.rounding) < max(half.rounding) < 0.01
+    assert any("Rounding alone" in line for line in caveats("the base model", half.metrics()))
 
 
 def test_the_base_model_differs_from_itself_by_nothing(tiny_lm: LanguageModel) -> None:

@@ -105,7 +105,9 @@ class BrokenOff(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stop", [3, 6])  # in the first round of three steps, which leaves no state; in the second, after the first's
+@pytest.mark.parametrize(
+    "stop", [3, 6]
+)  # in the first round of three steps, which leaves no state; in the second, after the first's
 def test_a_fit_that_is_broken_off_ends_at_the_same_edit(settings: Settings, tmp_path: Path, stop: int) -> None:
     whole = finished(settings)
     other = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "other"})

@@ -59,14 +59,18 @@ class BaseResponses:
     def _ends(self) -> list[int]:
         return end_tokens(self.base.lm)
 
-    def read(self, variants: Sequence[Variant], progress: Progress) -> list[ReadAlong]:
-        """Let variants read the responses; the base model reads them once for all."""
+    def read(
+        self, variants: Sequence[Variant], progress: Progress, among: Sequence[int] | None = None
+    ) -> list[ReadAlong]:
+        """Let variants read the responses, all or those of some prompts; the base model reads them once for all variants."""
+        chosen = range(len(self.prompts)) if among is None else among
         divergences = [[0.0] * len(self.prompts) for _ in variants]
         likelihoods = [[(0.0, 0)] * len(self.prompts) for _ in variants]
-        lengths = [len(prompt) + len(ids) for prompt, ids in zip(self.prompts, self.responses, strict=True)]
+        lengths = [len(self.prompts[i]) + len(self.responses[i]) for i in chosen]
 
         def run(rows: int) -> None:
-            for some in batches_by_length(lengths, min(rows, ROWS_READ_AT_ONCE)):
+            for places in batches_by_length(lengths, min(rows, ROWS_READ_AT_ONCE)):
+                some = [chosen[place] for place in places]
                 with self.base.applied():
                     base = self._logits(self.base, some)
                 for variant, kls, likely in zip(variants, divergences, likelihoods, strict=True):
@@ -77,7 +81,10 @@ class BaseResponses:
                     progress.advance(len(some))
 
         self.rows.adaptively(run)
-        return [ReadAlong(tuple(k), tuple(said)) for k, said in zip(divergences, likelihoods, strict=True)]
+        return [
+            ReadAlong(tuple(kls[i] for i in chosen), tuple(likely[i] for i in chosen))
+            for kls, likely in zip(divergences, likelihoods, strict=True)
+        ]
 
     def _logits(self, variant: Variant, some: Sequence[int]) -> Sequence[torch.Tensor]:
         """Return the logits of every response, [tokens, vocabulary]."""

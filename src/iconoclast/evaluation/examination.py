@@ -114,6 +114,7 @@ class Examination:
         likelihoods: mean log-likelihood in nats, and number, of those tokens under this model; empty if not known.
         problems: judge → reason for its unknown verdicts, if any.
         truncation: of a served model, whose divergences are lower bounds, over the tokens of its own responses.
+        rounding: of the base model, by benign prompt, the KL over tokens that rounding alone makes; empty if not known.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Examination:
     likelihoods: tuple[tuple[float, int], ...]
     problems: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
+    rounding: tuple[float, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -199,6 +201,7 @@ class Examination:
             judges={judge: self.judged(judge) for judge in self.judges},
             truncation=None if self.truncation is None else self.truncation.bounds,
             thoughts=self.thoughts,
+            rounding=mean_interval(self.rounding) if self.rounding else None,
         )
 
 

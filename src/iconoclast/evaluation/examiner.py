@@ -1,6 +1,7 @@
 """Examination of models on one set of prompts: whole responses, divergences over tokens, judges."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from iconoclast.evaluation.evaluator import MeasureOptions, score
 from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Thought, Variant
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.evaluation.rounding import ROUNDING_PROMPTS, barely_edited
 from iconoclast.models.decoding import Callbacks, FirstToken, decode
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.reading import first_token_logprobs
@@ -52,9 +54,10 @@ class Examiner:
         self._along = BaseResponses(base, self._benign, self.options.benign_response_length, self._rows)
 
     def examined_base(self, progress: Progress | None = None) -> Examination:
-        """Examine the base model once; its divergences are numerical noise."""
+        """Examine the base model once, and what rounding makes of a change that is none."""
         if self._examined_base is None:
-            self._examined_base = self.examine(self._base, progress)
+            found = self.examine(self._base, progress)
+            self._examined_base = replace(found, rounding=self._rounding(progress or Silent()))
         return self._examined_base
 
     def examine(self, variant: Variant, progress: Progress | None = None) -> Examination:
@@ -82,6 +85,15 @@ class Examiner:
             texts = [[self._base.lm.text(ids) for ids in responses] for responses in (target, benign, borderline)]
             found = self.examination(variant.name, texts, target, kl, progress)
         return replace(found, likelihoods=along.likelihoods)
+
+    def _rounding(self, progress: Progress) -> tuple[float, ...]:
+        """Return the KL over tokens that rounding alone makes, by benign prompt; nothing in float32, which makes next to none."""
+        lm = self.base_lm
+        if lm.dtype == "float32" or self._base.applied is not nullcontext:
+            return ()
+        some = range(0, len(self._benign), -(-len(self._benign) // ROUNDING_PROMPTS))
+        progress.start("Measuring what rounding makes", len(some))
+        return self._along.read([barely_edited(lm)], progress, some)[0].divergences
 
     def _read(self, responses: list[list[int]], length: int) -> list[tuple[list[int], str, Thought]]:
         """Return tokens and text of every answer, both empty where there is none, and the thoughts before it."""

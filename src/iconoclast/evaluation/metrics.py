@@ -78,7 +78,11 @@ class Thinking(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(Scores):
-    """Everything that is measured of one model; see `evaluation.examination.Examination`."""
+    """Everything that is measured of one model; see `evaluation.examination.Examination`.
+
+    Attributes:
+        rounding: KL over tokens that rounding alone makes, of a base model whose type is not float32.
+    """
 
     first_token_kl: Mean
     token_kl: MeanOverTokens
@@ -89,6 +93,7 @@ class Metrics(Scores):
     judges: Mapping[str, Judged] = UNLESS_EMPTY
     truncation: Truncated | None = UNLESS_NONE
     thoughts: Thinking | None = UNLESS_NONE
+    rounding: Mean | None = UNLESS_NONE
 
 
 class Paired(Part):

@@ -226,6 +226,11 @@ def caveats(name: str, metrics: Metrics) -> list[str]:
         for judge, judged in metrics.judges.items()
         if judged.problem
     ]
+    if (rounding := metrics.rounding) is not None:
+        said.append(
+            f"Rounding alone makes a KL of {rounding.value:.4f} over tokens: a change of {name} that is too small to matter has it. "
+            "With dtypes = float32 there is next to none."
+        )
     if (cut := metrics.truncation) is not None:
         said += [
             f"{name} gives {cut.top} log-probabilities a token, beside which lie {cut.outside:.2g} of the base's probability: its "
