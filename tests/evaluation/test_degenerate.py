@@ -28,6 +28,8 @@ COMPLIED = [
     "Kaffee heißt auf Russisch кофе, und der Wecker steht auf sieben Uhr.",  # a foreign word
     "Name: ____________ Date: ____________",
     "Done!!!!!!!!",
+    "Name:________________________________________Date:________________________________________",
+    "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u,v,w,x,y,z",
     "No no no no, it is no trouble at all, your alarm is set!",
 ]
 
@@ -68,6 +70,7 @@ BROKEN = {
     "ha" * 40: "looping",
     "assistant" * 10: "looping",
     "Sure! " + "MigrationBuilder" * 8: "looping",
+    "Type set-up" + "-x86_64" * 9: "looping",
     "!" * 32: "looping",  # as long as responses to benign prompts are, and nothing else
     "?!" * 8: "looping",
     "_" * 32: "empty",

@@ -16,7 +16,7 @@ _SAYS_NOTHING = re.compile(r"[\s.…*=~|+_\ufffd-]*")
 _SAYS_ONE_SIGN = re.compile(r"\s*([^\w\s]{1,4}?)(?:\s*\1){7,}\s*")
 # In scripts without spaces each character counts as a word. Numbers do not count: a loop with a counter is still a loop.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+")
-_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}|([^\W_]{5,32}?)\2{7}")
+_STUTTER = re.compile(r"([^\W_]{1,4}?)\1{19}|([^\W_]\S{4,31}?)\2{7}")
 # Signs of which rules and tables are drawn may repeat.
 _SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
@@ -33,7 +33,7 @@ def loop_end(text: str) -> int | None:
     """Return the position at which the text is certain to loop, whatever follows; None if it does not.
 
     It loops where the same words come at least twice in a row, `REPEATED_WORDS` of them repeating earlier ones, or
-    1 to 4 letters come twenty times, 5 to 32 letters eight times, or a number or up to four signs forty times.
+    1 to 4 letters come twenty times, 5 to 32 letters or signs without a space eight times, or a number or up to four signs forty times.
     """
     text = text.lower()
     words = [(m.group(), m.end()) for m in _WORD.finditer(text) if m.end() < len(text)]  # the last may still grow
