@@ -47,6 +47,8 @@ LONGEST_TOKEN = 128
 """Rough bound on the bytes in one token of any tokenizer; a longer text is too long without being tokenised."""
 PREFIX_PROMPTS = 8
 """Prompts of each set whose responses are searched for a common start."""
+FEWEST_ON_A_SIDE = 8
+"""Target prompts with the behaviour, and without it, that directions between responses need."""
 ASKS_FOR_THE_DATE = "strftime_now"
 """The function by which chat templates get the date."""
 
@@ -64,6 +66,7 @@ class Workbench:
     directions: Directions | None = None
     _prompts: Prompts | None = None
     _judges: Sequence[Judge] | None = None
+    _contrast: tuple[PromptSet, PromptSet] | None = None
 
     @classmethod
     def load(
@@ -215,11 +218,41 @@ class Workbench:
         """Return what is kept of this model for several runs; only the base model itself may ask."""
         return Kept(Cache(cache_folder(), int(self.settings.cache_gib * 2**30)), self.lm, progress)
 
+    def contrast(self, progress: Progress | None = None) -> tuple[PromptSet, PromptSet]:
+        """Return the fit prompts that directions lead between: those without the behaviour, and those with it.
+
+        Raises:
+            PromptsError: these are target prompts divided by the base model's responses, which are nearly all alike.
+        """
+        if self._contrast is None:
+            sets = self.prompts.benign, self.prompts.target
+            by_responses = self.settings.direction_contrast == "responses"
+            self._contrast = self._divided(self.prompts.target, progress or Silent()) if by_responses else sets
+        return self._contrast
+
+    def _divided(self, prompts: PromptSet, progress: Progress) -> tuple[PromptSet, PromptSet]:
+        """Divide prompts by whether the base model's response shows the behaviour; broken ones are on neither side."""
+        progress.start("Answering the target prompts that directions come from", 0)
+        (responses,) = self.evaluator("select").respond([Edit.nothing()], prompts)
+        labels = [self.rules.label(p.text, response) for p, response in zip(prompts, responses, strict=True)]
+        shown = [p for p, label in zip(prompts, labels, strict=True) if label == "refusal"]
+        others = [p for p, label in zip(prompts, labels, strict=True) if label in ("complied", "soft_refusal")]
+        if min(len(shown), len(others)) < FEWEST_ON_A_SIDE:
+            raise PromptsError(
+                f"Of {len(prompts)} target prompts to fit, the model shows the behaviour on {len(shown)}, and on {len(others)} not. "
+                f'direction_contrast = "responses" needs {FEWEST_ON_A_SIDE} of each. Give more prompts, or set it to "sets".'
+            )
+        progress.note(f"Directions: from {len(others)} target prompts without the behaviour to {len(shown)} with it.")
+        return PromptSet(tuple(others), f"{prompts.source}, not shown"), PromptSet(
+            tuple(shown), f"{prompts.source}, shown"
+        )
+
     def residuals(self, progress: Progress | None = None, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """Return the fit prompts' residuals, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
+        """Return the residuals of `contrast`, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
         progress = progress or Silent()
         s, lm = self.settings, self.lm
-        ids = lm.encode(self.prompts.benign.prompts), lm.encode(self.prompts.target.prompts)
+        without, shown = self.contrast(progress)
+        ids = lm.encode(without.prompts), lm.encode(shown.prompts)
         rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), s.batch_size, s.max_batch_size)
         progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
 
