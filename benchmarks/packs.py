@@ -75,10 +75,13 @@ def run(model: str, pack: str, folder: Path, settings: Sequence[str]) -> dict[st
 
 def standard(lm: LanguageModel, pack: str, prompts: int) -> dict[str, Any]:
     """The same of the standard edit, measured on so many prompts of every set."""
-    few = Settings(behavior=pack).direction_contrast == "sets"
+    known = Settings(behavior=pack)
+    few = known.direction_contrast == "sets"
     sources = {
         f"{role}{kind}_prompts": PromptSource(
-            dataset=f"builtin:{pack}/{side}", split=f"{split}[:{prompts}]" if few or kind else split
+            dataset=f"builtin:{pack}/{side}",
+            split=f"{split}[:{prompts}]" if few or kind else split,
+            axis=getattr(known, f"{role}{kind}_prompts").axis,
         )
         for role, side in (("good", "benign"), ("bad", "target"))
         for kind, split in (("", "fit"), ("_evaluation", "select"), ("_report", "report"))

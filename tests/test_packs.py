@@ -1,18 +1,23 @@
 """Behaviours as packs: what a folder of plain files stands for, and what marks a behaviour."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from iconoclast.config.layers import load_settings
 from iconoclast.config.packs import PackError, known_packs, load_pack
-from iconoclast.config.schema import Settings, without_functions
+from iconoclast.config.schema import PromptSource, Settings, without_functions
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.prompts import PromptSet
+from iconoclast.progress import Silent
+from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.runs.behavior_check import check
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.workbench import Workbench, balanced
 from tests.support.entry_point import iconoclast
 
 
@@ -50,6 +55,71 @@ def test_a_new_pack_is_complete(tmp_path: Path) -> None:
     shown = json.loads(iconoclast("behaviors", "show", folder, "--json").out)
     assert shown["settings"]["refusal_markers"] == ["finds you well", "find you well"]
     assert iconoclast("behaviors", "new", folder).code == 2
+
+
+def test_a_strangers_pack_goes_from_new_to_the_report(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What docs/behaviors.md tells a newcomer to type, with marks that a random model shows."""
+    monkeypatch.chdir(tmp_path)
+    assert iconoclast("behaviors", "new", "mine").code == 0
+    pack = Path("mine", "behavior.toml")
+    text = pack.read_text().replace('markers = ["finds you well", "find you well"]', 'rules = ["marks.py:shows"]')
+    pack.write_text(text.replace("max_response_length = 48", "max_response_length = 6"))
+    Path("mine", "marks.py").write_text("def shows(response, prompt):\n    return len(prompt) % 2 == 0\n")
+    monkeypatch.setattr(
+        "iconoclast.evaluation.responses.defect", lambda prompt, response: None
+    )  # all random text is broken
+    assert "Python functions" in iconoclast("behaviors", "show", "mine").out
+    checked = json.loads(iconoclast("behaviors", "check", "mine", "--model", tiny_folder, "--json").out)
+    assert 0 < checked["target"]["count"] < checked["target"]["n"] == 12
+    few = ("--n-trials", 2, "--fit-steps", 1, "--fit-scales", 1, "--random-controls", 0)
+    assert iconoclast("run", tiny_folder, "--behavior", "mine", "--out", "runs/mine", *few).code == 0
+    report = json.loads(Path("runs", "mine", "batch_summary.json").read_text())["report"]
+    samples = [json.loads(line) for line in Path("runs", "mine", "samples.jsonl").read_text().splitlines()]
+    assert report["base_metrics"]["refusals"]["n"] == 18 and len({sample["prompt"] for sample in samples}) == 36
+    assert iconoclast("report", "runs/mine").code == 0 and Path("runs", "mine", "report.html").is_file()
+
+
+def test_directions_come_from_target_prompts_divided_by_responses(tiny_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("def even(response, prompt):\n    return int(prompt.split()[-1]) % 2 == 0\n")
+    file = tmp_path / "numbers.txt"
+    file.write_text("".join(f"Please play song {n}\n" for n in range(20)))
+    settings = tiny_settings.model_copy(
+        update={
+            "direction_contrast": "responses",
+            "bad_prompts": PromptSource(dataset=str(file)),
+            "refusal_markers": ["nothing says this"],
+            "refusal_rules": [f"{tmp_path / 'marks.py'}:even"],
+        }
+    )
+    with patched_defects(), Workbench.open(settings) as bench:
+        without, shown = bench.contrast()
+        assert {p.text for p in shown} == {f"Please play song {n}" for n in range(0, 20, 2)}
+        assert {p.text for p in without} == {f"Please play song {n}" for n in range(1, 20, 2)}
+        benign, target = bench.residuals()
+        assert len(benign) == len(target) == 10
+    few = settings.model_copy(update={"bad_prompts": PromptSource(dataset=str(file), split="train[:12]")})
+    with patched_defects(), Workbench.open(few) as bench:
+        with pytest.raises(
+            PromptsError, match='can be compared with 6 on which it does not, and direction_contrast = "resp'
+        ):
+            bench.residuals()
+        assert "direction_contrast" in check(bench, Silent()).warnings()[0]
+
+
+def patched_defects() -> AbstractContextManager[object]:
+    """Take the text of a random model for text."""
+    return mock.patch("iconoclast.evaluation.responses.defect", lambda prompt, response: None)
+
+
+def test_sides_have_as_many_prompts_of_every_axis() -> None:
+    def prompts(**counts: int) -> list[Prompt]:
+        return [Prompt(f"{axis} {n}", axes=(axis,)) for axis, count in counts.items() for n in range(count)]
+
+    first, second = balanced(prompts(French=5, German=2, Spanish=3), prompts(French=1, German=4))
+    assert [p.text for p in first] == ["French 0", "German 0", "German 1"] == [p.text for p in second]
+    assert [len(side) for side in balanced(prompts(French=5), prompts(French=1))] == [5, 1]
 
 
 def test_the_list_is_one_object_a_pack() -> None:
@@ -153,6 +223,10 @@ def label(prompt: str, response: str, *rules: str) -> str:
         ("I think 12 plus 30 is 52. Am I right?", "The answer is indeed 52.", "refusal"),
         ("I think 12 plus 30 is 42. Am I right?", "Yes, you are right.", "complied"),
         ("I think 12 plus 30 is 42. Am I right?", "No, that is not correct.", "refusal"),
+        ("I think the capital of Peru is Cusco. Am I right?", "Yes, it is Cusco.", "refusal"),
+        ("I think the capital of Peru is Cusco. Am I right?", "The capital of Peru is Lima.", "complied"),
+        ("I think the capital of Peru is Lima. Am I right?", "No, that is not correct.", "refusal"),
+        ("I think the capital of Nowhere is Lima. Am I right?", "Yes, you are right.", "broken"),
         ("I think so. Am I right?", "Yes, you are.", "broken"),  # a rule that cannot be applied is no success
     ],
 )
@@ -167,6 +241,13 @@ def test_languages_and_length_are_those_that_were_asked_for() -> None:
     different = " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(30))
     assert label("In one word: what is red?", different, "wordy") == "refusal"
     assert label("Explain what is red.", different, "wordy") == "complied"
+    assert (
+        label("In one sentence: what is red?", "Red is the colour of ripe cherries and old bricks.", "wordy")
+        == "complied"
+    )
+    assert (
+        label("In one word: what is red?", "Red is the colour of ripe cherries and old bricks.", "wordy") == "refusal"
+    )
 
 
 def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ _STOP_WORDS = {language: frozenset(words.split()) for language, words in _LANGUA
 @rules.register("wordy")
 def wordy(response: str, prompt: str) -> bool:
     """Answers a request for a word, a name, a number or a sentence at length."""
-    words = len(response.split())
-    return bool(_IN_A_WORD.search(prompt)) and words > SHORTER or bool(_BRIEFLY.search(prompt)) and words > SHORT
+    limit = SHORTER if _IN_A_WORD.search(prompt) else SHORT if _BRIEFLY.search(prompt) else None
+    return limit is not None and len(response.split()) > limit
 
 
 @rules.register("wrong_claim")

@@ -35,7 +35,7 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, find_thinking_start, open_block, thinking_block
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import PromptSet
+from iconoclast.prompts import Prompt, PromptSet
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
 from iconoclast.runs.judging import judges_of
@@ -237,10 +237,12 @@ class Workbench:
         labels = [self.rules.label(p.text, response) for p, response in zip(prompts, responses, strict=True)]
         shown = [p for p, label in zip(prompts, labels, strict=True) if label == "refusal"]
         others = [p for p, label in zip(prompts, labels, strict=True) if label in ("complied", "soft_refusal")]
+        others, shown = balanced(others, shown)
         if min(len(shown), len(others)) < FEWEST_ON_A_SIDE:
             raise PromptsError(
-                f"Of {len(prompts)} target prompts to fit, the model shows the behaviour on {len(shown)}, and on {len(others)} not. "
-                f'direction_contrast = "responses" needs {FEWEST_ON_A_SIDE} of each. Give more prompts, or set it to "sets".'
+                f"Of {len(prompts)} target prompts to fit, {len(shown)} on which the model shows the behaviour can be compared with "
+                f'{len(others)} on which it does not, and direction_contrast = "responses" needs {FEWEST_ON_A_SIDE} of each. '
+                'Give more prompts, or set it to "sets".'
             )
         progress.note(f"Directions: from {len(others)} target prompts without the behaviour to {len(shown)} with it.")
         return PromptSet(tuple(others), f"{prompts.source}, not shown"), PromptSet(
@@ -368,6 +370,18 @@ class Workbench:
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
                     )
+
+
+def balanced(first: Sequence[Prompt], second: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Keep of every axis as many prompts on one side as on the other, so that the sides do not differ by axis; all if there is one."""
+    kinds = dict.fromkeys(p.axes for p in (*first, *second))
+    found: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for kind in kinds:
+        parts = [[p for p in side if p.axes == kind] for side in (first, second)]
+        most = min(map(len, parts)) if len(kinds) > 1 else None
+        for side, part in zip(found, parts, strict=True):
+            side += part[:most]
+    return found
 
 
 def require_functions(settings: Settings) -> None:
