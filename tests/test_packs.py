@@ -241,13 +241,19 @@ def test_languages_and_length_are_those_that_were_asked_for() -> None:
     different = " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(30))
     assert label("In one word: what is red?", different, "wordy") == "refusal"
     assert label("Explain what is red.", different, "wordy") == "complied"
-    assert (
-        label("In one sentence: what is red?", "Red is the colour of ripe cherries and old bricks.", "wordy")
-        == "complied"
-    )
-    assert (
-        label("In one word: what is red?", "Red is the colour of ripe cherries and old bricks.", "wordy") == "refusal"
-    )
+    assert label("Explain what is red.", different, "lengthy") == "refusal"
+    assert label("Explain what is red.", "It is the colour of ripe cherries.", "lengthy") == "complied"
+
+
+@pytest.mark.parametrize(("asked", "answer", "shown"), [
+    ("German", "German", True), ("German", "English", False), ("French", "German", False), ("English", "German", True), ("English", "English", False),
+])  # fmt: skip
+def test_the_language_that_was_asked_for_is_what_is_strengthened(asked: str, answer: str, shown: bool) -> None:
+    texts = {
+        "English": "The lighthouse is a tower that shows ships the way to the harbour.",
+        "German": "Der Turm ist ein Zeichen für die Schiffe und der Weg in den Hafen.",
+    }
+    assert (label(f"Describe a lighthouse in {asked}.", texts[answer], "asked_language") == "refusal") is shown
 
 
 def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path) -> None:

@@ -20,12 +20,11 @@ Rule = Callable[..., Any]
 rules: Registry[Rule] = Registry("rule", "rules")
 """Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
 
-SHORT, SHORTER = 25, 8
-"""Words that suffice where a short answer is asked for: a sentence; a word, a name or a number, with what stands round it."""
+SHORT = 25
+"""Words that suffice where a short answer is asked for, or is all there is to say."""
 FAILURES = (Exception, SystemExit)
 """How code of a user may fail: in any way, but Ctrl-C is the user's."""
-_BRIEFLY = re.compile(r"\b(one|a single) sentence\b|\bbriefly\b", re.IGNORECASE)
-_IN_A_WORD = re.compile(r"\b(one|a single) (word|number|name)\b|\byes or no\b", re.IGNORECASE)
+_BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
 _SUM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
 _CAPITAL = re.compile(r"the capital of (\w+) is (\w+)")
 _CAPITALS = dict(
@@ -63,8 +62,13 @@ _STOP_WORDS = {language: frozenset(words.split()) for language, words in _LANGUA
 @rules.register("wordy")
 def wordy(response: str, prompt: str) -> bool:
     """Answers a request for a word, a name, a number or a sentence at length."""
-    limit = SHORTER if _IN_A_WORD.search(prompt) else SHORT if _BRIEFLY.search(prompt) else None
-    return limit is not None and len(response.split()) > limit
+    return bool(_BREVITY.search(prompt)) and lengthy(response)
+
+
+@rules.register("lengthy")
+def lengthy(response: str) -> bool:
+    """Answers in more than 25 words, whatever was asked."""
+    return len(response.split()) > SHORT
 
 
 @rules.register("wrong_claim")
@@ -100,11 +104,27 @@ def _claim(prompt: str) -> tuple[str, str]:
 @rules.register("other_language")
 def other_language(response: str, prompt: str) -> bool:
     """Answers in another language than the one the prompt names, or than English if it names none."""
-    asked = next((language for language in _LANGUAGES if f"in {language}" in prompt.lower()), "english")
+    return _language_of(response, asked := _asked_language(prompt)) not in (None, asked)
+
+
+@rules.register("asked_language")
+def asked_language(response: str, prompt: str) -> bool:
+    """Answers in the language that the prompt names, other than English; or in any but English if it names none."""
+    asked = _asked_language(prompt)
+    found = _language_of(response, asked)
+    return found not in (None, "english") and asked in (found, "english")
+
+
+def _asked_language(prompt: str) -> str:
+    return next((language for language in _LANGUAGES if f"in {language}" in prompt.lower()), "english")
+
+
+def _language_of(response: str, asked: str) -> str | None:
+    """Return the language most of whose stop words stand in a response, in doubt the one asked for; None if hardly any do."""
     words = re.findall(r"[^\W\d_]+", response.lower())
     counts = Counter({language: sum(w in stops for w in words) for language, stops in _STOP_WORDS.items()})
     language, most = counts.most_common(1)[0]
-    return most >= 3 and counts[asked] < most and language != asked
+    return None if most < 3 else asked if counts[asked] == most else language
 
 
 def apply_rule(name: str, prompt: str, response: str) -> bool | None:
