@@ -52,9 +52,6 @@ QUICK = [
 ]
 """A run of the standard edits and a short fit, on few prompts."""
 
-TOKENS = 32
-"""Tokens of the base model's responses along which KL is taken, as in runs."""
-
 
 def run(model: str, pack: str, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Summary of a run, which is made unless it is there; without a report if the run ended without one."""
@@ -100,8 +97,9 @@ def standard(lm: LanguageModel, pack: str, prompts: int) -> dict[str, Any]:
 def examined(bench: Workbench, edit: Edit) -> dict[str, Any]:
     """What the table says of an edit, on the report prompts."""
     base, edited = bench.evaluator("report").measure([Edit.nothing(), edit])
-    benign = bench.lm.encode(bench.sample.benign.prompts)
-    (along,) = ModelScores(bench.lm, benign, ["token_kl"], TOKENS, (0, 128), bench.settings.components).measure([edit])
+    s, benign = bench.settings, bench.lm.encode(bench.sample.benign.prompts)
+    scores = ModelScores(bench.lm, benign, ["token_kl"], s.max_benign_response_length, (0, 128), s.components)
+    (along,) = scores.measure([edit])
     divergences = {"first_token_kl": mean_interval(edited.kl_by_prompt).document(), "token_kl": vars(along["token_kl"])}
     return {"report": {"base_metrics": counts(base), "metrics": counts(edited) | divergences}}
 
