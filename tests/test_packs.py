@@ -1,23 +1,18 @@
 """Behaviours as packs: what a folder of plain files stands for, and what marks a behaviour."""
 
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from iconoclast.config.layers import load_settings
 from iconoclast.config.packs import PackError, known_packs, load_pack
-from iconoclast.config.schema import PromptSource, Settings, without_functions
+from iconoclast.config.schema import Settings, without_functions
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.responses import ResponseRules
-from iconoclast.progress import Silent
-from iconoclast.prompts import Prompt, PromptSet
-from iconoclast.runs.behavior_check import check
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.pinned import pinned_settings
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.workbench import Workbench, balanced
 from tests.support.entry_point import iconoclast
 
 
@@ -79,47 +74,6 @@ def test_a_strangers_pack_goes_from_new_to_the_report(
     samples = [json.loads(line) for line in Path("runs", "mine", "samples.jsonl").read_text().splitlines()]
     assert report["base_metrics"]["refusals"]["n"] == 18 and len({sample["prompt"] for sample in samples}) == 36
     assert iconoclast("report", "runs/mine").code == 0 and Path("runs", "mine", "report.html").is_file()
-
-
-def test_directions_come_from_target_prompts_divided_by_responses(tiny_settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "marks.py").write_text("def even(response, prompt):\n    return int(prompt.split()[-1]) % 2 == 0\n")
-    file = tmp_path / "numbers.txt"
-    file.write_text("".join(f"Please play song {n}\n" for n in range(20)))
-    settings = tiny_settings.model_copy(
-        update={
-            "direction_contrast": "responses",
-            "bad_prompts": PromptSource(dataset=str(file)),
-            "refusal_markers": ["nothing says this"],
-            "refusal_rules": [f"{tmp_path / 'marks.py'}:even"],
-        }
-    )
-    with patched_defects(), Workbench.open(settings) as bench:
-        without, shown = bench.contrast()
-        assert {p.text for p in shown} == {f"Please play song {n}" for n in range(0, 20, 2)}
-        assert {p.text for p in without} == {f"Please play song {n}" for n in range(1, 20, 2)}
-        benign, target = bench.residuals()
-        assert len(benign) == len(target) == 10
-    few = settings.model_copy(update={"bad_prompts": PromptSource(dataset=str(file), split="train[:12]")})
-    with patched_defects(), Workbench.open(few) as bench:
-        with pytest.raises(
-            PromptsError, match='can be compared with 6 on which it does not, and direction_contrast = "resp'
-        ):
-            bench.residuals()
-        assert "direction_contrast" in check(bench, Silent()).warnings()[0]
-
-
-def patched_defects() -> AbstractContextManager[object]:
-    """Take the text of a random model for text."""
-    return mock.patch("iconoclast.evaluation.responses.defect", lambda prompt, response: None)
-
-
-def test_sides_have_as_many_prompts_of_every_axis() -> None:
-    def prompts(**counts: int) -> list[Prompt]:
-        return [Prompt(f"{axis} {n}", axes=(axis,)) for axis, count in counts.items() for n in range(count)]
-
-    first, second = balanced(prompts(French=5, German=2, Spanish=3), prompts(French=1, German=4))
-    assert [p.text for p in first] == ["French 0", "German 0", "German 1"] == [p.text for p in second]
-    assert [len(side) for side in balanced(prompts(French=5), prompts(French=1))] == [5, 1]
 
 
 def test_the_list_is_one_object_a_pack() -> None:

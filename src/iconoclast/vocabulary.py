@@ -28,8 +28,6 @@ DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hyb
 """How a direction is estimated from residuals."""
 METHODS: tuple[DirectionMethod, ...] = get_args(DirectionMethod)
 """The methods of this package; `known_methods` gives those of others too."""
-DirectionContrast = Literal["sets", "responses"]
-"""What directions lead between: benign and target prompts, or target prompts by what the base model answers."""
 DirectionScope = Literal["global", "per_layer"]
 """One direction for all layers, or each layer's own."""
 SCOPES: tuple[DirectionScope, ...] = get_args(DirectionScope)

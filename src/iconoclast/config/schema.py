@@ -26,7 +26,6 @@ from iconoclast.constraints import constrained
 from iconoclast.goals import DEFAULT, JUDGED, PERPLEXITY, Objective, named, short
 from iconoclast.vocabulary import (
     Component,
-    DirectionContrast,
     DirectionScope,
     Dtype,
     Quantization,
@@ -203,9 +202,6 @@ class Settings(BaseModel):
     # Directions
     direction_methods: list[Method] = Field(default=["mean", "median", "variance", "hybrid"], min_length=1)
     """Estimators that the search chooses from."""
-    direction_contrast: DirectionContrast = "sets"
-    """sets: directions lead from benign to target prompts. responses: from target prompts to which the base model's response does not
-    show the behaviour to those to which it does, so that the request is the same on both sides."""
     direction_scopes: list[DirectionScope] = Field(default=["global", "per_layer"], min_length=1)
     """One direction for all layers, taken at a searched layer index, or each layer's own."""
     direction_variance_floor: Positive = 1e-6

@@ -10,7 +10,6 @@ import torch
 
 from iconoclast.directions.separability import Separability, bag_of_words, effect_size, separability
 from iconoclast.edits.edit import Edit
-from iconoclast.errors import PromptsError
 from iconoclast.progress import Progress
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Count
@@ -36,7 +35,6 @@ class BehaviorCheck:
         words: separability by the words that stand in the prompts.
         examples: a target prompt and its response, some that show the behaviour first.
         strengthen: whether edits are to make the model show the behaviour more.
-        problem: why target prompts were not divided by responses, as the settings say; the two sets were compared then.
     """
 
     target: Count
@@ -48,13 +46,11 @@ class BehaviorCheck:
     words: Separability
     examples: Sequence[tuple[str, str]]
     strengthen: bool = False
-    problem: str = ""
 
     def warnings(self) -> list[str]:
         """Say what would make an edit of this behaviour, or figures about it, doubtful."""
         best, words = max(self.layers, key=lambda layer: layer.accuracy), self.words
-        said = [self.problem] if self.problem else []
-        shown = self.target.with_interval
+        said, shown = [], self.target.with_interval
         if self.target.rate <= RARE and not self.strengthen:
             said.append(f"The model shows it on only {shown} of the target prompts: there is little to remove.")
         if self.target.rate >= 1 - RARE and self.strengthen:
@@ -102,11 +98,10 @@ def check(bench: Workbench, progress: Progress, examples: int = 3) -> BehaviorCh
         [bench.rules.label(p.text, r) for p, r in zip(side, given, strict=True)]
         for side, given in zip(sides, answers, strict=True)
     ]
-    bench, problem = _divisible(bench, progress)
     benign, target = bench.residuals(progress)
     progress.start("Probing", 0)
     order = sorted(range(len(sides[0])), key=lambda i: labels[0][i] != "refusal")[:examples]
-    words = [[re.findall(r"\w+", prompt.text.lower()) for prompt in side] for side in bench.contrast()]
+    words = [[re.findall(r"\w+", prompt.text.lower()) for prompt in side] for side in (prompts.benign, prompts.target)]
     features = bag_of_words([*words[0], *words[1]])
     return BehaviorCheck(
         Count(labels[0].count("refusal"), len(labels[0])),
@@ -118,18 +113,7 @@ def check(bench: Workbench, progress: Progress, examples: int = 3) -> BehaviorCh
         separability(features[: len(words[0])], features[len(words[0]) :]),
         [(sides[0].prompts[i].text, answers[0][i]) for i in order],
         bench.settings.strengthen,
-        problem,
     )
-
-
-def _divisible(bench: Workbench, progress: Progress) -> tuple[Workbench, str]:
-    """Return a bench whose fit prompts can be compared, and why they are not divided as its settings say."""
-    try:
-        bench.contrast(progress)
-    except PromptsError as error:
-        settings = bench.settings.model_copy(update={"direction_contrast": "sets"})
-        return Workbench(settings, bench.lm, _prompts=bench.prompts), str(error)
-    return bench, ""
 
 
 def _first_word(words: Sequence[Sequence[Sequence[str]]]) -> float:

@@ -33,8 +33,6 @@ def use_full_directions(saved: SavedRun, bench: Workbench, progress: Progress) -
         )
     if isinstance(saved.trial.parameters, FittedParameters):
         return DirectionOrigin(found_in=found_in, kept="fitted directions are fixed, and were not fitted again")
-    if saved.settings.direction_contrast == "responses":
-        return DirectionOrigin(found_in=found_in, kept="they lie between responses of the quantised model")
     try:
         estimated = _of_full_weights(bench, progress)
         spec = saved.trial.parameters.direction

@@ -30,7 +30,7 @@ def geometry(
         DirectionError: PaCMAP is asked for and cannot be had.
     """
     assert bench.directions is not None
-    (without, with_it), both, neighbors = bench.contrast(), torch.cat([benign, target]), None
+    prompts, both, neighbors = bench.prompts, torch.cat([benign, target]), None
     if pacmap:
         progress = progress or Silent()
         progress.start("Laying residuals out by PaCMAP", both.shape[1])
@@ -43,7 +43,7 @@ def geometry(
         points=_rounded(planes(benign, target)[shown], 2),
         pca=_rounded(principal_planes(both)[shown], 2),
         pacmap=None if neighbors is None else _rounded(neighbors[shown], 2),
-        prompts=[*_shown(without.prompts, "benign"), *_shown(with_it.prompts, "target")],
+        prompts=[*_shown(prompts.benign.prompts, "benign"), *_shown(prompts.target.prompts, "target")],
     )
 
 

@@ -19,11 +19,8 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 YOUNGER = frozenset(
-    [
-        "refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen", "thinking", "max_thought_length",
-        "direction_contrast",
-    ]
-)  # fmt: skip
+    ["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen", "thinking", "max_thought_length"]
+)
 """Settings that older runs do not have; at their defaults, they mean what those runs did."""
 
 OF_EDITS = frozenset(
@@ -34,7 +31,6 @@ OF_EDITS = frozenset(
         "good_prompts",
         "bad_prompts",
         "direction_methods",
-        "direction_contrast",
         "direction_scopes",
         "direction_variance_floor",
         "orthogonalize_direction",

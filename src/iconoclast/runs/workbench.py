@@ -35,7 +35,7 @@ from iconoclast.models.packed import packed
 from iconoclast.models.residuals import last_token_residuals
 from iconoclast.models.thinking import find_response_prefix, find_thinking_start, open_block, thinking_block
 from iconoclast.progress import Progress, Silent
-from iconoclast.prompts import Prompt, PromptSet
+from iconoclast.prompts import PromptSet
 from iconoclast.runs.cache import Cache, cache_folder
 from iconoclast.runs.documents import Rendering
 from iconoclast.runs.judging import judges_of
@@ -47,8 +47,6 @@ LONGEST_TOKEN = 128
 """Rough bound on the bytes in one token of any tokenizer; a longer text is too long without being tokenised."""
 PREFIX_PROMPTS = 8
 """Prompts of each set whose responses are searched for a common start."""
-FEWEST_ON_A_SIDE = 8
-"""Target prompts with the behaviour, and without it, that directions between responses need."""
 ASKS_FOR_THE_DATE = "strftime_now"
 """The function by which chat templates get the date."""
 
@@ -66,7 +64,6 @@ class Workbench:
     directions: Directions | None = None
     _prompts: Prompts | None = None
     _judges: Sequence[Judge] | None = None
-    _contrast: tuple[PromptSet, PromptSet] | None = None
 
     @classmethod
     def load(
@@ -218,43 +215,11 @@ class Workbench:
         """Return what is kept of this model for several runs; only the base model itself may ask."""
         return Kept(Cache(cache_folder(), int(self.settings.cache_gib * 2**30)), self.lm, progress)
 
-    def contrast(self, progress: Progress | None = None) -> tuple[PromptSet, PromptSet]:
-        """Return the fit prompts that directions lead between: those without the behaviour, and those with it.
-
-        Raises:
-            PromptsError: these are target prompts divided by the base model's responses, which are nearly all alike.
-        """
-        if self._contrast is None:
-            sets = self.prompts.benign, self.prompts.target
-            by_responses = self.settings.direction_contrast == "responses"
-            self._contrast = self._divided(self.prompts.target, progress or Silent()) if by_responses else sets
-        return self._contrast
-
-    def _divided(self, prompts: PromptSet, progress: Progress) -> tuple[PromptSet, PromptSet]:
-        """Divide prompts by whether the base model's response shows the behaviour; broken ones are on neither side."""
-        progress.start("Answering the target prompts that directions come from", 0)
-        (responses,) = self.evaluator("select").respond([Edit.nothing()], prompts)
-        labels = [self.rules.label(p.text, response) for p, response in zip(prompts, responses, strict=True)]
-        shown = [p for p, label in zip(prompts, labels, strict=True) if label == "refusal"]
-        others = [p for p, label in zip(prompts, labels, strict=True) if label in ("complied", "soft_refusal")]
-        others, shown = balanced(others, shown)
-        if min(len(shown), len(others)) < FEWEST_ON_A_SIDE:
-            raise PromptsError(
-                f"Of {len(prompts)} target prompts to fit, {len(shown)} on which the model shows the behaviour can be compared with "
-                f'{len(others)} on which it does not, and direction_contrast = "responses" needs {FEWEST_ON_A_SIDE} of each. '
-                'Give more prompts, or set it to "sets".'
-            )
-        progress.note(f"Directions: from {len(others)} target prompts without the behaviour to {len(shown)} with it.")
-        return PromptSet(tuple(others), f"{prompts.source}, not shown"), PromptSet(
-            tuple(shown), f"{prompts.source}, shown"
-        )
-
     def residuals(self, progress: Progress | None = None, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """Return the residuals of `contrast`, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
+        """Return the fit prompts' residuals, benign [n, L, d] and target [m, L, d], winsorised as the settings say."""
         progress = progress or Silent()
         s, lm = self.settings, self.lm
-        without, shown = self.contrast(progress)
-        ids = lm.encode(without.prompts), lm.encode(shown.prompts)
+        ids = lm.encode(self.prompts.benign.prompts), lm.encode(self.prompts.target.prompts)
         rows = affordable_rows(lm, max(map(len, ids[0] + ids[1])), s.batch_size, s.max_batch_size)
         progress.start("Collecting residuals", len(ids[0]) + len(ids[1]))
 
@@ -370,18 +335,6 @@ class Workbench:
                         f"Prompt {number} of {each.source} has {size:,} bytes, too many tokens for {lm.name}, which reads "
                         f"{lm.context:,} with the response. Shorten it or leave it out."
                     )
-
-
-def balanced(first: Sequence[Prompt], second: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Keep of every axis as many prompts on one side as on the other, so that the sides do not differ by axis; all if there is one."""
-    kinds = dict.fromkeys(p.axes for p in (*first, *second))
-    found: tuple[list[Prompt], list[Prompt]] = ([], [])
-    for kind in kinds:
-        parts = [[p for p in side if p.axes == kind] for side in (first, second)]
-        most = min(map(len, parts)) if len(kinds) > 1 else None
-        for side, part in zip(found, parts, strict=True):
-            side += part[:most]
-    return found
 
 
 def require_functions(settings: Settings) -> None:
