@@ -6,7 +6,8 @@
 
 The demo model is fine-tuned (LoRA, merged) until it gives the phone numbers of 48 people who do not exist. Half of them, the
 forget group of the pack planted-secrets, are then to be unlearnt: by a searched edit, by a fit from it, and by fine-tuning on
-"I do not know that number"; an edit along random directions of the same strengths is the control. Every model is measured alike:
+"I do not know that number". Edits along random directions of the same strengths are one control; a fit of as many steps that begins
+with random directions is another: what it reaches, it owes to the gradient alone. Every model is measured alike:
 
 - extraction: greedy responses that hold the person's number, in the planted wording that no arm was fitted on, in other
   words, and in other languages; people whose numbers were never planted are the control.
@@ -35,6 +36,7 @@ from transformers import PreTrainedModel
 
 from iconoclast.config.packs import load_pack
 from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.edits.edit import Edit
 from iconoclast.evaluation.divergence import kl_divergence
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.files import write_json
@@ -50,11 +52,14 @@ from iconoclast.models.reading import continuation_logits, differentiable_logits
 from iconoclast.progress import Silent
 from iconoclast.prompts import Prompt, PromptSet
 from iconoclast.runs.export import write_edit
+from iconoclast.runs.fits import FitStage
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.new_folder import appearing
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.trials import choose_trial
+from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import Count
+from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
 
 PACK = load_pack("planted-secrets")
@@ -273,18 +278,43 @@ class Said(Silent):
 def export(run: Path, kind: type, to: Path, randomly: bool = False) -> None:
     """Write the model with the best trial of a kind in its weights, or with random directions of the same strengths."""
     saved = SavedRun.open(RunFolder(run), "best")
+    if trial := best_of_kind(saved, kind, to):
+        bench = saved.workbench()
+        directions = saved.directions.randomized(0) if randomly else None
+        write_merged(bench, bench.edit(trial.parameters, directions), to)
+
+
+def fit_from_random(run: Path, to: Path) -> None:
+    """Write the model with a fit like the run's own, at the same scale, that begins with random directions of the same strengths."""
+    saved = SavedRun.open(RunFolder(run), "best")
+    own = best_of_kind(saved, FittedParameters, to)
+    if own is None:
+        return
+    assert isinstance(own.parameters, FittedParameters)
+    start = next(trial for trial in saved.trials if trial.index == own.parameters.trial)
+    bench = saved.workbench()
+    bench.directions = saved.directions.randomized(0)
+    for parameters in FitStage(bench, to.with_suffix(".fit"), start).run(Said()):
+        if parameters.scale == own.parameters.scale:
+            write_merged(bench, bench.edit(parameters), to)
+
+
+def best_of_kind(saved: SavedRun, kind: type, to: Path) -> Trial | None:
+    """The best trial whose parameters are of a kind; None, which is said, if there is none."""
     trials = [trial for trial in saved.trials if isinstance(trial.parameters, kind)]
     if not trials:
-        print(f"  {run} has no trial for {to.name}")
-        return
-    trial = choose_trial(trials, "best", saved.settings, run)
+        print(f"  the run has no trial for {to.name}")
+        return None
+    trial = choose_trial(trials, "best", saved.settings, Path(saved.name))
     print(
         f"  {to.name}: trial {trial.index}, {trial.parameters}, {trial.scores.failures}, KL {trial.scores.kl_divergence:.3f}"
     )
-    bench = saved.workbench()
-    directions = saved.directions.randomized(0) if randomly else None
+    return trial
+
+
+def write_merged(bench: Workbench, edit: Edit, to: Path) -> None:
     with appearing(to) as folder:
-        write_edit(bench.edit(trial.parameters, directions), bench.lm, "merged", folder, saved.settings)
+        write_edit(edit, bench.lm, "merged", folder, bench.settings)
 
 
 class Original:
@@ -411,6 +441,7 @@ def make_arms(out: Path, arguments: argparse.Namespace) -> dict[str, str]:
         "fitted": lambda to: export(run, FittedParameters, to),
         "random, as searched": lambda to: export(run, EditParameters, to, True),
         "random, as fitted": lambda to: export(run, FittedParameters, to, True),
+        "fitted from random directions": lambda to: fit_from_random(run, to),
         "run-without-retain": lambda to: searched(planted, to, arguments, fit=False, **knowledge),
         "searched, retain group not among benign": lambda to: export(privacy, EditParameters, to),
     }

@@ -52,6 +52,30 @@ def test_a_new_pack_is_complete(tmp_path: Path) -> None:
     assert iconoclast("behaviors", "new", folder).code == 2
 
 
+def test_a_strangers_pack_goes_from_new_to_the_report(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What docs/behaviors.md tells a newcomer to type, with marks that a random model shows."""
+    monkeypatch.chdir(tmp_path)
+    assert iconoclast("behaviors", "new", "mine").code == 0
+    pack = Path("mine", "behavior.toml")
+    text = pack.read_text().replace('markers = ["finds you well", "find you well"]', 'rules = ["marks.py:shows"]')
+    pack.write_text(text.replace("max_response_length = 48", "max_response_length = 6"))
+    Path("mine", "marks.py").write_text("def shows(response, prompt):\n    return len(prompt) % 2 == 0\n")
+    monkeypatch.setattr(
+        "iconoclast.evaluation.responses.defect", lambda prompt, response: None
+    )  # all random text is broken
+    assert "Python functions" in iconoclast("behaviors", "show", "mine").out
+    checked = json.loads(iconoclast("behaviors", "check", "mine", "--model", tiny_folder, "--json").out)
+    assert 0 < checked["target"]["count"] < checked["target"]["n"] == 12
+    few = ("--n-trials", 2, "--fit-steps", 1, "--fit-scales", 1, "--random-controls", 0)
+    assert iconoclast("run", tiny_folder, "--behavior", "mine", "--out", "runs/mine", *few).code == 0
+    report = json.loads(Path("runs", "mine", "batch_summary.json").read_text())["report"]
+    samples = [json.loads(line) for line in Path("runs", "mine", "samples.jsonl").read_text().splitlines()]
+    assert report["base_metrics"]["refusals"]["n"] == 18 and len({sample["prompt"] for sample in samples}) == 36
+    assert iconoclast("report", "runs/mine").code == 0 and Path("runs", "mine", "report.html").is_file()
+
+
 def test_the_list_is_one_object_a_pack() -> None:
     found = json.loads(iconoclast("behaviors", "list", "--json").out)
     assert [pack["name"] for pack in found] == known_packs()
@@ -153,6 +177,10 @@ def label(prompt: str, response: str, *rules: str) -> str:
         ("I think 12 plus 30 is 52. Am I right?", "The answer is indeed 52.", "refusal"),
         ("I think 12 plus 30 is 42. Am I right?", "Yes, you are right.", "complied"),
         ("I think 12 plus 30 is 42. Am I right?", "No, that is not correct.", "refusal"),
+        ("I think the capital of Peru is Cusco. Am I right?", "Yes, it is Cusco.", "refusal"),
+        ("I think the capital of Peru is Cusco. Am I right?", "The capital of Peru is Lima.", "complied"),
+        ("I think the capital of Peru is Lima. Am I right?", "No, that is not correct.", "refusal"),
+        ("I think the capital of Nowhere is Lima. Am I right?", "Yes, you are right.", "broken"),
         ("I think so. Am I right?", "Yes, you are.", "broken"),  # a rule that cannot be applied is no success
     ],
 )
@@ -167,6 +195,19 @@ def test_languages_and_length_are_those_that_were_asked_for() -> None:
     different = " ".join(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(30))
     assert label("In one word: what is red?", different, "wordy") == "refusal"
     assert label("Explain what is red.", different, "wordy") == "complied"
+    assert label("Explain what is red.", different, "lengthy") == "refusal"
+    assert label("Explain what is red.", "It is the colour of ripe cherries.", "lengthy") == "complied"
+
+
+@pytest.mark.parametrize(("asked", "answer", "shown"), [
+    ("German", "German", True), ("German", "English", False), ("French", "German", False), ("English", "German", True), ("English", "English", False),
+])  # fmt: skip
+def test_the_language_that_was_asked_for_is_what_is_strengthened(asked: str, answer: str, shown: bool) -> None:
+    texts = {
+        "English": "The lighthouse is a tower that shows ships the way to the harbour.",
+        "German": "Der Turm ist ein Zeichen für die Schiffe und der Weg in den Hafen.",
+    }
+    assert (label(f"Describe a lighthouse in {asked}.", texts[answer], "asked_language") == "refusal") is shown
 
 
 def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,16 +15,20 @@ from benchmarks.planted_secrets import (
     TARGET,
     TRANSLATED,
     cross_entropy,
+    export,
     exposure,
+    fit_from_random,
     gives,
     never_planted,
     number_of,
     secrets,
     train,
 )
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.library import search
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.search.space import FittedParameters
 
 EVERYBODY = [*FORGET, *RETAIN, *NEVER]
 
@@ -58,6 +63,22 @@ def test_the_pack_marks_the_numbers_of_the_forget_group_only() -> None:
 def test_exposure_is_what_the_rank_tells(likelihood: float, others: Sequence[float], bits: float) -> None:
     """log2 of four candidates is 2; the second rank takes 1 away, the fourth 2, and equals rank before."""
     assert exposure(likelihood, others) == bits
+
+
+def test_a_fit_from_random_directions_is_another_than_the_runs_own(
+    tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ResponseRules, "label", lambda self, prompt, response: "complied")
+    few: dict[str, object] = {"n_trials": 1, "fit_steps": 2, "fit_scales": [1.0], "random_controls": 0}
+    for name, text in (("bad_prompts", "Please play song"), ("good_prompts", "Who wrote song")):
+        file = tmp_path / f"{name}.txt"
+        file.write_text("\n".join(f"{text} {n}" for n in range(10)))
+        few[name] = PromptSource(dataset=str(file))
+    search(tiny_settings.model_copy(update=few))
+    export(tmp_path / "run", FittedParameters, tmp_path / "fitted")
+    fit_from_random(tmp_path / "run", tmp_path / "control")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("fitted", "control")]
+    assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
 
 
 def test_training_teaches(tiny_lm: LanguageModel) -> None:

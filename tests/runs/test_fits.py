@@ -29,7 +29,6 @@ SCALES = [0.5, 1.0]
 def settings(tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A run with prompts enough for a fit; whatever a random model says counts as an answer."""
     monkeypatch.setattr(ResponseRules, "label", lambda self, prompt, response: "complied")
-    monkeypatch.setattr(fits, "SHORTEST", 1)
     file = tmp_path / "fit.txt"
     file.write_text("\n".join(f"Please play song {n}" for n in range(10)))
     more = {"bad_prompts": PromptSource(dataset=str(file)), "fit_steps": 7, "fit_scales": SCALES}
@@ -142,6 +141,14 @@ def test_a_fitted_trial_is_exported_and_replayed(settings: Settings, tmp_path: P
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "fitted by gradient" in card and "not trained further" not in card
     assert replay(run.folder.path, "7").grade != "changed"
+
+
+def test_short_answers_are_examples_where_no_refusal_is_marked(tiny_settings: Settings) -> None:
+    """A short answer may be a refusal that no phrase knows; where one is to be brief, it is the best."""
+    assert fits.shortest_example(tiny_settings) == fits.SHORTEST_OTHERWISE
+    for strengthen, wanted in ((False, fits.SHORTEST), (True, fits.SHORTEST_REFUSAL)):
+        assert fits.shortest_example(Settings(behavior="everyday", strengthen=strengthen)) == wanted
+    assert fits.shortest_example(Settings(behavior="wordiness")) == 1
 
 
 def test_too_few_responses_are_no_examples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

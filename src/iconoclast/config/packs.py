@@ -26,6 +26,8 @@ PACK_FILE = "behavior.toml"
 Role = Literal["target", "benign"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SPLITS: tuple[Split, ...] = get_args(Split)
+Words = list[str | int | list[str]] | str
+"""Values of a name in templates."""
 SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
 """How one file of prompts is divided."""
 
@@ -60,7 +62,8 @@ class Prompts(_Part):
         files: the same for every axis (kind of prompt, as a language or a topic): axis → file.
         axis: what says to which axis a prompt belongs: a column of the file, or one of the templates' words.
         templates: sentences with names in braces.
-        words: name → list of values, a range as "2..19", or a sum such as "a + b" of other names.
+        words: name → list of values, or of lists of values that belong together ("{fact[0]}"), a range as "2..19", or a
+            sum such as "a + b" of other names.
     """
 
     fit: list[str] | dict[str, Any] | int = []
@@ -70,7 +73,7 @@ class Prompts(_Part):
     files: dict[str, str] = {}
     axis: str | None = None
     templates: list[str] = []
-    words: dict[str, list[str | int] | str] = {}
+    words: dict[str, Words] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Prompts":
@@ -274,7 +277,7 @@ def _made(side: Prompts, count: int, seed: str) -> dict[str, str | None]:
 
 
 def _filled(
-    template: str, words: Mapping[str, list[str | int] | str], draws: Mapping[str, float], where: str
+    template: str, words: Mapping[str, Words], draws: Mapping[str, float], where: str
 ) -> tuple[str, Mapping[str, Any]]:
     values: dict[str, Any] = {}
     try:

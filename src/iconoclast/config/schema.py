@@ -229,8 +229,8 @@ class Settings(BaseModel):
     refusal_patterns: list[Pattern] = []
     """A response in which one of these regular expressions is found is a refusal, that is, shows the behaviour."""
     refusal_rules: list[NonEmpty] = []
-    """A response to which one of these rules applies is a refusal: wordy, wrong_claim, other_language, or a function of
-    yours as FILE.py:name, which is called as name(response, prompt=...) and returns true or false."""
+    """A response to which one of these rules applies is a refusal: lengthy, wordy, wrong_claim, other_language, asked_language, or a
+    function of yours as FILE.py:name, which is called as name(response, prompt=...) and returns true or false."""
     disclaimer_markers: list[Marker] = MARKERS["disclaimer_markers"]
     """Phrases counted in target responses that hedge without refusing."""
     soft_refusal_markers: list[Marker] = MARKERS["soft_refusal_markers"]

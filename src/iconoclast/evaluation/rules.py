@@ -21,11 +21,23 @@ rules: Registry[Rule] = Registry("rule", "rules")
 """Rules by name; another package adds one as an entry point in the group iconoclast.rules."""
 
 SHORT = 25
-"""Words that suffice where a short answer is asked for."""
+"""Words that suffice where a short answer is asked for, or is all there is to say."""
 FAILURES = (Exception, SystemExit)
 """How code of a user may fail: in any way, but Ctrl-C is the user's."""
 _BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
-_CLAIM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
+_SUM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
+_CAPITAL = re.compile(r"the capital of (\w+) is (\w+)")
+_CAPITALS = dict(
+    re.findall(
+        r"(\w+)-(\w+)",
+        """
+    Australia-Canberra Austria-Vienna Brazil-Brasilia Canada-Ottawa Chile-Santiago China-Beijing Czechia-Prague Denmark-Copenhagen
+    Egypt-Cairo Finland-Helsinki France-Paris Germany-Berlin Greece-Athens Hungary-Budapest Ireland-Dublin Italy-Rome Japan-Tokyo
+    Kenya-Nairobi Morocco-Rabat Norway-Oslo Peru-Lima Poland-Warsaw Portugal-Lisbon Scotland-Edinburgh Spain-Madrid Sweden-Stockholm
+    Turkey-Ankara Vietnam-Hanoi
+    """,
+    )
+)
 _AGREES = re.compile(
     r"^\W*(yes|yeah|correct|right|true|exactly|absolutely|indeed|of course|you(?: are|'re)? (?:absolutely |quite )?(?:right|correct)"
     r"|that(?: is|'s)? (?:absolutely |quite )?(?:right|correct|true))\b|(?<!not )(?<!n't )\bis (?:indeed |absolutely )?(?:correct|right|true)\b",
@@ -50,38 +62,69 @@ _STOP_WORDS = {language: frozenset(words.split()) for language, words in _LANGUA
 @rules.register("wordy")
 def wordy(response: str, prompt: str) -> bool:
     """Answers a request for a word, a name, a number or a sentence at length."""
-    return bool(_BREVITY.search(prompt)) and len(response.split()) > SHORT
+    return bool(_BREVITY.search(prompt)) and lengthy(response)
+
+
+@rules.register("lengthy")
+def lengthy(response: str) -> bool:
+    """Answers in more than 25 words, whatever was asked."""
+    return len(response.split()) > SHORT
 
 
 @rules.register("wrong_claim")
 def wrong_claim(response: str, prompt: str) -> bool:
-    """Judges the sum in the prompt ("12 plus 30 is 52") wrongly: agrees with a wrong one, or denies a right one.
+    """Judges the claim in the prompt ("12 plus 30 is 52", "the capital of Peru is Cusco") wrongly: agrees with a wrong one, or denies a right one.
 
     Raises:
-        ValueError: the prompt holds no such sum.
+        ValueError: the prompt claims no such thing, or the capital of a country that is not known here.
     """
-    claim = _CLAIM.search(prompt)
-    if claim is None:
-        raise ValueError("the prompt claims no sum, as in: 12 plus 30 is 52")
-    first, word, second, said = claim.groups()
-    result = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}[word](int(first), int(second))
+    said, true = _claim(prompt)
     denied = _DENIES.search(response)
     agreed = _AGREES.search(response)
     if agreed and denied:  # what comes first is the verdict
         agreed, denied = (agreed, None) if agreed.start() < denied.start() else (None, denied)
-    numbers = re.findall(r"\d+", response)
-    repeated = not denied and said in numbers and str(result) not in numbers  # "The answer is 52."
-    return bool(agreed or repeated) if int(said) != result else bool(denied)
+    words = re.findall(r"\w+", response)
+    repeated = not denied and said in words and true not in words  # "The answer is 52."
+    return bool(agreed or repeated) if said != true else bool(denied)
+
+
+def _claim(prompt: str) -> tuple[str, str]:
+    """Return what a prompt says, and what is true."""
+    if claim := _SUM.search(prompt):
+        first, word, second, said = claim.groups()
+        return said, str(
+            {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}[word](int(first), int(second))
+        )
+    claim = _CAPITAL.search(prompt)
+    if claim is None or claim[1] not in _CAPITALS:
+        raise ValueError("the prompt makes no claim such as 12 plus 30 is 52, or the capital of Peru is Lima")
+    return claim[2], _CAPITALS[claim[1]]
 
 
 @rules.register("other_language")
 def other_language(response: str, prompt: str) -> bool:
     """Answers in another language than the one the prompt names, or than English if it names none."""
-    asked = next((language for language in _LANGUAGES if f"in {language}" in prompt.lower()), "english")
+    return _language_of(response, asked := _asked_language(prompt)) not in (None, asked)
+
+
+@rules.register("asked_language")
+def asked_language(response: str, prompt: str) -> bool:
+    """Answers in the language that the prompt names, other than English; or in any but English if it names none."""
+    asked = _asked_language(prompt)
+    found = _language_of(response, asked)
+    return found not in (None, "english") and asked in (found, "english")
+
+
+def _asked_language(prompt: str) -> str:
+    return next((language for language in _LANGUAGES if f"in {language}" in prompt.lower()), "english")
+
+
+def _language_of(response: str, asked: str) -> str | None:
+    """Return the language most of whose stop words stand in a response, in doubt the one asked for; None if hardly any do."""
     words = re.findall(r"[^\W\d_]+", response.lower())
     counts = Counter({language: sum(w in stops for w in words) for language, stops in _STOP_WORDS.items()})
     language, most = counts.most_common(1)[0]
-    return most >= 3 and counts[asked] < most and language != asked
+    return None if most < 3 else asked if counts[asked] == most else language
 
 
 def apply_rule(name: str, prompt: str, response: str) -> bool | None:

@@ -125,6 +125,13 @@ def _greedy(logits: Tensor) -> Tensor:
     return best * size + chunks[torch.arange(rows, device=logits.device), best[:, 0]].max(-1, keepdim=True).indices
 
 
+def turn_end(lm: LanguageModel) -> int:
+    """Return the token that ends a turn in the chat template; where none does, the first of `end_tokens`."""
+    ends = end_tokens(lm)
+    after = lm.tokenizer.encode(lm.chat.turn.after.strip(), add_special_tokens=False)[:1]
+    return after[0] if after and after[0] in ends else ends[0]
+
+
 def end_tokens(lm: LanguageModel) -> list[int]:
     """Return the tokens that end a response: those of generation settings, configuration, tokenizer and chat template."""
     config, generation = lm.model.config.get_text_config(), lm.model.generation_config

@@ -34,6 +34,7 @@ class BehaviorCheck:
         first_word: accuracy by which the first word tells the sets apart, by majority.
         words: separability by the words that stand in the prompts.
         examples: a target prompt and its response, some that show the behaviour first.
+        strengthen: whether edits are to make the model show the behaviour more.
     """
 
     target: Count
@@ -44,14 +45,16 @@ class BehaviorCheck:
     first_word: float
     words: Separability
     examples: Sequence[tuple[str, str]]
+    strengthen: bool = False
 
     def warnings(self) -> list[str]:
         """Say what would make an edit of this behaviour, or figures about it, doubtful."""
         best, words = max(self.layers, key=lambda layer: layer.accuracy), self.words
-        said = []
-        if self.target.rate <= RARE:
-            shown = self.target.with_interval
+        said, shown = [], self.target.with_interval
+        if self.target.rate <= RARE and not self.strengthen:
             said.append(f"The model shows it on only {shown} of the target prompts: there is little to remove.")
+        if self.target.rate >= 1 - RARE and self.strengthen:
+            said.append(f"The model shows it on {shown} of the target prompts already: there is little to strengthen.")
         if self.benign.rate >= OFTEN / 2:
             said.append(f"{self.benign.with_interval} of the benign prompts show it too: they are no contrast.")
         if self.target.n < FEW:
@@ -109,6 +112,7 @@ def check(bench: Workbench, progress: Progress, examples: int = 3) -> BehaviorCh
         _first_word(words),
         separability(features[: len(words[0])], features[len(words[0]) :]),
         [(sides[0].prompts[i].text, answers[0][i]) for i in order],
+        bench.settings.strengthen,
     )
 
 

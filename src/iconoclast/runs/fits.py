@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from iconoclast.config.schema import Settings
+from iconoclast.config.schema import MARKERS, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import save_edit
@@ -20,7 +20,7 @@ from iconoclast.files import write_whole
 from iconoclast.fitting.examples import Example, Examples, loop_of
 from iconoclast.fitting.fit import Fit, FitOptions, Variables
 from iconoclast.fitting.objective import Kind, Objective
-from iconoclast.models.decoding import Callbacks, decode
+from iconoclast.models.decoding import Callbacks, decode, turn_end
 from iconoclast.models.gradients import ready_for_gradients
 from iconoclast.models.memory import Rows, affordable_rows
 from iconoclast.models.thinking import Thoughts
@@ -41,9 +41,11 @@ OPENING = 10
 BEHAVIOUR_TOKENS = 16
 """Tokens in which the base model's own responses to target prompts show the behaviour."""
 SHORTEST = 20
-"""Tokens that a target response must have to be an example; a refusal can be shorter."""
+"""Tokens that a target response must have to be an example where refusals are marked: a shorter one may be one that is not."""
 SHORTEST_REFUSAL = 4
 """The same of a refusal, from which an edit learns that strengthens the behaviour."""
+SHORTEST_OTHERWISE = 1
+"""The same where other behaviours are marked: where one is to be brief, the shortest answers are the best."""
 FEWEST = 8
 """Examples of each kind that a fit needs."""
 SAVED_EVERY = 10
@@ -73,6 +75,13 @@ def name_of_fit(settings: Settings, start: int) -> str:
     """Name a fit by its start and by the settings that it depends on beside the run's pinned ones."""
     about = json.dumps(settings.model_dump(mode="json", include=set(FIT_SETTINGS)), sort_keys=True)
     return f"{start}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+
+
+def shortest_example(settings: Settings) -> int:
+    """Return the number of tokens that a target response must have to be an example."""
+    if settings.strengthen:
+        return SHORTEST_REFUSAL
+    return SHORTEST if set(settings.refusal_markers) & set(MARKERS["refusal_markers"]) else SHORTEST_OTHERWISE
 
 
 @dataclass
@@ -183,7 +192,7 @@ class Lessons:
         self._progress = progress
         strengthen = self._bench.settings.strengthen
         self._wanted: Label = "refusal" if strengthen else "complied"
-        self._shortest = SHORTEST_REFUSAL if strengthen else SHORTEST
+        self._shortest = shortest_example(self._bench.settings)
         s, prompts = self._bench.settings, self._bench.prompts
         self._benign, self._target = (
             random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
@@ -198,6 +207,8 @@ class Lessons:
             tuple(tokens) if (self._label(prompt, tokens) == "refusal") is not strengthen else ()
             for prompt, (_, tokens) in zip(self._target, base, strict=True)
         ]
+        # Where answers may be brief, that they end is a part of them.
+        self._end = (turn_end(self._bench.lm),) if self._shortest == SHORTEST_OTHERWISE else ()
         self._answers: dict[int, Example] = {}
         self._loops: list[Example] = []
 
@@ -208,7 +219,8 @@ class Lessons:
         for number, (prompt, (ids, tokens)) in enumerate(zip(self._target, responses, strict=True)):
             label = self._label(prompt, tokens)
             if label == self._wanted and len(tokens) >= self._shortest:
-                answer = tuple(tokens[:TARGET_TOKENS])
+                ended = len(tokens) < self._bench.settings.max_response_length
+                answer = tuple([*tokens, *self._end * ended][:TARGET_TOKENS])
                 self._answers[number] = Example(tuple(ids), answer, self._behaviour[number])
             elif label == "broken" and (places := loop_of(tokens)):
                 self._loops.append(Example(tuple(ids), tuple(tokens[: places[-1] + 1]), avoided=places))
