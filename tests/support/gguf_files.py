@@ -3,27 +3,70 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 from safetensors.torch import load_file
 from torch import Tensor
 
+TYPES = {
+    bool: gguf.GGUFValueType.BOOL,
+    int: gguf.GGUFValueType.UINT32,
+    float: gguf.GGUFValueType.FLOAT32,
+    str: gguf.GGUFValueType.STRING,
+}
+
+
+def header_of(folder: Path) -> dict[str, Any]:
+    """What a converter writes of a tiny Llama's settings and tokenizer; its chat template is left out."""
+    config, tokenizer = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "tokenizer"))
+    added = {each["content"] for each in tokenizer["added_tokens"]}
+    tokens = [token for token, _ in sorted(tokenizer["model"]["vocab"].items(), key=lambda pair: pair[1])]
+    return {
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "llama.rope.dimension_count": config["head_dim"],
+        "llama.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        "llama.vocab_size": config["vocab_size"],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in added else 1 for token in tokens],
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "tokenizer.ggml.padding_token_id": config["pad_token_id"],
+    }
+
 
 def write_gguf(
-    folder: Path, file: Path, kind: str, changes: Mapping[str, Tensor] | None = None, header: Path | None = None
+    folder: Path,
+    file: Path,
+    kind: str,
+    changes: Mapping[str, Tensor] | None = None,
+    header: Path | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a Llama's folder as a GGUF file whose matrices are of one type.
 
     Args:
         changes: stand in for tensors of the folder.
-        header: another file of the model, whose settings and tokenizer are taken; without, programs can only read the weights.
+        header: another file of the model, whose settings and tokenizer are taken; without, those of a tiny Llama's folder.
+        said: stand in for values of such a folder's; None leaves one out.
     """
     config = json.loads((folder / "config.json").read_text())
     which, names = gguf.GGMLQuantizationType[kind], gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99)
     writer = gguf.GGUFWriter(file, "llama")
     if header is None:
-        writer.add_block_count(config["num_hidden_layers"])
-        writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+        for key, value in {**header_of(folder), **(said or {})}.items():
+            if isinstance(value, list):
+                writer.add_array(key, value)
+            elif value is not None:
+                writer.add_key_value(key, value, TYPES[type(value)])
     else:
         for key, field in gguf.GGUFReader(header).fields.items():
             if not key.startswith("GGUF.") and key != "general.architecture":
