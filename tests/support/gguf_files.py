@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -80,9 +81,51 @@ def write_gguf(
         own = names.get_name(name, try_suffixes=(".weight",))
         assert own is not None
         used = which if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(own, gguf.quantize(tensor.numpy(), used), raw_dtype=used)
+        plain = tensor.contiguous().numpy()
+        writer.add_tensor(own, q4_k(plain) if used.name == "Q4_K" else gguf.quantize(plain, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def q4_k(values: Any) -> Any:
+    """Quantise [d, 256 n] to Q4_K with one scale and one minimum a block, which the package gguf does not write."""
+    blocks = values.reshape(-1, 256)
+    least = numpy.minimum(blocks.min(1, keepdims=True), 0)
+    scale = ((blocks.max(1, keepdims=True) - least) / 15).astype(numpy.float16)
+    start = (-least).astype(numpy.float16)
+    levels = (
+        numpy.rint((blocks + start) / numpy.maximum(scale, 1e-7)).clip(0, 15).astype(numpy.uint8).reshape(-1, 4, 2, 32)
+    )
+    factors = numpy.tile(numpy.array([1] * 8 + [17] * 4, dtype=numpy.uint8), (len(blocks), 1))  # ones, in 6 bits each
+    packed = (levels[:, :, 0] | levels[:, :, 1] << 4).reshape(-1, 128)
+    return numpy.concatenate([scale.view(numpy.uint8), start.view(numpy.uint8), factors, packed], 1).reshape(
+        len(values), -1
+    )
+
+
+HARMS = (
+    "type", "offset beyond the end", "offset of another tensor", "dimension", "count of tensors", "length of a list", "cut",
+    "cut in its header", "empty", "something else",
+)  # fmt: skip
+
+
+def tampered(whole: bytes, harm: str) -> bytes:
+    """A file that does not hold what it says, in one way of `HARMS`."""
+    at = whole.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight")
+    lies = {
+        "type": (at + 4 + 16, 4096, 4),
+        "offset beyond the end": (at + 4 + 16 + 4, 1 << 40, 8),
+        "offset of another tensor": (at + 4 + 16 + 4, 0, 8),
+        "dimension": (at + 4, 1 << 40, 8),
+        "count of tensors": (8, 1 << 60, 8),
+        "length of a list": (whole.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8, 1 << 60, 8),
+    }
+    if harm in lies:
+        start, value, size = lies[harm]
+        return whole[:start] + value.to_bytes(size, "little") + whole[start + size :]
+    return {"cut": whole[:-999], "cut in its header": whole[:60], "empty": b"", "something else": b"not a model" * 99}[
+        harm
+    ]

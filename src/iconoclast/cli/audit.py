@@ -37,6 +37,13 @@ SET = "DATASET[,KEY=VALUE…]"
 
 KEYS = "name, split, column, prefix, suffix, system_prompt"
 
+ServedOption = Annotated[
+    str | None,
+    Option(
+        metavar="URL",
+        help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts.",
+    ),
+]
 RefusalSetOption = Annotated[
     list[str] | None,
     Option(metavar=SET, help="Data set whose refusals are counted, too, such as some/name,split=test,column=prompt."),
@@ -61,13 +68,7 @@ def audit(
         str | None,
         Argument(metavar="EDITED", help="Edited model: folder, hub id, LoRA adapter or GGUF file; not with --server."),
     ] = None,
-    server: Annotated[
-        str | None,
-        Option(
-            metavar="URL",
-            help="OpenAI-compatible endpoint that serves it; weights stay unseen, and it is sent all prompts.",
-        ),
-    ] = None,
+    server: ServedOption = None,
     server_model: ServerModelOption = None,
     server_key_variable: ServerKeyOption = None,
     config: Annotated[Path | None, Option(help="Settings file (TOML) with prompts and markers.")] = None,
