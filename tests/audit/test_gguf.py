@@ -105,7 +105,7 @@ def test_an_edit_below_the_quantisation_is_recovered_within_the_error_that_is_st
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
 def test_an_edit_that_the_type_swallows_is_seen_where_equal_values_part(base: Path, tmp_path: Path, kind: str) -> None:
-    changes, _ = edited(base, 0.2)
+    changes, _ = edited(base, 0.1)
     document, _ = audited(str(base), str(write_gguf(base, tmp_path / "model.gguf", kind, changes)))
     assert document.verdict == "weak"
     assert {t.name for t in document.tensors if t.construction == "weak"} == changes.keys()
@@ -262,8 +262,9 @@ CHANGED = {
 @pytest.mark.parametrize("key", CHANGED)
 def test_what_a_header_says_otherwise_than_the_base_is_named(base: Path, tmp_path: Path, key: str) -> None:
     value, name = CHANGED[key]
-    plain = write_gguf(base, tmp_path / "base.gguf", "F16")
-    made = write_gguf(base, tmp_path / "model.gguf", "F16", said={key: value})
+    own = {"tokenizer.chat_template": (base / "chat_template.jinja").read_text()}
+    plain = write_gguf(base, tmp_path / "base.gguf", "F16", said=own)
+    made = write_gguf(base, tmp_path / "model.gguf", "F16", said={**own, key: value})
     for one in (base, plain):
         document, _ = audited(str(one), str(made))
         assert [setting.name for setting in document.settings] == [name]

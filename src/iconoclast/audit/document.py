@@ -24,10 +24,23 @@ not compared.
 """
 
 Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed", "unseen"]
-"""What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside others.
+"""What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside other kinds.
 
 `unseen` are the weights behind an endpoint.
 """
+
+VERDICTS: Mapping[Verdict, str] = {
+    "untouched": "The weights are those of the base, bit by bit.",
+    "rank_one": "Every change beyond rounding is a rank-one edit: a matrix writes less, or the reverse, of one direction.",
+    "several": "Every changed matrix writes less of several directions, as after a merge of edited models.",
+    "low_rank": "Every change has low rank and reads more than the edited matrix itself, as a trained adapter does.",
+    "dense": "The changes are dense, as training makes them.",
+    "requantised": "The weights are those of the base, rounded to a coarser type.",
+    "weak": "Some weights are not just the base's rounded, but what was changed is less than the stored type can tell.",
+    "mixed": "The changes are of several kinds: see the matrices one by one.",
+    "unseen": "The weights behind the endpoint were not seen.",
+}
+"""A sentence about each verdict, for people."""
 
 Normalization = RowNormalization | Literal["restored"]
 """Those of `edits.edit.Edit`, and rows that are edited as they are and then get their norms back."""

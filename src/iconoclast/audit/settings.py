@@ -7,6 +7,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from iconoclast.audit.document import SettingFinding
@@ -174,7 +175,7 @@ def _whole(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return a folder's configuration with what it leaves to the defaults, if its type is known."""
     try:
         known: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
-    except (OSError, ValueError, ImportError, TypeError, LookupError, AttributeError):
+    except (*DAMAGES, ImportError, AttributeError, StrictDataclassError):
         return config
     return known
 

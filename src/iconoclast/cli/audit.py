@@ -242,8 +242,16 @@ def _say_tensors(document: "AuditDocument") -> None:
 
 
 def _say_verdict(document: "AuditDocument") -> None:
+    from iconoclast.audit.document import VERDICTS
+
     changed = sum(t.status != "unchanged" for t in document.tensors)
-    say(f"Verdict: {document.verdict}. {changed} of {len(document.tensors)} tensors are not as in the base.")
+    weak = sum(t.construction == "weak" for t in document.tensors)
+    say(f"Verdict: {document.verdict}. {VERDICTS[document.verdict]}")
+    say(f"{changed} of {len(document.tensors)} tensors are not as in the base.")
+    if weak:
+        say(
+            f"{weak} of them (weak) were changed by less than the type in which they are stored can show: how, is hidden."
+        )
     if (hidden := max((t.hidden_norm or 0.0 for t in document.tensors), default=0.0)) > 0:
         say(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
     say(*(f"Lost: {name}" for name in document.lost))

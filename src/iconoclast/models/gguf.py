@@ -6,6 +6,7 @@ from typing import Any
 
 import gguf
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from iconoclast.errors import ModelError, first_line
@@ -112,7 +113,7 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
         model = AutoModelForCausalLM.from_pretrained(
             **location, dtype=stated, quantization_config=GgufConfig(dequantize=True)
         )
-    except (*DAMAGES, AttributeError, ArithmeticError) as error:
+    except (*DAMAGES, AttributeError, ArithmeticError, StrictDataclassError) as error:
         said = f"it lacks {error}." if isinstance(error, KeyError) else first_line(error)
         raise ModelError(f"The GGUF file {file} cannot be loaded: {said}") from None
     set_name(model, file.stem)

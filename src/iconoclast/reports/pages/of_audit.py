@@ -5,25 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.audit.document import AuditDocument, ClaimFinding, TensorFinding, shown_strength
+from iconoclast.audit.document import VERDICTS, AuditDocument, ClaimFinding, TensorFinding, shown_strength
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows, tiles
 from iconoclast.reports.tables import caveats, examination_rows
 from iconoclast.runs.documents import ComparisonDocument
-
-VERDICTS = {
-    "untouched": "The weights are those of the base, bit by bit.",
-    "rank_one": "Every change is a rank-one edit: a matrix writes less, or the reverse, of one direction.",
-    "several": "Every changed matrix writes less of several directions, as after a merge of edited models.",
-    "low_rank": "Every change has low rank and reads more than the edited matrix itself, as a trained adapter does.",
-    "dense": "The changes are dense, as training makes them.",
-    "requantised": "The weights are those of the base, rounded to a coarser type.",
-    "weak": "Some weights are not just the base's rounded, but what was changed is less than the stored type can tell.",
-    "mixed": "The changes are of several kinds: see the matrices one by one.",
-    "unseen": "The weights behind the endpoint were not seen.",
-}
 
 LONGEST = 400
 """Rows of a table."""
