@@ -296,6 +296,7 @@ def test_settings_that_differ_between_folders_are_named_and_shown(base: Path, tm
     assert iconoclast("report", file).code == 0
     page = (tmp_path / "audit-report.html").read_text()
     assert "rope_parameters.rope_theta" in page and "{{ more }}" in page
-    (folder / "tokenizer.json").write_text("[1")
-    done = iconoclast("audit", folder, "--base", base, "--weights-only")
-    assert done.code == 2 and "holds no JSON object" in done.complaint
+    for content, said in (("[1", "holds no JSON object"), ('{"added_tokens": [1]}', "tokenizer is damaged")):
+        (folder / "tokenizer.json").write_text(content)
+        done = iconoclast("audit", folder, "--base", base, "--weights-only")
+        assert done.code == 2 and said in " ".join(done.complaint.split())

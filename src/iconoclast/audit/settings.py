@@ -83,18 +83,18 @@ def differing(one: Source, other: Source) -> list[SettingFinding]:
     if isinstance(other, Adapted):
         return []
     header = next((source for source in (other, one) if isinstance(source, GgufFile)), None)
-    base, edited = _told(one, header), _told(other, header)
-    return [*_settings(base, edited), *_special(base, edited), *_vocabulary(base, edited), *_template(base, edited)]
+    try:
+        base, edited = _told(one, header), _told(other, header)
+        return [*_settings(base, edited), *_special(base, edited), *_vocabulary(base, edited), *_template(base, edited)]
+    except (*DAMAGES, AttributeError) as error:
+        raise ModelError(
+            f"What {one.folder} or {other.folder} says of its settings and tokenizer is damaged: {first_line(error)}."
+        ) from None
 
 
 def _told(source: Source, header: GgufFile | None) -> Told:
     """Return what a source says, by the names of a header if one of both has one."""
-    try:
-        return _of_file(source) if isinstance(source, GgufFile) else _of_folder(source.folder, header)
-    except (*DAMAGES, AttributeError) as error:
-        raise ModelError(
-            f"What {source.folder} says of its settings and tokenizer is damaged: {first_line(error)}."
-        ) from None
+    return _of_file(source) if isinstance(source, GgufFile) else _of_folder(source.folder, header)
 
 
 def _of_file(file: GgufFile) -> Told:
