@@ -41,7 +41,7 @@ TINY = ("llama", "qwen2", "gpt2", "mixtral", "gpt_oss")
 TURNED = {"gpt2": ("c_proj.weight",), "gpt_oss": ("down_proj",)}
 """Names of writers that a family stores as [inputs, outputs]."""
 
-K_TYPES = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
+K_TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
 
 WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj", "w2.weight", "c_proj.weight")
 TEXT = "The train leaves at nine. Water the plants on Monday, and buy bread, milk and two lemons on the way home. "
