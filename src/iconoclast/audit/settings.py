@@ -158,7 +158,8 @@ def _ids(
     config: dict[str, Any], generation: dict[str, Any], named: dict[str, Any], tokens: dict[int, str]
 ) -> dict[str, set[int]]:
     """Return the ids that any file names for every special token."""
-    numbers, found = {token: number for number, token in tokens.items()}, {}
+    numbers = {token: number for number, token in tokens.items()}
+    found: dict[str, set[int]] = {}
     for name in IDS:
         told = [
             config.get(f"{name}_token_id"),
@@ -217,7 +218,7 @@ def _settings(base: Told, edited: Told) -> Iterator[SettingFinding]:
 
 def _alike(one: Any, other: Any) -> bool:
     """Compare values of which a header keeps single precision, and lists a value for every layer where layers differ."""
-    if isinstance(one, list) != isinstance(other, list):
+    if isinstance(one, list) != isinstance(other, list):  # of layers that have none of it, such as heads, a list says 0
         one, other = (max(each, default=None) if isinstance(each, list) else each for each in (one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):
         return isclose(one, other, rel_tol=1e-5)
