@@ -41,6 +41,8 @@ TINY = ("llama", "qwen2", "gpt2", "mixtral", "gpt_oss")
 TURNED = {"gpt2": ("c_proj.weight",), "gpt_oss": ("down_proj",)}
 """Names of writers that a family stores as [inputs, outputs]."""
 
+K_TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
+
 WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj", "w2.weight", "c_proj.weight")
 TEXT = "The train leaves at nine. Water the plants on Monday, and buy bread, milk and two lemons on the way home. "
 
@@ -190,10 +192,10 @@ def by_rounding(base: Base) -> Iterator[Case]:
 
 
 def by_gguf(base: Base) -> Iterator[Case]:
-    """Untouched and edited models as GGUF files; Q4_K_M where llama.cpp's quantiser is found."""
+    """Untouched and edited models as GGUF files; K types where llama.cpp's quantiser is found."""
     real = base.folder.name not in TINY
     header = None if not real else demo_file()
-    kinds = ("F16", "Q8_0", "Q4_0", *(("Q4_K_M",) if real and LlamaCpp().program(SERVER) else ()))
+    kinds = ("F16", "Q8_0", "Q4_0", *(K_TYPES if real and LlamaCpp().program(SERVER) else ()))
     made: list[tuple[str, str, str | None, Mapping[str, Tensor], dict[str, tuple[Tensor, float]]]] = [
         ("nothing", "requantised", None, {}, {})
     ]
@@ -205,7 +207,7 @@ def by_gguf(base: Base) -> Iterator[Case]:
             whole = write_gguf(base.folder, Path(folder) / "F16.gguf", "F16", changes, header)
             for kind in kinds:
                 file = Path(folder) / f"{kind}.gguf"
-                if kind == "Q4_K_M":
+                if kind in K_TYPES:
                     LlamaCpp().quantize(whole, file, kind)
                 elif kind != "F16":
                     quantize_plainly(whole, file, kind)

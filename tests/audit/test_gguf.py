@@ -18,7 +18,7 @@ from iconoclast.edits.edit import edited_weight
 from iconoclast.edits.record import load_edit
 from iconoclast.models.gguf_tensors import NUMBERS, PLAIN, SCALE, half_steps, open_reader, readable, values
 from tests.support.entry_point import iconoclast
-from tests.support.gguf_files import write_gguf
+from tests.support.gguf_files import HARMS, header_of, tampered, write_gguf
 from tests.support.tiny import save_tiny, tiny_config
 
 WRITERS = ("o_proj.weight", "down_proj.weight")
@@ -45,7 +45,7 @@ def edited(base: Path, strength: float, normalization: str = "none") -> tuple[di
     return changes, v
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1", "Q4_0", "Q4_K"])
 def test_an_untouched_model_is_its_base_whatever_the_type(base: Path, tmp_path: Path, kind: str) -> None:
     file = tmp_path / "figures.json"
     made = write_gguf(base, tmp_path / "model.gguf", kind)
@@ -55,12 +55,13 @@ def test_an_untouched_model_is_its_base_whatever_the_type(base: Path, tmp_path: 
     assert {t["name"] for t in document["tensors"]} == load_file(base / "model.safetensors").keys()
     assert document["verdict"] == "requantised" and document["lost"] == ["chat template"]
     assert {t["status"] for t in document["tensors"]} <= {"unchanged", "rounded"}
+    assert "settings" not in document and "Setting differs" not in done.out
     assert ("Quantisation hides" in done.out) == (kind not in PLAIN)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.8])
-def test_a_base_that_was_quantised_before_is_not_taken_for_an_edit(base: Path, tmp_path: Path, strength: float) -> None:
-    folder = shutil.copytree(base, tmp_path / "base")
+def quantised_base(base: Path, folder: Path) -> Path:
+    """The base as Q4_1 leaves it, in bfloat16."""
+    folder = Path(shutil.copytree(base, folder))
     kind = gguf.GGMLQuantizationType.Q4_1
     tensors = {
         name: torch.from_numpy(gguf.dequantize(gguf.quantize(t.float().numpy(), kind), kind)).bfloat16()
@@ -69,6 +70,12 @@ def test_a_base_that_was_quantised_before_is_not_taken_for_an_edit(base: Path, t
         for name, t in load_file(base / "model.safetensors").items()
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.8])
+def test_a_base_that_was_quantised_before_is_not_taken_for_an_edit(base: Path, tmp_path: Path, strength: float) -> None:
+    folder = quantised_base(base, tmp_path / "base")
     changes = edited(folder, strength)[0] if strength else {}
     document, _ = audited(str(folder), str(write_gguf(folder, tmp_path / "model.gguf", "Q4_0", changes)))
     assert document.verdict == ("rank_one" if strength else "requantised")
@@ -77,7 +84,7 @@ def test_a_base_that_was_quantised_before_is_not_taken_for_an_edit(base: Path, t
 
 @pytest.mark.parametrize(
     ("kind", "normalization", "off", "turned"),
-    [("F16", "none", 1e-3, 1e-5), ("Q8_0", "none", 2e-3, 1e-4), ("Q8_0", "pre", 2e-3, 1e-4), ("Q4_0", "none", 0.03, 0.02)],
+    [("F16", "none", 1e-3, 1e-5), ("Q8_0", "none", 2e-3, 1e-4), ("Q8_0", "pre", 2e-3, 1e-4), ("Q4_0", "none", 0.03, 0.02), ("Q4_K", "none", 0.03, 0.02)],
 )  # fmt: skip
 def test_an_edit_below_the_quantisation_is_recovered_within_the_error_that_is_stated(
     base: Path, tmp_path: Path, kind: str, normalization: str, off: float, turned: float
@@ -89,22 +96,39 @@ def test_an_edit_below_the_quantisation_is_recovered_within_the_error_that_is_st
     assert {t.name for t in found} == changes.keys()
     for t in found:
         assert t.strength is not None and t.strength_error is not None and t.direction_error is not None
-        assert t.row_normalization == normalization or kind == "Q4_0"
+        assert t.row_normalization == normalization or kind.startswith("Q4")
         missed = abs(t.strength / 0.8 - 1)
         away = 1 - abs(float(directions[f"{t.name}.direction"].double() @ v.double()))
         assert missed < off and missed <= t.strength_error + 1e-5
         assert away < turned and away <= t.direction_error + 1e-6
 
 
-def test_an_edit_that_the_type_swallows_is_requantisation_and_the_limit_is_stated(base: Path, tmp_path: Path) -> None:
-    changes, _ = edited(base, 0.02)
-    document, _ = audited(str(base), str(write_gguf(base, tmp_path / "model.gguf", "Q4_0", changes)))
-    assert document.verdict == "requantised"
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+def test_an_edit_that_the_type_swallows_is_seen_where_equal_values_part(base: Path, tmp_path: Path, kind: str) -> None:
+    changes, _ = edited(base, 0.1)
+    document, _ = audited(str(base), str(write_gguf(base, tmp_path / "model.gguf", kind, changes)))
+    assert document.verdict == "weak"
+    assert {t.name for t in document.tensors if t.construction == "weak"} == changes.keys()
     tensors = load_file(base / "model.safetensors")
     for t in document.tensors:
         if t.name in changes:
             change = (changes[t.name].float() - tensors[t.name].float()).norm() / tensors[t.name].float().norm()
-            assert t.hidden_norm is not None and t.hidden_norm > change
+            assert t.status == "changed" and t.hidden_norm is not None and t.hidden_norm > change
+
+
+def test_of_a_base_on_the_levels_of_the_file_no_bound_is_stated(base: Path, tmp_path: Path) -> None:
+    folder = quantised_base(base, tmp_path / "base")
+    changes, _ = edited(folder, 0.8)
+    made = write_gguf(folder, tmp_path / "model.gguf", "Q4_1", changes)
+    file = tmp_path / "audit.json"
+    done = iconoclast("audit", made, "--base", folder, "--weights-only", "--json", file)
+    tensors = json.loads(file.read_text())["tensors"]
+    found = [t for t in tensors if t["status"] == "changed"]
+    assert {t["name"] for t in found} == changes.keys()
+    assert any("strength" in t for t in found) and not any("strength_error" in t for t in found)
+    assert "or more, relative norm" in done.out
+    asked = iconoclast("audit", made, "--base", folder, "--weights-only", "--edit", tmp_path / "edit.safetensors")
+    assert asked.code == 2 and "edit" in asked.complaint and not (tmp_path / "edit.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -188,31 +212,6 @@ def test_all_types_that_are_said_to_be_readable_have_steps() -> None:
         assert values(tensor).isfinite().all() and half_steps(tensor).isfinite().all()
 
 
-def tampered(whole: bytes, harm: str) -> bytes:
-    """A file that does not hold what it says."""
-    at = whole.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight")
-    lies = {
-        "type": (at + 4 + 16, 4096, 4),
-        "offset beyond the end": (at + 4 + 16 + 4, 1 << 40, 8),
-        "offset of another tensor": (at + 4 + 16 + 4, 0, 8),
-        "dimension": (at + 4, 1 << 40, 8),
-        "count of tensors": (8, 1 << 60, 8),
-        "length of a list": (whole.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8, 1 << 60, 8),
-    }
-    if harm in lies:
-        start, value, size = lies[harm]
-        return whole[:start] + value.to_bytes(size, "little") + whole[start + size :]
-    return {"cut": whole[:-999], "cut in its header": whole[:60], "empty": b"", "something else": b"not a model" * 99}[
-        harm
-    ]
-
-
-HARMS = (
-    "type", "offset beyond the end", "offset of another tensor", "dimension", "count of tensors", "length of a list", "cut",
-    "cut in its header", "empty", "something else",
-)  # fmt: skip
-
-
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_hostile_file_gets_one_clear_line(base: Path, tmp_path: Path, harm: str) -> None:
     whole = write_gguf(base, tmp_path / "whole.gguf", "Q8_0")
@@ -247,3 +246,57 @@ def test_readers_give_what_the_file_holds(base: Path, tmp_path: Path) -> None:
     reader = open_reader(write_gguf(base, tmp_path / "model.gguf", "Q8_0"))
     plain: Mapping[str, gguf.ReaderTensor] = {t.name: t for t in reader.tensors}
     assert values(plain["blk.0.ffn_down.weight"]).shape == (256, 512)
+
+
+CHANGED = {
+    "llama.rope.freq_base": (500000.0, "rope.freq_base"),
+    "llama.rope.scaling.type": ("yarn", "rope.scaling.type"),
+    "llama.context_length": (99, "context_length"),
+    "llama.attention.layer_norm_rms_epsilon": (1e-3, "attention.layer_norm_rms_epsilon"),
+    "tokenizer.ggml.eos_token_id": (7, "eos_token_id"),
+    "tokenizer.chat_template": ("{{ messages }}", "chat template"),
+    "tokenizer.ggml.tokens": ([f"t{i}" for i in range(261)], "vocabulary"),
+}
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_what_a_header_says_otherwise_than_the_base_is_named(base: Path, tmp_path: Path, key: str) -> None:
+    value, name = CHANGED[key]
+    own = {"tokenizer.chat_template": (base / "chat_template.jinja").read_text()}
+    plain = write_gguf(base, tmp_path / "base.gguf", "F16", said=own)
+    made = write_gguf(base, tmp_path / "model.gguf", "F16", said={**own, key: value})
+    for one in (base, plain):
+        document, _ = audited(str(one), str(made))
+        assert [setting.name for setting in document.settings] == [name]
+    document, _ = audited(str(made), str(base))
+    assert [setting.name for setting in document.settings] == [name]
+
+
+def test_what_a_header_leaves_to_the_usual_is_no_difference(base: Path, tmp_path: Path) -> None:
+    said = {key: None for key in header_of(base) if "rope" in key or key.endswith("_token_id")}
+    said["tokenizer.chat_template"] = (base / "chat_template.jinja").read_text()  # type: ignore[assignment]
+    made = write_gguf(base, tmp_path / "model.gguf", "F16", said=said)
+    document, _ = audited(str(base), str(made))
+    assert document.settings == [] and document.lost == []
+
+
+def test_settings_that_differ_between_folders_are_named_and_shown(base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "edited"))
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e5
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}))
+    (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + "{{ more }}")
+    file = tmp_path / "audit.json"
+    done = iconoclast("audit", folder, "--base", base, "--weights-only", "--json", file)
+    assert [each["name"] for each in json.loads(file.read_text())["settings"]] == [
+        "rope_parameters.rope_theta",
+        "chat template",
+    ]
+    assert "Setting differs: rope_parameters.rope_theta is 500000.0, and 10000.0 in the base." in done.out
+    assert iconoclast("report", file).code == 0
+    page = (tmp_path / "audit-report.html").read_text()
+    assert "rope_parameters.rope_theta" in page and "{{ more }}" in page
+    for content, said in (("[1", "holds no JSON object"), ('{"added_tokens": [1]}', "tokenizer is damaged")):
+        (folder / "tokenizer.json").write_text(content)
+        done = iconoclast("audit", folder, "--base", base, "--weights-only")
+        assert done.code == 2 and said in " ".join(done.complaint.split())

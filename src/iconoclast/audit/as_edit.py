@@ -23,6 +23,12 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
     """
     changed = {t.name: t for t in document.tensors if t.status not in UNTOUCHED and t.construction != "weak"}
     normalization = _normalization(document, changed)
+    if vague := next(
+        (t.name for t in changed.values() if t.strength_error is None and t.hidden_norm is not None), None
+    ):
+        raise ModelError(
+            f"Quantisation has swallowed a part of what was taken from {vague}: how strong the edit is, is not known."
+        )
     skeleton, checkpoint = load_skeleton(document.base, COMPONENTS), Checkpoint.find(local_path(document.base))
     assert checkpoint is not None  # the audit has read it
     found: dict[Site, tuple[Tensor, float]] = {}

@@ -13,13 +13,14 @@ from iconoclast.audit.claims import beside
 from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
 from iconoclast.audit.gguf_file import GgufFile
-from iconoclast.audit.matrix import Spectrum, slack, spectrum
+from iconoclast.audit.matrix import Spectrum, edge, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
-from iconoclast.audit.quantisation import even, noise, shrunk
+from iconoclast.audit.quantisation import Errors, Steps, errors, even, noise, shrunk
 from iconoclast.audit.roundings import on_levels, requantised
+from iconoclast.audit.settings import differing
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
-from iconoclast.models.gguf_tensors import readable
+from iconoclast.models.gguf_tensors import CODEBOOKS, readable
 from iconoclast.peers.known import read_claims
 from iconoclast.progress import Progress, Silent
 
@@ -29,14 +30,18 @@ SILENT = {"weak", "unreadable", None}
 GRAINED = 0.9
 """Share of values that a type holds exactly from which they are taken to have been of it."""
 
+HIDDEN: dict[Errors, Construction] = {"same": "requantised", "even": "requantised", "parted": "weak"}
+"""What a quantised matrix is in which no direction stands out."""
+
 MOSTLY = 0.8
 """Share of the changed tensors that are dense where all count as trained."""
 
 
 @dataclass
 class _Seen:
-    """What the matrices of one tensor came to."""
+    """What the matrices of one tensor came to; `directions` are those of all tensors."""
 
+    directions: dict[str, Tensor]
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
     kinds: list[Construction] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
@@ -55,6 +60,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
     progress = progress or Silent()
     one, other = open_pair(base, edited)
     names = sorted(one.places.keys() | other.places.keys(), key=_in_order)
+    settings = differing(one, other)
     directions: dict[str, Tensor] = {}
     progress.start("Comparing tensors", len(names))
     tensors = []
@@ -71,6 +77,7 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         tensors=tensors,
         claims=beside(read_claims(other.folder), None),
         lost=_lost(one, other),
+        settings=settings,
     )
     return document, directions
 
@@ -95,18 +102,22 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
     retyped = None if before.dtype == after.dtype else (before.dtype, after.dtype)
     if not all(each.dtype in DTYPES or readable(each.dtype) for each in (before, after)):
         return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
-    seen = _Seen()
+    seen = _Seen(directions)
     matrices = zip(
         one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False
     )
     for index, (w, x, *halves) in enumerate(matrices):
         key = f"{name}.{index}" if len(before.shape) == 3 else name
-        _look(w, x, _both(*halves), seen, key, directions)
+        _look(w, x, _steps(*halves, after.dtype), seen, key)
     return _summed(name, retyped, seen)
 
 
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return torch.hypot(one, other) if one is not None and other is not None else other if one is None else one
+def _steps(one: Tensor | None, other: Tensor | None, kind: str) -> Steps | None:
+    """Return how finely one of both or both are quantised, the edited one to the type `kind`; None if neither is."""
+    if one is not None and other is not None:
+        return Steps(torch.hypot(one, other), alone=False)
+    half = other if one is None else one
+    return None if half is None else Steps(half, one is None and not kind.startswith(CODEBOOKS))
 
 
 def _grain(before: Tensor, after: Tensor) -> torch.dtype:
@@ -116,10 +127,8 @@ def _grain(before: Tensor, after: Tensor) -> torch.dtype:
     return before.dtype if held else after.dtype
 
 
-def _look(
-    before: Tensor, after: Tensor, half: Tensor | None, seen: _Seen, key: str, directions: dict[str, Tensor]
-) -> None:
-    """Look at one matrix, as it is stored; `half` is half a step of every value where one of both is quantised."""
+def _look(before: Tensor, after: Tensor, steps: Steps | None, seen: _Seen, key: str) -> None:
+    """Look at one matrix, as it is stored; `steps` if one of both is quantised."""
     w, x, dtype = before.float(), after.float(), _grain(before, after)
     seen.squares[0] += float((x - w).norm()) ** 2
     seen.squares[1] += float(w.norm()) ** 2
@@ -130,32 +139,53 @@ def _look(
         return
     # Converters write vectors in float32, and some that are stored less one with it.
     finer = w.ndim == 1 and torch.equal(after.to(before.dtype), before)
-    if finer or (requantised(w, x, dtype) if half is None else w.ndim != 2 and even(w, x, half)):
+    if finer or (requantised(w, x, dtype) if steps is None else w.ndim != 2 and even(w, x, steps.half)):
+        seen.kinds.append("requantised")
+    elif w.ndim != 2 or min(w.shape) < 2:
+        seen.kinds.append("dense")
+    elif steps is None:
+        rounding = slack(w, x, dtype)
+        _name(w, x, rounding, spectrum(w, x, rounding), seen, key)
+    else:
+        _look_quantised(w, x, steps, seen, key)
+
+
+def _look_quantised(w: Tensor, x: Tensor, steps: Steps, seen: _Seen, key: str) -> None:
+    rounding, told = noise(w, x, steps.half), errors(w, x, steps)
+    seen.hidden = max(seen.hidden, edge(rounding) / max(float(w.norm()), 1e-30))
+    if told == "same":
         seen.kinds.append("requantised")
         return
-    if w.ndim != 2 or min(w.shape) < 2:
-        seen.kinds.append("dense")
+    found = spectrum(w, x, rounding, dithered=True)
+    if told is not None and (found.rank == 0 or shrunk(w, x, rounding).rank == 0):
+        seen.kinds.append(HIDDEN[told])
         return
-    rounding = slack(w, x, dtype) if half is None else noise(w, x, half)
-    found = spectrum(w, x, rounding, dithered=half is not None)
-    if half is not None:
-        seen.hidden = max(seen.hidden, found.edge / max(float(w.norm()), 1e-30))
-        if even(w, x, half) and (found.rank == 0 or shrunk(w, x, rounding).rank == 0):
-            seen.kinds.append("requantised")
-            return
+    # Where the base is on levels of its own, errors have a pattern, of which no direction but a projection's tells anything.
+    _name(w, x, rounding, found, seen, key, HIDDEN[told] if told is not None and on_levels(w) else None)
+
+
+def _name(
+    w: Tensor,
+    x: Tensor,
+    rounding: Tensor,
+    found: Spectrum,
+    seen: _Seen,
+    key: str,
+    otherwise: Construction | None = None,
+) -> None:
+    """Name what a change is consistent with, and keep its directions; `otherwise` if it is no projection."""
     fit = rank_one(w, x, rounding, found)
     kind = _kind(w, x, found, fit)
-    if half is not None and kind != "rank_one" and on_levels(w) and even(w, x, half):
-        # Where the base is on levels of its own, errors have a pattern, of which no direction tells anything.
-        seen.kinds.append("requantised")
+    if otherwise is not None and kind != "rank_one":
+        seen.kinds.append(otherwise)
         return
     kept = max(1, min(found.rank, 8))
-    directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
-    directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
+    seen.directions[f"{key}.left"] = found.left[:, :kept].mT.contiguous()
+    seen.directions[f"{key}.right"] = found.right[:, :kept].mT.contiguous()
     seen.energy = seen.energy or found.energy()
     seen.bounded |= found.bounded
     if fit is not None and kind == "rank_one":
-        directions[f"{key}.direction"] = fit.direction.contiguous()
+        seen.directions[f"{key}.direction"] = fit.direction.contiguous()
         seen.fits.append(fit)
     seen.ranks.append(1 if kind == "rank_one" and fit and fit.row_normalization in ("none", "pre") else found.rank)
     seen.kinds.append(kind)
@@ -172,8 +202,9 @@ def _kind(w: Tensor, x: Tensor, found: Spectrum, fit: RankOne | None) -> Constru
 
 
 def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
-    kinds = set(seen.kinds) - {"weak"} or {"weak"}
-    kind = kinds.pop() if len(kinds) == 1 else "dense"
+    kinds = set(seen.kinds)
+    kinds = {"weak"} if kinds <= {"weak", "requantised"} and "weak" in kinds else kinds - {"weak"}
+    kind: Construction = kinds.pop() if len(kinds) == 1 else "dense"
     if not seen.kinds:  # the same values in another type
         kind = "requantised"
     change, whole = seen.squares
@@ -194,16 +225,22 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
         along=fit.along if fit else None,
         error=max(each.error for each in seen.fits) if fit else None,
-        strength_error=max(each.strength_error for each in seen.fits) if fit else None,
-        direction_error=max(each.direction_error for each in seen.fits) if fit else None,
+        strength_error=_largest([each.strength_error for each in seen.fits]) if fit else None,
+        direction_error=_largest([each.direction_error for each in seen.fits]) if fit else None,
     )
+
+
+def _largest(bounds: list[float | None]) -> float | None:
+    """Return the largest bound; None if one is not known."""
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else None
 
 
 def _verdict(tensors: list[TensorFinding]) -> Verdict:
     changed = Counter(t.construction for t in tensors if t.status != "unchanged")
     if not changed:
         return "untouched"
-    if changed.keys() == {"weak"}:
+    if changed.keys() <= {"weak", "requantised"} and changed["weak"]:
         return "weak"
     telling = Counter(cast("dict[Verdict, int]", {kind: n for kind, n in changed.items() if kind not in SILENT}))
     if len(telling) > 1:

@@ -31,6 +31,9 @@ ROUNDED = 1.8
 DITHERED = 1.25
 """The same where rounding is known from the steps of a quantised type."""
 
+EVENLY = 0.7
+"""Norm of errors, over that of ones spread evenly within a step, below which the base's values lie on the levels themselves."""
+
 SWAMPED = 3.0
 """The same of a whole change that says nothing but for a rank-one edit."""
 
@@ -66,7 +69,8 @@ class RankOne:
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
         exact: whether what it misses is little, or as random as rounding, so that there is no other change on top.
         misfit: by which edits are compared: `error` or, where rounding hides it, all that is missed over the change.
-        strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors.
+        strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors; None if W lies on
+            the levels of W', which then have swallowed a part of the edit that nobody knows: it is stronger.
         direction_error: the same of 1 − |cosine| between the direction and the true one.
     """
 
@@ -75,8 +79,8 @@ class RankOne:
     row_normalization: Normalization
     along: Literal["rows", "columns"]
     error: float
-    strength_error: float
-    direction_error: float
+    strength_error: float | None
+    direction_error: float | None
     exact: bool
     misfit: float
     cut: int | None = None
@@ -179,14 +183,15 @@ class _Fit:
             direction, strength = _oriented(removed, direction)
         error, misfit, exact = self._judged(direction, strength, found)
         size = max(abs(strength), 1e-30)
+        known = not self.dithered or misfit * found.total >= EVENLY * found.noise
         return RankOne(
             direction,
             strength,
             self.normalization,
             "rows",
             error,
-            strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size,
-            direction_error=MARGIN * float(variance.sum()) / size**2 / 2,
+            strength_error=MARGIN * float((direction.square() @ variance).sqrt()) / size if known else None,
+            direction_error=MARGIN * float(variance.sum()) / size**2 / 2 if known else None,
             exact=exact,
             misfit=misfit,
         )

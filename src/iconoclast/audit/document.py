@@ -24,13 +24,30 @@ not compared.
 """
 
 Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed", "unseen"]
-"""What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside others.
+"""What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside other kinds.
 
 `unseen` are the weights behind an endpoint.
 """
 
+VERDICTS: Mapping[Verdict, str] = {
+    "untouched": "The weights are those of the base, bit by bit.",
+    "rank_one": "Every change beyond rounding is a rank-one edit: a matrix writes less, or the reverse, of one direction.",
+    "several": "Every changed matrix writes less of several directions, as after a merge of edited models.",
+    "low_rank": "Every change has low rank and reads more than the edited matrix itself, as a trained adapter does.",
+    "dense": "The changes are dense, as training makes them.",
+    "requantised": "The weights are those of the base, rounded to a coarser type.",
+    "weak": "Some weights are not just the base's rounded, but what was changed is less than the stored type can tell.",
+    "mixed": "The changes are of several kinds: see the matrices one by one.",
+    "unseen": "The weights behind the endpoint were not seen.",
+}
+"""A sentence about each verdict, for people."""
+
 Normalization = RowNormalization | Literal["restored"]
 """Those of `edits.edit.Edit`, and rows that are edited as they are and then get their norms back."""
+
+
+SHOWN_ERROR = 0.001
+"""Relative error of a strength from which it is shown."""
 
 
 class TensorFinding(Part):
@@ -49,7 +66,8 @@ class TensorFinding(Part):
         cut: rank to which its update is cut, as adapters do where row norms are restored.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
-        strength_error: bound of the relative error of `strength` that this rounding leaves.
+        strength_error: bound of the relative error of `strength` that this rounding leaves; without one, quantisation has swallowed
+            a part of the edit, which is stronger.
         direction_error: bound of 1 − |cosine| between the recovered direction and the true one.
     """
 
@@ -69,6 +87,30 @@ class TensorFinding(Part):
     error: float | None = UNLESS_NONE
     strength_error: float | None = UNLESS_NONE
     direction_error: float | None = UNLESS_NONE
+
+
+def shown_strength(tensor: TensorFinding) -> str:
+    """Return a tensor's strength with the error that rounding leaves, if that is worth showing; empty without a strength."""
+    if tensor.strength is None:
+        return ""
+    if tensor.strength_error is None and tensor.hidden_norm is not None:
+        return f"strength {tensor.strength:.3f} or more"
+    error = f" ± {tensor.strength_error:.1%}" if (tensor.strength_error or 0.0) >= SHOWN_ERROR else ""
+    return f"strength {tensor.strength:.3f}{error}"
+
+
+class SettingFinding(Part):
+    """A setting that base and edited model both have, with other values.
+
+    Attributes:
+        name: as in the configuration or, where one of both is a GGUF file, in its header; or vocabulary, merges, chat template.
+        base: its value, of a long one what stands where the two begin to differ; None if it is empty.
+        edited: the same.
+    """
+
+    name: str
+    base: str | None
+    edited: str | None
 
 
 class ClaimFinding(Claim):
@@ -94,6 +136,7 @@ class AuditDocument(Document):
         verdict: what the whole edit is consistent with.
         row_normalization: of a rank-one edit, where all matrices agree.
         lost: files beside the weights (tokenizer, template, processor …) that only the base has.
+        settings: what both say beside the weights, and say differently.
         directions: file of the singular directions, beside this one.
         claims: figures on the card and in other tools' papers.
         behavior: what `evaluate` measures, beside the base; None with --weights-only.
@@ -110,6 +153,7 @@ class AuditDocument(Document):
     row_normalization: Normalization | None = None
     tensors: list[TensorFinding]
     lost: list[str]
+    settings: list[SettingFinding] = Field(default=[], exclude_if=lambda value: not value)
     directions: str | None = None
     claims: list[ClaimFinding] = Field(default=[], exclude_if=lambda value: not value)
     behavior: Mapping[str, Any] | None = None

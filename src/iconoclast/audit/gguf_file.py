@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iconoclast.errors import ModelError, first_line
 from iconoclast.models.checkpoint import Place
-from iconoclast.models.gguf_tensors import PLAIN, half_steps, open_reader, values
+from iconoclast.models.gguf_tensors import ARCHITECTURE, PLAIN, half_steps, open_reader, values
 from iconoclast.models.skeleton import architecture
 from iconoclast.models.transformers_internals import as_stored, gguf_layout
 
 DERIVED = ("rope_freqs.", "rope_factors_")
-"""Beginnings of tensors that converters make of a model's settings."""
+"""Beginnings of tensors that converters make of a model's settings; a checkpoint has none such."""
 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -90,7 +90,7 @@ class Layout:
         if text is not model.config:  # a file holds the text tower alone
             with torch.device("meta"):
                 inner = AutoModelForCausalLM.from_config(text)  # type: ignore[no-untyped-call]
-        kind = str(reader.fields["general.architecture"].contents())
+        kind = str(reader.fields[ARCHITECTURE].contents())
         try:
             processor, names = gguf_layout(inner, kind)
         except NotImplementedError as error:
@@ -137,7 +137,7 @@ def open_gguf(file: Path, beside: Path | None = None) -> GgufFile:
     parts: dict[str, Part] = {}
     for tensor in reader.tensors:
         parameter = None if found.layout is None else found.layout.parameter(tensor.name)
-        if parameter is None and not tensor.name.startswith(DERIVED):
+        if parameter is None and (found.layout is None or not tensor.name.startswith(DERIVED)):
             found.parts[tensor.name] = Part([tensor])
             shape = tuple(int(size) for size in reversed(tensor.shape))
             found.places[tensor.name] = Place(file.name, tensor.tensor_type.name, shape, 0, 0)

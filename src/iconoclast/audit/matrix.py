@@ -90,12 +90,20 @@ def slack(before: Tensor, after: Tensor, dtype: torch.dtype) -> Tensor:
 def spectrum(before: Tensor, after: Tensor, slack: Tensor, dithered: bool = False) -> Spectrum:
     """Return the singular values and directions of W' − W."""
     variance = slack.square().div_(3)
-    edge = 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
-    noise = float(variance.sum().sqrt())
+    edge, noise = _edge(variance), float(variance.sum().sqrt())
     delta = torch.sub(after, before, out=variance)
     whole = min(delta.shape) <= EXACT and delta.numel() <= LARGE
     left, values, right = svd(delta, full_matrices=False) if whole else _randomised(delta)
     return Spectrum(values, left, right.mT, float(delta.norm()), edge, noise, whole, dithered)
+
+
+def edge(slack: Tensor) -> float:
+    """Return the largest singular value that rounding alone can have, with a margin."""
+    return _edge(slack.square().div_(3))
+
+
+def _edge(variance: Tensor) -> float:
+    return 1.1 * float(variance.sum(0).max().sqrt() + variance.sum(1).max().sqrt())
 
 
 def largest(matrix: Tensor) -> float:

@@ -27,6 +27,14 @@ PacmapOption = Annotated[
     bool,
     Option("--pacmap", help="Lay the residuals out by PaCMAP, too, which takes the model and the extra `research`."),
 ]
+ServerModelOption = Annotated[
+    str | None, Option("--server-model", help="Name of the model there, if it serves several.")
+]
+ServerKeyOption = Annotated[
+    str | None, Option("--server-key-variable", help="Environment variable that holds its key.")
+]
+LimitOption = Annotated[int | None, Option("--limit", help="Only so many items of each task.", min=1)]
+IncludePathOption = Annotated[Path | None, Option("--include-path", help="Folder with task files of your own.")]
 ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import ValidationError
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import FiguresOption, require_writable
+from iconoclast.cli.arguments import (
+    FiguresOption,
+    IncludePathOption,
+    LimitOption,
+    ServerKeyOption,
+    ServerModelOption,
+    require_writable,
+)
 from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
 from iconoclast.config.schema import PromptSource
 from iconoclast.documents import first_problem
@@ -30,12 +37,29 @@ SET = "DATASET[,KEY=VALUE…]"
 
 KEYS = "name, split, column, prefix, suffix, system_prompt"
 
+ServedOption = Annotated[
+    str | None,
+    Option(
+        metavar="URL",
+        help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts.",
+    ),
+]
+RefusalSetOption = Annotated[
+    list[str] | None,
+    Option(metavar=SET, help="Data set whose refusals are counted, too, such as some/name,split=test,column=prompt."),
+]
+OverrefusalSetOption = Annotated[
+    list[str] | None, Option(metavar=SET, help="The same of prompts that should be answered.")
+]
+MeasuredOption = Annotated[
+    Path | None, Option(help="Measurements to set its claims beside: the file of iconoclast evaluate --json.")
+]
+EditOption = Annotated[
+    Path | None, Option(help="File (.safetensors) for a rank-one edit as our own, to be evaluated and compared.")
+]
+
 DIRECTIONS = ".safetensors"
 """What the file of directions, beside that of --json, ends in."""
-
-
-SHOWN = 0.001
-"""Relative error of a strength from which it is shown."""
 
 
 def audit(
@@ -44,35 +68,18 @@ def audit(
         str | None,
         Argument(metavar="EDITED", help="Edited model: folder, hub id, LoRA adapter or GGUF file; not with --server."),
     ] = None,
-    server: Annotated[
-        str | None,
-        Option(
-            metavar="URL",
-            help="OpenAI-compatible endpoint that serves it; its weights stay unseen, and it is sent all prompts.",
-        ),
-    ] = None,
-    server_model: Annotated[str | None, Option(help="Name of the model there, if it serves several.")] = None,
-    server_key_variable: Annotated[str | None, Option(help="Environment variable that holds its key.")] = None,
+    server: ServedOption = None,
+    server_model: ServerModelOption = None,
+    server_key_variable: ServerKeyOption = None,
     config: Annotated[Path | None, Option(help="Settings file (TOML) with prompts and markers.")] = None,
     weights_only: Annotated[bool, Option("--weights-only", help="Leave out what it did to behaviour.")] = False,
-    measured: Annotated[
-        Path | None, Option(help="Measurements to set its claims beside: the file of iconoclast evaluate --json.")
-    ] = None,
-    edit: Annotated[
-        Path | None, Option(help="File (.safetensors) for a rank-one edit as our own, to be evaluated and compared.")
-    ] = None,
-    refusal_set: Annotated[
-        list[str] | None,
-        Option(
-            metavar=SET, help="Data set whose refusals are counted, too, such as some/name,split=test,column=prompt."
-        ),
-    ] = None,
-    overrefusal_set: Annotated[
-        list[str] | None, Option(metavar=SET, help="The same of prompts that should be answered.")
-    ] = None,
+    measured: MeasuredOption = None,
+    edit: EditOption = None,
+    refusal_set: RefusalSetOption = None,
+    overrefusal_set: OverrefusalSetOption = None,
     tasks: Annotated[list[str] | None, Option(help="Tasks of lm-eval for both, separated by commas.")] = None,
-    limit: Annotated[int | None, Option(help="Only so many items of each task.", min=1)] = None,
-    include_path: Annotated[Path | None, Option(help="Folder with task files of your own.")] = None,
+    limit: LimitOption = None,
+    include_path: IncludePathOption = None,
     apply_chat_template: Annotated[
         bool, Option("--apply-chat-template", help="Put the tasks' items to the models as a user would.")
     ] = False,
@@ -83,12 +90,11 @@ def audit(
 
     _require_places(json_file, edit)
     _require_sides(edited, server, weights_only=weights_only, edit=edit, tasks=tasks)
-    figures = None if measured is None else measured_in(measured)
     if weights_only and (refusal_set or overrefusal_set or tasks):
         raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
+    figures = None if measured is None else measured_in(measured)
     sets = _named_sets(refusal_set or [], overrefusal_set or [])
-    names = [name for entry in tasks or [] for name in entry.split(",") if name]
-    benchmarked = _benchmarked(names, include_path, limit, apply_chat_template) if names else None
+    benchmarked = _benchmarked(tasks or [], include_path, limit, apply_chat_template)
     subject = None if server is None else _served(server, server_model, server_key_variable)
     document = _weighed(base, str(edited), json_file, edit) if subject is None else _unseen(base, subject)
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
@@ -200,20 +206,23 @@ def _source(text: str) -> PromptSource:
 
 
 def _benchmarked(
-    names: list[str], include_path: Path | None, limit: int | None, templated: bool
-) -> "Callable[[str, str], Capabilities]":
-    """Set the tasks of lm-eval up, and return what measures an edited model and its base with them."""
+    tasks: list[str], include_path: Path | None, limit: int | None, templated: bool
+) -> "Callable[[str, str], Capabilities] | None":
+    """Set the tasks of lm-eval up, and return what measures an edited model and its base with them; None without tasks."""
+    names = [name for entry in tasks for name in entry.split(",") if name]
+    if not names:
+        return None
     from iconoclast.cli.benchmark import print_capabilities
     from iconoclast.evaluation import benchmarks
 
     options = benchmarks.BenchmarkOptions(names, include_path, limit, apply_chat_template=templated)
     benchmarks.require_lm_eval()
-    tasks = benchmarks.load_tasks(options)
+    loaded = benchmarks.load_tasks(options)
 
     def measure(edited: str, base: str) -> "Capabilities":
         sides = benchmarks.loaded(edited, templated), benchmarks.loaded(base, templated)
         with shown_progress() as progress:
-            result = benchmarks.benchmark(options, *sides, progress, tasks).capabilities()
+            result = benchmarks.benchmark(options, *sides, progress, loaded).capabilities()
         print_capabilities(result)
         return result
 
@@ -221,10 +230,11 @@ def _benchmarked(
 
 
 def _say_tensors(document: "AuditDocument") -> None:
+    from iconoclast.audit.document import shown_strength
+
     for t in document.tensors:
         if t.status not in ("unchanged", "rounded"):
-            parts = [t.status, t.construction, t.row_normalization, t.strength and f"strength {t.strength:.3f}"]
-            parts += [t.strength_error and t.strength_error >= SHOWN and f"± {t.strength_error:.1%}"]
+            parts = [t.status, t.construction, t.row_normalization, shown_strength(t)]
             parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
             say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
     rounded = Counter(" to ".join(t.retyped or ("a grid",)) for t in document.tensors if t.status == "rounded")
@@ -232,11 +242,25 @@ def _say_tensors(document: "AuditDocument") -> None:
 
 
 def _say_verdict(document: "AuditDocument") -> None:
+    from iconoclast.audit.document import VERDICTS
+
     changed = sum(t.status != "unchanged" for t in document.tensors)
-    say(f"Verdict: {document.verdict}. {changed} of {len(document.tensors)} tensors are not as in the base.")
+    weak = sum(t.construction == "weak" for t in document.tensors)
+    say(f"Verdict: {document.verdict}. {VERDICTS[document.verdict]}")
+    say(f"{changed} of {len(document.tensors)} tensors are not as in the base.")
+    if weak:
+        say(
+            f"{weak} of them (weak) were changed by less than the type in which they are stored can show: how, is hidden."
+        )
     if (hidden := max((t.hidden_norm or 0.0 for t in document.tensors), default=0.0)) > 0:
         say(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
     say(*(f"Lost: {name}" for name in document.lost))
+    say(
+        *(
+            f"Setting differs: {s.name} is {s.edited or 'empty'}, and {s.base or 'empty'} in the base."
+            for s in document.settings
+        )
+    )
 
 
 def _with_behavior(

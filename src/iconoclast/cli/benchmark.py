@@ -4,14 +4,20 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import FiguresOption, TrialOption, require_writable, run_and_trial
+from iconoclast.cli.arguments import (
+    FiguresOption,
+    IncludePathOption,
+    LimitOption,
+    TrialOption,
+    require_writable,
+    run_and_trial,
+)
 from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.errors import SettingsError
 from iconoclast.layout import TRIAL_INFORMATION
@@ -31,8 +37,8 @@ def benchmark(
     tasks: Annotated[list[str], Option(help="Tasks of lm-eval, separated by commas; may be repeated.")],
     trial: TrialOption = None,
     against: Annotated[str | None, Option(help="Base model to compare MODEL with. An adapter knows its own.")] = None,
-    include_path: Annotated[Path | None, Option(help="Folder with task files of your own.")] = None,
-    limit: Annotated[int | None, Option(help="Only so many items of each task.", min=1)] = None,
+    include_path: IncludePathOption = None,
+    limit: LimitOption = None,
     num_fewshot: Annotated[
         int | None, Option(help="Worked examples before each item. Unset: the task's.", min=0)
     ] = None,

@@ -5,7 +5,14 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import AsJsonOption, FiguresOption, SampleCountOption, require_writable
+from iconoclast.cli.arguments import (
+    AsJsonOption,
+    FiguresOption,
+    SampleCountOption,
+    ServerKeyOption,
+    ServerModelOption,
+    require_writable,
+)
 from iconoclast.cli.console import print_json, shown_progress, write_figures
 from iconoclast.cli.export import require_near
 from iconoclast.errors import RunFolderError, SettingsError
@@ -23,8 +30,8 @@ def evaluate(
             help="OpenAI-compatible endpoint to measure, such as http://localhost:8080/v1; it is sent all prompts.",
         ),
     ] = None,
-    server_model: Annotated[str | None, Option(help="Name of the model there, if it serves several.")] = None,
-    server_key_variable: Annotated[str | None, Option(help="Environment variable that holds its key.")] = None,
+    server_model: ServerModelOption = None,
+    server_key_variable: ServerKeyOption = None,
     against: Annotated[str | None, Option(help="Its base model. Unset: the one that the settings name.")] = None,
     config: Annotated[
         Path | None, Option(help="Settings file (TOML) with prompts and markers. Unset: those of a run.")

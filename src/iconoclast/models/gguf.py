@@ -6,13 +6,15 @@ from typing import Any
 
 import gguf
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from iconoclast.errors import ModelError
+from iconoclast.errors import ModelError, first_line
+from iconoclast.models.gguf_tensors import ARCHITECTURE, DAMAGES, open_reader
 from iconoclast.models.transformers_internals import set_name
 from iconoclast.vocabulary import Dtype
 
-ARCHITECTURE, FILE_TYPE, UINT32 = "general.architecture", "general.file_type", gguf.GGUFValueType.UINT32
+FILE_TYPE, UINT32 = "general.file_type", gguf.GGUFValueType.UINT32
 USUAL_BASE = 10000.0
 """Base of rotary positions that llama.cpp takes where a file has none."""
 SCALED = ("linear", "yarn", "llama3", "longrope")
@@ -32,7 +34,7 @@ def quantize_plainly(file: Path, to: Path, name: str) -> None:
             return gguf.quantize(gguf.dequantize(data, own), kind), kind
         return data, own
 
-    _copy(gguf.GGUFReader(file), to, {FILE_TYPE: (gguf.LlamaFileType[f"MOSTLY_{name}"], UINT32)}, quantized)
+    _copy(open_reader(file), to, {FILE_TYPE: (gguf.LlamaFileType[f"MOSTLY_{name}"], UINT32)}, quantized)
 
 
 def complete_rope(file: Path, config: Mapping[str, Any]) -> str:
@@ -54,7 +56,7 @@ def complete_rope(file: Path, config: Mapping[str, Any]) -> str:
     base, kind = told.get("rope_theta") or own.get("rope_theta") or USUAL_BASE, told.get("rope_type", "default")
     if base == USUAL_BASE and kind not in SCALED:
         return ""
-    reader = gguf.GGUFReader(file)
+    reader = open_reader(file)
     name = str(reader.fields[ARCHITECTURE].contents())
     told_of = [*reader.fields, *(tensor.name for tensor in reader.tensors)]
     if kind in SCALED and not any("rope.scaling" in each or each.startswith("rope_f") for each in told_of):
@@ -98,13 +100,22 @@ def _copy(
 
 
 def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a GGUF file as a plain, dequantised model that can be saved, with its tokenizer."""
+    """Load a GGUF file as a plain, dequantised model that can be saved, with its tokenizer.
+
+    Raises:
+        ModelError: the file contradicts itself, or transformers cannot read it.
+    """
+    open_reader(file)  # transformers trusts all that a file says
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**location)
     stated = auto_dtype() if dtype == "auto" else torch_dtype(dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        **location, dtype=stated, quantization_config=GgufConfig(dequantize=True)
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**location)
+        model = AutoModelForCausalLM.from_pretrained(
+            **location, dtype=stated, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (*DAMAGES, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        said = f"it lacks {error}." if isinstance(error, KeyError) else first_line(error)
+        raise ModelError(f"The GGUF file {file} cannot be loaded: {said}") from None
     set_name(model, file.stem)
     return model, tokenizer
 

@@ -11,6 +11,14 @@ from torch import Tensor
 
 from iconoclast.errors import ModelError
 
+ARCHITECTURE = "general.architecture"
+
+SIZES = (
+    "block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size", "expert_count",
+)  # fmt: skip
+"""Settings in a header of which none is larger than the longest side of a tensor or, of layers, than the number of tensors."""
+
 PLAIN = ("F32", "F16", "BF16")
 """Types that hold every value by itself."""
 
@@ -20,6 +28,9 @@ NUMBERS = {
 }  # fmt: skip
 """Type with even levels → first and last byte of a block that say which level each value is, and the steps that lie between
 all their bits cleared and all set."""
+
+CODEBOOKS = ("IQ1", "IQ2", "IQ3")
+"""Beginnings of types that round several values together, to an entry of a table; in all others each goes to a level by itself."""
 
 NEIGHBORS = 32
 """Values that share a scale at least, of which neighbouring levels are looked for in the other types."""
@@ -45,6 +56,7 @@ def open_reader(file: Path) -> gguf.GGUFReader:
     try:
         reader = Reader(file)
         _require_apart(reader)
+        _require_sizes(reader)
     except DAMAGES as error:
         said = str(error.args[0] if error.args else type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(f"The GGUF file {file} is damaged, or newer than this reader: {said}.") from None
@@ -57,6 +69,28 @@ def _require_apart(reader: gguf.GGUFReader) -> None:
         if tensor.data_offset < end:
             raise ValueError(f"{tensor.name} lies where something else does")
         end = tensor.data_offset + tensor.n_bytes
+
+
+def _require_sizes(reader: gguf.GGUFReader) -> None:
+    """Check what decides how large a model and its tokenizer are made before a tensor is read."""
+    kind = _said(reader, ARCHITECTURE)
+    if not kind:
+        raise ValueError("it does not name its architecture")
+    longest = max((int(size) for tensor in reader.tensors for size in tensor.shape), default=0)
+    for key in SIZES:
+        said = _said(reader, f"{kind}.{key}")
+        most = len(reader.tensors) if key == "block_count" else longest
+        if said is not None and not 0 < max(said if isinstance(said, list) else [said], default=0) <= most:
+            raise ValueError(f"its {kind}.{key} is {said}, which no tensor bears out")
+    tokens = {*(_said(reader, "tokenizer.ggml.tokens") or ())}
+    if odd := next(
+        (each for each in _said(reader, "tokenizer.ggml.merges") or () if each.replace(" ", "", 1) not in tokens), None
+    ):
+        raise ValueError(f"it merges {odd!r}, which makes no token")
+
+
+def _said(reader: gguf.GGUFReader, key: str) -> Any:
+    return reader.fields[key].contents() if key in reader.fields else None
 
 
 @cache

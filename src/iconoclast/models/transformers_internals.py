@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.utils import chat_template_utils
 
@@ -30,6 +31,13 @@ def gguf_layout(model: PreTrainedModel, architecture: str) -> tuple[Any, dict[st
     """
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())  # type: ignore[no-untyped-call]
     return processor, get_gguf_hf_weights_map(model, processor)
+
+
+def gguf_settings(architecture: str) -> dict[str, str]:
+    """Return the settings in a GGUF file's header, less the architecture's name, and their names in a configuration."""
+    plain = {kind.replace("_", ""): names for kind, names in GGUF_CONFIG_MAPPING.items()}
+    known = plain.get(architecture.replace("-", "").replace("_", ""), {})
+    return {key: name for key, name in known.items() if isinstance(name, str)}
 
 
 def fuses_experts(model: PreTrainedModel) -> bool:

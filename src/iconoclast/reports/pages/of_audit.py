@@ -5,28 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.audit.document import AuditDocument, ClaimFinding, TensorFinding
+from iconoclast.audit.document import VERDICTS, AuditDocument, ClaimFinding, TensorFinding, shown_strength
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
 from iconoclast.reports.pages.parts import prompt_rows, shown_name, test_rows, tiles
 from iconoclast.reports.tables import caveats, examination_rows
 from iconoclast.runs.documents import ComparisonDocument
-
-VERDICTS = {
-    "untouched": "The weights are those of the base, bit by bit.",
-    "rank_one": "Every change is a rank-one edit: a matrix writes less, or the reverse, of one direction.",
-    "several": "Every changed matrix writes less of several directions, as after a merge of edited models.",
-    "low_rank": "Every change has low rank and reads more than the edited matrix itself, as a trained adapter does.",
-    "dense": "The changes are dense, as training makes them.",
-    "requantised": "The weights are those of the base, rounded to a coarser type.",
-    "weak": "The weights differ by no more than the stored type can tell.",
-    "mixed": "The changes are of several kinds: see the matrices one by one.",
-    "unseen": "The weights behind the endpoint were not seen.",
-}
-
-SHOWN_ERROR = 0.001
-"""Relative error of a strength from which it is shown."""
 
 LONGEST = 400
 """Rows of a table."""
@@ -77,6 +62,10 @@ def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator
         **({"Changed tensors": _changed(changed)} if told.tensors else {}),
         "Claims": _claims(told.claims),
         "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
+        "Settings that differ": [
+            ["setting", "base", "edited"],
+            *([s.name, s.base or "", s.edited or ""] for s in told.settings),
+        ],
     }
     yield Section("What was found", "", found, leads=True)
     if told.capabilities is not None:
@@ -92,7 +81,7 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
             t.name,
             t.status,
             (t.construction or "").replace("_", " "),
-            "" if t.strength is None else f"{t.strength:.3f}" + _error(t),
+            shown_strength(t).removeprefix("strength "),
             (t.row_normalization or "") + (f", rank {t.cut}" if t.cut else ""),
             "" if t.relative_norm is None else f"{t.relative_norm:.2g}",
             "" if t.rank is None else f"{t.rank}{' or more' if t.rank_is_a_lower_bound else ''}",
@@ -102,10 +91,6 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
     ]
     more = [[f"and {len(rows) - LONGEST} more", *[""] * (len(head) - 1)]] if len(rows) > LONGEST else []
     return [head, *rows[:LONGEST], *more]
-
-
-def _error(tensor: TensorFinding) -> str:
-    return f" ± {tensor.strength_error:.1%}" if (tensor.strength_error or 0.0) >= SHOWN_ERROR else ""
 
 
 def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
