@@ -280,9 +280,10 @@ class Settings(BaseModel):
     """After the search, let every site's direction and strength follow the gradient from the strongest trial, and
     measure the edit that comes out, at several scales, as trials like others."""
     fit_steps: int = Field(default=120, ge=1)
-    """Gradient steps of the fit."""
+    """Gradient steps of the fit, in three rounds: what pushes the behaviour (preference, opening, loop weight) counts whole in the
+    first, half in the second and a quarter in the third."""
     fit_rate: Positive = 0.03
-    """Adam's learning rate of strengths; that of directions is a twentieth of it."""
+    """Adam's learning rate of strengths; that of directions and readings is a tenth of it."""
     fit_readings: bool = True
     """Let what a site reads of its own output part from the direction along which it is taken away."""
     fit_examples: int = Field(default=400, ge=2)
