@@ -94,6 +94,7 @@ def test_direction_and_strength_come_back_within_the_bound_that_is_stated(
     assert found is not None and (found.row_normalization, found.along) == (normalization, "rows")
     missed, turned = abs(found.strength / strength - 1), 1 - abs(float(found.direction.double() @ v.double()))
     assert missed < 0.01 and turned < 0.001
+    assert found.strength_error is not None and found.direction_error is not None
     assert missed <= found.strength_error + 1e-5 and turned <= found.direction_error + 1e-6
     assert found.strength_error < 0.01 and found.direction_error < 0.001
 

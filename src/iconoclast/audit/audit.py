@@ -106,9 +106,9 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
     matrices = zip(
         one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False
     )
-    for index, (w, x, *halves) in enumerate(matrices):
+    for index, (w, x, first, second) in enumerate(matrices):
         key = f"{name}.{index}" if len(before.shape) == 3 else name
-        _look(w, x, _steps(*halves, after.dtype), seen, key)
+        _look(w, x, _steps(first, second, after.dtype), seen, key)
     return _summed(name, retyped, seen)
 
 

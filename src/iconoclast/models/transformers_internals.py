@@ -35,7 +35,7 @@ def gguf_layout(model: PreTrainedModel, architecture: str) -> tuple[Any, dict[st
 
 def gguf_settings(architecture: str) -> dict[str, str]:
     """Return the settings in a GGUF file's header, less the architecture's name, and their names in a configuration."""
-    plain = {kind.replace("_", ""): names for kind, names in GGUF_CONFIG_MAPPING.items()}
+    plain: dict[str, Any] = {kind.replace("_", ""): names for kind, names in GGUF_CONFIG_MAPPING.items()}
     known = plain.get(architecture.replace("-", "").replace("_", ""), {})
     return {key: name for key, name in known.items() if isinstance(name, str)}
 
