@@ -59,7 +59,7 @@ class Slurm:
         """What is in the queue: a job and its state each."""
         return self("squeue", "--noheader", "--array", "--format", "%i %T").splitlines()
 
-    def wait(self, until: object, seconds: float = 420.0) -> None:
+    def wait(self, until: object, seconds: float = 180.0) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not until():  # type: ignore[operator]
