@@ -116,6 +116,26 @@ def test_an_edit_that_the_type_swallows_is_seen_where_equal_values_part(base: Pa
             assert t.status == "changed" and t.hidden_norm is not None and t.hidden_norm > change
 
 
+def test_an_edit_that_hides_in_a_base_of_float32_is_requantisation_and_the_limit_is_stated(
+    base: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    random = torch.Generator().manual_seed(2)
+    tensors = {
+        name: t.float() * (1 + 1e-3 * torch.rand(t.shape, generator=random))  # no two values are equal
+        for name, t in load_file(base / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    v = normalize(torch.randn(256, generator=random), dim=0)
+    changes = {name: edited_weight(t, v, 0.02, "none") for name, t in tensors.items() if name.endswith(WRITERS)}
+    document, _ = audited(str(folder), str(write_gguf(folder, tmp_path / "model.gguf", "Q4_0", changes)))
+    assert document.verdict == "requantised"
+    for t in document.tensors:
+        if t.name in changes:
+            change = (changes[t.name] - tensors[t.name]).norm() / tensors[t.name].norm()
+            assert t.hidden_norm is not None and t.hidden_norm > change
+
+
 def test_of_a_base_on_the_levels_of_the_file_no_bound_is_stated(base: Path, tmp_path: Path) -> None:
     folder = quantised_base(base, tmp_path / "base")
     changes, _ = edited(folder, 0.8)

@@ -104,7 +104,8 @@ def _claim(prompt: str) -> tuple[str, str]:
 @rules.register("other_language")
 def other_language(response: str, prompt: str) -> bool:
     """Answers in another language than the one the prompt names, or than English if it names none."""
-    return _language_of(response, asked := _asked_language(prompt)) not in (None, asked)
+    asked = _asked_language(prompt)
+    return _language_of(response, asked) not in (None, asked)
 
 
 @rules.register("asked_language")
