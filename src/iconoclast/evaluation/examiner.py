@@ -92,7 +92,7 @@ class Examiner:
         if lm.dtype == "float32" or self._base.applied is not nullcontext:
             return ()
         some = range(0, len(self._benign), -(-len(self._benign) // ROUNDING_PROMPTS))
-        progress.start("Measuring what rounding makes", len(some))
+        progress.start("Reading with other rounding", len(some))
         return self._along.read([barely_edited(lm)], progress, some)[0].divergences
 
     def _read(self, responses: list[list[int]], length: int) -> list[tuple[list[int], str, Thought]]:

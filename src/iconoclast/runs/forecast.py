@@ -11,6 +11,7 @@ from typing import Literal
 
 from iconoclast.config.schema import Settings
 from iconoclast.evaluation.examination import ExaminedPrompts
+from iconoclast.evaluation.rounding import ROUNDING_PROMPTS
 from iconoclast.fitting.fit import FitOptions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.progress import Board, Phase, Progress
@@ -228,8 +229,10 @@ class Sizes:
         s, reported = self.settings, prompts.reported
         examined = self.evaluated(reported) + self.tokens(reported.borderline, s.max_benign_response_length)
         again = self.tokens(reported.benign, s.max_benign_response_length)
+        rounded = 2 * self.tokens(reported.benign, s.max_benign_response_length, ROUNDING_PROMPTS)
         return [
             Stage("Report", "Examining base", "respond", examined + 3 * again),
+            *[Stage("Report", "Reading with other", "read", rounded)] * (self.lm.dtype != "float32"),
             Stage("Report", "Examining trial", "respond", examined + 2 * again),
             *[Stage("Report", "Measuring", "trial", self.evaluated(reported) * s.random_controls)]
             * bool(s.random_controls),
