@@ -88,9 +88,10 @@ def of_unseen_intents(data: Path, folder: Path) -> Path:
 
 def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespace, seed: int) -> Settings:
     """What both tools are told."""
+    split = "report" if arguments.unseen else f"report[:{arguments.report}]"  # of unseen intents there are fewer
     report = {
         f"{side}_report_prompts": PromptSource(
-            dataset=str(arguments.data / f"{name}.jsonl"), split=f"report[:{arguments.report}]", column="text"
+            dataset=str(arguments.data / f"{name}.jsonl"), split=split, column="text"
         )
         for side, name in (("good", "knowledge"), ("bad", "requests"))
     }
