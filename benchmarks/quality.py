@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,13 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
                     *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in runs),
                 ]
                 comparison = compare(subjects, settings)
-                fronts = {
-                    source.stem if source.is_dir() else "heretic": front_on_report(
-                        lm, settings, source, out / f"front-{seed}-{source.stem}-{arguments.dtype}.json"
-                    )
+                fronts = [
+                    front_on_report(lm, settings, source, out / f"front-{seed}-{source.stem}-{arguments.dtype}.json")[
+                        "hypervolume"
+                    ]
                     for source in (journal, *runs)
-                }
+                    if not arguments.no_fronts
+                ]
             summaries = {
                 run.name: {
                     "seconds": json.loads((run / "done.json").read_text())["seconds"],
@@ -232,7 +234,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
                 result,
                 {
                     "comparison": comparison.document().document(),
-                    "fronts": fronts,
+                    "hypervolumes": fronts,
                     "runs": summaries,
                     "heretic_seconds": seconds,
                 },
@@ -269,8 +271,8 @@ def print_match(seed: int, result: dict[str, Any]) -> None:
     print(f"\nSeed {seed}: heretic {result['heretic_seconds']:.0f} s; {json.dumps(result['runs'])}")
     print(HEADER)
     print(row("base", comparison["base_metrics"], None))
-    for subject, front in zip(comparison["subjects"], result["fronts"].values(), strict=True):
-        print(row(subject["name"], subject["metrics"], front["hypervolume"]))
+    for subject, volume in zip_longest(comparison["subjects"], result["hypervolumes"]):
+        print(row(subject["name"], subject["metrics"], volume))
     for pair in comparison["pairs"]:
         tests = pair["paired"]
         print(
@@ -285,7 +287,7 @@ def print_medians(results: Sequence[dict[str, Any]], names: Sequence[str]) -> No
     print(f"\nMedians of {len(results)} seeds")
     for number, name in enumerate(names):
         metrics = [result["comparison"]["subjects"][number]["metrics"] for result in results]
-        volumes = [list(result["fronts"].values())[number]["hypervolume"] for result in results]
+        volumes = [result["hypervolumes"][number] for result in results if result["hypervolumes"]]
         counts = (
             f"{key} {statistics.median(m[key]['count'] for m in metrics):g}"
             for key in ("refusals", "broken", "overrefusals")
@@ -293,7 +295,8 @@ def print_medians(results: Sequence[dict[str, Any]], names: Sequence[str]) -> No
         kl = (
             f"{key} {statistics.median(m[key]['value'] for m in metrics):.4f}" for key in ("first_token_kl", "token_kl")
         )
-        print(f"  {name:>25}: {', '.join([*counts, *kl])}, hypervolume {statistics.median(volumes):.3f}")
+        volume = [f"hypervolume {statistics.median(volumes):.3f}"] if volumes else []
+        print(f"  {name:>25}: {', '.join([*counts, *kl, *volume])}")
 
 
 def ablation_row(name: str, measured: Sequence[dict[str, Any]], volumes: Sequence[float] = ()) -> str:
@@ -340,6 +343,8 @@ def main() -> None:
     parser.add_argument(
         "--unseen", action="store_true", help="report on requests of intents that fitted and chose nothing"
     )
+    parser.add_argument("--dtype", default="bfloat16", help="the type in which all edits are examined")
+    parser.add_argument("--no-fronts", action="store_true", help="compare the chosen edits only")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", nargs="+", choices=("fit", "search"), default=["fit", "search"])
     parser.add_argument("--fit-steps", type=int, default=120)
