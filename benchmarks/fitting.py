@@ -1,21 +1,29 @@
 """Fits against each other: what their loss is made of on examples that they have not seen.
 
-    .venv/bin/python benchmarks/fitting.py --run RUN --out FILE            # all arms; those in FILE are not fitted again
-    .venv/bin/python benchmarks/fitting.py --run RUN --out FILE --arms default "larger batches"
+    .venv/bin/python benchmarks/fitting.py --runs RUN ... --out FILE       # all arms; those in FILE are not fitted again
+    .venv/bin/python benchmarks/fitting.py --runs RUN ... --out FILE --arms default "larger batches"
 
-RUN is the folder of a finished run with requests enough, for instance one that quality.py has made. The examples are those
-that a fit of this run would begin with. Three fifths of them are fitted on, the rest tells how low the fit comes: generated
-responses, of which a hundred say little, are not needed for that. Every arm is measured with its strengths times 0.7 and 1.
+A RUN is the folder of a finished run with requests enough, for instance one that quality.py has made; several, of other
+seeds, are several rounds. The examples are those that a fit of this run would begin with. Three fifths of them are fitted on, the
+rest tells how low the fit comes: generated responses, of which a hundred say little, are not needed for that.
+
+Arms push the behaviour more or less, which their losses alone confuse with how well they do it. Every arm is therefore
+measured at several strengths, and its *cost* is what the terms that keep the model come to where those that push the behaviour
+are as low as the first arm's are at strengths as they are, interpolated between these.
 """
 
 import argparse
 import json
+import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from iconoclast.directions.subspace import project_out
 from iconoclast.files import write_json
 from iconoclast.fitting.examples import Examples
 from iconoclast.fitting.fit import Fit, FitOptions
@@ -32,11 +40,15 @@ from iconoclast.runs.workbench import Workbench
 SHARE = 0.6
 """Share of the examples that are fitted on."""
 
-SCALES = 0.7, 1.0
+SCALES = 0.5, 0.7, 1.0, 1.4
 """Factors of the strengths that are measured."""
 
 WIDTH = 24
 """Sequences of a forward and backward pass."""
+
+
+MULTIPLIER_RATE = 0.2
+"""Share by which what pushes the behaviour grows, at most, in a step that keeps the budget."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,9 @@ class Arm:
         examples: prompts of each kind that it is fitted on, at most.
         pushes: rounds of equal length, by what pushes the behaviour is worth in them.
         second: whether every site has a second direction, at first that of the other standard edit at a twentieth of its strength.
+        begins: with the directions of the standard edit, such that are not kept out of the benign subspace, or random ones.
+        protected: whether directions and readings stay out of the benign subspace of their layer.
+        budget: benign divergence in nats that a multiplier holds the fit to, in place of pushes.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +73,9 @@ class Arm:
     examples: int = 10_000
     pushes: Sequence[float] = PUSHES
     second: bool = False
+    begins: Literal["standard", "everywhere", "random"] = "standard"
+    protected: bool = False
+    budget: float | None = None
 
 
 LARGER = {"steps": 40, "benign": 24, "target": 16, "loops": 4}
@@ -74,7 +92,18 @@ ARMS = {
     "full weights throughout": Arm({"steps": 80}, pushes=(1.0,)),
     "direction and reading are one": Arm({"steps": 80, "readings": False}),
     **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
-    "40 steps, two directions a site": Arm({"steps": 40}, second=True),
+    **{
+        f"20 steps, {name}": replace(arm, options={"steps": 20, **arm.options})
+        for name, arm in {
+            "two directions a site": Arm(second=True),
+            "full weights throughout": Arm(pushes=(1.0,)),
+            "direction and reading are one": Arm({"readings": False}),
+            "a constraint in place of weights": Arm(pushes=(1.0,), budget=0.004),
+            "kept out of the benign subspace": Arm(protected=True),
+            "from directions not kept out of it": Arm(begins="everywhere"),
+            "from random directions": Arm(begins="random"),
+        }.items()
+    },
     **{f"{count} prompts of each kind": Arm({"steps": 80}, examples=count) for count in (16, 40)},
     **{
         f"without {name}": Arm({"steps": 80}, weights)
@@ -101,6 +130,14 @@ class Laboratory:
         space = search_space(saved.settings, self.bench.lm.layers)
         first, other = (self.bench.edit(space.parameters(each)) for each in space.standard()[:2])
         self.starts = {False: self.bench.edit(searched.parameters), True: first}
+        found = self.bench.directions
+        assert found is not None
+        self.basis, parameters = found.basis, space.parameters(space.standard()[0])
+        others = {
+            "everywhere": replace(found, basis=found.basis[..., :0]),
+            "random": found.randomized(saved.settings.seed),
+        }
+        self.others = {name: self.bench.edit(parameters, each) for name, each in others.items()}
         self.second = replace(other.scaled(0.05), row_normalization="none")
         with packed(self.bench.lm.model):
             lessons = Lessons(FitStage(self.bench, run, searched), Silent())
@@ -123,15 +160,26 @@ class Laboratory:
         bench, options = self.bench, FitOptions(rows=WIDTH, **arm.options)
         writers = bench.lm.writers(bench.settings.components)
         objective = Objective.standard(**arm.weights)
-        start = self.starts[arm.standard]
+        start = self.others.get(arm.begins, self.starts[arm.standard])
         start = start.followed_by(self.second) if arm.second else start
         fit = Fit(bench.lm, writers, start, self.examples(given), objective, options)
         began = time.perf_counter()
         with ready_for_gradients(bench.lm.model):
-            for fit.push in arm.pushes:
-                for _ in fit.run(-(-options.steps // len(arm.pushes))):
-                    pass
+            for fit.push in arm.pushes if arm.budget is None else (1.0,):
+                for losses in fit.run(-(-options.steps // len(arm.pushes))):
+                    if arm.protected:
+                        self.protect(fit)
+                    if arm.budget is not None:
+                        fit.push *= math.exp(MULTIPLIER_RATE * min(1.0, 1 - losses["benign divergence"] / arm.budget))
         return fit, time.perf_counter() - began
+
+    def protect(self, fit: Fit) -> None:
+        """Take out of a fit's directions and readings what lies in the benign subspace of their layer."""
+        basis = self.basis[[site.layer for part in fit.start.parts for site in part.sites]]
+        state = fit.state()
+        for name in ("offsets", "readings"):
+            state[name] = project_out(state[name], basis)
+        fit.resume(state)
 
     def losses(self, fit: Fit, scale: float) -> dict[str, float]:
         """The default loss of a fit's edit and every term of it, on the examples that were not fitted on."""
@@ -144,28 +192,62 @@ class Laboratory:
             return other.gradient(0, WIDTH)
 
 
+def parts_of(losses: Mapping[str, float]) -> tuple[float, float]:
+    """What pushes the behaviour and what keeps the model, of the default loss."""
+    terms = Objective.standard().terms
+    pushed, kept = (sum(t.weight * losses[t.name] for t in terms if t.pushes is it) for it in (True, False))
+    return pushed, kept
+
+
+def cost(losses: Mapping[str, Mapping[str, float]], pushed: float) -> float:
+    """What the terms that keep the model come to where the others are as low as `pushed`; nan if they are at no strength."""
+    points = sorted(parts_of(each) for each in losses.values())
+    for (low, kept), (high, kept_there) in pairwise(points):
+        if low <= pushed <= high:
+            share = (pushed - low) / (high - low)
+            return math.exp((1 - share) * math.log(kept) + share * math.log(kept_there))
+    return math.nan
+
+
+def print_costs(results: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> None:
+    """A table of costs, a column a run."""
+    print(f"\n| cost, nats | {' | '.join(results)} | times {arms[0]} |\n|{'---|' * (2 + len(results))}")
+    wanted = {run: parts_of(done[arms[0]]["losses"]["1.0"])[0] for run, done in results.items()}
+    first = {run: cost(done[arms[0]]["losses"], wanted[run]) for run, done in results.items()}
+    for arm in arms:
+        costs = {run: cost(done[arm]["losses"], wanted[run]) for run, done in results.items()}
+        ratio = statistics.geometric_mean(costs[run] / first[run] for run in results)
+        print(f"| {arm} | {' | '.join(f'{each:.4f}' for each in costs.values())} | {ratio:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--held-out", type=int, default=10_000, help="examples of each kind to measure with, at most")
     arguments = parser.parse_args()
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    laboratory = Laboratory(arguments.run, arguments.held_out)
+    results: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     header: list[str] = []
-    for name in arguments.arms:
-        if name not in results:
-            fit, seconds = laboratory.fit(ARMS[name])
-            losses = {str(scale): laboratory.losses(fit, scale) for scale in SCALES}
-            results[name] = {"seconds": seconds, "losses": losses}
-            write_json(arguments.out, results)
-        for scale, losses in results[name]["losses"].items():
-            if not header:
-                header = list(losses)
-                print(f"| | seconds | scale | {' | '.join(header)} |\n|{'---|' * (3 + len(header))}")
-            shown = " | ".join(f"{losses[term]:.4f}" for term in header)
-            print(f"| {name} | {results[name]['seconds']:.0f} | {scale} | {shown} |", flush=True)
+    for run in arguments.runs:
+        done = results.setdefault(run.name, {})
+        laboratory = None
+        for name in arguments.arms:
+            if name not in done:
+                laboratory = laboratory or Laboratory(run, arguments.held_out)
+                fit, seconds = laboratory.fit(ARMS[name])
+                done[name] = {
+                    "seconds": seconds,
+                    "losses": {str(scale): laboratory.losses(fit, scale) for scale in SCALES},
+                }
+                write_json(arguments.out, results)
+            for scale, losses in done[name]["losses"].items():
+                if not header:
+                    header = list(losses)
+                    print(f"| | run | seconds | scale | {' | '.join(header)} |\n|{'---|' * (4 + len(header))}")
+                shown = " | ".join(f"{losses[term]:.4f}" for term in header)
+                print(f"| {name} | {run.name} | {done[name]['seconds']:.0f} | {scale} | {shown} |", flush=True)
+    print_costs({run.name: results[run.name] for run in arguments.runs}, arguments.arms)
 
 
 if __name__ == "__main__":
