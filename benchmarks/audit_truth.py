@@ -106,6 +106,12 @@ def cut(w: Tensor, v: Tensor, strength: float) -> Tensor:
     return w + (u[..., :3] * s[..., None, :3]) @ vh[..., :3, :]
 
 
+def read_apart(w: Tensor, v: Tensor, strength: float) -> Tensor:
+    """As much of v is taken as W has along another direction, as fits do."""
+    other = normalize(torch.randn(len(v), generator=torch.Generator().manual_seed(29)), dim=0)
+    return edited_weight(w, v, strength, "pre", normalize(v + 0.8 * other, dim=0))
+
+
 def fitted(w: Tensor, v: Tensor, strength: float) -> Tensor:
     """An update of rank 4 in which no part of W is read."""
     random = torch.Generator().manual_seed(round(1e6 * strength))
@@ -122,6 +128,8 @@ def by_hand(base: Base) -> Iterator[Case]:
     yield Case("projection, norms restored", "rank_one", tensors, "restored", truth)
     tensors, truth = base.edited(cut, 13, 1.0)
     yield Case("projection, full, rank 3", "rank_one", tensors, "full", truth)
+    tensors, truth = base.edited(read_apart, 31, 0.6)
+    yield Case("projection, pre, another direction read", "rank_one", tensors, "pre", truth)
     yield Case("fit of rank 4", "low_rank", base.edited(fitted, 17, 1.0)[0])
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from iconoclast.directions.subspace import project_out
 from iconoclast.edits.edit import Edit, edited_weight
 from iconoclast.edits.lora import save_adapter
 from iconoclast.edits.merge import save_merged
@@ -32,26 +33,34 @@ def saved_base(folder: Path, family: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "family, normalization, kind",
+    "family, normalization, kind, cosine",
     [
-        ("llama", "full", "merged"),
-        ("gpt2", "pre", "merged"),
-        ("mixtral", "none", "merged"),
-        ("gpt_oss", "pre", "adapter"),
+        ("llama", "full", "merged", 1.0),
+        ("gpt2", "pre", "merged", 1.0),
+        ("mixtral", "none", "merged", 1.0),
+        ("gpt_oss", "pre", "adapter", 1.0),
+        ("llama", "pre", "merged", 0.8),
+        ("gpt2", "pre", "merged", 0.8),
+        ("mixtral", "pre", "adapter", 0.8),
     ],
 )
 def test_an_edit_comes_back_from_what_it_was_written_as(
-    tmp_path: Path, family: str, normalization: RowNormalization, kind: str
+    tmp_path: Path, family: str, normalization: RowNormalization, kind: str, cosine: float
 ) -> None:
     base, to = saved_base(tmp_path / "base", family), tmp_path / "edited"
     to.mkdir()
     model = FAMILIES[family].model()
     writers, random = find_writers(model, COMPONENTS), torch.Generator().manual_seed(1)
-    edit = Edit(
-        {site: normalize(torch.randn(32, generator=random), dim=0) for site in writers},
-        {site: 0.4 + 0.1 * number for number, site in enumerate(writers)},
-        normalization,
-    )
+    directions = {site: normalize(torch.randn(32, generator=random), dim=0) for site in writers}
+    readings = {
+        site: cosine * v
+        + (1 - cosine**2) ** 0.5
+        * normalize(project_out(torch.randn(1, 32, generator=random), v[None, :, None]), dim=1)[0]
+        for site, v in directions.items()
+        if cosine < 1
+    }
+    strengths = {site: 0.4 + 0.1 * number for number, site in enumerate(writers)}
+    edit = Edit(directions, strengths, normalization, readings)
     if kind == "merged":
         save_merged(edit, writers, model, to, Checkpoint.find(str(base)))
     else:
@@ -60,6 +69,11 @@ def test_an_edit_comes_back_from_what_it_was_written_as(
     found = load_edit(tmp_path / "found.safetensors")
     assert found.row_normalization == normalization and found.strengths == pytest.approx(edit.strengths, rel=0.01)
     assert all(abs(float(found.directions[site] @ v)) > 0.999 for site, v in edit.directions.items())
+    assert found.readings.keys() == readings.keys()
+    assert all(
+        float(found.readings[site] @ r) * float(found.directions[site] @ directions[site]) > 0.998
+        for site, r in readings.items()
+    )
     assert isinstance(find_subject(str(tmp_path / "found.safetensors")), EditSubject)
 
 

@@ -99,6 +99,37 @@ def test_direction_and_strength_come_back_within_the_bound_that_is_stated(
     assert found.strength_error < 0.01 and found.direction_error < 0.001
 
 
+@pytest.mark.parametrize("strength", [0.1, 1.0, -0.3])
+@pytest.mark.parametrize("inputs", [512, 768])
+def test_a_direction_that_is_read_beside_the_one_that_is_written_comes_back(strength: float, inputs: int) -> None:
+    random = torch.Generator().manual_seed(5)
+    before = 0.02 * torch.randn(512, inputs, generator=random) * (0.3 * torch.randn(512, 1, generator=random)).exp()
+    before = before.bfloat16().float()
+    v, other = (normalize(torch.randn(512, generator=random), dim=0) for _ in range(2))
+    r = normalize(v + 0.8 * other, dim=0)
+    after = edited_weight(before, v, strength, "pre", r).bfloat16().float()
+    rounding = slack(before, after, torch.bfloat16)
+    spectral = spectrum(before, after, rounding)
+    found = rank_one(before, after, rounding, spectral)
+    assert found is not None and found.exact and found.along == "rows" and found.reading is not None
+    assert named(before, after, spectral, found) == "rank_one"
+    missed, turned = abs(found.strength / strength - 1), 1 - abs(float(found.direction.double() @ v.double()))
+    assert found.strength_error is not None and found.direction_error is not None
+    assert missed < 0.02 and missed <= found.strength_error and turned <= found.direction_error + 1e-6
+    assert abs(float(found.reading @ r)) > 0.98 and found.cosine == pytest.approx(float(v @ r), abs=0.02)
+
+
+@pytest.mark.parametrize("inputs", [512, 768])
+def test_another_update_of_rank_one_is_no_edit_that_reads_another_direction(inputs: int) -> None:
+    random = torch.Generator().manual_seed(6)
+    before = (0.02 * torch.randn(512, inputs, generator=random)).bfloat16().float()
+    b, a = torch.randn(512, 1, generator=random), torch.randn(1, inputs, generator=random)
+    after = (before + 0.01 * b @ a).bfloat16().float()
+    rounding = slack(before, after, torch.bfloat16)
+    found = spectrum(before, after, rounding)
+    assert named(before, after, found, rank_one(before, after, rounding, found)) == "low_rank"
+
+
 def test_a_faint_second_direction_is_not_passed_over() -> None:
     random = torch.Generator().manual_seed(1)
     before = (0.02 * torch.randn(768, 640, generator=random)).bfloat16().float()

@@ -1,6 +1,6 @@
 """What an audit has found as an Edit, which can be applied, measured and compared like one of our own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,6 +11,9 @@ from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.names import local_path
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.vocabulary import COMPONENTS, NORMALIZATIONS, RowNormalization, Site
+
+ALIKE = 0.999
+"""Cosine from which directions of experts are one."""
 
 UNTOUCHED = ("unchanged", "rounded")
 
@@ -32,6 +35,7 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
     skeleton, checkpoint = load_skeleton(document.base, COMPONENTS), Checkpoint.find(local_path(document.base))
     assert checkpoint is not None  # the audit has read it
     found: dict[Site, tuple[Tensor, float]] = {}
+    readings: dict[Site, Tensor] = {}
     for site, writer in skeleton.writers(COMPONENTS).items():
         names = [
             name
@@ -39,16 +43,26 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
             if name in changed
         ]
         if names:
-            keys = [k for name in names for k in directions if k.startswith(f"{name}.") and k.endswith(".direction")]
-            v, strengths = directions[keys[0]], [changed.pop(name).strength or 0.0 for name in names]
-            if any(abs(float(directions[key] @ v)) < 0.999 for key in keys) or max(strengths) - min(strengths) > 0.02:
+            (v, alike), (reading, read_alike) = (_agreed(directions, names, kind) for kind in ("direction", "reading"))
+            strengths = [changed.pop(name).strength or 0.0 for name in names]
+            if v is None or not (alike and read_alike) or max(strengths) - min(strengths) > 0.02:
                 raise ModelError(f"The experts of {site.module} lose different directions, which one edit cannot do.")
             found[site] = v, sum(strengths) / len(strengths)
+            if reading is not None:
+                readings[site] = reading
     if changed:
         raise ModelError(
             f"{next(iter(changed))} changed too, which does not write to the residual stream: it is no edit."
         )
-    return Edit({s: v for s, (v, _) in found.items()}, {s: x for s, (_, x) in found.items()}, normalization)
+    return Edit({s: v for s, (v, _) in found.items()}, {s: x for s, (_, x) in found.items()}, normalization, readings)
+
+
+def _agreed(directions: Mapping[str, Tensor], names: Sequence[str], kind: str) -> tuple[Tensor | None, bool]:
+    """Return the direction of a kind that the matrices of some tensors have, and whether all have the same."""
+    of_kind = [
+        d for k, d in directions.items() if k.endswith(f".{kind}") and k.startswith(tuple(f"{n}." for n in names))
+    ]
+    return next(iter(of_kind), None), all(abs(float(d @ of_kind[0])) >= ALIKE for d in of_kind)
 
 
 def _normalization(document: AuditDocument, changed: Mapping[str, TensorFinding]) -> RowNormalization:

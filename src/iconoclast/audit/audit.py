@@ -186,6 +186,8 @@ def _name(
     seen.bounded |= found.bounded
     if fit is not None and kind == "rank_one":
         seen.directions[f"{key}.direction"] = fit.direction.contiguous()
+        if fit.reading is not None:
+            seen.directions[f"{key}.reading"] = fit.reading.contiguous()
         seen.fits.append(fit)
     seen.ranks.append(1 if kind == "rank_one" and fit and fit.row_normalization in ("none", "pre") else found.rank)
     seen.kinds.append(kind)
@@ -224,6 +226,9 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         row_normalization=fit.row_normalization if fit else None,
         cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
         along=fit.along if fit else None,
+        reading_cosine=min(each.cosine for each in seen.fits)
+        if any(each.reading is not None for each in seen.fits) and fit
+        else None,
         error=max(each.error for each in seen.fits) if fit else None,
         strength_error=_largest([each.strength_error for each in seen.fits]) if fit else None,
         direction_error=_largest([each.direction_error for each in seen.fits]) if fit else None,

@@ -40,6 +40,12 @@ SWAMPED = 3.0
 FEW = 8
 """Part of a quantised matrix's smaller side that counts as few singular values: rounding hides the rest of a dense change."""
 
+ALIKE = 0.3
+"""Cosine from which a direction that an edit reads is taken to be of the kind of that which it writes."""
+
+CHANCE = 3.0
+"""Standard deviations of the cosine of random directions that it must be above at least."""
+
 ROUNDS = 3
 """Times that a fit is weighted anew."""
 
@@ -69,6 +75,7 @@ class RankOne:
         error: ‖what it misses‖ / ‖W' − W‖, beyond rounding.
         exact: whether what it misses is little, or as random as rounding, so that there is no other change on top.
         misfit: by which edits are compared: `error` or, where rounding hides it, all that is missed over the change.
+        reading: unit, [d] or [k], along which it takes what `direction` writes less of; None if they are one.
         strength_error: bound of the strength's relative error that rounding leaves, `MARGIN` standard errors; None if W lies on
             the levels of W', which then have swallowed a part of the edit that nobody knows: it is stronger.
         direction_error: the same of 1 − |cosine| between the direction and the true one.
@@ -84,6 +91,12 @@ class RankOne:
     exact: bool
     misfit: float
     cut: int | None = None
+    reading: Tensor | None = None
+
+    @property
+    def cosine(self) -> float:
+        """Cosine between what it writes and what it reads."""
+        return 1.0 if self.reading is None else float(self.direction @ self.reading)
 
 
 def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
@@ -100,11 +113,19 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     if _reads(before.mT, right, left):
         sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
     chosen = _best(sides, found, None)
-    certain = chosen is not None and (chosen.exact if found.dithered else chosen.error <= CERTAIN)
-    if not certain and found.rank <= LARGEST_CUT:
-        cut = min(max(found.rank, SMALLEST_CUT), len(found.values))
-        chosen = min(filter(None, (chosen, _best(sides, found, cut))), key=lambda e: e.misfit, default=None)
+    if not _certain(chosen, found) and found.rank <= LARGEST_CUT:
+        # An edit that reads another direction is freer, so it is no explanation where one direction will do.
+        apart = None if chosen is not None and chosen.exact else _read_apart(before, after, slack, found)
+        if not _certain(apart, found):
+            cut = _best(sides, found, min(max(found.rank, SMALLEST_CUT), len(found.values)))
+            apart = min(filter(None, (apart, cut)), key=lambda e: e.misfit, default=None)
+        chosen = min(filter(None, (chosen, apart)), key=lambda e: e.misfit, default=None)
     return None if chosen is None or chosen.error > PARTLY else chosen
+
+
+def _certain(fit: RankOne | None, found: Spectrum) -> bool:
+    """Check that nothing else need be tried."""
+    return fit is not None and (fit.exact if found.dithered else fit.error <= CERTAIN)
 
 
 def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | None:
@@ -114,7 +135,7 @@ def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | N
     for along, matrices, start, other in sides:
         for form in forms:
             kept = None if cut is None else other[:, :cut]
-            fit = _Fit.of(*matrices, form, kept, found.dithered).run(start, found)
+            fit = Fit.of(*matrices, form, kept, found.dithered).run(start, found)
             if best is None or fit.misfit < best.misfit:
                 best = replace(fit, along=along, cut=cut)
         if best is not None and best.misfit < CERTAIN:
@@ -122,7 +143,78 @@ def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | N
     return best
 
 
-_Side = tuple[Literal["rows", "columns"], tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
+def _read_apart(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
+    """Return the edit that writes less of one direction, as much as W has along another, if no rounding tells against it.
+
+    Any change of rank one can be written so where W has full rank: the other direction must be of the first one's kind. What
+    rows are divided by makes no difference then; it is written as for `pre`.
+    """
+    sides: tuple[tuple[_Along, _Matrices, Tensor, Tensor], ...] = (
+        ("rows", (before, after, slack), found.left[:, 0], found.right[:, 0]),
+        ("columns", (before.mT, after.mT, slack.mT), found.right[:, 0], found.left[:, 0]),
+    )
+    fits = filter(None, (_apart(*side, found) for side in sides))
+    return max(fits, key=lambda fit: fit.cosine, default=None)
+
+
+def _apart(along: "_Along", matrices: "_Matrices", left: Tensor, right: Tensor, found: Spectrum) -> RankOne | None:
+    """Find the best v, λ and r along one side, from the first singular directions of the change; None if they do not make it."""
+    fit = Fit.of(*matrices, "pre", None, found.dithered)
+    turned = Fit.of(fit.before.mT, fit.after.mT, fit.slack.mT, "none", None, found.dithered)
+    norms = fit.norms[:, 0]
+    removed, taken = -found.values[0] * _inverse(norms) * left, right
+    for _ in range(ROUNDS):
+        removed, spread = fit.weighted(removed, taken)
+        taken, variance = turned.weighted(taken, norms * removed)
+    reading, reading_spread = _reading(fit.rows, taken, float(variance.mean()))
+    v, r = normalize(removed, dim=0), normalize(reading, dim=0)
+    cosine = float(v @ r)
+    if abs(cosine) < max(ALIKE, CHANCE / len(v) ** 0.5):
+        return None
+    error, misfit, exact = fit.judged(removed, reading @ fit.rows, found)
+    if not exact:
+        return None
+    sizes = float(removed.norm()), float(reading.norm())
+    known = not found.dithered or misfit * found.total >= EVENLY * found.noise
+    return RankOne(
+        v,
+        (1.0 if cosine > 0 else -1.0) * sizes[0] * sizes[1],
+        "pre",
+        along,
+        error,
+        strength_error=MARGIN * reading_spread**0.5 / sizes[1] if known else None,
+        direction_error=MARGIN * float(spread.sum()) / sizes[0] ** 2 / 2 if known else None,
+        exact=True,
+        misfit=misfit,
+        reading=r if cosine > 0 else -r,
+    )
+
+
+def _reading(rows: Tensor, taken: Tensor, variance: float) -> tuple[Tensor, float]:
+    """Solve rᵀ rows = taken for r [d], of whose entries only the size is known beforehand; return its variance along itself, too."""
+    rows, taken = rows.double(), taken.double()
+    square, mixed = rows @ rows.mT, rows @ taken
+    if not bool(mixed.any()):
+        return mixed.float(), 0.0
+    size = float(mixed @ mixed / (mixed @ square @ mixed)) * float(mixed.norm())  # of the steepest step
+    found, factor = mixed, square
+    for _ in range(2):
+        ridge = variance * len(rows) / max(size, 1e-30) ** 2 + 1e-9 * float(square.diagonal().mean())
+        factor = torch.linalg.cholesky(square + ridge * torch.eye(len(rows), dtype=torch.float64))
+        found = torch.cholesky_solve(mixed[:, None], factor)[:, 0]
+        size = float(found.norm())
+    along = normalize(found, dim=0)
+    spread = variance * float(along @ torch.cholesky_solve(along[:, None], factor)[:, 0])
+    return found.float(), spread
+
+
+_Along = Literal["rows", "columns"]
+"""Side of a matrix on which a direction lies."""
+
+_Matrices = tuple[Tensor, Tensor, Tensor]
+"""(W, W', slack), as `audit.matrix` has them, or turned."""
+
+_Side = tuple[_Along, _Matrices, Tensor, Tensor]
 """(along, (W, W', slack), first singular direction of the change there, those of the other side)."""
 
 
@@ -134,7 +226,7 @@ def _reads(rows: Tensor, left: Tensor, right: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """Find v and λ of one row normalisation, from the entries that rounding has not swallowed.
 
     Attributes:
@@ -163,7 +255,7 @@ class _Fit:
         normalization: Normalization,
         kept: Tensor | None,
         dithered: bool,
-    ) -> "_Fit":
+    ) -> "Fit":
         norms = before.norm(dim=1, keepdim=True)
         if normalization in ("none", "restored"):
             norms = torch.ones_like(norms)
@@ -179,9 +271,9 @@ class _Fit:
             direction, strength = _oriented(self._solved(direction), direction)
         variance = torch.zeros_like(direction)
         for _ in range(ROUNDS):
-            removed, variance = self._weighted(direction, strength)
+            removed, variance = self.weighted(strength * direction, direction @ self.rows)
             direction, strength = _oriented(removed, direction)
-        error, misfit, exact = self._judged(direction, strength, found)
+        error, misfit, exact = self.judged(strength * direction, direction @ self.rows, found)
         size = max(abs(strength), 1e-30)
         known = not self.dithered or misfit * found.total >= EVENLY * found.noise
         return RankOne(
@@ -196,21 +288,21 @@ class _Fit:
             misfit=misfit,
         )
 
-    def _blocks(self, removed: Tensor) -> Iterator[tuple["_Fit", Tensor]]:
+    def _blocks(self, removed: Tensor) -> Iterator[tuple["Fit", Tensor]]:
         """Yield few rows at a time, and their entries of λv [d, 1]."""
         parts = (self.before, self.after, self.slack, self.norms, self.rows, removed[:, None])
         split = (blocks(each, self.before.shape[1]) for each in parts)
         for before, after, slack, norms, rows, entries in zip(*split, strict=True):
             yield replace(self, before=before, after=after, slack=slack, norms=norms, rows=rows), entries
 
-    def _judged(self, direction: Tensor, strength: float, found: Spectrum) -> tuple[float, float, bool]:
-        """Return `error`, `misfit` and `exact` of an edit."""
+    def judged(self, removed: Tensor, taken: Tensor, found: Spectrum) -> tuple[float, float, bool]:
+        """Return `error`, `misfit` and `exact` of an edit: λv [d], and what it reads of the rows [k]."""
         if not self.dithered:
-            error = self._missed(direction, strength)
+            error = self._missed(removed, taken)
             error = error if error == error else 1.0
             if error <= EXACTLY or error > PARTLY:
                 return error, error, error <= EXACTLY
-        missed = self._made(strength * direction[:, None], direction @ self.rows)[0].sub_(self.after)
+        missed = self._made(removed[:, None], taken)[0].sub_(self.after)
         if not self.dithered:
             return error, error, _is_rounding(missed, found)
         left, noise, total = float(missed.norm()), found.noise, found.total
@@ -218,11 +310,11 @@ class _Fit:
         exact = largest(missed) <= found.edge and left <= DITHERED * noise
         return min(error, 1.0), left / total, exact
 
-    def _missed(self, direction: Tensor, strength: float) -> float:
+    def _missed(self, removed: Tensor, taken: Tensor) -> float:
         """Return the norm of what W' is beyond its rounding, relative to the change."""
-        taken, squares, total = direction @ self.rows, 0.0, 0.0
-        for block, removed in self._blocks(strength * direction):
-            missed = block._made(removed, taken)[0].sub_(block.after).abs_().sub_(block.slack).clamp_(min=0)
+        squares, total = 0.0, 0.0
+        for block, entries in self._blocks(removed):
+            missed = block._made(entries, taken)[0].sub_(block.after).abs_().sub_(block.slack).clamp_(min=0)
             squares += float(missed.square_().sum())
             total += float((block.after - block.before).square_().sum())
         return float((squares / total) ** 0.5)
@@ -248,9 +340,8 @@ class _Fit:
         # A row that vanishes under the edit has no α; it says nothing.
         return torch.where(alpha.abs() > 1e-3, -beta / alpha, 0)
 
-    def _weighted(self, direction: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    def weighted(self, removed: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
         """Return λv after one step of Gauss and Newton, and its variance, [d] each."""
-        removed, taken = strength * direction, direction @ self.rows
         steps = [block._stepped(entries, taken) for block, entries in self._blocks(removed)]
         step, variance = (torch.cat(each) for each in zip(*steps, strict=True))
         return removed + step, variance

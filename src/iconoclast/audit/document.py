@@ -64,6 +64,7 @@ class TensorFinding(Part):
         strength: λ of the rank-one edit that the change is consistent with; see `edits.edit.Edit`.
         row_normalization: which one of that edit.
         cut: rank to which its update is cut, as adapters do where row norms are restored.
+        reading_cosine: where an edit takes what the matrix has along another direction than it writes less of, their cosine.
         along: rows if the direction lies in the outputs of a matrix [outputs, inputs], as edits of residual writers do.
         error: what the re-derived edit misses, relative to the change, beyond the rounding of the stored type.
         strength_error: bound of the relative error of `strength` that this rounding leaves; without one, quantisation has swallowed
@@ -84,6 +85,7 @@ class TensorFinding(Part):
     row_normalization: Normalization | None = UNLESS_NONE
     cut: int | None = UNLESS_NONE
     along: Literal["rows", "columns"] | None = UNLESS_NONE
+    reading_cosine: float | None = UNLESS_NONE
     error: float | None = UNLESS_NONE
     strength_error: float | None = UNLESS_NONE
     direction_error: float | None = UNLESS_NONE
@@ -97,6 +99,13 @@ def shown_strength(tensor: TensorFinding) -> str:
         return f"strength {tensor.strength:.3f} or more"
     error = f" ± {tensor.strength_error:.1%}" if (tensor.strength_error or 0.0) >= SHOWN_ERROR else ""
     return f"strength {tensor.strength:.3f}{error}"
+
+
+def shown_rows(tensor: TensorFinding) -> str:
+    """Return how a rank-one edit treats rows, and whether it reads another direction than it writes."""
+    cut = [f"rank {tensor.cut}"] if tensor.cut else []
+    read = [] if tensor.reading_cosine is None else [f"read at cosine {tensor.reading_cosine:.2f}"]
+    return ", ".join([tensor.row_normalization or "", *cut, *read]).removeprefix(", ")
 
 
 class SettingFinding(Part):

@@ -230,11 +230,11 @@ def _benchmarked(
 
 
 def _say_tensors(document: "AuditDocument") -> None:
-    from iconoclast.audit.document import shown_strength
+    from iconoclast.audit.document import shown_rows, shown_strength
 
     for t in document.tensors:
         if t.status not in ("unchanged", "rounded"):
-            parts = [t.status, t.construction, t.row_normalization, shown_strength(t)]
+            parts = [t.status, t.construction, shown_rows(t), shown_strength(t)]
             parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
             say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
     rounded = Counter(" to ".join(t.retyped or ("a grid",)) for t in document.tensors if t.status == "rounded")

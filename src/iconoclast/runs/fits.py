@@ -54,7 +54,7 @@ WIDTH = 8
 """Sequences that gradients need as much memory for as reading needs for one, about."""
 WIDEST = 12
 """Sequences of a forward and backward pass, at most."""
-PUSHES = 1.0, 0.5, 0.25
+PUSHES = 1.0, 0.7, 0.5
 """Rounds of a fit, by what pushes the behaviour is worth in them. Each learns from what the edit that it begins with answers."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.audit.document import VERDICTS, AuditDocument, ClaimFinding, TensorFinding, shown_strength
+from iconoclast.audit.document import VERDICTS, AuditDocument, ClaimFinding, TensorFinding, shown_rows, shown_strength
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
@@ -82,7 +82,7 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
             t.status,
             (t.construction or "").replace("_", " "),
             shown_strength(t).removeprefix("strength "),
-            (t.row_normalization or "") + (f", rank {t.cut}" if t.cut else ""),
+            shown_rows(t),
             "" if t.relative_norm is None else f"{t.relative_norm:.2g}",
             "" if t.rank is None else f"{t.rank}{' or more' if t.rank_is_a_lower_bound else ''}",
             "" if t.error is None else f"{t.error:.1%}",
