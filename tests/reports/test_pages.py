@@ -351,3 +351,10 @@ def test_differences_are_what_the_other_text_lacks() -> None:
 
 def test_responses_that_share_little_are_not_marked() -> None:
     assert differences("the last week of " + "one " * 30, "the last week of " + "two " * 30)[0][1] is False
+
+
+def test_the_example_of_an_audit_gives_its_page(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "docs" / "examples" / "audit.json"
+    done = iconoclast("report", example, "--to", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert "model.layers.9.mlp.down_proj.weight" in (tmp_path / "page.html").read_text()
