@@ -64,7 +64,7 @@ class Arm:
         second: whether every site has a second direction, at first that of the other standard edit at a twentieth of its strength.
         begins: with the directions of the standard edit, such that are not kept out of the benign subspace, or random ones.
         protected: whether directions and readings stay out of the benign subspace of their layer.
-        budget: benign divergence in nats that a multiplier holds the fit to, in place of pushes.
+        budget: benign divergence in nats that a multiplier holds the fit to; what pushes then changes from step to step.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +92,7 @@ ARMS = {
     "full weights throughout": Arm({"steps": 80}, pushes=(1.0,)),
     "direction and reading are one": Arm({"steps": 80, "readings": False}),
     **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
+    "40 steps, two directions a site": Arm({"steps": 40}, second=True),
     **{
         f"20 steps, {name}": replace(arm, options={"steps": 20, **arm.options})
         for name, arm in {
@@ -165,7 +166,7 @@ class Laboratory:
         fit = Fit(bench.lm, writers, start, self.examples(given), objective, options)
         began = time.perf_counter()
         with ready_for_gradients(bench.lm.model):
-            for fit.push in arm.pushes if arm.budget is None else (1.0,):
+            for fit.push in arm.pushes:
                 for losses in fit.run(-(-options.steps // len(arm.pushes))):
                     if arm.protected:
                         self.protect(fit)
