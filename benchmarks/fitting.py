@@ -196,7 +196,7 @@ class Laboratory:
 def parts_of(losses: Mapping[str, float]) -> tuple[float, float]:
     """What pushes the behaviour and what keeps the model, of the default loss."""
     terms = Objective.standard().terms
-    pushed, kept = (sum(t.weight * losses[t.name] for t in terms if t.pushes is it) for it in (True, False))
+    pushed, kept = (sum(t.weight * losses.get(t.name, 0.0) for t in terms if t.pushes is it) for it in (True, False))
     return pushed, kept
 
 
