@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from iconoclast.prompts import PromptSet
-from iconoclast.reports.text import settings_reference
+from iconoclast.reports.settings_text import settings_reference
 from iconoclast.runs.documents import schemas
 from iconoclast.version import __version__
 

@@ -22,6 +22,15 @@ PART_OF: dict[Component, Component] = {
 }
 """Finer component → the one that its sites belong to unless it is asked for too: linear attention, convolutions and
 state-space mixers; routed experts; shared experts; what a layer makes of inputs of its own (Gemma 3n and 4)."""
+SYNONYMS = {
+    "benign_prompts": "good_prompts",
+    "target_prompts": "bad_prompts",
+    "benign_select_prompts": "good_evaluation_prompts",
+    "target_select_prompts": "bad_evaluation_prompts",
+    "benign_report_prompts": "good_report_prompts",
+    "target_report_prompts": "bad_report_prompts",
+}
+"""The words of the glossary for prompt sets → the settings' own names, which are those of the first release."""
 Thinking = Literal["off", "on", "both"]
 """Whether a model is let think before it answers."""
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]

@@ -124,7 +124,9 @@ def test_a_continue_command_can_be_pasted(run: Path) -> None:
     assert "--config 'my run/iconoclast_config.toml' --out 'my run'" in iconoclast("status", run).out
 
 
-@pytest.mark.parametrize("arguments", [["status", "runs/one"], ["list"], ["--help"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["status", "runs/one"], ["list"], ["--help"], ["run", "--help"], ["config", "show"]], ids=" ".join
+)
 def test_what_reads_files_alone_loads_no_torch(arguments: list[str], run: Path) -> None:
     check = (
         "import sys; from iconoclast.cli.app import app; app(sys.argv[1:], standalone_mode=False); "

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from iconoclast.audit.claims import beside
-from iconoclast.audit.constructions import SWAMPED, RankOne, low_rank, rank_one, several
+from iconoclast.audit.constructions import low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
 from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.matrix import Spectrum, edge, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
 from iconoclast.audit.quantisation import Errors, Steps, errors, even, noise, shrunk
+from iconoclast.audit.rank_one_fit import SWAMPED, RankOne
 from iconoclast.audit.roundings import on_levels, requantised
 from iconoclast.audit.settings import differing
 from iconoclast.errors import ModelError

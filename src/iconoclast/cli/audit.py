@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ValidationError
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import (
@@ -17,8 +16,6 @@ from iconoclast.cli.arguments import (
     require_writable,
 )
 from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
-from iconoclast.config.schema import PromptSource
-from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError, UserError
 
 if TYPE_CHECKING:
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
 
     from iconoclast.audit.behavior import NamedKind
     from iconoclast.audit.document import AuditDocument, ClaimFinding
+    from iconoclast.config.schema import PromptSource
     from iconoclast.evaluation.capabilities import Capabilities
     from iconoclast.prompts import PromptSet
     from iconoclast.runs.subjects import ServerSubject, Subject
@@ -196,7 +194,12 @@ def _named_sets(refusals: list[str], overrefusals: list[str]) -> "NamedSets":
     return [(kind, load_prompts(_source(text))) for kind, text in named]
 
 
-def _source(text: str) -> PromptSource:
+def _source(text: str) -> "PromptSource":
+    from pydantic import ValidationError
+
+    from iconoclast.config.schema import PromptSource
+    from iconoclast.documents import first_problem
+
     dataset, *fields = text.split(",")
     try:
         return PromptSource.model_validate({"dataset": dataset, **dict(field.split("=", 1) for field in fields)})

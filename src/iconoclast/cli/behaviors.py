@@ -5,34 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 from typer import Argument, Context
 
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import print_json, print_table, say, shown_progress
 from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, loaded_settings
-from iconoclast.config.packs import (
-    BUILTIN,
-    PACK,
-    PACK_FILE,
-    ROLES,
-    SPLITS,
-    Pack,
-    PackError,
-    Role,
-    known_packs,
-    load_pack,
-)
-from iconoclast.config.schema import PromptSource
-from iconoclast.documents import first_problem
 from iconoclast.errors import SettingsError
-from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.reports.text import plain
-from iconoclast.vocabulary import Split
 
 if TYPE_CHECKING:
+    from iconoclast.config.packs import Pack, Role
     from iconoclast.runs.behavior_check import BehaviorCheck
+    from iconoclast.vocabulary import Split
 
 behaviors_app = typer.Typer(help="List, show, check and begin behaviours: packs of plain files.", rich_markup_mode=None)
 PackArgument = Annotated[str, Argument(metavar="NAME", help="Name of a pack, or the path of its folder or file.")]
@@ -41,6 +26,8 @@ PackArgument = Annotated[str, Argument(metavar="NAME", help="Name of a pack, or 
 @behaviors_app.command("list", cls=CommandWithOptions)
 def list_packs(as_json: AsJsonOption = False) -> None:
     """List the packs that are built in or installed."""
+    from iconoclast.config.packs import known_packs, load_pack
+
     packs = [(name, load_pack(name)) for name in known_packs()]
     if as_json:
         print_json([{**pack.document(), "name": name} for name, pack in packs])
@@ -54,6 +41,8 @@ def list_packs(as_json: AsJsonOption = False) -> None:
 @behaviors_app.command("show", cls=CommandWithOptions)
 def show(name: PackArgument, as_json: AsJsonOption = False) -> None:
     """Show a pack: what it is, what marks it, its first prompts, and the settings that it stands for."""
+    from iconoclast.config.packs import ROLES, SPLITS, load_pack
+
     pack = load_pack(name)
     if as_json:
         print_json({**pack.document(), "settings": pack.as_settings()})
@@ -96,6 +85,7 @@ def new(
     """Begin a pack: a folder with a file that says what it is, and two files of prompts to replace with yours."""
     from importlib.resources import files
 
+    from iconoclast.config.packs import PACK_FILE
     from iconoclast.files import write_whole
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -113,8 +103,15 @@ def new(
         print_json({"pack": str(folder)})
 
 
-def _show_prompts(pack: Pack, role: Role, split: Split) -> None:
+def _show_prompts(pack: "Pack", role: "Role", split: "Split") -> None:
     """Show where a prompt set is and how it begins; what is not on this machine's disk is not read."""
+    from pydantic import ValidationError
+
+    from iconoclast.config.packs import BUILTIN, PACK, PackError
+    from iconoclast.config.schema import PromptSource
+    from iconoclast.documents import first_problem
+    from iconoclast.prompts import PromptSet, load_prompts
+
     if (given := pack.prompts_of(role, split)) is None:
         say(f"{role}, {split}: none")
         return
@@ -130,7 +127,7 @@ def _show_prompts(pack: Pack, role: Role, split: Split) -> None:
     say(*(f"  of {plain(axis)}: {count}" for axis, count in axes.items()))
 
 
-def _counts(pack: Pack) -> str:
+def _counts(pack: "Pack") -> str:
     texts = pack.texts("target")
     return " · ".join(str(len(some)) for some in texts.values()) or "files"
 

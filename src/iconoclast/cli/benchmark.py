@@ -23,7 +23,6 @@ from iconoclast.errors import SettingsError
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.privacy import portable
 from iconoclast.reports.text import plain
-from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from iconoclast.evaluation.benchmarks import Side
@@ -76,6 +75,7 @@ def _subject(
     from iconoclast.evaluation.benchmarks import loaded
     from iconoclast.models.adapters import adapter_base
     from iconoclast.models.names import resolve
+    from iconoclast.runs.folder import RunFolder
     from iconoclast.runs.saved import SavedRun
 
     named, which = run_and_trial(name, trial)

@@ -11,9 +11,6 @@ from typer import Argument, Context
 from iconoclast.cli.arguments import AsJsonOption, ConfigOption
 from iconoclast.cli.console import print_json, say
 from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, loaded_settings
-from iconoclast.config.schema import settings_document
-from iconoclast.config.specs import setting_specs
-from iconoclast.reports.text import settings_lines, settings_reference
 
 config_app = typer.Typer(help="Look at the settings.", rich_markup_mode=None)
 
@@ -21,7 +18,10 @@ config_app = typer.Typer(help="Look at the settings.", rich_markup_mode=None)
 @config_app.command("show", cls=SettingsCommand)
 def show(ctx: Context, config: ConfigOption = None, as_json: AsJsonOption = False) -> None:
     """Show the effective settings and where each came from."""
+    from iconoclast.config.schema import settings_document
+    from iconoclast.config.specs import setting_specs
     from iconoclast.models.names import resolve
+    from iconoclast.reports.settings_text import settings_lines
 
     loaded = loaded_settings(ctx, config)
     origins = {spec.key: loaded.origin(spec.key) for spec in setting_specs()}
@@ -56,4 +56,6 @@ def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")],
 @config_app.command("reference", cls=CommandWithOptions)
 def reference() -> None:
     """Print what every setting is for, in Markdown (docs/settings.md is made of it)."""
+    from iconoclast.reports.settings_text import settings_reference
+
     say(settings_reference().rstrip())

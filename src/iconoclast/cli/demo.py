@@ -10,8 +10,6 @@ from iconoclast.cli.arguments import AsJsonOption
 from iconoclast.cli.console import out, print_json, program, say, shown_progress
 from iconoclast.cli.export import require_near
 from iconoclast.cli.run import process_start, search, summary_of
-from iconoclast.config.schema import Settings
-from iconoclast.runs.folder import RunFolder
 from iconoclast.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
@@ -27,6 +25,7 @@ def demo(
 
     Searches, exports an adapter and merged weights, measures both again, and shows the responses side by side.
     """
+    from iconoclast.config.schema import Settings
     from iconoclast.reports.tables import before_after_table
 
     settings = Settings(model="demo", n_trials=n_trials, study_checkpoint_dir=out_folder, exit_after_optimization=True)
@@ -47,6 +46,7 @@ def _export_or_keep(run_folder: Path, kind: ExportFormat) -> "Exported":
     """Export the best trial beside the run, unless an earlier demo has done so."""
     from iconoclast.runs.export import export_run
     from iconoclast.runs.exported import read_export
+    from iconoclast.runs.folder import RunFolder
     from iconoclast.runs.saved import SavedRun
 
     best = SavedRun.open(RunFolder(run_folder), "best").trial

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import typer
 from typer import Context, Option
@@ -12,9 +12,12 @@ from typer.core import TyperCommand
 
 from iconoclast.cli.console import STANDARD_OUTPUT, Manner, in_manner
 from iconoclast.cli.examples import write_example
-from iconoclast.config.layers import LoadedSettings, load_settings
-from iconoclast.config.schema import SYNONYMS, Settings
-from iconoclast.config.specs import SettingSpec, list_item, setting_specs, without_none
+from iconoclast.vocabulary import SYNONYMS
+
+if TYPE_CHECKING:
+    from iconoclast.config.layers import LoadedSettings
+    from iconoclast.config.schema import Settings
+    from iconoclast.config.specs import SettingSpec
 
 GIVEN = "iconoclast.given"
 """Key of our values in Click's `ctx.meta`, which all libraries share."""
@@ -93,6 +96,8 @@ def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
 
 @cache
 def setting_options() -> Sequence[Any]:
+    from iconoclast.config.specs import setting_specs
+
     fields = [(_name(spec), _annotation(spec), None) for spec in setting_specs()]
     return options_of(make_dataclass("SettingFlags", fields))
 
@@ -103,27 +108,30 @@ class SettingsCommand(CommandWithOptions):
     option_sets = (setting_options,)
 
 
-def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> LoadedSettings:
+def loaded_settings(ctx: Context, config: Path | None, **named: Any) -> "LoadedSettings":
     """Load settings from a SettingsCommand's flags, the environment and `config`; raise SettingsError for bad ones.
 
     Settings `named`, which the command takes in another way, come before flags unless they are None.
     """
+    from iconoclast.config.layers import load_settings
+    from iconoclast.config.specs import setting_specs
+
     values = given(ctx, setting_options())
     flags = {spec.key: values[_name(spec)] for spec in setting_specs() if values[_name(spec)] not in (None, [])}
     flags |= {key: str(value) for key, value in named.items() if value is not None}
     return load_settings(flags, config)
 
 
-def given_settings(ctx: Context, config: Path | None, model: str | None = None, out: Path | None = None) -> Settings:
+def given_settings(ctx: Context, config: Path | None, model: str | None = None, out: Path | None = None) -> "Settings":
     """Load the settings of a command that takes a model and a run folder as well; errors as `loaded_settings`."""
     return loaded_settings(ctx, config, model=model, study_checkpoint_dir=out).settings
 
 
-def _name(spec: SettingSpec) -> str:
+def _name(spec: "SettingSpec") -> str:
     return "setting__" + "__".join(spec.path)
 
 
-def _annotation(spec: SettingSpec) -> Any:
+def _annotation(spec: "SettingSpec") -> Any:
     value_type = _value_type(spec.annotation)
     name = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}" if value_type is bool else spec.flag
     return Annotated[value_type | None, Option(name, help=_help(spec), show_default=False)]
@@ -131,6 +139,8 @@ def _annotation(spec: SettingSpec) -> Any:
 
 def _value_type(annotation: Any) -> Any:
     """Choose the option's type; the settings check the value."""
+    from iconoclast.config.specs import list_item, without_none
+
     annotation = without_none(annotation)
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
@@ -139,7 +149,9 @@ def _value_type(annotation: Any) -> Any:
     return annotation if annotation in (int, float, bool) else str
 
 
-def _help(spec: SettingSpec) -> str:
+def _help(spec: "SettingSpec") -> str:
+    from iconoclast.config.specs import list_item, without_none
+
     item = list_item(spec.annotation)
     inner = item or without_none(spec.annotation)
     choices = f" One of: {', '.join(get_args(inner))}." if get_origin(inner) is Literal else ""

@@ -2,7 +2,6 @@
 
 from iconoclast.cli.arguments import AsJsonOption, PacmapOption, RunArgument, run_and_trial
 from iconoclast.cli.console import print_json, say, shown_progress
-from iconoclast.runs.folder import RunFolder
 
 
 def plot(run: RunArgument, pacmap: PacmapOption = False, as_json: AsJsonOption = False) -> None:
@@ -12,6 +11,7 @@ def plot(run: RunArgument, pacmap: PacmapOption = False, as_json: AsJsonOption =
     """
     folder, trial = run_and_trial(run)
     from iconoclast.reports.pages.of_run import RunPage
+    from iconoclast.runs.folder import RunFolder
     from iconoclast.runs.geometry import complete_geometry
     from iconoclast.runs.saved import SavedRun
 

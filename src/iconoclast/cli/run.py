@@ -15,11 +15,10 @@ from iconoclast.cli.chat import chat
 from iconoclast.cli.console import err, out, print_json, program, say, shown_progress
 from iconoclast.cli.export import export
 from iconoclast.cli.flags import given_settings
-from iconoclast.config.schema import Settings
 from iconoclast.errors import UserError
-from iconoclast.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from iconoclast.config.schema import Settings
     from iconoclast.runs.pipeline import Run
 
 SAMPLES = 3
@@ -49,6 +48,8 @@ def run(
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """Return the summary of a run as a JSON document; none of its results is missing."""
+    from iconoclast.runs.folder import RunFolder
+
     summary = RunFolder(folder).read_summary()
     return {} if summary is None else summary.document()
 
@@ -60,7 +61,7 @@ def process_start() -> float:
     return psutil.Process().create_time()
 
 
-def search(settings: Settings, samples: bool = False, began: float | None = None) -> Path:
+def search(settings: "Settings", samples: bool = False, began: float | None = None) -> Path:
     """Run or continue the search, print the front, and return the run folder."""
     from iconoclast.runs.pipeline import started_run
 
@@ -91,7 +92,7 @@ def _resumable() -> Iterator[None]:
         raise
 
 
-def _search_together(settings: Settings, workers: int) -> Path:
+def _search_together(settings: "Settings", workers: int) -> Path:
     import torch
 
     from iconoclast.cluster.local import work_locally
@@ -159,7 +160,7 @@ def _print_samples(run: "Run") -> None:
     out.print(samples_table([p.text for p in prompts], list(zip(names, responses, strict=True))))
 
 
-def _menu(settings: Settings, folder: Path) -> None:
+def _menu(settings: "Settings", folder: Path) -> None:
     """Ask a user at a terminal what to do with a finished run, until there is nothing more."""
     while True:
         say("", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
@@ -169,8 +170,7 @@ def _menu(settings: Settings, folder: Path) -> None:
             if action == "quit":
                 return
             if action == "more":
-                summary = RunFolder(folder).read_summary()
-                done = 0 if summary is None else summary.finished_trials
+                done = summary_of(folder).get("finished_trials", 0)
                 more = IntPrompt.ask("How many more?", default=8, console=out)
                 search(settings.model_copy(update={"n_trials": done + more}))
                 continue

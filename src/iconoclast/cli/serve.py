@@ -1,6 +1,5 @@
 """`serve`: an OpenAI-compatible endpoint for a run or an export, with a page for the browser."""
 
-import asyncio
 from contextlib import suppress
 from typing import Annotated
 
@@ -26,6 +25,8 @@ def serve(
     The models are base, edited, and trial-N for every trial of a run: nothing has to be exported. Ctrl-C ends it.
     """
     folder, trial = run_and_trial(source, trial)
+    import asyncio
+
     from iconoclast.runs.voices import open_voices
     from iconoclast.serving import endpoint
 

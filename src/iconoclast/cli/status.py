@@ -12,15 +12,14 @@ from typer import Argument
 from iconoclast.cli.arguments import AsJsonOption, RunArgument
 from iconoclast.cli.console import print_json, print_table, say
 from iconoclast.errors import RunFolderError
-from iconoclast.goals import Objectives
-from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
-from iconoclast.runs.status import RunStatus, is_shared, runs_below, status_of
-from iconoclast.scores import Scores
 
 if TYPE_CHECKING:
     from iconoclast.cluster.standing import Standing
     from iconoclast.runs.documents import TrialDocument
+    from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.status import RunStatus
+    from iconoclast.scores import Scores
 
 
 def status(run: RunArgument, as_json: AsJsonOption = False) -> None:
@@ -37,6 +36,8 @@ def list_runs(
     folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs"), as_json: AsJsonOption = False
 ) -> None:
     """List all runs below a folder."""
+    from iconoclast.runs.status import runs_below, status_of
+
     table = Table(
         box=SIMPLE_HEAD,
         title=f"Runs in {folder}; best trials on the selection prompts that chose them",
@@ -70,6 +71,9 @@ def list_runs(
 
 
 def _show(run: str, as_json: bool, shared: bool = False) -> None:
+    from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.status import is_shared, status_of
+
     source, trial = split_reference(run)
     folder = RunFolder(Path(source))
     status = status_of(folder, trial)
@@ -92,7 +96,7 @@ def _standing(run: Path) -> "Standing":
     return standing(run)
 
 
-def _trial(folder: RunFolder, trial: str) -> "TrialDocument":
+def _trial(folder: "RunFolder", trial: str) -> "TrialDocument":
     """Read from the study a trial that the summary does not hold."""
     from iconoclast.runs.saved import SavedRun
     from iconoclast.runs.trials import trial_document
@@ -100,7 +104,7 @@ def _trial(folder: RunFolder, trial: str) -> "TrialDocument":
     return trial_document(SavedRun.open(folder, trial).trial)
 
 
-def _lines(status: RunStatus, folder: RunFolder, standing: "Standing | None") -> Iterator[str]:
+def _lines(status: "RunStatus", folder: "RunFolder", standing: "Standing | None") -> Iterator[str]:
     if standing is not None:
         from iconoclast.cluster.standing import standing_lines
 
@@ -127,8 +131,10 @@ def _lines(status: RunStatus, folder: RunFolder, standing: "Standing | None") ->
         yield f"Continue it: iconoclast run --config {config} --out {path}"
 
 
-def _goals(status: RunStatus) -> Iterator[str]:
+def _goals(status: "RunStatus") -> Iterator[str]:
     """Say what the run is after, if that is not the default."""
+    from iconoclast.goals import Objectives
+
     objectives = Objectives(status.objectives)
     if not objectives.default:
         best = status.best
@@ -138,7 +144,7 @@ def _goals(status: RunStatus) -> Iterator[str]:
         yield "The run strengthens the behaviour: a failure is a target prompt that is not refused."
 
 
-def _scores(index: int, scores: Scores) -> str:
+def _scores(index: int, scores: "Scores") -> str:
     refused, over = scores.refusals, scores.overrefusals
     counts = (
         f"{refused.count} of {refused.n} refused, {scores.broken.count} broken, {over.count} of {over.n} overrefused"

@@ -8,8 +8,6 @@ from typer import Argument, Option
 from iconoclast.cli.console import print_table, say, write_figures
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
-from iconoclast.reports.summary import read_summaries
-from iconoclast.reports.summary_tables import summary_document, summary_markdown, summary_tables
 
 
 def summarize(
@@ -18,6 +16,9 @@ def summarize(
     markdown: Annotated[Path | None, Option(help="File for the table as Markdown.")] = None,
 ) -> None:
     """Make one table of many runs: a row a run, its base model and its best trial."""
+    from iconoclast.reports.summary import read_summaries
+    from iconoclast.reports.summary_tables import summary_document, summary_markdown, summary_tables
+
     summaries, problems = read_summaries(paths)
     if summaries and not (json_file or markdown):
         tables, lines = summary_tables(summaries)

@@ -7,7 +7,6 @@ from typer import Option
 
 from iconoclast.cli.arguments import ExportArgument, require_writable
 from iconoclast.cli.console import say, shown_progress, write_figures
-from iconoclast.config.layers import load_settings
 from iconoclast.errors import MeasurementError
 
 
@@ -24,6 +23,7 @@ def verify(
 
     Ends with an error if it is not.
     """
+    from iconoclast.config.layers import load_settings
     from iconoclast.runs.verify import verify as verified
 
     require_writable(json_file)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
-from pydantic_settings.exceptions import SettingsError as SourceError
 
 from iconoclast.config.packs import load_pack
 from iconoclast.config.schema import PromptSource, Settings, canonical
@@ -105,7 +103,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
 
 def _read_environment() -> dict[str, Any]:
     """Read the ICONOCLAST_* variables, keyed like the settings; nested ones are spelt GOOD_PROMPTS__SPLIT."""
-    variables = {}
+    variables: dict[str, str | None] = {}
     for variable, value in os.environ.items():
         name = variable.upper()
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
@@ -113,6 +111,11 @@ def _read_environment() -> dict[str, Any]:
             path = [canonical(first), *rest]
             _check_known(path, "environment", shown=variable)
             variables[ENVIRONMENT_PREFIX.lower() + "__".join(path)] = value
+    if not variables:
+        return {}
+    from pydantic_settings import EnvSettingsSource  # it is slow to import
+    from pydantic_settings.exceptions import SettingsError as SourceError
+
     # pydantic-settings declares the argument as BaseSettings but reads only its fields.
     source = EnvSettingsSource(Settings, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")  # type: ignore[arg-type]
     source.env_vars = variables

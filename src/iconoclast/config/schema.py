@@ -25,6 +25,7 @@ from iconoclast.config.values import (
 from iconoclast.constraints import constrained
 from iconoclast.goals import DEFAULT, JUDGED, PERPLEXITY, Objective, named, short
 from iconoclast.vocabulary import (
+    SYNONYMS,
     Component,
     DirectionScope,
     Dtype,
@@ -101,16 +102,6 @@ def _builtin(role: str, split: str, label: str, color: str) -> PromptSource:
 
 FIT_AND_SELECT = ("good_prompts", "bad_prompts", "good_evaluation_prompts", "bad_evaluation_prompts")
 """Settings of the prompt sets that fit and choose an edit."""
-
-SYNONYMS = {
-    "benign_prompts": "good_prompts",
-    "target_prompts": "bad_prompts",
-    "benign_select_prompts": "good_evaluation_prompts",
-    "target_select_prompts": "bad_evaluation_prompts",
-    "benign_report_prompts": "good_report_prompts",
-    "target_report_prompts": "bad_report_prompts",
-}
-"""The words of the glossary for prompt sets → the settings' own names, which are those of the first release."""
 
 
 def canonical(name: str) -> str:
@@ -280,8 +271,8 @@ class Settings(BaseModel):
     """After the search, let every site's direction and strength follow the gradient from the strongest trial, and
     measure the edit that comes out, at several scales, as trials like others."""
     fit_steps: int = Field(default=120, ge=1)
-    """Gradient steps of the fit, in three rounds: what pushes the behaviour (preference, opening, loop weight) counts whole in the
-    first, half in the second and a quarter in the third."""
+    """Gradient steps of the fit, in three rounds: what pushes the behaviour (preference and opening weight) counts whole in the
+    first, 0.7 in the second and half in the third."""
     fit_rate: Positive = 0.03
     """Adam's learning rate of strengths; that of directions and readings is a tenth of it."""
     fit_readings: bool = True
@@ -301,7 +292,7 @@ class Settings(BaseModel):
     """Weight of the unlikelihood of tokens with which broken responses began to loop."""
     fit_proximity_weight: Weight = 0.0
     """Weight of the squared distance of directions times strengths from those of the start."""
-    fit_scales: list[Positive] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3], min_length=1)
+    fit_scales: list[Positive] = Field(default=[0.7, 0.85, 1.0, 1.15, 1.3], min_length=1)
     """Factors of the fitted strengths that are measured."""
     study_checkpoint_dir: Path | None = None
     """The run folder. Unset: runs/ and the model's name."""

@@ -104,8 +104,6 @@ class Preference(Term):
 class Unlikelihood(Term):
     """−log(1 − p) in nats a token, of tokens that should not follow (Welleck et al. 2020, arXiv:1908.04319)."""
 
-    pushes: ClassVar[bool] = True
-
     def where(self, tokens: Tokens) -> Tensor:
         return tokens.avoided
 

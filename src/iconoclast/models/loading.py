@@ -236,3 +236,14 @@ def _first_line(error: BaseException) -> str:
     # Some libraries end their first line in the middle of a sentence.
     first = str(error).strip().replace(":\n", ": ").replace(": \n", ": ").split("\n", 1)[0]
     return " ".join(first.split()).replace(str(Path.home()), "~") or type(error).__name__
+
+
+def stored_quantized(name: str) -> bool:
+    """Check whether a model's weights are quantised in its files; False if there are no files."""
+    path = local_path(name)
+    if path.lower().endswith(".gguf"):
+        return True
+    try:
+        return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
+    except OSError:
+        return False

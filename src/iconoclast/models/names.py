@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from transformers import PreTrainedConfig
-
 from iconoclast.errors import ModelError
 from iconoclast.models.demo import demo_folder, ensure_demo
 from iconoclast.vocabulary import DEMO
@@ -25,14 +23,3 @@ def resolve(name: str) -> str:
 def local_path(name: str) -> str:
     """Return the folder, file or hub id behind a model name, converting the demo model first if need be."""
     return str(ensure_demo()) if name == DEMO else resolve(name)
-
-
-def stored_quantized(name: str) -> bool:
-    """Check whether a model's weights are quantised in its files; False if there are no files."""
-    path = local_path(name)
-    if path.lower().endswith(".gguf"):
-        return True
-    try:
-        return bool(PreTrainedConfig.get_config_dict(path)[0].get("quantization_config"))
-    except OSError:
-        return False

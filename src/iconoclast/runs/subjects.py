@@ -22,8 +22,8 @@ from iconoclast.evaluation.served import Server, examine_served
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
-from iconoclast.models.loading import load_model
-from iconoclast.models.names import resolve, stored_quantized
+from iconoclast.models.loading import load_model, stored_quantized
+from iconoclast.models.names import resolve
 from iconoclast.peers.known import peer_trial
 from iconoclast.peers.protocol import PeerTrial
 from iconoclast.progress import Progress

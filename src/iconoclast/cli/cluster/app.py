@@ -20,7 +20,6 @@ from iconoclast.cli.flags import CommandWithOptions, given_settings
 from iconoclast.cli.status import cluster_status
 from iconoclast.errors import SettingsError
 from iconoclast.peers import PEER
-from iconoclast.runs.folder import RunFolder
 
 cluster_app = typer.Typer(help="One study searched by many machines, on Slurm.", rich_markup_mode=None)
 RunFolderArgument = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
@@ -119,6 +118,7 @@ def work(
     from iconoclast.cluster.slurm import TIME_UP
     from iconoclast.cluster.work import TimeUp, told_of_time
     from iconoclast.cluster.work import work as take_part
+    from iconoclast.runs.folder import RunFolder
 
     options = worker_options(max_disk, heartbeat, dead_after)
     try:
@@ -137,6 +137,7 @@ def cancel(run_folder: RunFolderArgument, as_json: AsJsonOption = False) -> None
     """End all workers of a run. What they have measured stays, and the run can go on later."""
     from iconoclast.cluster import slurm
     from iconoclast.cluster.submit import jobs_of
+    from iconoclast.runs.folder import RunFolder
     from iconoclast.runs.workers import workers_of
 
     folder = RunFolder(run_folder)

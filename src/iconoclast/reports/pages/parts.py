@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from iconoclast.config.schema import SYNONYMS, Settings
+from iconoclast.config.schema import Settings
 from iconoclast.config.specs import setting_specs
 from iconoclast.evaluation.metrics import Metrics, Paired
 from iconoclast.privacy import portable, public
@@ -14,6 +14,7 @@ from iconoclast.reports.pages.page import Rows, Section, Tile
 from iconoclast.runs.documents import PromptSets
 from iconoclast.runs.papers import DEMO_NAME
 from iconoclast.scores import REFUSED_OR_BROKEN, Scores
+from iconoclast.vocabulary import SYNONYMS
 
 
 def shown_name(model: str | None) -> str:
