@@ -21,7 +21,7 @@ def demo(
     n_trials: Annotated[int, Option(help="Trials in total.", min=1)] = 24,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Do the whole job in minutes: SmolLM2-135M-Instruct learns not to decline everyday requests.
+    """Do the whole job: SmolLM2-135M-Instruct learns not to decline everyday requests.
 
     Searches, exports an adapter and merged weights, measures both again, and shows the responses side by side.
     """
