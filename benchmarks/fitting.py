@@ -33,8 +33,8 @@ from iconoclast.models.packed import packed
 from iconoclast.progress import Silent
 from iconoclast.runs.fits import PUSHES, FitStage, Lessons, start_of_fit
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import search_space
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.trials import search_space
 from iconoclast.runs.workbench import Workbench
 
 SHARE = 0.6

@@ -20,7 +20,7 @@ from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.progress import Phase, Silent
 from iconoclast.runs import fits
 from iconoclast.runs.forecast import Forecast
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 
 SHARES = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 

@@ -12,7 +12,7 @@ from iconoclast.constraints import Constraint, violated
 from iconoclast.directions.estimators import DirectionSpec
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.named import apply_measures
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial, pareto_front
 from iconoclast.search.space import EditParameters, FittedParameters

@@ -19,8 +19,9 @@ from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.judging import cost, judge_candidates
-from iconoclast.runs.pipeline import Run, started_run
+from iconoclast.runs.pipeline import Run
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.trials import finalists_of
 from iconoclast.scores import Count, Scores
 from iconoclast.search.pareto import Trial
@@ -117,7 +118,7 @@ def settings(tiny_settings: Settings) -> Settings:
 
 
 def finished(settings: Settings, judge: Reader, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
-    monkeypatch.setattr("iconoclast.runs.pipeline.judges_of", lambda settings: [judge])
+    monkeypatch.setattr("iconoclast.runs.starting.judges_of", lambda settings: [judge])
     monkeypatch.setattr("iconoclast.runs.workbench.judges_of", lambda settings: [judge])
     notes = Notes()
     with started_run(settings, notes) as run:

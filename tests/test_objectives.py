@@ -20,8 +20,8 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.privacy import public
 from iconoclast.runs import workbench
 from iconoclast.runs.pinned import changed_settings, pinned_settings
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
+from iconoclast.runs.starting import started_run
 from iconoclast.scores import Bounds, Count, Scores
 from iconoclast.search.pareto import Trial, best_trial, pareto_front
 from iconoclast.search.space import EditParameters

@@ -101,7 +101,7 @@ def test_the_ground_floor_loads_no_tensors() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
 
 
-@pytest.mark.parametrize("used", ["iconoclast; iconoclast.load_model", "iconoclast.runs.pipeline"])
+@pytest.mark.parametrize("used", ["iconoclast; iconoclast.load_model", "iconoclast.runs.starting"])
 def test_nobody_waits_for_libraries_that_are_not_needed(used: str) -> None:
     """peft brings bitsandbytes, which takes a second and prints a line of its own."""
     program = f"import sys, {used}; print(*({{'peft', 'bitsandbytes', 'datasets'}} & sys.modules.keys()))"

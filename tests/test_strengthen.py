@@ -19,9 +19,9 @@ from iconoclast.prompts import Prompt, PromptSet
 from iconoclast.runs import fits
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.verify import verify
 from iconoclast.scores import AxisScores, Count, Scores
 from iconoclast.search.objective import Objective

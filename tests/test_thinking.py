@@ -23,9 +23,9 @@ from iconoclast.runs import fits
 from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.pinned import changed_settings, pinned_settings
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count
 from iconoclast.search.space import FittedParameters
 from tests.support.entry_point import iconoclast

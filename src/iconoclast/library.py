@@ -28,8 +28,8 @@ from iconoclast.prompts import PromptSet
 from iconoclast.runs.export import export_run
 from iconoclast.runs.exported import Exported
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.search.pareto import Front, Trial
 from iconoclast.vocabulary import ExportFormat, RowNormalization
 

@@ -14,7 +14,7 @@ import pytest
 
 from iconoclast.config.schema import Settings
 from iconoclast.runs.export import export_run, export_unmeasured
-from iconoclast.runs.pipeline import run_folder, started_run
+from iconoclast.runs.starting import run_folder, started_run
 from tests.support.entry_point import iconoclast
 
 

@@ -37,7 +37,7 @@ from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.runs.export import export_run
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count
 
 # Answers of one length: a random model likes short ones.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from iconoclast.config.schema import Settings
 from iconoclast.reports.summary import Summary, read_summary
 from iconoclast.reports.summary_tables import run_cells, summary_document, summary_markdown
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count, Mean, Scores, wilson_interval
 from tests.support.batch_summaries import heretic, scores, summary
 

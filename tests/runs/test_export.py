@@ -40,8 +40,8 @@ from iconoclast.runs.as_served import AsServed
 from iconoclast.runs.export import export_run, export_unmeasured
 from iconoclast.runs.exported import read_export
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.upload import plan
 from iconoclast.scores import Count, Scores
 from tests.support.chat_server import ChatServer, serving

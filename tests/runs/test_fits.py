@@ -15,9 +15,10 @@ from iconoclast.progress import Silent
 from iconoclast.runs import fits
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import Run, started_run
+from iconoclast.runs.pipeline import Run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.search.space import FittedParameters
 from iconoclast.vocabulary import Quantization
 from tests.support.tiny import save_tiny, tiny_config

@@ -5,7 +5,7 @@ import pytest
 from iconoclast.config.schema import Settings
 from iconoclast.progress import Phase, Silent
 from iconoclast.runs.forecast import Forecast, Stage
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 from iconoclast.vocabulary import Dtype
 
 

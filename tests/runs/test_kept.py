@@ -16,7 +16,7 @@ from iconoclast.config.schema import Settings
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.runs import workbench
 from iconoclast.runs.cache import ABANDONED, Cache
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 
 
 class Notes:

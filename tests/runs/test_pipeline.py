@@ -11,8 +11,8 @@ from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.evaluator import Evaluator
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.privacy import portable
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.report import measured_with
+from iconoclast.runs.starting import started_run
 from iconoclast.vocabulary import RowNormalization
 
 

@@ -96,7 +96,7 @@ def test_the_same_command_asks_a_judge_again_that_has_failed(
     tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judging()
-    monkeypatch.setattr("iconoclast.runs.pipeline.judges_of", lambda settings: [judge])
+    monkeypatch.setattr("iconoclast.runs.starting.judges_of", lambda settings: [judge])
     for repaired, unknown in ((False, 2), (True, 0)):
         judge.repaired = repaired
         (said,) = report_of(tiny_settings)["metrics"]["judges"].values()

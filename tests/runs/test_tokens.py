@@ -12,8 +12,8 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.progress import Silent
 from iconoclast.runs.documents import TokenView
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.tokens import LIKELIEST, MOST_TOKENS, SHOWN, edited_directions, token_view
 from iconoclast.vocabulary import Site
 from tests.support.entry_point import iconoclast

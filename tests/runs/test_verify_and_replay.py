@@ -20,9 +20,9 @@ from iconoclast.runs.drift import drift
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import file_hash, sums
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.verify import Check, verify
 from iconoclast.vocabulary import RowNormalization
 from tests.support.tiny import save_tiny, tiny_config

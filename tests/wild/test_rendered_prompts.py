@@ -24,8 +24,8 @@ from iconoclast.progress import Silent
 from iconoclast.prompts import Prompt
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
 from iconoclast.runs.replay import replay
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.workbench import Workbench
 from tests.support.tiny import TEMPLATE
 

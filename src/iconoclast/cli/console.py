@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from iconoclast.files import write_json
 from iconoclast.privacy import portable
 from iconoclast.progress import Phase
 from iconoclast.reports.text import plain, print_lines
+from iconoclast.signals import raised_on
 
 out = Console()
 err = Console(stderr=True)
@@ -101,22 +101,12 @@ def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
         say(f"Wrote {file}")
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> AbstractContextManager[None]:
     """Let Ctrl-C and a request to terminate end the work alike, keeping finished trials.
 
     In the background of a script, too, where the shell has told the process to ignore an interrupt.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return raised_on((signal.SIGINT, signal.SIGTERM), KeyboardInterrupt)
 
 
 def quiet_libraries() -> None:

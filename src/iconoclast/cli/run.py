@@ -63,7 +63,7 @@ def process_start() -> float:
 
 def search(settings: "Settings", samples: bool = False, began: float | None = None) -> Path:
     """Run or continue the search, print the front, and return the run folder."""
-    from iconoclast.runs.pipeline import started_run
+    from iconoclast.runs.starting import started_run
 
     with _resumable(), shown_progress() as progress, started_run(settings, progress, began) as run:
         progress.keep(run.folder.log)

@@ -23,7 +23,7 @@ from iconoclast.layout import CONFIG
 from iconoclast.privacy import portable
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import checked
+from iconoclast.runs.starting import checked
 from iconoclast.runs.workers import workers_of
 
 SUBMISSION = "submission.json"

@@ -3,18 +3,17 @@
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
 from iconoclast.cluster.slurm import JOB_FOLDER
 from iconoclast.errors import RunFolderError
 from iconoclast.progress import Progress
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.pipeline import started_run
+from iconoclast.runs.starting import started_run
 from iconoclast.runs.workers import DEAD_AFTER, HEARTBEAT, Worker
+from iconoclast.signals import raised_on
 
 
 class TimeUp(KeyboardInterrupt):
@@ -76,16 +75,6 @@ def work(folder: RunFolder, progress: Progress, options: WorkOptions | None = No
         raise RunFolderError(f"The run folder {folder.path} cannot be used: {error}.") from None
 
 
-@contextmanager
-def told_of_time() -> Iterator[None]:
+def told_of_time() -> AbstractContextManager[None]:
     """Raise TimeUp in the work when a scheduler signals that time is nearly over."""
-
-    def up(number: int, frame: FrameType | None) -> None:
-        raise TimeUp
-
-    before = {number: signal.signal(number, up) for number in (signal.SIGUSR1, signal.SIGUSR2)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return raised_on((signal.SIGUSR1, signal.SIGUSR2), TimeUp)

@@ -12,6 +12,7 @@ from iconoclast.evaluation.base_responses import BaseResponses
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.evaluator import MeasureOptions, score
 from iconoclast.evaluation.examination import Answer, Examination, ExaminedPrompts, Thought, Variant
+from iconoclast.evaluation.judged import verdicts_of
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.evaluation.rounding import ROUNDING_PROMPTS, barely_edited
@@ -200,14 +201,11 @@ class Examiner:
         return {length: Count(refusals(length), len(responses)) for length in sorted(lengths)}
 
     def _answers(self, prompts: PromptSet, texts: Sequence[str], progress: Progress) -> tuple[Answer, ...]:
-        pairs = [(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)]
-        verdicts = {}
-        for judge in self._judges:
-            progress.start(f"Judging by {judge.name}", len(pairs))
-            verdicts[judge.name] = judge.judge(pairs, progress.advance)
+        asked = [prompt.text for prompt in prompts]
+        verdicts = verdicts_of(self._judges, asked, texts, progress)
         return tuple(
             Answer(prompt, text, self._rules.label(prompt, text), {name: v[i] for name, v in verdicts.items()})
-            for i, (prompt, text) in enumerate(pairs)
+            for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
         )
 
     def _with_thoughts(self, answers: Sequence[Answer], thoughts: Sequence[Thought]) -> tuple[Answer, ...]:
