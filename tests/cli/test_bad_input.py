@@ -266,6 +266,11 @@ def test_an_export_succeeds_and_leaves_the_run_as_it_was(finished):
             "compare here used --to compared",
             "used holds no model: there is neither config.json nor adapter_config.json",
         ),
+        (
+            "audit here:0 --base demo",
+            "here:0 is of a run, which holds no weights. Export it first: ... export here --trial 0 --to FOLDER",
+        ),
+        ("restore here --base demo --out restored", "here is of a run, which holds no weights. Export it first"),
         ("export here --to used", "used is there already, and not empty. Give a folder that does not exist yet."),
         (
             "export here --to . --format merged",

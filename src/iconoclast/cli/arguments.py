@@ -1,12 +1,14 @@
 """Arguments that several commands take, and RUN:N."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from iconoclast.cli.console import STANDARD_OUTPUT
+from iconoclast import layout
+from iconoclast.cli.console import STANDARD_OUTPUT, program
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.runs.references import split_reference
 
@@ -45,6 +47,15 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
         raise SettingsError(f"{run} names trial {named}, and --trial names trial {trial}. Name one.")
     chosen = trial if named is None else named
     return Path(source), "best" if chosen is None else chosen
+
+
+def require_weights(model: str) -> None:
+    """Raise SettingsError if a run or a trial stands where the files of a model have to be read."""
+    source, trial = split_reference(model)
+    folder = Path(source)
+    if (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file():
+        export = f"export {shlex.quote(source)} --trial {trial or 'best'} --to FOLDER"
+        raise SettingsError(f"{model} is of a run, which holds no weights. Export it first: {program()} {export}")
 
 
 def require_writable(file: Path | None) -> None:
