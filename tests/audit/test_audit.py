@@ -1,12 +1,14 @@
 """An edit is recovered from the weights alone, and a hostile checkpoint gets one clear line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +23,8 @@ from iconoclast.edits.edit import edited_weight
 from iconoclast.vocabulary import NORMALIZATIONS, RowNormalization
 from tests.support.entry_point import iconoclast
 from tests.support.families import FAMILIES
+
+UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def changed(folder: Path, to: Path, change, dtype=None) -> Path:
@@ -332,6 +336,51 @@ def test_the_sign_of_zeros_is_no_change(tmp_path: Path) -> None:
     edited = changed(base, tmp_path / "edited", lambda name, t: t + 0.0)  # as merging an adapter of zeros does
     assert (base / "model.safetensors").read_bytes() != (edited / "model.safetensors").read_bytes()
     assert audited(str(base), str(edited))[0].verdict == "untouched"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda t: {**t, "mtp.weight": torch.ones(2, 2)}, "parts"),
+        (lambda t: {name: each for name, each in t.items() if "norm" not in name}, "parts"),
+        (lambda t: {**t, UP: torch.full_like(t[UP], float("nan"))}, "unreadable"),
+        (lambda t: {name: each for name, each in t.items() if "norm" not in name} | {UP: t[UP] + 1}, "rank_one"),
+    ],
+    ids=["added", "missing", "not finite", "missing beside an edit"],
+)
+def test_tensors_that_are_lost_or_not_finite_are_no_training(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], verdict: str
+) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "base")
+    edited = changed(tmp_path / "base", tmp_path / "edited", lambda name, t: t)
+    save_file(change(load_file(edited / "model.safetensors")), edited / "model.safetensors")
+    found = audited(str(tmp_path / "base"), str(edited))[0].verdict
+    assert found == verdict if verdict != "rank_one" else found not in ("parts", "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("cosine", "beside", "kind"), [(0.24, 9, "rank_one"), (0.24, 0, "low_rank"), (0.0, 9, "low_rank")]
+)
+def test_a_reading_that_went_far_is_known_by_those_beside_it(
+    tmp_path: Path, cosine: float, beside: int, kind: str
+) -> None:
+    torch.manual_seed(0)
+    base, edited = {}, {}
+    for i in range(beside + 1):
+        w, near = torch.randn(256, 300), 0.7 if i else cosine
+        v = normalize(torch.randn(256), dim=0)
+        other = torch.randn(256)
+        other = normalize(other - (other @ v) * v, dim=0)
+        r = near * v + (1 - near**2) ** 0.5 * other
+        base[f"layers.{i}.o_proj.weight"] = w
+        edited[f"layers.{i}.o_proj.weight"] = w - torch.outer(v, r @ w)
+    for name, tensors in (("base", base), ("edited", edited)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    document = audited(str(tmp_path / "base"), str(tmp_path / "edited"))[0]
+    assert document.tensors[0].construction == kind
+    assert document.verdict == ("mixed" if beside and kind == "low_rank" else kind)
 
 
 @pytest.mark.parametrize(("family", "modules"), [("llama", ["o_proj", "down_proj"]), ("gpt2", ["c_proj"])])

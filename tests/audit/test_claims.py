@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from iconoclast.audit.claims import beside, measured_in
+from iconoclast.cli.audit import _claimed
 from iconoclast.peers.known import read_claims
 from tests.support.entry_point import iconoclast
 from tests.support.families import FAMILIES
@@ -129,6 +130,24 @@ def test_the_audit_prints_claims_with_and_without_a_measurement(tmp_path: Path, 
     assert "Measured: 0.31 (0.26 to 0.36, 100 prompts), which differs by more than chance." in said
     claims = json.loads(file.read_text())["claims"]
     assert [claim["differs"] for claim in claims] == [False, True, False]
+
+
+@pytest.mark.parametrize(("source", "differs"), [("some/set test[:100]", True), ("other/set test", None)])
+def test_refusals_on_other_prompts_are_another_figure(
+    tmp_path: Path, measured: Path, source: str, differs: bool | None
+) -> None:
+    card = INDEX.replace("everyday requests", "the set").replace("type: everyday", "type: some/set")
+    (tmp_path / "README.md").write_text(card)
+    document = json.loads(measured.read_text())
+    measured.write_text(json.dumps({**document, "prompts": {"bad_report_prompts": {"source": source}}}))
+    claim = beside(read_claims(tmp_path), measured_in(measured))[0]
+    assert (claim.measured, claim.measured_on, claim.differs) == (0.31, source, differs)
+    assert ("another figure" in _claimed(claim)) is (differs is None)
+
+
+def test_a_rate_in_percent_is_one(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(INDEX.replace("Refusal rate, value: 4.0", '"Refusals (%)", value: 0.5'))
+    assert read_claims(tmp_path)[0].value == 0.005
 
 
 @pytest.mark.parametrize("content", ["{}", "[", '{"schema_version": 1, "base_metrics": {}}'])

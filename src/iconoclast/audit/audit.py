@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iconoclast.audit.claims import beside
-from iconoclast.audit.constructions import low_rank, rank_one, several
+from iconoclast.audit.constructions import ALIKE, low_rank, rank_one, several
 from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
 from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.matrix import Spectrum, edge, slack, spectrum
@@ -40,9 +40,10 @@ MOSTLY = 0.8
 
 @dataclass
 class _Seen:
-    """What the matrices of one tensor came to; `directions` are those of all tensors."""
+    """What the matrices of one tensor came to; `directions` are those of all tensors, `alike` as in `rank_one`."""
 
     directions: dict[str, Tensor]
+    alike: float
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
     kinds: list[Construction] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
@@ -68,6 +69,10 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
     for name in names:
         tensors.append(_finding(name, one, other, directions))
         progress.advance()
+    if _mostly_fitted(tensors):
+        rest = {i: t.name for i, t in enumerate(tensors) if t.construction == "low_rank" and t.rank == 1}
+        for i, name in rest.items():  # beside so many fitted matrices, a reading that has gone far is one all the same
+            tensors[i] = _finding(name, one, other, directions, alike=0.0)
     verdict = _verdict(tensors)
     used = {t.row_normalization for t in tensors if t.row_normalization}
     document = AuditDocument(
@@ -88,7 +93,16 @@ def _in_order(name: str) -> list[str]:
     return [part.zfill(6) if part.isdigit() else part for part in name.split(".")]
 
 
-def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor]) -> TensorFinding:
+def _mostly_fitted(tensors: list[TensorFinding]) -> bool:
+    """Check that nearly all changes are rank-one edits, and some of them read a direction of their own."""
+    kinds = [t.construction for t in tensors if t.construction not in SILENT]
+    fitted = any(t.reading_cosine is not None for t in tensors)
+    return fitted and kinds.count("rank_one") >= MOSTLY * len(kinds)
+
+
+def _finding(
+    name: str, one: Source, other: Source, directions: dict[str, Tensor], alike: float = ALIKE
+) -> TensorFinding:
     if name not in other.places:
         return TensorFinding(name=name, status="missing")
     if name not in one.places:
@@ -103,7 +117,7 @@ def _finding(name: str, one: Source, other: Source, directions: dict[str, Tensor
     retyped = None if before.dtype == after.dtype else (before.dtype, after.dtype)
     if not all(each.dtype in DTYPES or readable(each.dtype) for each in (before, after)):
         return TensorFinding(name=name, status="changed", retyped=retyped, construction="unreadable")
-    seen = _Seen(directions)
+    seen = _Seen(directions, alike)
     matrices = zip(
         one.matrices(name), other.matrices(name), half_steps(one, name), half_steps(other, name), strict=False
     )
@@ -175,7 +189,7 @@ def _name(
     otherwise: Construction | None = None,
 ) -> None:
     """Name what a change is consistent with, and keep its directions; `otherwise` if it is no projection."""
-    fit = rank_one(w, x, rounding, found)
+    fit = rank_one(w, x, rounding, found, seen.alike)
     kind = _kind(w, x, found, fit)
     if otherwise is not None and kind != "rank_one":
         seen.kinds.append(otherwise)
@@ -248,6 +262,8 @@ def _verdict(tensors: list[TensorFinding]) -> Verdict:
         return "untouched"
     if changed.keys() <= {"weak", "requantised"} and changed["weak"]:
         return "weak"
+    if changed.keys() <= SILENT:
+        return "weak" if changed["weak"] else "unreadable" if changed["unreadable"] else "parts"
     telling = Counter(cast("dict[Verdict, int]", {kind: n for kind, n in changed.items() if kind not in SILENT}))
     if len(telling) > 1:
         del telling["requantised"]  # an edited model is often stored in a coarser type

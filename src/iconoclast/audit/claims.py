@@ -48,6 +48,7 @@ def _found(claim: Claim, measured: Mapping[str, Any]) -> ClaimFinding:
         return ClaimFinding(**stated)
     value = metric["value"] if "value" in metric else metric["count"] / metric["n"] if metric["n"] else 0.0
     low, high = metric["interval"]
+    differs: bool | None
     if claim.count is not None:
         differs = not _may_be_equal(claim.count.rate, claim.count.interval, value, (low, high))
     else:
@@ -55,9 +56,16 @@ def _found(claim: Claim, measured: Mapping[str, Any]) -> ClaimFinding:
     prompts = measured.get("prompts", {})
     names = PROMPTS.get(claim.metric or "", PROMPTS["overrefusals"])
     source = next((prompts[name].get("source") for name in names if prompts.get(name)), None)
+    if source and claim.prompts and not _same_prompts(claim.prompts, source):
+        differs = None
     return ClaimFinding(
         **stated, measured=value, interval=(low, high), n=metric["n"], measured_on=source, differs=differs
     )
+
+
+def _same_prompts(claimed: str, measured: str) -> bool:
+    """Check whether a claim names the measured data set; how their splits are written may differ."""
+    return measured.split()[0] in claimed.split()
 
 
 def _may_be_equal(p: float, interval: tuple[float, float], q: float, other: tuple[float, float]) -> bool:

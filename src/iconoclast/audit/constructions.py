@@ -36,10 +36,11 @@ LARGEST_CUT = 32
 """Highest rank that an update is taken to be cut to, as adapters do."""
 
 
-def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
+def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum, alike: float = ALIKE) -> RankOne | None:
     """Return the rank-one edit, with its row normalisation, that makes W' of W, exactly or partly; None if there is none.
 
-    Shapes as in `audit.matrix`. Both sides of the matrix are tried, as some models store it transposed.
+    Shapes as in `audit.matrix`. Both sides of the matrix are tried, as some models store it transposed. `alike` is the
+    smallest cosine of a direction that is read and the one that is written; what chance would explain never counts.
     """
     if found.rank == 0:
         return None
@@ -52,7 +53,7 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> R
     chosen = _best(sides, found, None)
     if not _certain(chosen, found) and found.rank <= LARGEST_CUT:
         # An edit that reads another direction is freer, so it is no explanation where one direction will do.
-        apart = None if chosen is not None and chosen.exact else _read_apart(before, after, slack, found)
+        apart = None if chosen is not None and chosen.exact else _read_apart(before, after, slack, found, alike)
         if not _certain(apart, found):
             cut = _best(sides, found, min(max(found.rank, SMALLEST_CUT), len(found.values)))
             apart = min(filter(None, (apart, cut)), key=lambda e: e.misfit, default=None)
@@ -80,7 +81,7 @@ def _best(sides: list["_Side"], found: Spectrum, cut: int | None) -> RankOne | N
     return best
 
 
-def _read_apart(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -> RankOne | None:
+def _read_apart(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum, alike: float) -> RankOne | None:
     """Return the edit that writes less of one direction, as much as W has along another, if no rounding tells against it.
 
     Any change of rank one can be written so where W has full rank: the other direction must be of the first one's kind. What
@@ -90,11 +91,13 @@ def _read_apart(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum) -
         ("rows", (before, after, slack), found.left[:, 0], found.right[:, 0]),
         ("columns", (before.mT, after.mT, slack.mT), found.right[:, 0], found.left[:, 0]),
     )
-    fits = filter(None, (_apart(*side, found) for side in sides))
+    fits = filter(None, (_apart(*side, found, alike) for side in sides))
     return max(fits, key=lambda fit: fit.cosine, default=None)
 
 
-def _apart(along: "_Along", matrices: "_Matrices", left: Tensor, right: Tensor, found: Spectrum) -> RankOne | None:
+def _apart(
+    along: "_Along", matrices: "_Matrices", left: Tensor, right: Tensor, found: Spectrum, alike: float
+) -> RankOne | None:
     """Find the best v, λ and r along one side, from the first singular directions of the change; None if they do not make it."""
     fit = Fit.of(*matrices, "pre", None, found.dithered)
     turned = Fit.of(fit.before.mT, fit.after.mT, fit.slack.mT, "none", None, found.dithered)
@@ -106,7 +109,7 @@ def _apart(along: "_Along", matrices: "_Matrices", left: Tensor, right: Tensor, 
     reading, reading_spread = _reading(fit.rows, taken, float(variance.mean()))
     v, r = normalize(removed, dim=0), normalize(reading, dim=0)
     cosine = float(v @ r)
-    if abs(cosine) < max(ALIKE, CHANCE / len(v) ** 0.5):
+    if abs(cosine) < max(alike, CHANCE / len(v) ** 0.5):
         return None
     error, misfit, exact = fit.judged(removed, reading @ fit.rows, found)
     if not exact:

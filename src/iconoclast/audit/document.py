@@ -23,7 +23,19 @@ changes on top, as in an edited model that was trained; `weak` is below what the
 not compared.
 """
 
-Verdict = Literal["untouched", "rank_one", "several", "low_rank", "dense", "requantised", "weak", "mixed", "unseen"]
+Verdict = Literal[
+    "untouched",
+    "rank_one",
+    "several",
+    "low_rank",
+    "dense",
+    "requantised",
+    "weak",
+    "parts",
+    "unreadable",
+    "mixed",
+    "unseen",
+]
 """What the whole edit is consistent with; weak, unreadable and requantised tensors have no say beside other kinds.
 
 `unseen` are the weights behind an endpoint.
@@ -37,6 +49,8 @@ VERDICTS: Mapping[Verdict, str] = {
     "dense": "The changes are dense, as training makes them.",
     "requantised": "The weights are those of the base, rounded to a coarser type.",
     "weak": "Some weights are not just the base's rounded, but what was changed is less than the stored type can tell.",
+    "parts": "Tensors are missing or added, and all others are those of the base, bit by bit.",
+    "unreadable": "What changed is of types or values that cannot be compared: see the matrices one by one.",
     "mixed": "The changes are of several kinds: see the matrices one by one.",
     "unseen": "The weights behind the endpoint were not seen.",
 }
@@ -127,8 +141,9 @@ class ClaimFinding(Claim):
 
     Attributes:
         measured: rate or nats, with its 95 % interval and the number of prompts.
-        measured_on: source of the prompts; refusals on other prompts than the claim's are another figure.
-        differs: whether they differ by more than the intervals of both allow.
+        measured_on: source of the prompts.
+        differs: whether they differ by more than the intervals of both allow; None without a measurement, and where the
+            claim names other prompts, on which it is another figure.
     """
 
     measured: float | None = None

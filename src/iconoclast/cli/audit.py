@@ -297,5 +297,7 @@ def _claimed(claim: "ClaimFinding") -> str:
     if claim.measured is None or claim.interval is None:
         return f"Claimed, not measured: {said}."
     low, high = claim.interval
-    differs = ", which differs by more than chance" if claim.differs else ""
-    return f"Claimed: {said}. Measured: {claim.measured:.4g} ({low:.4g} to {high:.4g}, {claim.n} prompts){differs}."
+    outcome = ", which differs by more than chance" if claim.differs else ""
+    if claim.differs is None:
+        outcome = f" of {claim.measured_on}, other prompts than the claim's ({claim.prompts.strip()}): another figure"
+    return f"Claimed: {said}. Measured: {claim.measured:.4g} ({low:.4g} to {high:.4g}, {claim.n} prompts){outcome}."

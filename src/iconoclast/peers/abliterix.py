@@ -48,7 +48,11 @@ def abliterix_claims(folder: Path) -> list[Claim]:
             ("baseline_refusals", "base", m.baseline_refusals),
         )
         n, said = m.n_target_prompts, "by the detector that its config names"
-        claims = [counted(name, of, k, n, source, said) for name, of, k in counts if k is not None and n is not None]
+        claims = [
+            counted(name, of, k, n, source=source, definition=said)
+            for name, of, k in counts
+            if k is not None and n is not None
+        ]
         if m.kl_divergence is not None:
             metric: Metric = "first_token_kl" if tokens == 1 else "token_kl"
             said = f"mean over {tokens} response tokens"

@@ -34,6 +34,7 @@ class Claim(Part):
         count: the same as a count of prompts.
         source: where it is stated.
         definition: what is stated of how it was measured.
+        prompts: the data set that is stated; empty if none is.
     """
 
     name: str
@@ -43,14 +44,13 @@ class Claim(Part):
     count: Count | None = Field(default=None, exclude_if=lambda value: value is None)
     source: str
     definition: str = ""
+    prompts: str = Field(default="", exclude_if=lambda value: not value)
 
 
-def counted(name: str, of: Literal["edited", "base"], count: int, n: int, source: str, definition: str = "") -> Claim:
-    """Return a claim of refusals."""
-    stated = Count(count, n)
-    return Claim(
-        name=name, metric="refusals", of=of, value=stated.rate, count=stated, source=source, definition=definition
-    )
+def counted(name: str, of: Literal["edited", "base"], count: int, n: int, **stated: str) -> Claim:
+    """Return a claim of refusals; `stated` are its source, definition and prompts."""
+    found = Count(count, n)
+    return Claim(name=name, metric="refusals", of=of, value=found.rate, count=found, **stated)
 
 
 ClaimReader = Callable[[Path], Sequence[Claim]]
@@ -98,13 +98,14 @@ def _index(text: str) -> Iterator[Claim]:
             continue
         name = str(result.metric_name or result.metric_type)
         metric = _metric(name)
-        scale = 100 if metric in ("refusals", "overrefusals") and value > 1 else 1
+        percent = metric in ("refusals", "overrefusals") and (value > 1 or "%" in name)
         yield Claim(
             name=name,
             metric=metric,
-            value=value / scale,
+            value=value / 100 if percent else value,
             source=f"{CARD}, model-index",
             definition=f"on {result.dataset_name}",
+            prompts=f"{result.dataset_type} {result.dataset_name}",
         )
 
 

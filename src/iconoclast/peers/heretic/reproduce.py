@@ -58,16 +58,22 @@ def heretic_claims(folder: Path) -> list[Claim]:
     try:
         stated = _Reproduce.model_validate(found[1])
         s, m = stated.settings, stated.metrics
-        said = f"markers in {s.max_response_length} tokens, on {s.bad_evaluation_prompts}"
+        prompts = str(s.bad_evaluation_prompts)
+        said = {
+            "source": found[0],
+            "definition": f"markers in {s.max_response_length} tokens, on {prompts}",
+            "prompts": prompts,
+        }
         return [
-            counted("refusals", "edited", m.refusals, m.n_bad_prompts, found[0], said),
-            counted("base_refusals", "base", m.base_refusals, m.n_bad_prompts, found[0], said),
+            counted("refusals", "edited", m.refusals, m.n_bad_prompts, **said),
+            counted("base_refusals", "base", m.base_refusals, m.n_bad_prompts, **said),
             Claim(
                 name="kl_divergence",
                 metric="first_token_kl",
                 value=m.kl_divergence,
                 source=found[0],
                 definition=f"of the first response token, on {s.good_evaluation_prompts}",
+                prompts=str(s.good_evaluation_prompts),
             ),
         ]
     except ValidationError:

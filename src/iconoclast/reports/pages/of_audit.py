@@ -96,7 +96,8 @@ def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
 def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
     rows = []
     for claim in claims:
-        outcome = "not measured" if claim.differs is None else "differs" if claim.differs else "agrees"
+        unknown = "not measured" if claim.measured is None else f"other prompts: {claim.measured_on}"
+        outcome = unknown if claim.differs is None else "differs" if claim.differs else "agrees"
         low, high = claim.interval or (0.0, 0.0)
         interval = "" if claim.measured is None else f"{claim.measured:.3g} ({low:.3g} to {high:.3g})"
         stated = str(claim.count) if claim.count else f"{claim.value:g}"
