@@ -358,6 +358,19 @@ def test_tensors_that_are_lost_or_not_finite_are_no_training(
     assert found == verdict if verdict != "rank_one" else found not in ("parts", "unreadable")
 
 
+def test_parts_that_are_lost_are_named(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().save_pretrained(tmp_path / "edited")
+    base = changed(tmp_path / "edited", tmp_path / "base", lambda name, t: t)
+    more = {f"model.visual.blocks.{i}.weight": torch.ones(2, 2) for i in range(3)} | {
+        f"model.layers.{i}.self_attn.extra.weight": torch.ones(2, 2) for i in range(2)
+    }
+    more["head.weight"] = torch.ones(2, 2)
+    save_file(load_file(base / "model.safetensors") | more, base / "model.safetensors")
+    lost = set(audited(str(base), str(tmp_path / "edited"))[0].lost)
+    several = {"model.visual.* (3 tensors)", "model.layers.*.self_attn.extra.weight (2 tensors)"}
+    assert several | {"head.weight"} <= lost
+
+
 @pytest.mark.parametrize(
     ("cosine", "beside", "kind"), [(0.24, 9, "rank_one"), (0.24, 0, "low_rank"), (0.0, 9, "low_rank")]
 )
@@ -380,6 +393,9 @@ def test_a_reading_that_went_far_is_known_by_those_beside_it(
         (tmp_path / name / "config.json").write_text("{}")
     document = audited(str(tmp_path / "base"), str(tmp_path / "edited"))[0]
     assert document.tensors[0].construction == kind
+    edits = 1 + beside if kind == "rank_one" else beside
+    assert [len(k.layers) for k in document.kinds] == [edits] * (edits > 0)
+    assert (document.shared_direction is None) is (edits < 2) and (document.shared_direction or 0) < 0.5
     assert document.verdict == ("mixed" if beside and kind == "low_rank" else kind)
 
 

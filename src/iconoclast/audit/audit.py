@@ -1,6 +1,8 @@
 """An edited model beside its base: a finding for every tensor, and what the whole is consistent with."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -8,10 +10,11 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.linalg import svdvals
 
 from iconoclast.audit.claims import beside
 from iconoclast.audit.constructions import ALIKE, low_rank, rank_one, several
-from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict
+from iconoclast.audit.document import AuditDocument, Construction, TensorFinding, Verdict, by_kind
 from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.matrix import Spectrum, edge, slack, spectrum
 from iconoclast.audit.pairs import Adapted, Source, carried, half_steps, open_pair, same
@@ -80,12 +83,26 @@ def audit(base: str, edited: str, progress: Progress | None = None) -> tuple[Aud
         edited=edited,
         verdict=verdict,
         row_normalization=next(iter(used)) if verdict == "rank_one" and len(used) == 1 else None,
+        kinds=by_kind(tensors),
+        shared_direction=_shared_direction(directions),
         tensors=tensors,
         claims=beside(read_claims(other.folder), None),
-        lost=_lost(one, other),
+        lost=[*_lost(one, other), *_lost_tensors(tensors)],
         settings=settings,
     )
     return document, directions
+
+
+def _shared_direction(directions: Mapping[str, Tensor]) -> float | None:
+    """Return the mean squared cosine of the rank-one edits' directions with the one that they share most.
+
+    It is 1 where all have the same direction, and about 1 / d of d where they have nothing in common. None unless there are
+    two directions or more, all in one space.
+    """
+    found = [v for name, v in directions.items() if name.endswith(".direction")]
+    if len(found) < 2 or len({len(v) for v in found}) > 1:
+        return None
+    return float(svdvals(torch.stack(found).double())[0] ** 2 / len(found))
 
 
 def _in_order(name: str) -> list[str]:
@@ -281,3 +298,19 @@ def _lost(one: Source, other: Source) -> list[str]:
     has = {file.name for file in other.folder.iterdir()}
     papers = (f.name for f in one.folder.iterdir() if any(fnmatchcase(f.name, p) for p in PAPERS))
     return sorted(name for name in papers if name not in has)
+
+
+def _lost_tensors(tensors: list[TensorFinding]) -> list[str]:
+    """Name the tensors that only the base has, those of a whole part (a vision tower, a draft head) or of all layers together."""
+    kept = {_part(t.name) for t in tensors if t.status != "missing"}
+    found: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.status == "missing":
+            alike = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name)
+            found.setdefault(alike if _part(tensor.name) in kept else f"{_part(tensor.name)}.*", []).append(tensor.name)
+    return [names[0] if len(names) == 1 else f"{group} ({len(names)} tensors)" for group, names in found.items()]
+
+
+def _part(name: str) -> str:
+    """Return the part of a model that a tensor is of: two words of its name at most, without its last."""
+    return ".".join([word for word in name.split(".")[:-1] if not word.isdigit()][:2])

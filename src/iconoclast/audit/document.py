@@ -1,6 +1,6 @@
 """audit.json: what an edited model's files say beside its base's. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -64,6 +64,10 @@ SHOWN_ERROR = 0.001
 """Relative error of a strength from which it is shown."""
 
 
+SHARED = "How much of the directions one for all layers would hold"
+"""What `AuditDocument.shared_direction` is, for people."""
+
+
 class TensorFinding(Part):
     """One tensor of the base or of the edited model.
 
@@ -122,6 +126,47 @@ def shown_rows(tensor: TensorFinding) -> str:
     return ", ".join([tensor.row_normalization or "", *cut, *read]).removeprefix(", ")
 
 
+class KindFinding(Part):
+    """Rank-one edits of one kind of matrix.
+
+    Attributes:
+        kind: its name in a layer.
+        layers: those in which it was edited.
+        strengths: of each of these, the mean of experts.
+    """
+
+    kind: str
+    layers: list[int]
+    strengths: list[float]
+
+
+def by_kind(tensors: Iterable[TensorFinding]) -> list[KindFinding]:
+    """Return layers and strengths of the rank-one edits of every kind of matrix; the strength of experts is their mean."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for tensor in tensors:
+        parts = tensor.name.removesuffix(".weight").split(".")
+        numbers = [int(part) for part in parts if part.isdigit()]
+        if tensor.strength is not None and numbers:
+            kind = ".".join(part for part in parts[-3:] if not part.isdigit())
+            found.setdefault(kind, {}).setdefault(numbers[0], []).append(tensor.strength)
+    return [
+        KindFinding(kind=kind, layers=sorted(at), strengths=[sum(at[i]) / len(at[i]) for i in sorted(at)])
+        for kind, at in sorted(found.items())
+    ]
+
+
+def shown_kind(found: KindFinding) -> str:
+    """Return where a kind of matrix was edited and how strongly, in words."""
+    first, last, low, high = found.layers[0], found.layers[-1], min(found.strengths), max(found.strengths)
+    every = len(found.layers) == last - first + 1
+    layers = (
+        f"layer {first}"
+        if first == last
+        else f"{'layers' if every else f'{len(found.layers)} layers from'} {first} to {last}"
+    )
+    return f"{found.kind} in {layers}, strength {low:.3f}" + (f" to {high:.3f}" if low < high else "")
+
+
 class SettingFinding(Part):
     """A setting that base and edited model both have, with other values.
 
@@ -159,7 +204,9 @@ class AuditDocument(Document):
     Attributes:
         verdict: what the whole edit is consistent with.
         row_normalization: of a rank-one edit, where all matrices agree.
-        lost: files beside the weights (tokenizer, template, processor …) that only the base has.
+        kinds: rank-one edits by kind of matrix: layers and strengths.
+        shared_direction: mean squared cosine of their directions with the one that they share most; 1 if there is but one.
+        lost: what only the base has: files beside the weights (tokenizer, template, processor …), and tensors, those of a part together.
         settings: what both say beside the weights, and say differently.
         directions: file of the singular directions, beside this one.
         claims: figures on the card and in other tools' papers.
@@ -175,6 +222,8 @@ class AuditDocument(Document):
     edited: str
     verdict: Verdict
     row_normalization: Normalization | None = None
+    kinds: list[KindFinding] = Field(default=[], exclude_if=lambda value: not value)
+    shared_direction: float | None = UNLESS_NONE
     tensors: list[TensorFinding]
     lost: list[str]
     settings: list[SettingFinding] = Field(default=[], exclude_if=lambda value: not value)

@@ -248,12 +248,15 @@ def _say_tensors(document: "AuditDocument") -> None:
 
 
 def _say_verdict(document: "AuditDocument") -> None:
-    from iconoclast.audit.document import VERDICTS
+    from iconoclast.audit.document import SHARED, VERDICTS, shown_kind
 
     changed = sum(t.status != "unchanged" for t in document.tensors)
     weak = sum(t.construction == "weak" for t in document.tensors)
     say(f"Verdict: {document.verdict}. {VERDICTS[document.verdict]}")
     say(f"{changed} of {len(document.tensors)} tensors are not as in the base.")
+    say(*(f"Edited: {shown_kind(kind)}." for kind in document.kinds))
+    if document.shared_direction is not None:
+        say(f"{SHARED}: {document.shared_direction:.0%}.")
     if weak:
         say(
             f"{weak} of them (weak) were changed by less than the type in which they are stored can show: how, is hidden."

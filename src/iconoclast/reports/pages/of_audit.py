@@ -5,7 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast.audit.document import VERDICTS, AuditDocument, ClaimFinding, TensorFinding, shown_rows, shown_strength
+from iconoclast.audit.document import (
+    SHARED,
+    VERDICTS,
+    AuditDocument,
+    ClaimFinding,
+    KindFinding,
+    TensorFinding,
+    by_kind,
+    shown_kind,
+    shown_rows,
+    shown_strength,
+)
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
@@ -38,7 +49,7 @@ def audit_page(file: Path) -> Page:
         **({} if measured is None else _behavior(measured)),
         figures={
             **({} if measured is None else _behavior_figures(measured)),
-            "strengths": _strengths(changed),
+            "strengths": _strengths(told.kinds or by_kind(changed)),
         },
     )
 
@@ -52,6 +63,9 @@ def _about(told: AuditDocument, edited: str, base: str, changed: Sequence[Tensor
         f"{edited} was compared with {base}, tensor by tensor. {VERDICTS[told.verdict]}",
         f"{len(changed)} of {len(told.tensors)} tensors are not as in the base{f': {counted}' if changed else ''}.",
     ]
+    lines += [f"Edited: {shown_kind(kind)}." for kind in told.kinds]
+    if told.shared_direction is not None:
+        lines.append(f"{SHARED}: {told.shared_direction:.0%}.")
     if hidden := max((t.hidden_norm or 0.0 for t in told.tensors), default=0.0):
         lines.append(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
     return lines
@@ -61,7 +75,7 @@ def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator
     found = {
         **({"Changed tensors": _changed(changed)} if told.tensors else {}),
         "Claims": _claims(told.claims),
-        "Lost": [["file of the base that is missing"], *([name] for name in told.lost)],
+        "Lost": [["file or tensors of the base that are missing"], *([name] for name in told.lost)],
         "Settings that differ": [
             ["setting", "base", "edited"],
             *([s.name, s.base or "", s.edited or ""] for s in told.settings),
@@ -105,22 +119,14 @@ def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
     return [["claim", "of", "stated", "where", "how", "measured", "outcome"], *rows]
 
 
-def _strengths(changed: Iterable[TensorFinding]) -> dict[str, Any]:
-    """Strength by layer and kind of matrix, the mean of experts; nothing without rank-one edits."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for tensor in changed:
-        parts = tensor.name.removesuffix(".weight").split(".")
-        numbers = [int(part) for part in parts if part.isdigit()]
-        if tensor.strength is not None and numbers:
-            kind = ".".join(part for part in parts[-3:] if not part.isdigit())
-            found.setdefault(kind, {}).setdefault(numbers[0], []).append(tensor.strength)
-    layers = 1 + max((layer for by_layer in found.values() for layer in by_layer), default=-1)
-    means = {
-        kind: [figures.rounded(sum(at) / len(at)) if (at := by_layer.get(layer)) else 0.0 for layer in range(layers)]
-        for kind, by_layer in found.items()
-    }
-    shown = {"trials": {"edit": {"of": means}}, "fits": {}, "shown": "edit", "layers": layers}
-    return shown if found else {}
+def _strengths(kinds: Sequence[KindFinding]) -> dict[str, Any]:
+    """Strength by layer and kind of matrix; nothing without rank-one edits."""
+    if not kinds:
+        return {}
+    layers = 1 + max(kind.layers[-1] for kind in kinds)
+    found = [(kind.kind, dict(zip(kind.layers, kind.strengths, strict=True))) for kind in kinds]
+    of = {name: [figures.rounded(at.get(layer, 0.0)) for layer in range(layers)] for name, at in found}
+    return {"trials": {"edit": {"of": of}}, "fits": {}, "shown": "edit", "layers": layers}
 
 
 def _behavior(measured: ComparisonDocument) -> Mapping[str, Any]:
