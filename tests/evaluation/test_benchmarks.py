@@ -22,7 +22,7 @@ from iconoclast.cli.console import interruptible
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
-from iconoclast.errors import IconoclastError, ModelError, SettingsError, UserError
+from iconoclast.errors import IconoclastError, ModelError, RunFolderError, SettingsError, UserError
 from iconoclast.evaluation.benchmarks import (
     Benchmark,
     BenchmarkError,
@@ -36,7 +36,8 @@ from iconoclast.library import applied
 from iconoclast.models.anatomy import site_directions
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from iconoclast.runs.export import export_run
+from iconoclast.runs.documents import TrialInformation
+from iconoclast.runs.export import export_run, export_runs, export_unmeasured
 from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count
 
@@ -490,6 +491,32 @@ def test_a_run_and_its_exports_have_the_same_figures(
     assert (adapter["trial"], adapter["against"]) == (None, str(tiny_folder))
     letters = run["tasks"]["tiny_words"]["letters"]
     assert letters["base"] != letters["edited"]
+
+
+def test_an_export_says_what_was_measured_of_its_trial(
+    finished: Path, documented: Callable[..., dict[str, Any]], tmp_path: Path, tiny_folder: Path
+) -> None:
+    document, file = documented(finished, "2"), tmp_path / "benchmark.json"
+    exported = export_runs([(finished, "2")], "adapter", tmp_path / "adapter", capabilities=file)
+    card = (tmp_path / "adapter/README.md").read_text()
+    letters = document["tasks"]["tiny_words"]["letters"]
+    cells = [f"{letters[side]['value']:.3f} (" for side in ("base", "edited")]
+    assert "## Capabilities" in card and "no capabilities" not in card
+    assert any(
+        line.startswith("| tiny_words | letters |") and all(c in line for c in cells) for line in card.split("\n")
+    )
+    told = TrialInformation.read(tmp_path / "adapter/trial_information.json").capabilities
+    assert told is not None and told == exported.capabilities
+    assert "no capabilities" in (export_unmeasured(finished, "2", tmp_path / "plain").folder / "README.md").read_text()
+    with pytest.raises(RunFolderError, match=r"is of trial 2 on .* not of trial 1"):
+        export_runs([(finished, "1")], "adapter", tmp_path / "other", capabilities=file)
+    documented(tiny_folder)
+    with pytest.raises(RunFolderError, match="is of trial None"):
+        export_runs([(finished, "2")], "adapter", tmp_path / "other", capabilities=file)
+    file.write_text('{"schema_version": 1}')
+    with pytest.raises(RunFolderError, match="is no file of"):
+        export_unmeasured(finished, "2", tmp_path / "other", capabilities=file)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_document_and_the_table_hold_everything(

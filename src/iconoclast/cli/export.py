@@ -42,21 +42,28 @@ def export(
     serve: Annotated[
         bool, Option(help="Measure GGUF files as llama.cpp's llama-server serves them, if there is one.")
     ] = True,
+    capabilities: Annotated[
+        Path | None,
+        Option(help="What iconoclast benchmark RUN --json FILE has measured of the trial: FILE, for the card."),
+    ] = None,
     as_json: AsJsonOption = False,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""
     folder, trial = run_and_trial(run, trial)
     asked = list(dict.fromkeys(name.strip().upper() for name in quants.split(",") if name.strip()))
     _require_compatible(kind, asked, measure, together=bool(beside))
+    if capabilities is not None and beside:
+        raise SettingsError("--capabilities is of one run's edit, and --with adds another's. Leave one out.")
     from iconoclast.models.llama_cpp import LlamaCpp
     from iconoclast.runs.export import export_runs, export_unmeasured
 
     with shown_progress() as progress:
         if measure:
             runs = [(folder, trial), *map(run_and_trial, beside or [])]
-            exported = export_runs(runs, kind, to, progress, LlamaCpp(llama_cpp, asked, serve))  # type: ignore[arg-type]
+            llama = LlamaCpp(llama_cpp, asked, serve)
+            exported = export_runs(runs, kind, to, progress, llama, capabilities)  # type: ignore[arg-type]
         else:
-            exported = export_unmeasured(folder, trial, to, progress)
+            exported = export_unmeasured(folder, trial, to, progress, capabilities)
     _print(exported)
     if as_json:
         print_json(exported.document())

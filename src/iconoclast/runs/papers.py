@@ -7,6 +7,7 @@ from importlib.resources import files
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from iconoclast.evaluation.capabilities import Row
 from iconoclast.evaluation.metrics import Metrics
 from iconoclast.goals import estimate
 from iconoclast.layout import GGUF_ADAPTER, GGUF_FILE, quant_file
@@ -114,6 +115,8 @@ class ModelCard:
             lora=GGUF_ADAPTER in told.served,
             served_by=told.served_by,
             swallowed=", ".join(self.swallowed),
+            capabilities=told.capabilities,
+            capability_rows=[] if told.capabilities is None else [_capability(row) for row in told.capabilities.rows],
         )
 
     @property
@@ -170,6 +173,20 @@ class ModelCard:
         if direction.scope == "per_layer":
             return f"{direction.method}, each layer's own"
         return f"{direction.method}, one for all layers, taken at layer {direction.index:.2f}"
+
+
+def _capability(row: Row) -> list[str]:
+    """Return the cells of what lm-eval has measured: task, metric, items, base, edited, p."""
+    shown = [
+        "" if each is None or each.value is None else f"{each.value:.3f}{_interval(each.interval)}"
+        for each in (row.base, row.edited)
+    ]
+    p = row.difference.p_value if row.difference else None
+    return [row.task, row.metric, str(row.n), *shown, "" if p is None else f"{p:.2g}"]
+
+
+def _interval(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f" ({found[0]:.3f} to {found[1]:.3f})"
 
 
 def _strengths(trial: TrialDocument) -> str:

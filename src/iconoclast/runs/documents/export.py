@@ -7,6 +7,7 @@ from pydantic import Field
 
 from iconoclast.documents import UNLESS_EMPTY, UNLESS_NONE, Document, Part
 from iconoclast.edits.approximation import Approximation
+from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.evaluation.metrics import Metrics
 from iconoclast.runs.documents.manifest import PromptSets
 from iconoclast.runs.documents.trials import TrialDocument
@@ -102,6 +103,7 @@ class TrialInformation(Document):
         served_by: the version of llama-server.
         composed: the edits of several runs, if the export holds more than one; `trial` and the scores above are then of
             the first one's run and prompts, the scores with all edits.
+        capabilities: what lm-eval has measured of the trial, applied live, if the user has had it measured.
     """
 
     what: ClassVar[str] = "trial_information.json"
@@ -128,3 +130,4 @@ class TrialInformation(Document):
     served: Mapping[str, Metrics] = UNLESS_EMPTY
     served_by: str = Field(default="", exclude_if=lambda value: not value)
     composed: Composition | None = UNLESS_NONE
+    capabilities: Capabilities | None = UNLESS_NONE
