@@ -119,10 +119,10 @@ def shown_strength(tensor: TensorFinding) -> str:
     return f"strength {tensor.strength:.3f}{error}"
 
 
-def shown_rows(tensor: TensorFinding) -> str:
-    """Return how a rank-one edit treats rows, and whether it reads another direction than it writes."""
+def shown_rows(tensor: TensorFinding, reading: bool = True) -> str:
+    """Return how a rank-one edit treats rows and, with `reading`, whether it reads another direction than it writes."""
     cut = [f"rank {tensor.cut}"] if tensor.cut else []
-    read = [] if tensor.reading_cosine is None else [f"read at cosine {tensor.reading_cosine:.2f}"]
+    read = [] if tensor.reading_cosine is None or not reading else [f"read at cosine {tensor.reading_cosine:.2f}"]
     return ", ".join([tensor.row_normalization or "", *cut, *read]).removeprefix(", ")
 
 

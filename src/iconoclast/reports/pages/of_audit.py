@@ -89,14 +89,15 @@ def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator
 
 
 def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
-    head = ["tensor", "status", "construction", "strength", "rows", "relative norm", "rank", "missed"]
+    head = ["tensor", "status", "construction", "strength", "rows", "read at cosine", "relative norm", "rank", "missed"]
     rows = [
         [
             t.name,
             t.status,
             (t.construction or "").replace("_", " "),
             shown_strength(t).removeprefix("strength "),
-            shown_rows(t),
+            shown_rows(t, reading=False),
+            "" if t.reading_cosine is None else f"{t.reading_cosine:.2f}",
             "" if t.relative_norm is None else f"{t.relative_norm:.2g}",
             "" if t.rank is None else f"{t.rank}{' or more' if t.rank_is_a_lower_bound else ''}",
             "" if t.error is None else f"{t.error:.1%}",
