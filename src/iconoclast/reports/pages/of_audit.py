@@ -89,7 +89,7 @@ def _sections(told: AuditDocument, changed: Sequence[TensorFinding]) -> Iterator
 
 
 def _changed(changed: Sequence[TensorFinding]) -> list[list[str]]:
-    head = ["tensor", "status", "construction", "strength", "rows", "read at cosine", "relative norm", "rank", "missed"]
+    head = ["tensor", "status", "construction", "strength", "rows", "read at", "norm", "rank", "missed"]
     rows = [
         [
             t.name,
