@@ -55,7 +55,8 @@ def require_weights(model: str) -> None:
     folder = Path(source)
     if (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file():
         export = f"export {shlex.quote(source)} --trial {trial or 'best'} --to FOLDER"
-        raise SettingsError(f"{model} is of a run, which holds no weights. Export it first: {program()} {export}")
+        what = "a trial of a run" if trial else "a run folder"
+        raise SettingsError(f"{model} is {what}, which holds no weights. Export it first: {program()} {export}")
 
 
 def require_writable(file: Path | None) -> None:

@@ -162,6 +162,8 @@ def _print_samples(run: "Run") -> None:
 
 def _menu(settings: "Settings", folder: Path) -> None:
     """Ask a user at a terminal what to do with a finished run, until there is nothing more."""
+    from iconoclast.runs.folder import RunFolder
+
     while True:
         say("", "adapter: save a LoRA adapter    merged: save the whole model    chat: talk to a trial")
         say("more: run more trials           quit: leave")
@@ -170,7 +172,8 @@ def _menu(settings: "Settings", folder: Path) -> None:
             if action == "quit":
                 return
             if action == "more":
-                done = summary_of(folder).get("finished_trials", 0)
+                summary = RunFolder(folder).read_summary()
+                done = 0 if summary is None else summary.finished_trials
                 more = IntPrompt.ask("How many more?", default=8, console=out)
                 search(settings.model_copy(update={"n_trials": done + more}))
                 continue
