@@ -270,7 +270,7 @@ def test_an_export_succeeds_and_leaves_the_run_as_it_was(finished):
             "audit here:0 --base demo",
             "here:0 is a trial of a run, which holds no weights. Export it first: ... export here --trial 0 --to FOLDER",
         ),
-        ("restore here --base demo --out restored", "here is a run folder, which holds no weights. Export it first"),
+        ("restore here --base demo --out restored", "here is a run folder, which has no weights. Export its trial"),
         ("export here --to used", "used is there already, and not empty. Give a folder that does not exist yet."),
         (
             "export here --to . --format merged",

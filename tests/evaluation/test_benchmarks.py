@@ -497,7 +497,7 @@ def test_an_export_says_what_was_measured_of_its_trial(
     finished: Path, documented: Callable[..., dict[str, Any]], tmp_path: Path, tiny_folder: Path
 ) -> None:
     document, file = documented(finished, "2"), tmp_path / "benchmark.json"
-    exported = export_runs([(finished, "2")], "adapter", tmp_path / "adapter", capabilities=file)
+    export_runs([(finished, "2")], "adapter", tmp_path / "adapter", capabilities=file)
     card = (tmp_path / "adapter/README.md").read_text()
     letters = document["tasks"]["tiny_words"]["letters"]
     cells = [f"{letters[side]['value']:.3f} (" for side in ("base", "edited")]
@@ -506,7 +506,7 @@ def test_an_export_says_what_was_measured_of_its_trial(
         line.startswith("| tiny_words | letters |") and all(c in line for c in cells) for line in card.split("\n")
     )
     told = TrialInformation.read(tmp_path / "adapter/trial_information.json").capabilities
-    assert told is not None and told == exported.capabilities
+    assert told is not None and {row.task for row in told.rows} == document["tasks"].keys()
     assert "no capabilities" in (export_unmeasured(finished, "2", tmp_path / "plain").folder / "README.md").read_text()
     with pytest.raises(RunFolderError, match=r"is of trial 2 on .* not of trial 1"):
         export_runs([(finished, "1")], "adapter", tmp_path / "other", capabilities=file)

@@ -158,13 +158,10 @@ def by_kind(tensors: Iterable[TensorFinding]) -> list[KindFinding]:
 def shown_kind(found: KindFinding) -> str:
     """Return where a kind of matrix was edited and how strongly, in words."""
     first, last, low, high = found.layers[0], found.layers[-1], min(found.strengths), max(found.strengths)
-    every = len(found.layers) == last - first + 1
-    layers = (
-        f"layer {first}"
-        if first == last
-        else f"{'layers' if every else f'{len(found.layers)} layers from'} {first} to {last}"
-    )
-    return f"{found.kind} in {layers}, strength {low:.3f}" + (f" to {high:.3f}" if low < high else "")
+    count = len(found.layers)
+    layers = "layers" if count == last - first + 1 else f"{count} layers from"
+    where = f"layer {first}" if count == 1 else f"{layers} {first} to {last}"
+    return f"{found.kind} in {where}, strength {low:.3f}" + (f" to {high:.3f}" if low < high else "")
 
 
 class SettingFinding(Part):

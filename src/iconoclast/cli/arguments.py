@@ -49,14 +49,12 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
     return Path(source), "best" if chosen is None else chosen
 
 
-def require_weights(model: str) -> None:
-    """Raise SettingsError if a run or a trial stands where the files of a model have to be read."""
-    source, trial = split_reference(model)
-    folder = Path(source)
-    if (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file():
-        export = f"export {shlex.quote(source)} --trial {trial or 'best'} --to FOLDER"
-        what = "a trial of a run" if trial else "a run folder"
-        raise SettingsError(f"{model} is {what}, which holds no weights. Export it first: {program()} {export}")
+def require_no_trial(model: str) -> None:
+    """Raise SettingsError if RUN:N stands where the files of a model have to be read."""
+    run, trial = split_reference(model)
+    if trial is not None and (Path(run) / layout.CONFIG).is_file():
+        export = f"{program()} export {shlex.quote(run)} --trial {trial} --to FOLDER"
+        raise SettingsError(f"{model} is a trial of a run, which holds no weights. Export it first: {export}")
 
 
 def require_writable(file: Path | None) -> None:

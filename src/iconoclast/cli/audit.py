@@ -13,7 +13,7 @@ from iconoclast.cli.arguments import (
     LimitOption,
     ServerKeyOption,
     ServerModelOption,
-    require_weights,
+    require_no_trial,
     require_writable,
 )
 from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
@@ -90,7 +90,7 @@ def audit(
     _require_places(json_file, edit)
     _require_sides(edited, server, weights_only=weights_only, edit=edit, tasks=tasks)
     for model in (edited, base):
-        require_weights(model or "")
+        require_no_trial(model or "")
     if weights_only and (refusal_set or overrefusal_set or tasks):
         raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
     figures = None if measured is None else measured_in(measured)

@@ -14,6 +14,9 @@ from iconoclast.vocabulary import GGUF_QUANTS, ExportFormat
 if TYPE_CHECKING:
     from iconoclast.runs.exported import Exported
 
+CapabilitiesOption = Annotated[
+    Path | None, Option(help="What iconoclast benchmark RUN --json FILE has measured of the trial: FILE, for the card.")
+]
 MEASURE = "Load what was written and measure it. Without, merged weights are written in the memory of a few matrices."
 
 
@@ -42,10 +45,7 @@ def export(
     serve: Annotated[
         bool, Option(help="Measure GGUF files as llama.cpp's llama-server serves them, if there is one.")
     ] = True,
-    capabilities: Annotated[
-        Path | None,
-        Option(help="What iconoclast benchmark RUN --json FILE has measured of the trial: FILE, for the card."),
-    ] = None,
+    capabilities: CapabilitiesOption = None,
     as_json: AsJsonOption = False,
 ) -> None:
     """Write a trial's edit as an adapter, merged weights or a GGUF file, and measure what was written."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from iconoclast.cli.arguments import AsJsonOption, require_weights
+from iconoclast.cli.arguments import AsJsonOption, require_no_trial
 from iconoclast.cli.console import print_json, say
 from iconoclast.errors import SettingsError
 
@@ -30,7 +30,7 @@ def restore(
 ) -> None:
     """Put the base's matrices back into an edited model, if only those differ that it is declared to have changed."""
     for model in (edited, base):
-        require_weights(model or "")
+        require_no_trial(model or "")
     from iconoclast.runs.restore import restore as restored
     from iconoclast.runs.restore import restore_alone
 

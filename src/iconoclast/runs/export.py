@@ -11,7 +11,6 @@ from iconoclast.edits.approximation import Approximation
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.lora import remarks_on_serving, save_adapter
 from iconoclast.edits.merge import save_merged
-from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.layout import GGUF_FILE, quant_file
 from iconoclast.models.adapters import put_adapter
 from iconoclast.models.checkpoint import Checkpoint
@@ -30,7 +29,7 @@ from iconoclast.runs.exported import Exported
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.for_llama_cpp import write_for_llama_cpp
 from iconoclast.runs.full_weights import use_full_directions
-from iconoclast.runs.measured_capabilities import read_capabilities
+from iconoclast.runs.measured_capabilities import with_capabilities
 from iconoclast.runs.new_folder import appearing, require_free
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
@@ -69,16 +68,15 @@ def export_runs(
     Raises:
         ModelError: the runs are of different models.
     """
-    saved = open_together(runs)
+    saved = with_capabilities(open_together(runs), capabilities)
     require_free(to)
-    known = None if capabilities is None else read_capabilities(capabilities, saved)
     llama = llama or LlamaCpp()
     if kind == "gguf":
         llama.require()
     elif kind == "adapter" and llama.folder is not None:
         llama.converter(LORA_CONVERTER)
     bench = saved.workbench(None if kind == "adapter" else "none", progress)
-    return export_trial(saved, bench, kind, to, progress, llama, known)
+    return export_trial(saved, bench, kind, to, progress, llama)
 
 
 def export_trial(
@@ -88,7 +86,6 @@ def export_trial(
     to: Path,
     progress: Progress | None = None,
     llama: LlamaCpp | None = None,
-    capabilities: Capabilities | None = None,
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
@@ -99,7 +96,6 @@ def export_trial(
         kind: adapter (PEFT), merged (plain transformers) or gguf (llama.cpp).
         to: a new or empty folder; it appears only when the export is complete.
         llama: where llama.cpp is, and which further GGUF files are wanted; each is measured as well.
-        capabilities: what lm-eval has measured of the trial, for the card.
 
     Raises:
         RunFolderError: `to` is in use.
@@ -130,7 +126,6 @@ def export_trial(
             quants={n: measure_export(folder, kind, bench, reference, progress, quant_file(n)) for n in others},
             served=served,
             composed=together,
-            capabilities=capabilities,
         )
         write_papers(saved, lm, kind, folder, result, edit)
     return result
@@ -177,11 +172,10 @@ def export_unmeasured(
         ModelError: the base model is not stored as safetensors files in a type that can be edited in place.
     """
     progress = progress or Silent()
-    saved = SavedRun.open(RunFolder(run), which)
+    saved = with_capabilities(SavedRun.open(RunFolder(run), which), capabilities)
     settings = saved.settings
     require_free(to)
     assert settings.model is not None
-    told = None if capabilities is None else read_capabilities(capabilities, saved)
     progress.start("Writing the merged weights", 0)
     lm = load_skeleton(settings.model, settings.components, settings.trust_remote_code, settings.chat_template)
     bench = Workbench(settings, lm.with_prefix(saved.response_prefix), saved.directions)
@@ -202,7 +196,6 @@ def export_unmeasured(
             remarks=remarks,
             quantization=settings.quantization,
             directions=directions,
-            capabilities=told,
         )
         write_papers(saved, lm, "merged", folder, result, edit)
     return result

@@ -89,5 +89,5 @@ def _information(saved: SavedRun, lm: LanguageModel, kind: ExportFormat, result:
         served=result.served.metrics,
         served_by=result.served.by,
         composed=result.composed,
-        capabilities=result.capabilities,
+        capabilities=saved.capabilities,
     )

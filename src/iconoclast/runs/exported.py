@@ -7,7 +7,6 @@ from typing import Any
 
 from iconoclast.edits.approximation import Approximation
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.layout import TRIAL_INFORMATION, quant_file
 from iconoclast.runs.as_served import AsServed
 from iconoclast.runs.documents import Composition, DirectionOrigin, TrialInformation
@@ -32,7 +31,6 @@ class Exported:
         quants: scores of the further quantised files, by their type, where they were measured dequantised.
         served: what was measured of files as llama.cpp serves them.
         composed: the edits, if they are of several runs, and how they interfere.
-        capabilities: what lm-eval has measured of the trial.
     """
 
     folder: Path
@@ -48,7 +46,6 @@ class Exported:
     quants: Mapping[str, Scores] = field(default_factory=dict)
     served: AsServed = field(default_factory=AsServed)
     composed: Composition | None = None
-    capabilities: Capabilities | None = None
 
     @property
     def swallowed(self) -> list[str]:
@@ -117,5 +114,4 @@ def read_export(folder: Path, trial: int) -> Exported | None:
         quants=known.quants,
         served=AsServed(known.served_by, known.served),
         composed=known.composed,
-        capabilities=known.capabilities,
     )

@@ -1,5 +1,6 @@
 """What `benchmark RUN --json` has measured, for the card of an export of the same trial."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from iconoclast.privacy import portable
 from iconoclast.runs.saved import SavedRun
 
 
-def read_capabilities(file: Path, saved: SavedRun) -> Capabilities:
-    """Read the file of `benchmark RUN --json FILE`.
+def with_capabilities(saved: SavedRun, file: Path | None) -> SavedRun:
+    """Return the run with what the file of `benchmark RUN --json FILE` says of its trial; as it is without a file.
 
     Raises:
-        RunFolderError: it is missing, damaged, of another trial or model, or without the base model.
+        RunFolderError: the file is missing, damaged, of another trial or model, or without the base model.
     """
+    if file is None:
+        return saved
     content: Any = read_known(file)
     try:
         rows = [
@@ -38,4 +41,4 @@ def read_capabilities(file: Path, saved: SavedRun) -> Capabilities:
         raise RunFolderError(
             f"{file} says nothing of the base model. Measure the run itself: it is put beside its base."
         )
-    return found
+    return replace(saved, capabilities=found)

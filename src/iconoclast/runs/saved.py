@@ -9,6 +9,7 @@ from iconoclast.directions.estimators import Directions
 from iconoclast.directions.record import load_directions
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
+from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.notebook import table
@@ -39,6 +40,7 @@ class SavedRun:
         finalists: the trials that judges chose among, if they did.
         name: the folder's name and the trial's number.
         beside: other runs whose trials follow this one's in an export.
+        capabilities: what lm-eval has measured of the trial, if an export is to say it.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class SavedRun:
     finalists: Finalists | None = None
     name: str = ""
     beside: Sequence["SavedRun"] = ()
+    capabilities: Capabilities | None = None
 
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":

@@ -128,11 +128,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         known.write(folder.baseline)
     noise, base = known.kl_noise_floor, known.base_metrics
     study = _opened_study(bench, folder)
-    if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
-        raise RunFolderError(
-            f"{folder.path} was begun with other prompts in the model's eyes: {changed[0]}. "
-            "Restore what has changed to continue it, or give another folder with --out."
-        )
+    _require_same_prompts(folder, known, rendering)
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
     _say_ready(progress, study.finished, base, noise, time.time() - began)
@@ -149,6 +145,15 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         model_scores=model_scores,
         forecast=progress,
     )
+
+
+def _require_same_prompts(folder: RunFolder, known: Baseline, rendering: Rendering) -> None:
+    """Raise RunFolderError if the model sees other prompts than when the run was begun."""
+    if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
+        raise RunFolderError(
+            f"{folder.path} was begun with other prompts in the model's eyes: {changed[0]}. "
+            "Restore what has changed to continue it, or give another folder with --out."
+        )
 
 
 def _scored_base(
