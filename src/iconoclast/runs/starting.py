@@ -30,7 +30,6 @@ from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import search_space
 from iconoclast.runs.workbench import Workbench, require_functions
 from iconoclast.runs.workers import Worker
-from iconoclast.scores import Scores
 from iconoclast.search.objective import little_to_remove
 from iconoclast.search.study import Plan, Study
 
@@ -120,25 +119,24 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     progress.start("Looking at what the lower layers give", 0)
     if not evaluator.leave_out_lower_layers():
         progress.note(
-            "All layers are computed for every candidate: what the lower ones give cannot be kept, or not used."
+            "All layers are computed for every candidate: the lower ones' outputs cannot be kept, or not used."
         )
     model_scores = bench.model_scores()
     if known is None:
         known = _scored_base(bench, kept, evaluator, model_scores, rendering, progress)
         known.write(folder.baseline)
-    noise, base = known.kl_noise_floor, known.base_metrics
     study = _opened_study(bench, folder)
     _require_same_prompts(folder, known, rendering)
     study.pin("token ids", {name: rendering.tokens[name] for name in FIT_AND_SELECT})
     _write_manifest(bench, folder, rendering)  # by now nothing is refused any more
-    _say_ready(progress, study.finished, base, noise, time.time() - began)
+    _say_ready(progress, study.finished, known, time.time() - began)
     _say_objectives(progress, Objectives(settings.objectives))
     return Run(
         bench=bench,
         folder=folder,
         evaluator=evaluator,
-        base=base,
-        noise_floor=noise,
+        base=known.base_metrics,
+        noise_floor=known.kl_noise_floor,
         study=study,
         finalists=known_finalists(folder),
         report=known_report(bench, folder),
@@ -215,7 +213,8 @@ def _opened_study(bench: Workbench, folder: RunFolder) -> Study:
     )
 
 
-def _say_ready(progress: Progress, done: int, base: Scores, noise: float, seconds: float) -> None:
+def _say_ready(progress: Progress, done: int, known: Baseline, seconds: float) -> None:
+    base, noise = known.base_metrics, known.kl_noise_floor
     show(progress, Base_model=f"{base.refusals.with_interval} refused, {base.overrefusals} overrefused")
     show(progress, Noise_floor=f"{noise:.2g} nats: smaller differences of KL mean nothing")
     progress.note(
