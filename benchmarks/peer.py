@@ -93,10 +93,14 @@ def run(command: Sequence[str], folder: Path) -> tuple[float, float]:
     return started, usage.ru_maxrss / 1024
 
 
-def run_for(command: Sequence[str], folder: Path, seconds: float | None, environment: dict[str, str]) -> None:
+def run_for(
+    command: Sequence[str], folder: Path, seconds: float | None, environment: dict[str, str], where: Path | None = None
+) -> None:
     """Run a search in a folder, its log beside it, and interrupt it when the seconds are over, if they are given."""
     with (folder.parent / f"{folder.name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=where
+        )
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:

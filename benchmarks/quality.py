@@ -14,7 +14,8 @@ on the selection prompts, measured on the report prompts: failure rate up to 1 a
 rounding, which an edit that keeps much of the model has most of: `--dtype float32` examines without it. With --unseen the requests
 that are reported on have intents of which nothing fitted or chose an edit.
 
-What is there already in FOLDER is not done again; heretic runs of peer.py can be put there (heretic-0, heretic-1, ...).
+What is there already in FOLDER is not done again; heretic runs of peer.py can be put there (heretic-0, heretic-1, ...), with
+their times. --original adds a third tool, the original release, for as long as heretic ran.
 """
 
 import argparse
@@ -47,9 +48,9 @@ from iconoclast.prompts import load_prompts
 from iconoclast.runs.comparison import compare
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
-from iconoclast.runs.subjects import PeerSubject, RunSubject
+from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject
 from iconoclast.runs.workbench import Workbench
-from iconoclast.scores import Scores
+from iconoclast.scores import Count, Scores, no_more_than
 from iconoclast.search.pareto import pareto_front
 
 REFERENCE = (1.0, 0.2)
@@ -119,10 +120,40 @@ def heretic_run(model: Path, files: dict[str, Path], out: Path, arguments: argpa
     return journal
 
 
+def original_run(
+    model: Path, files: dict[str, Path], folder: Path, arguments: argparse.Namespace, seed: int, seconds: float
+) -> Path:
+    """The adapter that the rule chooses of a run of the original release, broken off when the seconds are over."""
+    if not (folder / "checkpoints").exists():
+        settings: dict[str, Any] = {"seed": seed, "exit_after_optimization": True, "system_prompt": peer.SYSTEM}
+        settings |= {"n_trials": 10_000, "n_startup_trials": arguments.trials // 2, "dtypes": ["float32"]}
+        settings |= {"max_response_length": arguments.tokens, "refusal_markers": list(Settings().refusal_markers)}
+        for name, file in files.items():  # a text file is a split, named by its name: a folder is needed
+            (folder / name).mkdir(parents=True)
+            shutil.copy(file, folder / name / "train.txt")
+            settings[name] = {"dataset": str(folder / name), "split": "train", "column": "text"}
+        (folder / "config.toml").write_text(tomli_w.dumps(settings))
+        driver = Path(__file__).with_name("original.py")
+        environment = {
+            key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+        }  # its package is named as ours
+        peer.run_for([arguments.original, str(driver), "--model", str(model)], folder, seconds, environment, folder)
+    (journal,) = (folder / "checkpoints").glob("*.jsonl")
+    trials = [t.user_attrs for t in peer.journal_of(journal).trials if t.values is not None]
+    within = [t for t in trials if t["kl_divergence"] <= Settings().kl_divergence_target] or trials
+    fewest = Count(min(t["refusals"] for t in within), arguments.requests)
+    good = [t for t in within if t["refusals"] <= no_more_than(fewest)]
+    chosen = min(good, key=lambda t: t["kl_divergence"])
+    return folder / "adapters" / str(chosen["index"])
+
+
 def seconds_of(journal: Path) -> float:
     """From the start of a heretic run, when its settings were written, to its last trial."""
     started = (journal.parents[1] / "config.toml").stat().st_mtime
-    return peer.times(peer.journal_of(journal), started, len(HereticStudy.read(journal).trials))[2]
+    seconds = peer.times(peer.journal_of(journal), started, len(HereticStudy.read(journal).trials))[2]
+    if seconds < 0:
+        raise SystemExit(f"{journal.parents[1]} is younger than its trials. Copy runs with their times (cp -p).")
+    return seconds
 
 
 def run_of(settings: Settings, folder: Path, seconds: float | None = None) -> Path:
@@ -203,6 +234,8 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
             )
             for name in arguments.runs
         ]
+        original = out / f"original-{seed}"
+        others = [original_run(model, files, original, arguments, seed, seconds)] if arguments.original else []
         settings = settings.model_copy(update={"dtypes": [arguments.dtype]})
         result = out / f"match-{seed}-{arguments.dtype}.json"
         if not result.exists():
@@ -210,6 +243,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
                 subjects = [
                     PeerSubject(peer_trial(journal, "best", settings.kl_divergence_target)),
                     *(RunSubject(run, SavedRun.open(RunFolder(run), "best")) for run in runs),
+                    *(ModelSubject(str(adapter)) for adapter in others),
                 ]
                 comparison = compare(subjects, settings)
                 fronts = [
@@ -241,7 +275,7 @@ def match(lm: LanguageModel, model: Path, files: dict[str, Path], arguments: arg
             )
         results.append(json.loads(result.read_text()))
         print_match(seed, results[-1])
-    print_medians(results, ["heretic", *arguments.runs])
+    print_medians(results, ["heretic", *arguments.runs, *(["original"] if arguments.original else [])])
 
 
 def row(name: str, metrics: dict[str, Any], hypervolume_of: float | None) -> str:
@@ -287,7 +321,7 @@ def print_medians(results: Sequence[dict[str, Any]], names: Sequence[str]) -> No
     print(f"\nMedians of {len(results)} seeds")
     for number, name in enumerate(names):
         metrics = [result["comparison"]["subjects"][number]["metrics"] for result in results]
-        volumes = [result["hypervolumes"][number] for result in results if result["hypervolumes"]]
+        volumes = [volume for result in results for volume in result["hypervolumes"][number : number + 1]]
         counts = (
             f"{key} {statistics.median(m[key]['count'] for m in metrics):g}"
             for key in ("refusals", "broken", "overrefusals")
@@ -335,6 +369,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with requests.jsonl and knowledge.jsonl")
     parser.add_argument("--heretic", help="the heretic program, in an environment of its own")
+    parser.add_argument("--original", help="Python of an environment that has iconoclast-llm 0.2.1, a third tool")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the results; what is there is not done again"
     )
