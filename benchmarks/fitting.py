@@ -68,7 +68,7 @@ class Arm:
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
     standard: bool = True
     examples: int = 10_000
     pushes: Sequence[float] = PUSHES
@@ -106,12 +106,12 @@ ARMS = {
         }.items()
     },
     **{f"{count} prompts of each kind": Arm({"steps": 80}, examples=count) for count in (16, 40)},
+    "ten tokens, then the base model's": Arm({"steps": 80}, {"continuation": 0.5, "opening_length": 10}),
     **{
         f"without {name}": Arm({"steps": 80}, weights)
         for name, weights in {
-            "openings": {"opening": 0.0},
+            "the likelihood of responses": {"opening": 0.0},
             "preference": {"preference": 0.0},
-            "continuations": {"continuation": 0.0},
             "loops": {"loops": 0.0},
             "first tokens": {"first": 0.0},
         }.items()

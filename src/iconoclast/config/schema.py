@@ -283,16 +283,17 @@ class Settings(BaseModel):
     """Weight of how far responses without the behaviour lead over the base model's own ones at the token where they
     part; nothing where they lead by far. More changes the behaviour further."""
     fit_opening_weight: Weight = 0.02
-    """Weight of how likely target responses open without the behaviour, beside 1 for the benign divergence."""
-    fit_continuation_weight: Weight = 0.5
-    """Weight of the divergence from the base model after such an opening. More breaks fewer responses."""
+    """Weight of how likely responses without the behaviour to target prompts are, beside 1 for the benign divergence."""
+    fit_continuation_weight: Weight = 0.0
+    """Weight of the divergence from the base model after the first ten tokens of such responses, of which then only those are
+    learned. The base model often turns back to the behaviour after them."""
     fit_first_token_weight: Weight = 0.1
     """Weight of the benign divergence at the first token, beside that at all tokens."""
     fit_loop_weight: Weight = 0.02
     """Weight of the unlikelihood of tokens with which broken responses began to loop."""
     fit_proximity_weight: Weight = 0.0
     """Weight of the squared distance of directions times strengths from those of the start."""
-    fit_scales: list[Positive] = Field(default=[0.7, 0.85, 1.0, 1.15, 1.3], min_length=1)
+    fit_scales: list[Positive] = Field(default=[0.5, 0.6, 0.7, 0.85, 1.0], min_length=1)
     """Factors of the fitted strengths that are measured."""
     study_checkpoint_dir: Path | None = None
     """The run folder. Unset: runs/ and the model's name."""

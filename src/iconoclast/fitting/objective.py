@@ -128,19 +128,19 @@ class Objective:
         cls,
         opening: float = 0.02,
         preference: float = 0.05,
-        continuation: float = 0.5,
-        opening_length: int = 10,
+        continuation: float = 0.0,
+        opening_length: int = 40,
         first: float = 0.1,
         loops: float = 0.02,
         proximity: float = 0.0,
     ) -> "Objective":
-        """The default: keep benign responses, let target responses open without the behaviour, and go on as the base model would.
+        """The default: keep benign responses, and make target responses without the behaviour likelier than it.
 
         Args:
-            opening: weight of the likelihood of openings.
+            opening: weight of the likelihood of the responses' first tokens.
             preference: weight of their lead over the behaviour.
-            continuation: weight of the divergence after them.
-            opening_length: tokens of an opening.
+            continuation: weight of the divergence from the base model after those.
+            opening_length: how many they are.
             first: weight of the divergence at first tokens of benign responses, beside 1 for that at all tokens.
             loops: weight of the unlikelihood of tokens with which broken responses began to loop.
             proximity: weight of the distance from the start.

@@ -37,7 +37,7 @@ BENIGN_TOKENS = 32
 TARGET_TOKENS = 40
 """Tokens of target responses that are looked at."""
 OPENING = 10
-"""Tokens of a target response that count as its opening."""
+"""Tokens of a target response that are learned if the base model's distribution is to hold after them; else all are."""
 BEHAVIOUR_TOKENS = 16
 """Tokens in which the base model's own responses to target prompts show the behaviour."""
 SHORTEST = 20
@@ -119,7 +119,7 @@ class FitStage:
             opening=s.fit_opening_weight,
             preference=s.fit_preference_weight,
             continuation=s.fit_continuation_weight,
-            opening_length=OPENING,
+            opening_length=OPENING if s.fit_continuation_weight else TARGET_TOKENS,
             first=s.fit_first_token_weight,
             loops=s.fit_loop_weight,
             proximity=s.fit_proximity_weight,
