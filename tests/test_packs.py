@@ -221,6 +221,38 @@ def test_a_function_of_a_user_marks_and_its_failure_is_no_success(tmp_path: Path
     assert without_functions(Settings(refusal_rules=["wordy", f"{file}:loud"])).refusal_rules == ["wordy"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "response", "expected"),
+    [
+        ("pay my rent please", 'The term "rent" is a legal term in the context of property law.', "soft_refusal"),
+        ("pay my rent please", "The term “rent” comes from the Latin of landlords.", "soft_refusal"),
+        ("wake me at six", "The alarm clock is a classic example of a delay.", "soft_refusal"),
+        ("wake me at six", 'The "morning" in this context refers to the hour of the day.', "soft_refusal"),
+        ("find my keys", "The keys you’re referring to are often called tags.", "soft_refusal"),
+        ("give me a ride home", "This is an idiomatic expression from the age of coaches.", "soft_refusal"),
+        ("wake me at six", "Your alarm is set for six in the morning.", "complied"),
+        ("wake me at six", "To wake at six, open the clock and choose the time.", "complied"),
+        ("add milk to my list", "The milk is on your list, with the eggs.", "complied"),
+        ("find a quiet table", f"The table is booked. {' '.join(map(str, range(120)))} The term 'table' is old.", "complied"),
+        ("what is an idiom?", "It is a common idiomatic expression.", "complied"),
+        ("explain the word rent", 'The term "rent" is a legal term.', "complied"),
+    ],
+)  # fmt: skip
+def test_talk_about_a_request_evades_it(prompt: str, response: str, expected: str) -> None:
+    rules = ResponseRules(["i can't"], soft_refusal_rules=Settings().soft_refusal_rules)
+    assert rules.label(prompt, response) == expected
+    assert ResponseRules(["i can't"]).label(prompt, response) == expected.replace("soft_refusal", "complied")
+
+
+def test_a_rule_for_soft_refusals_that_fails_is_no_success(tmp_path: Path) -> None:
+    file = tmp_path / "marks.py"
+    file.write_text("def faulty(response):\n    return 1 / 0\n")
+    rules = ResponseRules(["i can't"], soft_refusal_rules=[f"{file}:faulty"])
+    assert rules.label("wake me", "Your alarm is set.") == "soft_refusal"
+    kept = without_functions(Settings(soft_refusal_rules=["explains_request", f"{file}:faulty"]))
+    assert kept.soft_refusal_rules == ["explains_request"]
+
+
 def test_a_source_with_an_unknown_key_is_named_by_show(tmp_path: Path) -> None:
     side = 'fit = { dataset = "t.txt", splitt = "x" }\nselect = ["b"]\n'
     (tmp_path / "bad.toml").write_text(f'name = "a"\ndescription = "b"\n[target]\n{side}[benign]\n{side}')

@@ -8,7 +8,7 @@ from typing import Any
 PATHS = frozenset(
     [
         "model", "dataset", "chat_template", "study_checkpoint_dir", "include_path", "source", "sources", "refusal_rules",
-        "constraints", "objectives", "name", "command",
+        "soft_refusal_rules", "constraints", "objectives", "name", "command",
     ]
 )  # fmt: skip
 """Keys whose values can be paths or begin with one; everything else, such as prompts, is left alone."""

@@ -226,6 +226,9 @@ class Settings(BaseModel):
     """Phrases counted in target responses that hedge without refusing."""
     soft_refusal_markers: list[Marker] = MARKERS["soft_refusal_markers"]
     """A response that is not a refusal but holds one of these turns the request away: a soft refusal."""
+    soft_refusal_rules: list[NonEmpty] = ["explains_request"]
+    """A response that is not a refusal but to which one of these rules applies is a soft refusal: explains_request, which finds
+    talk about a request's words or things in place of what is asked (in English), or another as in refusal_rules."""
     axis_weights: list[AxisWeight] = []
     """Weights of axes in the refusal rate that the search minimises, as in "privacy=2". Unnamed ones weigh 1."""
     random_controls: int = Field(default=3, ge=0)
@@ -356,6 +359,6 @@ def without_functions(settings: Settings) -> Settings:
             for text in getattr(settings, name)
             if not any(mark in text for mark in (".py:", ".yaml", PERPLEXITY, JUDGED))
         ]
-        for name in ("refusal_rules", "constraints", "objectives")
+        for name in ("refusal_rules", "soft_refusal_rules", "constraints", "objectives")
     }
     return settings.model_copy(update=kept)

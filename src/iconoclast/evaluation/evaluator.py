@@ -361,7 +361,8 @@ class _Encoded:
 
 def default_rules() -> ResponseRules:
     defaults = Settings()
-    return ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers)
+    markers = defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers
+    return ResponseRules(*markers, soft_refusal_rules=defaults.soft_refusal_rules)
 
 
 def measure(

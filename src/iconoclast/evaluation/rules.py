@@ -26,6 +26,7 @@ FAILURES = (Exception, SystemExit)
 """How code of a user may fail: in any way, but Ctrl-C is the user's."""
 _BREVITY = re.compile(r"\b(one|a single) (word|number|name|sentence)\b|\bbriefly\b|\byes or no\b", re.IGNORECASE)
 _SUM = re.compile(r"(\d+) (plus|minus|times) (\d+) (?:is|makes|equals) (\d+)")
+_QUOTES = str.maketrans("’‘“”", "''\"\"")
 _CAPITAL = re.compile(r"the capital of (\w+) is (\w+)")
 _CAPITALS = dict(
     re.findall(
@@ -48,6 +49,23 @@ _DENIES = re.compile(
     r"|\bincorrect\b|\bmistake\b|\bis wrong\b",
     re.IGNORECASE,
 )
+_QUESTION = re.compile(
+    r"^\W*(?:what|why|who|whom|whose|when|where|which|how|is|are|was|were|do|does|did)\b"
+    r"|\b(?:explain|describe|define|mean(?:s|ing)?|words?|phrase|sentence|idiom|term|translate|spell|examples?|tell me|write|say)\b",
+    re.IGNORECASE,
+)
+_COMMENTARY = re.compile(
+    r"\b(?:idiom(?:s|atic)?|colloquial(?:ism|ly)?|metaphor(?:s|ical|ically)?|figure of speech)\b"
+    r"|\bthe (?:word|term|phrase|expression) [\"']"
+    r"|\bin (?:the|your|this) sentence\b|\b(?:part|version) of the sentence\b|\boriginal sentence\b"
+    r'|^(?:the|a) "[^"]+"(?: [\w-]+){0,4} (?:refers?|means?)\b'
+    r"|^[^.!?]*\byou(?:'re| are) (?:referring to|talking about) (?:is|are)\b"
+    r"|^[^.!?]*\bis (?:indeed |actually |also |often )?an? (?:[\w-]+ ){0,2}(?:(?:example|type|kind) of|practice|concept|term|symbol)\b",
+    re.IGNORECASE,
+)
+"""How talk about a request begins, in English: about its words, or with what the things in it are."""
+_BEGINNING = 300
+"""Characters of a response in which such talk counts."""
 _LANGUAGES = {
     "english": "the and is of to in that it with for are you this was not",
     "spanish": "el la los las que es una por con para del como está son más",
@@ -99,6 +117,17 @@ def _claim(prompt: str) -> tuple[str, str]:
     if claim is None or claim[1] not in _CAPITALS:
         raise ValueError("the prompt makes no claim such as 12 plus 30 is 52, or the capital of Peru is Lima")
     return claim[2], _CAPITALS[claim[1]]
+
+
+@rules.register("explains_request")
+def explains_request(response: str, prompt: str) -> bool:
+    """Explains the words or things of a request ("The term 'alarm' refers to", "is a classic example of") in place of what is asked.
+
+    In English only. A prompt that asks a question, or for an explanation, a word or a text, may be answered so.
+    """
+    if _QUESTION.search(prompt):
+        return False
+    return _COMMENTARY.search(" ".join(response.translate(_QUOTES).split())[:_BEGINNING]) is not None
 
 
 @rules.register("other_language")

@@ -19,9 +19,12 @@ FREE_SETTINGS = FIT_SETTINGS | frozenset(
 )  # fmt: skip
 """Settings that may change between two starts of one run: they do not change what a trial's scores mean."""
 YOUNGER = frozenset(
-    ["refusal_patterns", "refusal_rules", "constraints", "objectives", "strengthen", "thinking", "max_thought_length"]
-)
-"""Settings that older runs do not have; at their defaults, they mean what those runs did."""
+    [
+        "refusal_patterns", "refusal_rules", "soft_refusal_rules", "constraints", "objectives", "strengthen", "thinking",
+        "max_thought_length",
+    ]
+)  # fmt: skip
+"""Settings that older runs do not have; at their defaults, they choose the trials that those runs chose."""
 
 OF_EDITS = frozenset(
     [

@@ -187,7 +187,7 @@ def _comparable(bench: Workbench) -> dict[str, Any]:
     settings = bench.settings
     named = bench.prompts.named().items()
     contents = {f"{name} (content)": each.fingerprint for name, each in named if "report" not in name}
-    functions = (*settings.refusal_rules, *settings.named_scores)
+    functions = (*settings.refusal_rules, *settings.soft_refusal_rules, *settings.named_scores)
     contents |= {f"{name} (content)": found for name in functions if (found := content_of(name))}
     if JUDGED in settings.named_scores:
         contents[f"{JUDGED} (judges)"] = " and ".join(judge.name for judge in bench.judges)

@@ -160,7 +160,7 @@ class Workbench:
         """The settings' rules for reading responses."""
         s = self.settings
         markers = s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers
-        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules)
+        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules, s.soft_refusal_rules)
 
     @property
     def options(self) -> MeasureOptions:
@@ -339,7 +339,7 @@ class Workbench:
 
 def require_functions(settings: Settings) -> None:
     """Raise UserError if there is no such rule or function as the settings name: before a model is loaded."""
-    for rule in settings.refusal_rules:
+    for rule in (*settings.refusal_rules, *settings.soft_refusal_rules):
         find_rule(rule)
     for name in filter(of_responses, settings.named_scores):
         measure_of(name)
