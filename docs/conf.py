@@ -1,8 +1,12 @@
 """The documentation site: `make docs`. Its source is the repository, so that links between pages hold here and on GitHub."""
 
 import logging
+from pathlib import Path
+
+from sphinx.application import Sphinx
 
 import iconoclast
+from iconoclast.reports.pages.of_audit import audit_page
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it cannot load is not used here
 
@@ -37,3 +41,25 @@ ACCESSIBLE = """document.addEventListener("DOMContentLoaded", () => {
     for (const each of document.querySelectorAll("[role=heading]")) each.ariaLevel = "2";
 });"""
 html_js_files = [(None, {"body": ACCESSIBLE})]
+
+EXAMPLE = "examples/audit"
+"""The audit of an edited model: a JSON file in the repository, of which the site has the page."""
+
+
+def link_example(app: Sphinx, name: str, source: list[str]) -> None:
+    """Let the link to the audit's file lead to its page."""
+    source[0] = source[0].replace(f"[an example]({EXAMPLE}.json)", f'<a href="{EXAMPLE}.html">an example</a>')
+
+
+def write_example(app: Sphinx, failure: Exception | None) -> None:
+    """Write the audit's page, which is one file and needs no theme."""
+    if failure is None and app.builder.format == "html":
+        page = Path(app.outdir) / "docs" / f"{EXAMPLE}.html"
+        page.parent.mkdir(exist_ok=True)
+        audit_page(Path(__file__).parent / f"{EXAMPLE}.json").write(page)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two."""
+    app.connect("source-read", link_example)
+    app.connect("build-finished", write_example)

@@ -16,7 +16,17 @@ import pytest
 from tests.support.browser import AXE, BROWSER, Visitor, browser, visited
 
 ROOT = Path(__file__).parents[1]
-SUBJECTS = ("docs/index", "README", "docs/concepts", "docs/commands", "docs/settings", "docs/library", "docs/example")
+SUBJECTS = (
+    "docs/index",
+    "README",
+    "docs/concepts",
+    "docs/commands",
+    "docs/settings",
+    "docs/library",
+    "docs/example",
+    "docs/audit",
+    "docs/examples/audit",
+)
 """One page of every kind."""
 
 pytest.importorskip("furo")
@@ -64,6 +74,13 @@ def test_every_page_is_in_the_site(site: Path) -> None:
         file for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "docs/*.ipynb") for file in ROOT.glob(pattern)
     ]
     assert {file.relative_to(ROOT).with_suffix("") for file in sources} <= pages
+
+
+def test_the_example_of_an_audit_leads_to_its_page(site: Path) -> None:
+    said = (site / "docs" / "audit.html").read_text()
+    assert '<a href="examples/audit.html">an example</a>' in said
+    page = (site / "docs" / "examples" / "audit.html").read_text()
+    assert "what was changed" in page
 
 
 async def faults(visitor: Visitor, page: str) -> list[str]:
