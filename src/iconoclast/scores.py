@@ -251,5 +251,8 @@ def decided(first: Key, second: Key, noise_floor: float = 0.0) -> Criterion | No
 
 
 def no_more_than(fewest: Count) -> int:
-    """The highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one."""
-    return math.floor(fewest.n * wilson_interval(fewest.count, fewest.n, ONE_STANDARD_ERROR)[1])
+    """The highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one.
+
+    The upper end is rounded to a whole count: rounded down, that of no failures is none, and one failure would be a difference.
+    """
+    return math.floor(fewest.n * wilson_interval(fewest.count, fewest.n, ONE_STANDARD_ERROR)[1] + 0.5)
