@@ -115,12 +115,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     if residuals:
         geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
-    evaluator = bench.evaluator("select")
-    progress.start("Looking at what the lower layers give", 0)
-    if not evaluator.leave_out_lower_layers():
-        progress.note(
-            "All layers are computed for every candidate: the lower ones' outputs cannot be kept, or not used."
-        )
+    evaluator = _evaluator(bench, progress)
     model_scores = bench.model_scores()
     if known is None:
         known = _scored_base(bench, kept, evaluator, model_scores, rendering, progress)
@@ -143,6 +138,17 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
         model_scores=model_scores,
         forecast=progress,
     )
+
+
+def _evaluator(bench: Workbench, progress: Progress) -> Evaluator:
+    """Return the evaluator of trials, which computes only the layers that an edit can change if the model allows it."""
+    evaluator = bench.evaluator("select")
+    progress.start("Looking at what the lower layers give", 0)
+    if not evaluator.leave_out_lower_layers():
+        progress.note(
+            "All layers are computed for every candidate: the lower ones' outputs cannot be kept, or not used."
+        )
+    return evaluator
 
 
 def _require_same_prompts(folder: RunFolder, known: Baseline, rendering: Rendering) -> None:
