@@ -2,8 +2,8 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
 
+from iconoclast.documents import Plain
 from iconoclast.evaluation.examination import Variant
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.sampling import Sampling, respond
@@ -57,7 +57,7 @@ class Conversation:
             finally:
                 self.messages = [*messages, {"role": "assistant", "content": self._without_thoughts(said)}]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return what was said and by whom, for JSON."""
         return {"model": self.voice.name, "thinking": self.thinking, "messages": self.messages}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
 from iconoclast.directions.record import load_directions, save_directions
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
@@ -170,7 +171,7 @@ def _scored_base(
 ) -> Baseline:
     """Return the base model's scores, kept from an earlier run unless they hold scores of the model itself or of judges."""
 
-    def measured() -> dict[str, Any]:
+    def measured() -> Plain:
         return _baseline(evaluator, model_scores, progress).document()
 
     asked = _asked_of_base(bench, rendering)
@@ -188,7 +189,7 @@ def _say_objectives(progress: Progress, objectives: Objectives) -> None:
         progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
 
 
-def _comparable(bench: Workbench) -> dict[str, Any]:
+def _comparable(bench: Workbench) -> Plain:
     """Return everything under which scores can be compared, as plain data."""
     settings = bench.settings
     named = bench.prompts.named().items()
