@@ -72,7 +72,7 @@ class Document(Part):
     """
 
     what: ClassVar[str] = "document"
-    """What the file is called in messages."""
+    """Name of the file in messages."""
     indent: ClassVar[int | None] = 2
     """None where a file is mostly numbers, which nobody reads one a line."""
 

@@ -59,7 +59,7 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class Told:
-    """What a model's files say.
+    """Settings, vocabulary and chat template by a model's files.
 
     Attributes:
         settings: by the names of a configuration or, where one of both is a GGUF file, of its header.

@@ -97,7 +97,7 @@ class Prompts(_Part):
 
 
 class Pack(_Part):
-    """What a behaviour is, which prompts show it, and what marks it.
+    """A behaviour, the prompts that show it, and what marks it.
 
     Attributes:
         name: as people call it.

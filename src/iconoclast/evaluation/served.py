@@ -40,7 +40,7 @@ NOT_ONE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class Answered:
-    """What a server answered: the text, a log-probability entry a token as JSON, and the prompt's tokens if it says."""
+    """A server's answer: the text, a log-probability entry a token as JSON, and the prompt's tokens if it says."""
 
     text: str
     entries: Sequence[Mapping[str, Any]]

@@ -24,7 +24,7 @@ FEW = 30
 
 @dataclass(frozen=True)
 class BehaviorCheck:
-    """What was found; the select prompts were answered, the fit prompts read, the report prompts left alone.
+    """Findings; the select prompts were answered, the fit prompts read, the report prompts left alone.
 
     Attributes:
         target, benign: responses that show the behaviour.

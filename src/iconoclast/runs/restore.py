@@ -29,7 +29,7 @@ from iconoclast.vocabulary import Site
 
 @dataclass
 class Restored:
-    """What was put back from the edit's record, without its base.
+    """Matrices put back from the edit's record, without its base.
 
     Attributes:
         error: ‖W − that of the base‖ / ‖W‖, at most, as far as rounding is random; the largest of all matrices.

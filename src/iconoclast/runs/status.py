@@ -15,7 +15,7 @@ from iconoclast.runs.folder import RunFolder
 
 
 class RunStatus(Part):
-    """How a run stands.
+    """Progress of a run.
 
     Attributes:
         best: the best trial so far.

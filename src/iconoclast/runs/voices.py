@@ -40,7 +40,7 @@ class Voices(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What can be asked: the base model, its edit if there is one, trials."""
+        """Names that can be asked: the base model, its edit if there is one, trials."""
         ...
 
     @property

@@ -48,7 +48,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Plan:
-    """How a study proposes its trials.
+    """Numbers by which a study proposes its trials.
 
     Attributes:
         seed: decides what is drawn.

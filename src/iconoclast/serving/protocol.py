@@ -55,7 +55,7 @@ class Message(Part):
 
 
 class StreamOptions(Part):
-    """What a stream holds beside the answer."""
+    """Options of a stream beside the answer."""
 
     include_usage: bool = False
 

@@ -48,7 +48,7 @@ STEPS = 999
 
 
 def drawn(base: Scores, objectives: Objectives | None = None) -> Plain:
-    """What the axes of the front can show, which of it are shares, more of which is better, and what they show first."""
+    """Return the scales of the front's axes, which are shares, more of which is better, and which are shown first."""
     scales = {name: _title(name, title, base) for name, title in SCALES}
     goals = [] if objectives is None else objectives.all
     best_high = ["complied", "compliance", *(short(goal.name) for goal in goals if goal.sign < 0)]
@@ -147,7 +147,7 @@ def strengths(edit: Edit, layers: int) -> dict[str, list[float]]:
 
 
 def layers_of(directions: Directions, method: str, blend: float, known: Geometry | None) -> Plain:
-    """What is known of every layer: name → title and values, one a layer."""
+    """Return figures of the layers: name → title and values, one a layer."""
     kept_out = "Share of the direction that lies in the benign subspace and is kept out"
     shown: Plain = {}
     if known is not None:
@@ -191,7 +191,7 @@ def _view(points: Sequence[Sequence[Sequence[float]]]) -> Plain:
 
 
 def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> Plain | None:
-    """What the edit does at every token of some prompts; None if it is not known of any."""
+    """Return the edit's effect at every token of some prompts; None if it is not known of any."""
     prompts = [{**prompt.document(), "set": sets[prompt.set][0]} for prompt in view.prompts]
     return {"layers": view.layers, "prompts": prompts} if prompts else None
 

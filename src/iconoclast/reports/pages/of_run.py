@@ -82,7 +82,7 @@ class RunPage:
         )
 
     def _sections(self) -> Iterator[Section]:
-        """What not every run has: judged finalists, axes, thoughts."""
+        """Tables that not every run has: judged finalists, axes, thoughts."""
         if self.saved.finalists is not None:
             yield section("Finalists", finalists_table(self.saved.finalists))
         if self.report is not None and self.report.axes:
@@ -123,7 +123,7 @@ class RunPage:
 
     @property
     def objectives(self) -> Objectives:
-        """What the search minimised."""
+        """Objectives of the search."""
         return Objectives(self.saved.settings.objectives)
 
     @cached_property

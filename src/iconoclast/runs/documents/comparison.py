@@ -16,7 +16,7 @@ from iconoclast.vocabulary import Criterion, ExaminedSplit
 
 @dataclass(frozen=True)
 class Seen(Value):
-    """How many of the prompts that a model is examined on have fitted or chosen it, or why that is not known. They flatter it."""
+    """Counts of the prompts that a model is examined on and that have fitted or chosen it, or why that is not known. They flatter it."""
 
     target: int = 0
     benign: int = 0
