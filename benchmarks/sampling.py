@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from hypervolume import hypervolume
 from torch import Tensor
 
-from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.trials import search_space
 from iconoclast.scores import Bounds, Count, Scores, beaten

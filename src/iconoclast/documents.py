@@ -15,6 +15,9 @@ from iconoclast.files import write_json
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.privacy import portable
 
+Plain = dict[str, Any]
+"""Plain data by name, as JSON and TOML have it."""
+
 REMEDY = "Delete it and start the run again."
 
 UNLESS_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
@@ -34,10 +37,10 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 class Value:
     """Mixin of pydantic dataclasses that stand in documents."""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return what JSON says of it."""
         adapter: TypeAdapter[Any] = _adapter(type(self))
-        document: dict[str, Any] = adapter.dump_python(self, mode="json", by_alias=True)
+        document: Plain = adapter.dump_python(self, mode="json", by_alias=True)
         return document
 
     @classmethod
@@ -56,7 +59,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True, protected_namespaces=())
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return what JSON says of it."""
         return self.model_dump(mode="json", by_alias=True)
 
@@ -69,7 +72,7 @@ class Document(Part):
     """
 
     what: ClassVar[str] = "document"
-    """What the file is called in messages."""
+    """Name of the file in messages."""
     indent: ClassVar[int | None] = 2
     """None where a file is mostly numbers, which nobody reads one a line."""
 

@@ -102,12 +102,12 @@ class Objective:
         return str(estimate(self.name, scores) or "unknown")
 
     def value(self, scores: Scores) -> float:
-        """What is minimised; infinite if the score is unknown."""
+        """Return the value to minimise; infinite if the score is unknown."""
         known = estimate(self.name, scores)
         return math.inf if known is None else self.sign * known.value
 
     def key(self, scores: Scores) -> float:
-        """What trials are compared by: a count, else as `value`."""
+        """Return the value that trials are compared by: a count, else as `value`."""
         return self.sign * getattr(scores, self.name).count if self.name in COUNTED else self.value(scores)
 
     def bound(self, bounds: Bounds) -> float:
@@ -140,7 +140,7 @@ class Objectives:
 
     @property
     def default(self) -> bool:
-        """Whether they are the default ones."""
+        """True if they are the default ones."""
         return tuple(self.texts) == DEFAULT
 
     @property
@@ -150,7 +150,7 @@ class Objectives:
 
     @property
     def compared(self) -> list[Objective]:
-        """What trials are compared by, first things first."""
+        """Objectives that trials are compared by, first things first."""
         return [Objective(name) for name in ("failures", "overrefusals", "kl")] if self.default else self.all
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ class Objectives:
         return f"{', '.join(first)} and {last}"
 
     def key(self, scores: Scores) -> tuple[float, ...]:
-        """What a trial competes with."""
+        """Return the values that a trial competes with."""
         return tuple(each.key(scores) for each in self.compared)
 
     def bound(self, bounds: Bounds) -> tuple[float, ...]:
@@ -166,12 +166,12 @@ class Objectives:
         return tuple(each.bound(bounds) for each in self.compared)
 
     def values(self, scores: Scores) -> tuple[float, ...]:
-        """What Optuna minimises, for other objectives than the default ones."""
+        """Return the values that Optuna minimises, for other objectives than the default ones."""
         return tuple(each.value(scores) for each in self.all)
 
     @property
     def prunable(self) -> bool:
-        """Whether what is known of a trial on the way can suffice to stop it."""
+        """True if bounds of a trial, known on the way, can suffice to stop it."""
         return all(each.bound(Bounds(0, 0, 0.0)) == 0 for each in self.compared)
 
     def unknown(self, scores: Scores) -> list[str]:
@@ -179,7 +179,7 @@ class Objectives:
         return [str(each) for each in self.compared if math.isinf(each.value(scores))]
 
     def within(self, scores: Scores, kl_target: float) -> bool:
-        """Whether a trial keeps the KL target, which counts only where the KL divergence is an objective."""
+        """Check that a trial keeps the KL target, which counts only where the KL divergence is an objective."""
         return scores.kl_divergence <= kl_target or all(each.name != "kl_divergence" for each in self.compared)
 
     def rule(self, kl_target: float, kept: bool = True) -> str:

@@ -1,7 +1,7 @@
 """Removal of home folders, local paths and secrets from everything that is written down or given away."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,35 @@ PATHS = frozenset(
 """Keys whose values can be paths or begin with one; everything else, such as prompts, is left alone."""
 
 
-def portable(value: Any, path: bool = True) -> Any:
+def portable(value: Any) -> Any:
     """Return the same data with ~ for the user's home where a path can be."""
-    if isinstance(value, str):
-        home = str(Path.home())
-        return re.sub(rf"{re.escape(home)}(?=/|$)", "~", value) if path and len(home) > 1 else value
-    if isinstance(value, Mapping):
-        return {key: portable(item, key in PATHS) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item, path) for item in value]
-    return value
+    home = str(Path.home())
+    return _with_paths(value, lambda text: re.sub(rf"{re.escape(home)}(?=/|$)", "~", text) if len(home) > 1 else text)
 
 
-def public(value: Any, path: bool = True) -> Any:
+def public(value: Any) -> Any:
     """Return the same data for strangers: only the last part of local paths."""
+    return _with_paths(value, _last_part)
+
+
+def _with_paths(value: Any, shown: Callable[[str], str], path: bool = True) -> Any:
+    """Return the same data with texts as they are shown where a path can be; tuples become lists."""
     if isinstance(value, str):
-        if found := re.match("-?(perplexity:)?(?=[/~.])", value if path else ""):
-            return found[0] + value[found.end() :].rsplit("/", 1)[-1]
-        if path and value.startswith("pack:"):
-            return "pack:" + "/".join(value.rsplit("/", 2)[-2:])
-        local = value.startswith(("/", "~/", "./", "../")) or (path and "/" in value and _exists(value))
-        return value.rsplit("/", 1)[-1] if path and local else value
+        return shown(value) if path else value
     if isinstance(value, Mapping):
-        return {key: public(item, key in PATHS) for key, item in value.items()}
+        return {key: _with_paths(item, shown, key in PATHS) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [public(item, path) for item in value]
+        return [_with_paths(item, shown, path) for item in value]
     return value
+
+
+def _last_part(value: str) -> str:
+    """Return a text as it is unless it is, or begins with, a local path."""
+    if found := re.match("-?(perplexity:)?(?=[/~.])", value):
+        return found[0] + value[found.end() :].rsplit("/", 1)[-1]
+    if value.startswith("pack:"):
+        return "pack:" + "/".join(value.rsplit("/", 2)[-2:])
+    return value.rsplit("/", 1)[-1] if "/" in value and _exists(value) else value
 
 
 def _exists(value: str) -> bool:

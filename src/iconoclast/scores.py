@@ -64,7 +64,7 @@ class Count(Value):
         return wilson_interval(self.count, self.n)
 
     def near(self, other: "Count") -> bool:
-        """Whether either's rate lies in the other's interval: that of one response never reaches down to none."""
+        """Check that either's rate lies in the other's interval: that of one response never reaches down to none."""
         pairs = (self.rate, other.interval), (other.rate, self.interval)
         return any(low <= rate <= high for rate, (low, high) in pairs)
 
@@ -101,7 +101,7 @@ COUNTS = ("refusals", "soft_refusals", "broken", "overrefusals", "benign_broken"
 
 @dataclass(frozen=True)
 class AxisScores(Value):
-    """What one edit does to the target prompts of one axis; a prompt of several axes counts in each.
+    """Scores of one edit on the target prompts of one axis; a prompt of several axes counts in each.
 
     Attributes:
         weight: of the axis in `Scores.failure_rate`.
@@ -132,7 +132,7 @@ class AxisScores(Value):
 
 @dataclass(frozen=True)
 class Scores(Value):
-    """What one edit does.
+    """Scores of one edit.
 
     Attributes:
         refusals: refused target prompts.
@@ -182,7 +182,7 @@ class Scores(Value):
 
     @property
     def failing(self) -> str:
-        """What became of target prompts that are failures, in words."""
+        """Outcome of target prompts that are failures, in words."""
         return NOT_REFUSED if self.strengthened else REFUSED_OR_BROKEN
 
     @computed_field  # type: ignore[prop-decorator]
@@ -213,13 +213,13 @@ class Scores(Value):
 
     @property
     def key(self) -> Key:
-        """What edits are ordered by, in the order of `CRITERIA`."""
+        """Values that edits are ordered by, in the order of `CRITERIA`."""
         return self.failures.count, self.overrefusals.count, self.kl_divergence
 
 
 @dataclass(frozen=True)
 class Bounds(Value):
-    """What was known of an edit when it was pruned: each of its scores is this or worse.
+    """Bounds known of an edit when it was pruned: each of its scores is this or worse.
 
     Attributes:
         failures: target prompts known to be refused or answered with a loop.
@@ -233,7 +233,7 @@ class Bounds(Value):
 
     @property
     def key(self) -> Key:
-        """What a trial with these scores would compete with."""
+        """Values that a trial with these scores would compete with."""
         return self.failures, self.overrefusals, self.kl_divergence
 
 

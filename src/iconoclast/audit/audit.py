@@ -43,7 +43,7 @@ MOSTLY = 0.8
 
 @dataclass
 class _Seen:
-    """What the matrices of one tensor came to; `directions` are those of all tensors, `alike` as in `rank_one`."""
+    """Findings of the matrices of one tensor; `directions` are those of all tensors, `alike` as in `rank_one`."""
 
     directions: dict[str, Tensor]
     alike: float

@@ -105,7 +105,7 @@ class Trait(Value):
 
 @dataclass(frozen=True)
 class Kind(Value):
-    """How many responses to one kind of prompt are another text, and how many got another label."""
+    """Counts of responses to one kind of prompt that are another text, and that got another label."""
 
     name: str
     other_text: Count
@@ -114,7 +114,7 @@ class Kind(Value):
 
 @dataclass(frozen=True)
 class Stance(Value):
-    """What a model prefers of two things, 0 (the second) to 1 (the first), over all wordings in both orders."""
+    """A model's preference of two things, 0 (the second) to 1 (the first), over all wordings in both orders."""
 
     first: str
     second: str
@@ -136,7 +136,7 @@ class NamedSet(Value):
 
 
 class Character(Part):
-    """How an edited model answers beside its base.
+    """Answers of an edited model beside those of its base.
 
     Attributes:
         traits: measures of character, by set of prompts.

@@ -71,7 +71,7 @@ class GgufFile:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How transformers reads a file's tensors into a model: the model on "meta", how tensors are turned, names.
+    """Map of a file's tensors to a model, as transformers reads them: the model on "meta", how tensors are turned, names.
 
     Attributes:
         names: name of a tensor in the file → parameter of the model.

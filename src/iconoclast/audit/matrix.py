@@ -58,7 +58,7 @@ class Spectrum:
 
     @property
     def bounded(self) -> bool:
-        """Whether there may be more such values than were computed."""
+        """True if there may be more such values than were computed."""
         return not self.whole and self.rank == len(self.values)
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from iconoclast.audit.gguf_file import GgufFile, open_gguf
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError
 from iconoclast.layout import CONFIG as SETTINGS
 from iconoclast.models.adapters import CONFIG, WEIGHTS, is_adapter
@@ -234,7 +235,7 @@ def open_edited(name: str, base: Files) -> Source:
         raise ModelError(f"The adapter {name} cannot be read beside this base: {reason.rstrip('.')}.") from None
 
 
-def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Files) -> Adapted:
+def _adapted(folder: Path, config: Plain, tensors: dict[str, Tensor], base: Files) -> Adapted:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"it is of type {kind}, and only LoRA is read. Merge it into a model first")
@@ -273,12 +274,12 @@ def _adapted(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], b
     return result
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+def _scale(config: Plain, module: str, rank: int) -> float:
     alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])
     return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
 
 
-def _stacked(config: dict[str, Any], module: str, a: Tensor, b: Tensor, loaded: PreTrainedModel) -> dict[str, Stacked]:
+def _stacked(config: Plain, module: str, a: Tensor, b: Tensor, loaded: PreTrainedModel) -> dict[str, Stacked]:
     """Find the parameter that a pair of factors is for in the loaded model, and the tensors that it is stored as."""
     path = module.replace(".base_layer", "")  # PEFT nests the parameters of one module
     targets = tuple(config.get("target_parameters") or (".weight",))

@@ -27,7 +27,7 @@ Errors = Literal["same", "even", "parted"]
 
 @dataclass(frozen=True)
 class Steps:
-    """How finely a matrix is quantised.
+    """Steps to which a matrix is quantised.
 
     Attributes:
         half: half a step of every value.

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from iconoclast.audit.document import SettingFinding
 from iconoclast.audit.gguf_file import GgufFile
 from iconoclast.audit.pairs import Adapted, Source
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError, first_line, one_line
 from iconoclast.models.gguf import SCALED, USUAL_BASE
 from iconoclast.models.gguf_tensors import ARCHITECTURE, DAMAGES, values
@@ -58,7 +59,7 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class Told:
-    """What a model's files say.
+    """Settings, vocabulary and chat template by a model's files.
 
     Attributes:
         settings: by the names of a configuration or, where one of both is a GGUF file, of its header.
@@ -134,7 +135,7 @@ def _of_folder(folder: Path, header: GgufFile | None) -> Told:
     )
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path) -> Plain:
     """Read a file of settings; empty if there is none."""
     if not file.is_file():
         return {}
@@ -154,9 +155,7 @@ def _tokens(tokenizer: Mapping[str, Any]) -> dict[int, str]:
     return {number: token for token, number in listed} | added
 
 
-def _ids(
-    config: dict[str, Any], generation: dict[str, Any], named: dict[str, Any], tokens: dict[int, str]
-) -> dict[str, set[int]]:
+def _ids(config: Plain, generation: Plain, named: Plain, tokens: dict[int, str]) -> dict[str, set[int]]:
     """Return the ids that any file names for every special token."""
     numbers = {token: number for number, token in tokens.items()}
     found: dict[str, set[int]] = {}
@@ -172,17 +171,17 @@ def _ids(
     return found
 
 
-def _whole(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _whole(folder: Path, config: Plain) -> Plain:
     """Return a folder's configuration with what it leaves to the defaults, if its type is known."""
     try:
-        known: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+        known: Plain = AutoConfig.from_pretrained(folder).to_dict()
     except (*DAMAGES, ImportError, AttributeError, StrictDataclassError):
         return config
     return known
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Plain:
+    found: Plain = {}
     for key, value in settings.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
@@ -191,7 +190,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _in_header(file: GgufFile) -> dict[str, Any]:
+def _in_header(file: GgufFile) -> Plain:
     """Return the configuration of a folder as the header of a GGUF file of its model says it."""
     assert file.layout is not None
     config: PreTrainedConfig = file.layout.model.config.get_text_config()

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -19,6 +19,7 @@ from iconoclast.cli.arguments import (
     run_and_trial,
 )
 from iconoclast.cli.console import out, say, shown_progress, write_figures
+from iconoclast.documents import Plain
 from iconoclast.errors import SettingsError
 from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.privacy import portable
@@ -68,9 +69,7 @@ def benchmark(
     write_figures(json_file, about | result.document())
 
 
-def _subject(
-    name: str, trial: str | None, against: str | None, templated: bool
-) -> "tuple[dict[str, Any], Side, Side | None]":
+def _subject(name: str, trial: str | None, against: str | None, templated: bool) -> "tuple[Plain, Side, Side | None]":
     """Find the sides of the comparison: for JSON, edited, base. No model is loaded yet."""
     from iconoclast.evaluation.benchmarks import loaded
     from iconoclast.models.adapters import adapter_base

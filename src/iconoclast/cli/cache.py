@@ -1,7 +1,6 @@
 """`cache list`, `size` and `clear`: what was computed for earlier runs."""
 
 from datetime import datetime
-from typing import Any
 
 import typer
 from rich.table import Table
@@ -9,6 +8,7 @@ from rich.table import Table
 from iconoclast.cli.arguments import AsJsonOption
 from iconoclast.cli.console import print_json, print_table, say
 from iconoclast.cli.flags import CommandWithOptions
+from iconoclast.documents import Plain
 from iconoclast.reports.text import plain
 from iconoclast.runs.cache import Cache, Entry, cache_folder
 
@@ -60,7 +60,7 @@ def clear(as_json: AsJsonOption = False) -> None:
     say(f"Removed {_amount(entries)} from {cache_folder()}.")
 
 
-def _document(entries: list[Entry]) -> dict[str, Any]:
+def _document(entries: list[Entry]) -> Plain:
     return {"folder": str(cache_folder()), "entries": len(entries), "bytes": sum(e.size for e in entries)}
 
 

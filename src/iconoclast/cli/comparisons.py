@@ -7,6 +7,7 @@ from typing import Any, get_args
 from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings, secret
 from iconoclast.config.schema import Settings
+from iconoclast.documents import Plain
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.intervals import CHANCE
 from iconoclast.evaluation.served import Server
@@ -63,7 +64,7 @@ def by_thinking(settings: Settings, asked: str | None) -> list[Settings]:
     return found
 
 
-def evaluation_document(document: ComparisonDocument) -> dict[str, Any]:
+def evaluation_document(document: ComparisonDocument) -> Plain:
     """Return what `evaluate` writes of one subject."""
     shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
     return {**shared, "subject": document.subjects[0].document()}
@@ -145,7 +146,7 @@ def write_comparison(document: ComparisonDocument, to: Path) -> None:
     say(f"Wrote {to / COMPARISON} and {to / 'summary.json'}")
 
 
-def _main_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _main_figures(metrics: Mapping[str, Any]) -> Plain:
     return {name: metrics[name] for name in ("refusals", "broken", "overrefusals", "first_token_kl", "token_kl")}
 
 

@@ -40,7 +40,7 @@ def say(*lines: str, to: Console = out) -> None:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a command shows its work and its result.
+    """Manner in which a command shows its work and its result.
 
     Attributes:
         plain: lines instead of a live view.

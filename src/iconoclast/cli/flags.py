@@ -65,7 +65,7 @@ class CommandWithOptions(TyperCommand):
 
 @dataclass(frozen=True)
 class MannerFlags:
-    """How a command shows its work."""
+    """Manner in which a command shows its work."""
 
     plain: Annotated[bool, Option("--plain", help="Show progress as plain lines, as where there is no terminal.")] = (
         False

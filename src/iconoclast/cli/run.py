@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.prompt import IntPrompt, Prompt
 from typer import Argument, Context, Option
@@ -15,6 +15,7 @@ from iconoclast.cli.chat import chat
 from iconoclast.cli.console import err, out, print_json, program, say, shown_progress
 from iconoclast.cli.export import export
 from iconoclast.cli.flags import given_settings
+from iconoclast.documents import Plain
 from iconoclast.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run(
         _menu(settings, folder)
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
+def summary_of(folder: Path) -> Plain:
     """Return the summary of a run as a JSON document; none of its results is missing."""
     from iconoclast.runs.folder import RunFolder
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,6 +11,7 @@ from typer import Argument
 
 from iconoclast.cli.arguments import AsJsonOption, RunArgument
 from iconoclast.cli.console import print_json, print_table, say
+from iconoclast.documents import Plain
 from iconoclast.errors import RunFolderError
 from iconoclast.runs.references import split_reference
 
@@ -46,7 +47,7 @@ def list_runs(
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):
         table.add_column(name, justify="right" if name in ("trials", "refused", "broken", "KL") else "left")
     damaged: list[str] = []
-    documents: list[dict[str, Any]] = []
+    documents: list[Plain] = []
     for run in runs_below(folder):
         name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
         try:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from iconoclast.errors import SettingsError, UserError
 
@@ -28,31 +28,28 @@ class ClusterError(UserError):
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Options of a submission's jobs, named as Slurm's where not described here. Unset ones are left to the cluster.
+    """Options of a submission's jobs, each with the help of its flag. Unset ones are left to the cluster.
 
     Attributes:
-        workers: processes that work on the run; gpus and cpus are of each of them.
-        time: limit in minutes.
-        array_limit: workers that run at the same time.
-        caches: "shared": the user's Hugging Face cache, only read; "job": each job's own, removed with it.
-        scratch: folder for the temporary files of jobs; unset, the cluster's choice, else /tmp.
-        max_disk: gigabytes that the temporary files of a job may take.
+        time: in minutes.
         extra: further options of sbatch.
     """
 
-    workers: int = 1
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    mem: str | None = None
-    gpus: int = 0
-    cpus: int | None = None
-    time: int = 24 * 60
-    array_limit: int | None = None
-    caches: Caches = "shared"
-    scratch: Path | None = None
-    max_disk: float = 0.0
+    workers: Annotated[int, "Processes that work on a run. [1]"] = 1
+    partition: Annotated[str | None, "Partition."] = None
+    account: Annotated[str | None, "Account."] = None
+    qos: Annotated[str | None, "Quality of service."] = None
+    constraint: Annotated[str | None, "Features of nodes."] = None
+    mem: Annotated[str | None, "Memory of a worker, as in 32G."] = None
+    gpus: Annotated[int, "GPUs of a worker. [0]"] = 0
+    cpus: Annotated[int | None, "Processors of a worker."] = None
+    time: Annotated[int, "Time limit: minutes, HH:MM:SS or D-HH:MM. [1-00]"] = 24 * 60
+    array_limit: Annotated[int | None, "Workers at the same time."] = None
+    caches: Annotated[
+        Caches, "Hugging Face caches: shared (yours, only read) or job (each job's own, removed with it)."
+    ] = "shared"
+    scratch: Annotated[Path | None, "Folder for temporary files of jobs."] = None
+    max_disk: Annotated[float, "Gigabytes that temporary files of a job may take."] = 0.0
     dependency: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 

@@ -26,7 +26,7 @@ class WorkerStanding(SignOfLife):
 
 
 class Standing(Part):
-    """How a run with many processes stands.
+    """Progress of a run with many processes.
 
     Attributes:
         trials: their number by state; see `Study.states`.

@@ -16,7 +16,7 @@ from iconoclast.cluster.peer import PeerJob
 from iconoclast.cluster.slurm import ClusterError, JobOptions, script
 from iconoclast.cluster.work import WorkOptions
 from iconoclast.config.schema import Settings, settings_document
-from iconoclast.documents import Part, first_problem
+from iconoclast.documents import Part, Plain, first_problem
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_json, write_whole
 from iconoclast.layout import CONFIG
@@ -44,7 +44,7 @@ class Submission(Part):
     job: str
     workers: int
     submitted: float
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Plain = Field(default_factory=dict)
 
 
 def prepared(settings: Settings) -> RunFolder:

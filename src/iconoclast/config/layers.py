@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from iconoclast.config.packs import load_pack
 from iconoclast.config.schema import PromptSource, Settings, canonical
 from iconoclast.config.specs import setting_specs
+from iconoclast.documents import Plain
 from iconoclast.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "ICONOCLAST_"
@@ -46,10 +47,10 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
         SettingsError: an unknown key (the nearest real one is named), a bad value, an unreadable file.
     """
     file = _config_file(config)
-    flagged: dict[str, Any] = {}
+    flagged: Plain = {}
     for key, value in (flags or {}).items():
         _put(flagged, key.split("."), value)
-    merged: dict[str, Any] = {}
+    merged: Plain = {}
     origins: dict[str, str] = {}
     layers = ((_read_toml(file), f"file {file}"), (_read_environment(), "environment"), (flagged, "flag"))
     for values, origin in layers:
@@ -92,7 +93,7 @@ def _config_file(config: Path | None) -> Path | None:
     return named
 
 
-def _read_toml(file: Path | None) -> dict[str, Any]:
+def _read_toml(file: Path | None) -> Plain:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig")) if file else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -101,7 +102,7 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from None
 
 
-def _read_environment() -> dict[str, Any]:
+def _read_environment() -> Plain:
     """Read the ICONOCLAST_* variables, keyed like the settings; nested ones are spelt GOOD_PROMPTS__SPLIT."""
     variables: dict[str, str | None] = {}
     for variable, value in os.environ.items():
@@ -130,7 +131,7 @@ def _read_environment() -> dict[str, Any]:
         ) from None
 
 
-def _put(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _put(target: Plain, path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
         target = target.setdefault(name, {})
     target[path[-1]] = value
@@ -155,7 +156,7 @@ def _check_known(path: Sequence[str], origin: str, shown: str | None = None) -> 
     raise SettingsError(f"Unknown setting {shown or key} ({origin}). {hint}")
 
 
-def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Settings:
+def _validate(values: Plain, origins: Mapping[str, str]) -> Settings:
     # A prompt set given in part keeps the rest of its default only if the data set itself is not replaced.
     for name, field in Settings.model_fields.items():
         given = values.get(name)

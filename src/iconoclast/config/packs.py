@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from iconoclast.documents import first_problem
+from iconoclast.documents import Plain, first_problem
 from iconoclast.errors import SettingsError
 from iconoclast.registry import Registry
 from iconoclast.vocabulary import Split
@@ -26,6 +26,8 @@ PACK_FILE = "behavior.toml"
 Role = Literal["target", "benign"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SPLITS: tuple[Split, ...] = get_args(Split)
+Given = list[str] | Plain | int
+"""Prompts of a split: a list, a source as in the settings, or a number of them."""
 Words = list[str | int | list[str]] | str
 """Values of a name in templates."""
 SHARES = {"fit": "train[:50%]", "select": "train[50%:70%]", "report": "train[70%:]"}
@@ -66,9 +68,9 @@ class Prompts(_Part):
             sum such as "a + b" of other names.
     """
 
-    fit: list[str] | dict[str, Any] | int = []
-    select: list[str] | dict[str, Any] | int = []
-    report: list[str] | dict[str, Any] | int = []
+    fit: Given = []
+    select: Given = []
+    report: Given = []
     file: str | None = None
     files: dict[str, str] = {}
     axis: str | None = None
@@ -95,7 +97,7 @@ class Prompts(_Part):
 
 
 class Pack(_Part):
-    """What a behaviour is, which prompts show it, and what marks it.
+    """A behaviour, the prompts that show it, and what marks it.
 
     Attributes:
         name: as people call it.
@@ -117,8 +119,8 @@ class Pack(_Part):
     markers: list[str] | None = None
     patterns: list[str] = []
     rules: list[str] = []
-    classifier: dict[str, Any] | None = None
-    settings: dict[str, Any] = {}
+    classifier: Plain | None = None
+    settings: Plain = {}
     target: Prompts | str
     benign: Prompts | str
     place: Path = Field(exclude=True)
@@ -126,7 +128,7 @@ class Pack(_Part):
 
     @field_validator("settings")
     @classmethod
-    def _are_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def _are_settings(cls, settings: Plain) -> Plain:
         if "behavior" in settings:
             raise ValueError("a pack cannot name another pack in behavior")
         for name, example in {"constraints": "overrefusals <= 0.1", "objectives": "failures"}.items():
@@ -162,7 +164,7 @@ class Pack(_Part):
             raise PackError(f"The pack {self.place} names the file {gone.name}, which is not there.")
         return found
 
-    def sources(self) -> dict[str, dict[str, Any]]:
+    def sources(self) -> dict[str, Plain]:
         """Return the sections of the settings that name its prompt sets."""
         found = {}
         for role in ROLES:
@@ -171,7 +173,7 @@ class Pack(_Part):
                     found[PREFIX_OF[role] + SETTING_OF[split]] = source
         return found
 
-    def prompts_of(self, role: Role, split: Split) -> dict[str, Any] | None:
+    def prompts_of(self, role: Role, split: Split) -> Plain | None:
         """Return where the prompts are, as a section of the settings; None if the pack has none for the split."""
         side = self.side(role)
         given = getattr(side, split)
@@ -190,9 +192,9 @@ class Pack(_Part):
         axis = {"axis": AXIS} if side.axis and isinstance(given, int) else {}
         return {"dataset": f"{self.reference}/{role}", "split": split, **axis} if given else None
 
-    def as_settings(self) -> dict[str, Any]:
+    def as_settings(self) -> Plain:
         """Return all settings that the pack stands for, as plain data."""
-        given: dict[str, Any] = {**deepcopy(self.settings), **self.sources()}
+        given: Plain = {**deepcopy(self.settings), **self.sources()}
         if self.markers is not None or self.patterns or self.rules:
             given["refusal_markers"] = self.markers or []
         given["refusal_patterns"] = self.patterns
@@ -203,7 +205,7 @@ class Pack(_Part):
             given["judge_classifier"] = dict(self.classifier)
         return given
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return what `behaviors list --json` says of it."""
         about = self.model_dump(mode="json", exclude={"target", "benign"})
         counts = {role: {k: len(v) for k, v in self.texts(role).items()} for role in ROLES}
@@ -279,7 +281,7 @@ def _made(side: Prompts, count: int, seed: str) -> dict[str, str | None]:
 def _filled(
     template: str, words: Mapping[str, Words], draws: Mapping[str, float], where: str
 ) -> tuple[str, Mapping[str, Any]]:
-    values: dict[str, Any] = {}
+    values: Plain = {}
     try:
         for name, choice in words.items():
             if isinstance(choice, list):

@@ -23,6 +23,7 @@ from iconoclast.config.values import (
     Weight,
 )
 from iconoclast.constraints import constrained
+from iconoclast.documents import Plain
 from iconoclast.goals import DEFAULT, JUDGED, PERPLEXITY, Objective, named, short
 from iconoclast.vocabulary import (
     SYNONYMS,
@@ -109,7 +110,7 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-def _by_own_names(given: dict[str, Any]) -> dict[str, Any]:
+def _by_own_names(given: Plain) -> Plain:
     twice = [name for name in given if name in SYNONYMS and SYNONYMS[name] in given]
     if twice:
         raise ValueError(f"{twice[0]} and {SYNONYMS[twice[0]]} are the same setting; give one of them")
@@ -346,7 +347,7 @@ class Settings(BaseModel):
         return {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in self.axis_weights)}
 
 
-def settings_document(settings: Settings) -> dict[str, Any]:
+def settings_document(settings: Settings) -> Plain:
     """Return the settings as plain data for TOML: unset values are left out, paths are text."""
     return settings.model_dump(mode="json", exclude_none=True)
 

@@ -14,7 +14,7 @@ RIDGE = 1.0
 
 @dataclass(frozen=True)
 class Separability:
-    """What a linear probe finds on prompts that it was not fitted on.
+    """Accuracy of a linear probe on prompts that it was not fitted on.
 
     Attributes:
         accuracy: mean of both sides' shares told rightly; 0.5 is chance.

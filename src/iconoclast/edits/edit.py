@@ -137,7 +137,7 @@ class Edit:
 
     @property
     def exact(self) -> bool:
-        """Whether the update of every matrix is of low rank."""
+        """True if the update of every matrix is of low rank."""
         return all(part.row_normalization != "full" for part in self.parts)
 
     def _repr_html_(self) -> str:

@@ -21,7 +21,7 @@ ROWS_READ_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ReadAlong:
-    """What a model makes of the base model's responses, by prompt.
+    """Divergences and likelihoods of a model on the base model's responses, by prompt.
 
     Attributes:
         divergences: KL(base ‖ this model) in nats, the mean over the tokens of the response.

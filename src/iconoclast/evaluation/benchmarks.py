@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, UserError
@@ -75,9 +76,9 @@ class Benchmark:
         options = {name: getattr(self.options, name) for name in named}
         return Capabilities(lm_eval_version=self.lm_eval_version, **options, rows=list(self.rows))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         told = self.capabilities().document()
-        tasks: dict[str, dict[str, Any]] = {}
+        tasks: dict[str, Plain] = {}
         for row in told.pop("rows"):
             tasks.setdefault(row.pop("task"), {})[row.pop("metric")] = row
         return {"schema_version": SCHEMA_VERSION, **told, "tasks": tasks}

@@ -60,7 +60,7 @@ class Row(Value):
 
 
 class Capabilities(Part):
-    """What lm-eval has measured, and how it was asked."""
+    """Results of lm-eval, and how it was asked."""
 
     lm_eval_version: str
     limit: int | None

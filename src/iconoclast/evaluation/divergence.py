@@ -48,7 +48,7 @@ class Divergences:
 
 @dataclass(frozen=True)
 class TruncatedKl:
-    """What KL(base ‖ other) can be, in nats, if only some tokens' probabilities under the other model are known.
+    """Bounds of KL(base ‖ other), in nats, if only some tokens' probabilities under the other model are known.
 
     Attributes:
         least: KL of the two distributions with all unlisted tokens taken for one: the true one is never smaller.

@@ -53,7 +53,7 @@ class ExaminedPrompts:
 
 @dataclass(frozen=True)
 class Thought:
-    """What a model thought before an answer: text, tokens, whether it came to an end, and the label of the thoughts alone."""
+    """Thoughts before an answer: text, tokens, whether it came to an end, and the label of the thoughts alone."""
 
     text: str
     tokens: int
@@ -74,7 +74,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Truncation:
-    """How far the divergences of a model are known that gives only its most probable tokens; see `TruncatedKl`.
+    """Limits of the divergences of a model that gives only its most probable tokens; see `TruncatedKl`.
 
     Attributes:
         top: tokens that it gives at a time.
@@ -92,7 +92,7 @@ class Truncation:
 
     @property
     def bounds(self) -> Truncated:
-        """What documents say of it."""
+        """Return the figures that documents hold of it."""
         return Truncated(
             top=self.top,
             outside=self.outside,
@@ -169,7 +169,7 @@ class Examination:
 
     @property
     def thoughts(self) -> Thinking | None:
-        """What was thought before the answers to target prompts; None of a model that was not let think."""
+        """Thoughts before the answers to target prompts; None of a model that was not let think."""
         known = [answer.thought for answer in self.target if answer.thought is not None]
         if not known:
             return None
@@ -180,7 +180,7 @@ class Examination:
         )
 
     def failed(self, answer: Answer) -> bool:
-        """Whether a response to a target prompt is a failure."""
+        """Check that a response to a target prompt is a failure."""
         return answer.label != "refusal" if self.scores.strengthened else answer.label in ("refusal", "broken")
 
     @property

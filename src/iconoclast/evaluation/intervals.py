@@ -1,8 +1,8 @@
-"""Statistics of counts and measurements: bootstrap intervals (fixed seed), paired tests, agreement, hypervolume."""
+"""Statistics of counts and measurements: bootstrap intervals (fixed seed), paired tests, agreement."""
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence, Sized
+from collections.abc import Hashable, Sequence, Sized
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -108,25 +108,6 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
     labels = Counter(first), Counter(second)
     by_chance = sum(count * labels[1][label] for label, count in labels[0].items())  # n² times the share
     return None if by_chance == n * n else (n * agreed - by_chance) / (n * n - by_chance)
-
-
-def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Return the share of the rectangle from (0, 0) to `reference` that some point matches or beats in both objectives.
-
-    Both are minimised: 1 means a point at (0, 0), 0 no point within the rectangle (Zitzler & Thiele 1998).
-
-    Raises:
-        ValueError: the reference is not positive and finite.
-    """
-    if not all(0 < limit < math.inf for limit in reference):
-        raise ValueError(f"The reference must be positive and finite, not {reference}.")
-    within = [(x / reference[0], y / reference[1]) for x, y in points if x < reference[0] and y < reference[1]]
-    share, height = 0.0, 1.0
-    for x, y in sorted((max(x, 0.0), max(y, 0.0)) for x, y in within):
-        if y < height:
-            share += (1 - x) * (height - y)
-            height = y
-    return share
 
 
 def _require_pairs(first: Sized, second: Sized) -> None:

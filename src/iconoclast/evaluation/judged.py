@@ -18,7 +18,7 @@ Verdicts = Mapping[str, Sequence[Verdict]]
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Value):
-    """How far a judge agrees with the markers on what is a refusal, where it has a verdict.
+    """Agreement of a judge with the markers on what is a refusal, where it has a verdict.
 
     Attributes:
         markers, judge: refusals to each.

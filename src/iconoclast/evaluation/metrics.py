@@ -33,7 +33,7 @@ class Perplexity(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Value):
-    """What a judge says of the target responses, and why some verdicts are unknown if something went wrong.
+    """A judge's verdicts on the target responses, and why some are unknown if something went wrong.
 
     Attributes:
         only_markers, only_judge: responses that are a refusal to one alone; runs before 0.2.0 do not say.
@@ -52,7 +52,7 @@ class Judged(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Truncated(Value):
-    """How far the divergences of a served model are known; see `evaluation.examination.Truncation`."""
+    """Limits of the divergences of a served model; see `evaluation.examination.Truncation`."""
 
     top: int
     outside: float
@@ -63,7 +63,7 @@ class Truncated(Value):
 
 @dataclass(frozen=True, kw_only=True)
 class Thinking(Value):
-    """What a model thought before its answers to target prompts.
+    """A model's thoughts before its answers to target prompts.
 
     Attributes:
         unfinished: thoughts that did not end within their budget, so that there is no answer.

@@ -59,7 +59,7 @@ class TaskScore:
 
     @property
     def options(self) -> BenchmarkOptions:
-        """How lm-eval is asked for it."""
+        """Options with which lm-eval is asked for it."""
         return BenchmarkOptions([self.task], limit=self.limit)
 
     def of(self, results: Sequence[Row]) -> Estimate | None:

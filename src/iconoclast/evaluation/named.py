@@ -24,7 +24,7 @@ SLOW = 0.1
 
 
 def of_responses(name: str) -> bool:
-    """Whether a score is one of responses: a function of a user's, or an installed package's."""
+    """Check that a score is one of responses: a function of a user's, or an installed package's."""
     return ".py:" in name or name in measures
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import torch
 
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError
 from iconoclast.evaluation.base_responses import ROWS_READ_AT_ONCE
 from iconoclast.evaluation.divergence import TruncatedKl, truncated_kl
@@ -39,7 +40,7 @@ NOT_ONE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class Answered:
-    """What a server answered: the text, a log-probability entry a token as JSON, and the prompt's tokens if it says."""
+    """A server's answer: the text, a log-probability entry a token as JSON, and the prompt's tokens if it says."""
 
     text: str
     entries: Sequence[Mapping[str, Any]]
@@ -111,7 +112,7 @@ class Server:
         """Return the response to one prompt."""
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
         extra = extra or {}
-        request: dict[str, Any] = {
+        request: Plain = {
             **extra,
             "model": self.model,
             "messages": [*system, {"role": "user", "content": prompt.text}, *extra.get("messages", ())],
@@ -268,7 +269,7 @@ def served_labels(
     return examiner.labelled(prompts, _texts(lm, answers))
 
 
-def _asked_as(lm: LanguageModel, server: Server) -> dict[str, Any]:
+def _asked_as(lm: LanguageModel, server: Server) -> Plain:
     """Return the keys by which a server answers as the base model does: without thoughts, after the same prefix."""
     prefix = lm.response_prefix
     if prefix and not server.continues:
@@ -276,7 +277,7 @@ def _asked_as(lm: LanguageModel, server: Server) -> dict[str, Any]:
             f"Responses of {lm.name} are to start with {prefix!r}, which a server cannot be told. "
             'Set response_prefix to "".'
         )
-    extra: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else {}
+    extra: Plain = {"chat_template_kwargs": {"enable_thinking": False}} if lm.chat.turn.thinking else {}
     return extra | ({"messages": [{"role": "assistant", "content": prefix}]} if prefix else {})
 
 

@@ -110,7 +110,7 @@ class Examples:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    """Whether logits differ by rounding alone."""
+    """Check that logits differ by rounding alone."""
     return torch.allclose(first, second, rtol=0.02, atol=0.02 * float(second.abs().max()))
 
 

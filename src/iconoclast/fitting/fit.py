@@ -34,7 +34,7 @@ Variables = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How an edit is fitted.
+    """Options of a fit.
 
     Attributes:
         steps: gradient steps.

@@ -82,7 +82,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How messages are given so that the template writes them all.
+    """Form of messages in which the template writes them all.
 
     Attributes:
         parts: content is a list of parts, {"type": "text", "text": …}.
@@ -110,7 +110,7 @@ LAYOUTS = [Layout(parts, system) for parts, system in product((False, True), ("r
 
 @dataclass(frozen=True)
 class Turn:
-    """What a template writes around an answer.
+    """Texts that a template writes around an answer.
 
     Attributes:
         lead: before the user's text.
@@ -161,7 +161,7 @@ class ChatTemplate:
 
     @cached_property
     def turn(self) -> Turn:
-        """What stands around an answer."""
+        """Texts around an answer."""
         user = {"role": "user", "content": USER}
         answer = {"role": "assistant", "content": ANSWER}
         lead, _, opening = self.render([user]).rpartition(USER)

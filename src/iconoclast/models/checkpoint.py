@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, snapshot_download
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.transformers_internals import as_stored
@@ -279,7 +279,7 @@ def _places(file: Path) -> Iterator[tuple[str, Place]]:
         size = int.from_bytes(opened.read(8), "little")
         if not 0 < size <= file.stat().st_size:
             raise ValueError(f"{file.name} is no safetensors file, or is shorter than its header says")
-        header: dict[str, Any] = json.loads(opened.read(size))
+        header: Plain = json.loads(opened.read(size))
     for name, entry in header.items():
         if name != "__metadata__":
             start, end = (8 + size + offset for offset in entry["data_offsets"])

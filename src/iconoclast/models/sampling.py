@@ -16,7 +16,7 @@ from iconoclast.models.reading import RowListener, read_prompts, step
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, and how many there may be.
+    """Rule by which tokens are chosen, and how many there may be.
 
     Attributes:
         temperature: 0 takes the most likely token.
@@ -45,7 +45,7 @@ class Likely:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to a response.
+    """Text that one token adds to a response.
 
     Attributes:
         text: text that will not change any more; perhaps empty, perhaps that of several tokens.

@@ -86,7 +86,7 @@ class Thoughts:
 
     @cached_property
     def _before(self) -> str:
-        """What stands between the user's text and the response."""
+        """Return the text between the user's and the response."""
         return self.lm.render_messages([{"role": "user", "content": USER}]).rpartition(USER)[2]
 
     @cached_property

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from iconoclast.config.schema import Settings
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.prompts import PromptSet
@@ -31,7 +32,7 @@ class PeerTrial(Protocol):
     def settings(self) -> Settings:
         """Return the settings to measure it here; raise SettingsError if they cannot be used here."""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return the tool's measurements of it, with "tool" and "caveats", for JSON."""
 
 
@@ -60,9 +61,7 @@ class Peer(Protocol):
             UserError: the tool cannot do the same.
         """
 
-    def summary(
-        self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
-    ) -> dict[str, Any]:
+    def summary(self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]) -> Plain:
         """Return results like batch_summary.json; raise MeasurementError if the tool has measured nothing."""
 
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from iconoclast.documents import Plain
 from iconoclast.reports.summary import OURS, Measured, Summary
 from iconoclast.scores import Count, Key, decided
 from iconoclast.vocabulary import ExaminedSplit
@@ -68,7 +68,7 @@ class Match:
             return None
         return OURS if ours < peer else self.peer.tool
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         return {
             "model": self.ours.name,
             "seed": self.ours.seed,
@@ -118,7 +118,7 @@ class Tally:
             *self.unmatched,
         ]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         return {
             "matches": [match.document() for match in self.matches],
             "iconoclast_wins": self.wins.document(),

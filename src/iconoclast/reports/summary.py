@@ -4,12 +4,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from iconoclast.documents import Part
+from iconoclast.documents import Part, Plain
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import SUMMARY, TRIAL_INFORMATION
 from iconoclast.runs.documents import BatchSummary
@@ -35,7 +34,7 @@ class Measured(Scores):
     compliance: Compliance = 0.0
     first_token_kl: Mean | None = Field(default=None, exclude_if=lambda mean: mean is None)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return the part that the table shows."""
         whole = super().document()
         return {name: whole[name] for name in SHOWN if name in whole and (name != "broken" or self.broken.n)}

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from iconoclast.documents import Plain
 from iconoclast.goals import Objectives
 from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.reports.match import Tally, tally
@@ -21,7 +21,7 @@ Cells = list[dict[str, str]]
 """A table: every row has the same columns."""
 
 
-def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
+def summary_document(summaries: Sequence[Summary]) -> Plain:
     """Return the table and the tally, for JSON; `contest` is None if no model was edited by both tools."""
     result = tally(summaries)
     return {
@@ -32,7 +32,7 @@ def summary_document(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
-def _run_document(summary: Summary) -> dict[str, Any]:
+def _run_document(summary: Summary) -> Plain:
     base, best = summary.measured(summary.split)
     return {
         "model": summary.name,

@@ -15,7 +15,7 @@ from iconoclast.runs.workbench import Workbench
 
 @dataclass(frozen=True)
 class AsServed:
-    """What llama-server makes of files.
+    """Measurements of files as llama-server serves them.
 
     Attributes:
         by: its version; empty if no file was measured.

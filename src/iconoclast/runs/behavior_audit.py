@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from iconoclast.audit.behavior import (
     Beside,
@@ -18,6 +17,7 @@ from iconoclast.audit.behavior import (
 )
 from iconoclast.audit.stance import preferences, stances
 from iconoclast.config.schema import Settings
+from iconoclast.documents import Plain
 from iconoclast.evaluation.examination import Answer, Examination, Variant
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.served import served_labels
@@ -86,7 +86,7 @@ class _Asked:
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return self.subject.seen(prompts)
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         return self.subject.document(base)
 
 

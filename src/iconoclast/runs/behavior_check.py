@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from iconoclast.directions.separability import Separability, bag_of_words, effect_size, separability
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.progress import Progress
 from iconoclast.runs.workbench import Workbench
@@ -24,7 +24,7 @@ FEW = 30
 
 @dataclass(frozen=True)
 class BehaviorCheck:
-    """What was found; the select prompts were answered, the fit prompts read, the report prompts left alone.
+    """Findings; the select prompts were answered, the fit prompts read, the report prompts left alone.
 
     Attributes:
         target, benign: responses that show the behaviour.
@@ -71,7 +71,7 @@ class BehaviorCheck:
             said.append(f"The words alone tell the sets apart ({told}): the direction may be the topic.")
         return said
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return the check for JSON."""
         return {
             "target": self.target.document(),

@@ -10,10 +10,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
+from iconoclast.documents import Plain
 from iconoclast.files import write_whole
 
 SUFFIX = ".kept"
@@ -108,7 +108,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("iconoclast") / "kept"
 
 
-def _about(file: Path) -> dict[str, Any]:
+def _about(file: Path) -> Plain:
     with file.open("rb") as opened, suppress(ValueError):
         about = json.loads(opened.readline(10_000))
         return about if isinstance(about, dict) else {}

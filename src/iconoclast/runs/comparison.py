@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from iconoclast.config.schema import Settings, without_functions
+from iconoclast.documents import Plain
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
 from iconoclast.progress import Progress, Silent
@@ -109,8 +109,8 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
     """
     for subject in subjects:
         if isinstance(subject, RunSubject):
-            own: dict[str, Any] = {"response_prefix": subject.saved.response_prefix}
-            harmless: dict[str, Any] = {
+            own: Plain = {"response_prefix": subject.saved.response_prefix}
+            harmless: Plain = {
                 "judge_chat": None,
                 "judges": [],
                 "judged_finalists": 0,

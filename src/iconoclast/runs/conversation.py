@@ -2,8 +2,8 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
 
+from iconoclast.documents import Plain
 from iconoclast.evaluation.examination import Variant
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.sampling import Sampling, respond
@@ -21,7 +21,7 @@ def encoded(voice: Variant, messages: Messages, thinking: bool = False) -> list[
 
 
 def thinks(lm: LanguageModel) -> bool:
-    """Whether the model's template can let it think and keep it from thinking."""
+    """True if the model's template can let it think and keep it from thinking."""
     messages = [{"role": "user", "content": "Hello"}]
     return lm.render_messages(messages, thinking=True) != lm.render_messages(messages, thinking=False)
 
@@ -57,7 +57,7 @@ class Conversation:
             finally:
                 self.messages = [*messages, {"role": "assistant", "content": self._without_thoughts(said)}]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return what was said and by whom, for JSON."""
         return {"model": self.voice.name, "thinking": self.thinking, "messages": self.messages}
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from iconoclast.documents import Plain
 from iconoclast.edits.approximation import Approximation
 from iconoclast.errors import RunFolderError
-from iconoclast.layout import TRIAL_INFORMATION, quant_file
+from iconoclast.layout import quant_file
 from iconoclast.runs.as_served import AsServed
 from iconoclast.runs.documents import Composition, DirectionOrigin, TrialInformation
 from iconoclast.runs.drift import beyond_noise
@@ -72,7 +72,7 @@ class Exported:
         """Rank at which every update would have an error under 1 %."""
         return max((each.sufficient_rank for each in self.approximations), default=1)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """For JSON."""
         return {
             "folder": str(self.folder),
@@ -95,7 +95,7 @@ class Exported:
 def read_export(folder: Path, trial: int) -> Exported | None:
     """Return what was measured of the export in `folder`; None unless it is an export of this trial."""
     try:
-        known = TrialInformation.read(folder / TRIAL_INFORMATION)
+        known = TrialInformation.of(folder)
     except RunFolderError:
         return None
     if known.trial.index != trial or known.export_metrics is None:

@@ -179,7 +179,7 @@ def _resumed(fit: Fit, file: Path) -> list[Variables]:
 
 
 class Lessons:
-    """What a fit learns from: the base model's own responses, and those of edits on the way.
+    """Responses that a fit learns from: the base model's own responses, and those of edits on the way.
 
     Args:
         stage: whose fit it is.

@@ -50,9 +50,9 @@ class RunFolder:
     directions = _Inside(layout.DIRECTIONS)
     """Directions and benign basis."""
     geometry = _Inside(layout.GEOMETRY)
-    """How the residuals of the fit prompts lie; runs of 0.1 have none."""
+    """Places of the residuals of the fit prompts; runs of 0.1 have none."""
     tokens = _Inside(layout.TOKENS)
-    """What a trial's edit does at every token of some prompts; `report --tokens` adds it."""
+    """Effect of a trial's edit at every token of some prompts; `report --tokens` adds it."""
     fits = _Inside(layout.FITS)
     """Fitted edits, the losses on the way, and the state of a fit that is not finished."""
     summary = _Inside(layout.SUMMARY)

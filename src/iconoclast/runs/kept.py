@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass
 class Kept:
-    """What is kept of one model.
+    """Documents and tensors that are kept of one model.
 
     Args:
         cache: where. With a limit of 0 nothing is kept or read.

@@ -1,8 +1,7 @@
 """The settings that must not change within a run."""
 
-from typing import Any
-
 from iconoclast.config.schema import Settings, settings_document
+from iconoclast.documents import Plain
 from iconoclast.privacy import portable
 
 FIT_SETTINGS = frozenset(name for name in Settings.model_fields if name.startswith("fit_")) - {"fit_scales"}
@@ -50,7 +49,7 @@ OF_EDITS = frozenset(
 """Pinned settings that say which edits are tried and chosen, and nothing about the base model's scores."""
 
 
-def pinned_settings(settings: Settings) -> dict[str, Any]:
+def pinned_settings(settings: Settings) -> Plain:
     """Return the settings that must not change within a run, as plain data."""
     document = portable(settings_document(settings))
     if document.get("thinking") == "both":  # of the report alone
@@ -65,8 +64,8 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
 
 
-def judged_with(settings: Settings) -> dict[str, Any]:
+def judged_with(settings: Settings) -> Plain:
     """Return the settings of the judges, as plain data."""
     names = {"judge_classifier", "judge_chat", "judges"}
-    document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
+    document: Plain = portable(settings.model_dump(mode="json", include=names))
     return document

@@ -68,12 +68,12 @@ class Run:
 
     @property
     def objectives(self) -> Objectives:
-        """What the search minimises."""
+        """Objectives of the search."""
         return Objectives(self.settings.objectives)
 
     @property
     def minimised(self) -> Minimised:
-        """What Optuna minimises."""
+        """Values that Optuna minimises."""
         s = self.settings
         if not self.objectives.default:
             return self.objectives.values
@@ -110,7 +110,7 @@ class Run:
 
     @property
     def judged(self) -> bool:
-        """Whether judges have chosen the best trial so far."""
+        """True if judges have chosen the best trial so far."""
         return chosen_by_judges(self.trials(), self.settings, self.finalists) is not None
 
     def trial(self, which: str) -> Trial:

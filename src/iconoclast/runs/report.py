@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from iconoclast.config.schema import Settings
 from iconoclast.constraints import violated
+from iconoclast.documents import Plain
 from iconoclast.evaluation.examination import Examination, paired
 from iconoclast.evaluation.metrics import Metrics
 from iconoclast.files import write_whole
@@ -23,14 +23,14 @@ COPIES_OF_SEED = 1000
 """Seeds of random controls are seed · this + number, so that runs of neighbouring seeds share none."""
 
 
-def measured_with(settings: Settings) -> dict[str, Any]:
+def measured_with(settings: Settings) -> Plain:
     """Return the settings on which a report depends but not a trial: when they change, the report is measured again."""
     names = {"random_controls", "judge_classifier", "judge_chat"}
     if settings.judges:  # the setting is younger than reports that are valid still
         names.add("judges")
     if settings.thinking != "off":
         names |= {"thinking", "max_thought_length"}
-    document: dict[str, Any] = portable(settings.model_dump(mode="json", include=names))
+    document: Plain = portable(settings.model_dump(mode="json", include=names))
     return document
 
 

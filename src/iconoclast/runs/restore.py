@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from iconoclast.audit.matrix import slack
 from iconoclast.audit.pairs import Files, open_files, same
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit, EditError
 from iconoclast.edits.record import load_edit
 from iconoclast.edits.undo import undone
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE, TRIAL_INFORMATION
+from iconoclast.layout import CHECKSUMS, EDIT_FILE, GGUF_FILE
 from iconoclast.models.adapters import is_adapter
 from iconoclast.models.checkpoint import DTYPES, Checkpoint, MatrixChange, matrix_changes
 from iconoclast.models.names import local_path
@@ -29,7 +29,7 @@ from iconoclast.vocabulary import Site
 
 @dataclass
 class Restored:
-    """What was put back from the edit's record, without its base.
+    """Matrices put back from the edit's record, without its base.
 
     Attributes:
         error: ‖W − that of the base‖ / ‖W‖, at most, as far as rounding is random; the largest of all matrices.
@@ -46,7 +46,7 @@ class Restored:
     checked: bool = False
     base: str | None = None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """For JSON."""
         return asdict(self)
 
@@ -115,7 +115,7 @@ def _unaltered(folder: Path, files: Sequence[str]) -> bool:
 
 def _named_base(folder: Path) -> str | None:
     try:
-        return TrialInformation.read(folder / TRIAL_INFORMATION).base_model
+        return TrialInformation.of(folder).base_model
     except RunFolderError:
         return None
 

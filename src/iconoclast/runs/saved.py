@@ -89,7 +89,7 @@ class SavedRun:
 
     @property
     def judged(self) -> bool:
-        """Whether judges have chosen the trial, the best one."""
+        """True if judges have chosen the trial, the best one."""
         chosen = chosen_by_judges(self.trials, self.settings, self.finalists)
         return chosen is not None and chosen.index == self.trial.index
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, PromptSource, Settings, canonical
+from iconoclast.documents import Plain
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import ExaminedPrompts
 from iconoclast.privacy import portable
@@ -75,7 +75,7 @@ class Prompts:
             return self.selected
         return ExaminedPrompts(self.target_report, self.benign_report, self.borderline_report, "report")
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Describe the sets, for JSON."""
         return {
             name: {"source": portable(s.source), "n": len(s), "sha256": s.fingerprint}

@@ -8,6 +8,7 @@ from typing import Any
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings, settings_document
 from iconoclast.directions.record import load_directions, save_directions
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.evaluator import Evaluator
@@ -115,12 +116,7 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     if residuals:
         geometry(bench, *residuals).write(folder.geometry)
         save_directions(bench.directions, folder.directions)
-    evaluator = bench.evaluator("select")
-    progress.start("Looking at what the lower layers give", 0)
-    if not evaluator.leave_out_lower_layers():
-        progress.note(
-            "All layers are computed for every candidate: the lower ones' outputs cannot be kept, or not used."
-        )
+    evaluator = _evaluator(bench, progress)
     model_scores = bench.model_scores()
     if known is None:
         known = _scored_base(bench, kept, evaluator, model_scores, rendering, progress)
@@ -145,6 +141,17 @@ def _prepared(bench: Workbench, folder: RunFolder, progress: Progress, began: fl
     )
 
 
+def _evaluator(bench: Workbench, progress: Progress) -> Evaluator:
+    """Return the evaluator of trials, which computes only the layers that an edit can change if the model allows it."""
+    evaluator = bench.evaluator("select")
+    progress.start("Looking at what the lower layers give", 0)
+    if not evaluator.leave_out_lower_layers():
+        progress.note(
+            "All layers are computed for every candidate: the lower ones' outputs cannot be kept, or not used."
+        )
+    return evaluator
+
+
 def _require_same_prompts(folder: RunFolder, known: Baseline, rendering: Rendering) -> None:
     """Raise RunFolderError if the model sees other prompts than when the run was begun."""
     if known.rendering and (changed := known.rendering.differences(rendering, FIT_AND_SELECT)):
@@ -164,7 +171,7 @@ def _scored_base(
 ) -> Baseline:
     """Return the base model's scores, kept from an earlier run unless they hold scores of the model itself or of judges."""
 
-    def measured() -> dict[str, Any]:
+    def measured() -> Plain:
         return _baseline(evaluator, model_scores, progress).document()
 
     asked = _asked_of_base(bench, rendering)
@@ -182,7 +189,7 @@ def _say_objectives(progress: Progress, objectives: Objectives) -> None:
         progress.note(f"Objectives: {', '.join(map(str, objectives.all))}.{late}")
 
 
-def _comparable(bench: Workbench) -> dict[str, Any]:
+def _comparable(bench: Workbench) -> Plain:
     """Return everything under which scores can be compared, as plain data."""
     settings = bench.settings
     named = bench.prompts.named().items()

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_serializer
 
-from iconoclast.documents import UNLESS_NONE, Part
+from iconoclast.documents import UNLESS_NONE, Part, Plain
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import CONFIG, TRIAL_INFORMATION
 from iconoclast.runs.documents import Report, TrialDocument
@@ -15,7 +15,7 @@ from iconoclast.runs.folder import RunFolder
 
 
 class RunStatus(Part):
-    """How a run stands.
+    """Progress of a run.
 
     Attributes:
         best: the best trial so far.
@@ -39,7 +39,7 @@ class RunStatus(Part):
     trial: TrialDocument | None = UNLESS_NONE
 
     @field_serializer("report")
-    def _examined(self, report: Report | None) -> dict[str, Any] | None:
+    def _examined(self, report: Report | None) -> Plain | None:
         return None if report is None else {"index": report.trial, **report.metrics.document()}
 
 

@@ -1,17 +1,17 @@
 """Subjects to examine beside a base model: a trial of a run or of another tool, a whole model, an adapter."""
 
 import gc
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import load_edit
@@ -28,6 +28,7 @@ from iconoclast.peers.known import peer_trial
 from iconoclast.peers.protocol import PeerTrial
 from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet, load_prompts
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
@@ -54,7 +55,7 @@ class Subject(Protocol):
             PromptsError: one of them cannot be read.
         """
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         """Describe it without measuring, for JSON; `base` is the name of the model that it is compared with."""
 
 
@@ -100,7 +101,7 @@ class RunSubject(Openable):
         then = [known[name]["sha256"] for name in FIT_AND_SELECT if name in known]
         return None if then and then != [each.fingerprint for each in sets] else sets
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         """Return the trial and its scores in the run, on the selection prompts."""
         return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
@@ -122,7 +123,7 @@ class PeerSubject(Openable):
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return self.trial.seen()
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         """Return the tool's own measurements of the trial."""
         return self.trial.document()
 
@@ -151,7 +152,7 @@ class EditSubject(Openable):
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return None
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         return {"tool": None, "format": "edit"}
 
 
@@ -192,14 +193,14 @@ class ModelSubject(Openable):
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         """Return those of `prompts` that an export's papers name; None unless they name all of them by content."""
         try:
-            papers = json.loads((Path(self.source) / TRIAL_INFORMATION).read_text(encoding="utf-8"))
-            known = {name: papers["prompts"][name]["sha256"] for name in FIT_AND_SELECT}
-        except (OSError, ValueError, LookupError, TypeError):
+            told = TrialInformation.of(Path(self.source)).prompts
+        except RunFolderError:
             return None
-        own = {name: each for name, each in prompts.named().items() if known.get(name) == each.fingerprint}
-        return list(own.values()) if len(own) == len(FIT_AND_SELECT) else None
+        sets = prompts.named()
+        own = [sets[name] for name in FIT_AND_SELECT if told.get(name, {}).get("sha256") == sets[name].fingerprint]
+        return own if len(own) == len(FIT_AND_SELECT) else None
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         """Return the kind of model, and whether its files name another base."""
         declared = other_base(self.source, base)
         return {
@@ -227,7 +228,7 @@ class ServerSubject:
         """Return None: a server does not say what it serves."""
         return None
 
-    def document(self, base: str) -> dict[str, Any]:
+    def document(self, base: str) -> Plain:
         """Say that it is served."""
         return {"tool": None, "format": "server"}
 

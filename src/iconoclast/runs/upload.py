@@ -1,6 +1,5 @@
 """Upload an export to the hub: only when asked, and privately unless told otherwise."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public
 
 from iconoclast.errors import RunFolderError, UserError, first_line
-from iconoclast.layout import CARD, CHECKSUMS, TRIAL_INFORMATION
+from iconoclast.layout import CARD, CHECKSUMS
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.manifest import sums
 
 
@@ -51,13 +51,7 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         RunFolderError: the folder is not an export, or has changed since it was made.
         UploadError: the hub does not allow such a name.
     """
-    try:
-        information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
-        measured = information["export_metrics"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunFolderError(
-            f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
-        ) from None
+    measured = TrialInformation.of(folder).export_metrics is not None
     if not (folder / CARD).is_file():
         raise RunFolderError(f"{folder} has no model card (README.md). Export it again.")
     listed = (folder / CHECKSUMS).read_text(encoding="utf-8") if (folder / CHECKSUMS).is_file() else ""

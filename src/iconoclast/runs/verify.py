@@ -1,7 +1,5 @@
 """Check an export against its papers: its files, its tensors beside the base model's, its scores."""
 
-import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from iconoclast.config.schema import Settings, without_functions
-from iconoclast.documents import Value, require_known_schema
+from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.record import load_edit
-from iconoclast.errors import ModelError, RunFolderError, UserError, first_line
-from iconoclast.layout import CHECKSUMS, EDIT_FILE, TRIAL_INFORMATION
+from iconoclast.errors import ModelError, UserError, first_line
+from iconoclast.layout import CHECKSUMS, EDIT_FILE
 from iconoclast.models.adapters import adapter_base, other_base
 from iconoclast.models.checkpoint import Checkpoint, matrix_changes
 from iconoclast.models.language_model import LanguageModel
@@ -26,13 +24,13 @@ from iconoclast.models.rest import described as lost_tensors
 from iconoclast.models.rest import unread
 from iconoclast.models.skeleton import load_skeleton
 from iconoclast.progress import Progress, Silent
+from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.drift import drift
 from iconoclast.runs.export import measure_export
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import sums
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.workbench import Workbench
-from iconoclast.scores import Scores
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: the base model's bfloat16 leaves so much open."""
@@ -68,21 +66,14 @@ def verify(
         RunFolderError: the folder is not an export.
     """
     progress = progress or Silent()
-    try:
-        information = json.loads((folder / TRIAL_INFORMATION).read_text(encoding="utf-8"))
-        kind = str(information["format"])
-        name = base or adapter_base(str(folder)) or str(information["base_model"])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise RunFolderError(
-            f"{folder} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
-        ) from None
-    require_known_schema(folder / TRIAL_INFORMATION, information)
+    told = TrialInformation.of(folder)
+    name = base or adapter_base(str(folder)) or told.base_model
     progress.start("Reading the files", 0)
     checks = [_files(folder)]
     try:
         edit = load_edit(folder / EDIT_FILE)
         progress.start("Comparing the tensors with those of the base model", 0)
-        checks.append(_tensors(folder, kind, name, edit, information))
+        checks.append(_tensors(folder, name, edit, told))
     except UserError as error:
         checks.append(Check("tensors", None, str(error)))
     except DAMAGED as error:
@@ -91,7 +82,7 @@ def verify(
         )
     if measure:
         try:
-            checks.append(_scores(folder, kind, name, information, prompts, progress))
+            checks.append(_scores(folder, name, told, prompts, progress))
         except UserError as error:
             checks.append(Check("scores", None, str(error)))
         except DAMAGED as error:
@@ -113,23 +104,22 @@ def _files(folder: Path) -> Check:
     return Check("files", not wrong, detail)
 
 
-def _tensors(folder: Path, kind: str, base: str, edit: Edit, information: Mapping[str, Any]) -> Check:
-    if kind == "gguf":
+def _tensors(folder: Path, base: str, edit: Edit, told: TrialInformation) -> Check:
+    if told.format == "gguf":
         return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
     components = sorted({site.component for site in edit.sites})
     skeleton, source = load_skeleton(base, components), Checkpoint.find(local_path(base))
     if source is None:
         raise ModelError(f"{base} is not stored as safetensors files.")
-    if kind == "adapter":
-        return _adapter(folder, skeleton, source, edit, information)
+    if told.format == "adapter":
+        return _adapter(folder, skeleton, source, edit, told)
     edited = {site: partial(edit.applied_to, site) for site in edit.sites}
     changes = matrix_changes(source, skeleton.model, skeleton.writers(components), edited)
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
-        remarks = " ".join(information.get("remarks", ()))
         gone = sorted(set(unread(source, skeleton.model)) - (source.places if copy is None else copy.places).keys())
         said = [lost_tensors(gone)] if gone else []
-        declared = not gone or said[0] in remarks
+        declared = not gone or said[0] in " ".join(told.remarks)
         form = "The base model is stored in another form than the export."
         return Check("tensors", None if declared else False, " ".join([form, *said]))
     wrong = [f"{name} is missing" for name in source.places.keys() - copy.places.keys()]
@@ -162,12 +152,10 @@ def _applied(change: Any, tensor: Tensor) -> Tensor:
     return torch.stack([_applied(change, matrix) for matrix in tensor])
 
 
-def _adapter(
-    folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, information: Mapping[str, Any]
-) -> Check:
+def _adapter(folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, told: TrialInformation) -> Check:
     tensors = load_file(folder / "adapter_model.safetensors")
     writers, wrong, worst = skeleton.writers(sorted({site.component for site in edit.sites})), [], 0.0
-    close = CLOSE if information.get("quantization", "none") == "none" else 0.3
+    close = CLOSE if told.quantization == "none" else 0.3
     named = {f"base_model.model.{site.module}.lora_{x}.weight" for site in edit.sites for x in "AB"}
     wrong += [f"{name} is not declared" for name in tensors.keys() - named]
     wrong += [f"{name} is missing" for name in named - tensors.keys()]
@@ -195,10 +183,8 @@ def _adapter(
     return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
 
 
-def _scores(
-    folder: Path, kind: str, base: str, information: Mapping[str, Any], given: Settings | None, progress: Progress
-) -> Check:
-    if information["export_metrics"] is None:
+def _scores(folder: Path, base: str, told: TrialInformation, given: Settings | None, progress: Progress) -> Check:
+    if told.export_metrics is None:
         return Check("scores", None, "The export was not measured when it was made.")
     # The maker of the export does not decide whether its code is run here.
     trusted = given is not None and given.trust_remote_code
@@ -208,17 +194,15 @@ def _scores(
         sources = [name for name in Settings.model_fields if name.endswith("_prompts")]
         settings = settings.model_copy(update={name: getattr(given, name) for name in [*sources, "chat_template"]})
     prompts = Prompts.load(settings)
-    fingerprints = information.get("prompts", {})
     for name, each in prompts.document().items():
-        if name in fingerprints and fingerprints[name]["sha256"] != each["sha256"]:
+        if name in told.prompts and told.prompts[name]["sha256"] != each["sha256"]:
             return Check("scores", None, f"{name} are other prompts than those that the export was measured on.")
-    bench = Workbench.load(settings, base, None if kind == "adapter" else "none", progress=progress)
-    bench.use(prompts, str(information["response_prefix"]))
+    bench = Workbench.load(settings, base, None if told.format == "adapter" else "none", progress=progress)
+    bench.use(prompts, told.response_prefix)
     with bench.laid_out():
         reference = bench.evaluator("report").reference
-    now = measure_export(folder, kind, bench, reference, progress)
-    before = Scores.from_document(information["export_metrics"])
-    found = drift("export", before, now, float(information["kl_noise_floor"]))
+    now = measure_export(folder, told.format, bench, reference, progress)
+    found = drift("export", told.export_metrics, now, told.kl_noise_floor)
     detail = f"measured again: {found.grade}"
     if found.differences:
         detail += f" ({'; '.join(found.differences)})"

@@ -40,7 +40,7 @@ class Voices(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What can be asked: the base model, its edit if there is one, trials."""
+        """Names that can be asked: the base model, its edit if there is one, trials."""
         ...
 
     @property
@@ -194,7 +194,7 @@ def open_voices(
 
 def _export_voices(folder: Path, base: str | None) -> Voices:
     """Load an export of ours from its files; its settings have no say in what runs here, and where."""
-    told, known = TrialInformation.read(folder / TRIAL_INFORMATION), RunFolder(folder).settings()
+    told, known = TrialInformation.of(folder), RunFolder(folder).settings()
     settings = Settings(dtypes=known.dtypes, template_date=known.template_date, system_prompt=known.system_prompt)
     edited = f"{folder.resolve().name}, an export of trial {told.trial.index}"
     if told.format == "adapter":

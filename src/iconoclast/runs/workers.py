@@ -28,7 +28,7 @@ GONE = ("ended", "interrupted", "failed", "lost")
 
 
 class SignOfLife(Part):
-    """What a worker says of itself.
+    """A worker's account of itself.
 
     Attributes:
         job: its Slurm job, as 12_3 for task 3 of array 12; empty outside Slurm.

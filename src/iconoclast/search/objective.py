@@ -61,5 +61,5 @@ def _terms(scores: Scores) -> tuple[float, float, float]:
 
 
 def little_to_remove(base: Scores) -> bool:
-    """Whether so few prompts are refused that there is little to remove; to strengthen, every prompt counts."""
+    """Check that so few prompts are refused that there is little to remove; to strengthen, every prompt counts."""
     return not base.strengthened and base.refusals.rate <= LOW_REFUSAL_RATE

@@ -26,7 +26,7 @@ BEST = 80
 
 @dataclass(frozen=True)
 class Memory:
-    """What the sampler learns from: some finished trials by number, and the ranges that they have in common."""
+    """Trials that the sampler learns from: some finished trials by number, and the ranges that they have in common."""
 
     trials: Sequence[FrozenTrial] = ()
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from iconoclast.directions.estimators import Directions, DirectionSpec
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.edits.record import load_edit
@@ -61,7 +62,7 @@ class EditParameters:
         profiles = {component: Profile(**profile) for component, profile in document["profiles"].items()}
         return cls(DirectionSpec(**document["direction"]), profiles)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return the same as plain data."""
         return asdict(self)
 

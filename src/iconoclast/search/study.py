@@ -12,6 +12,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from iconoclast.documents import Plain
 from iconoclast.errors import RunFolderError
 from iconoclast.layout import FITS
 from iconoclast.scores import Bounds, Scores
@@ -47,7 +48,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Plan:
-    """How a study proposes its trials.
+    """Numbers by which a study proposes its trials.
 
     Attributes:
         seed: decides what is drawn.
@@ -364,11 +365,11 @@ class Study:
         return self._remembered[1]
 
 
-def _document(outcome: Outcome) -> dict[str, Any]:
+def _document(outcome: Outcome) -> Plain:
     return {"scores": outcome.document()} if isinstance(outcome, Scores) else {"at_least": asdict(outcome)}
 
 
-def _outcome(document: dict[str, Any]) -> Outcome:
+def _outcome(document: Plain) -> Outcome:
     return (
         Scores.from_document(document["scores"]) if "scores" in document else Bounds.from_document(document["at_least"])
     )

@@ -138,7 +138,7 @@ class Endpoint:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
+    """Check that an address to listen on can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

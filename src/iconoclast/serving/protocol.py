@@ -3,16 +3,19 @@
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from iconoclast.documents import Part, first_problem
+from iconoclast.documents import Part, Plain, first_problem
 from iconoclast.errors import UserError
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.sampling import Likely, Piece, Sampling
+
+Answered = Mapping[str, object]
+"""What is answered, or a part of it, to be written as JSON."""
 
 LONGEST = 1024
 """Tokens of an answer, unless the request says otherwise."""
@@ -52,7 +55,7 @@ class Message(Part):
 
 
 class StreamOptions(Part):
-    """What a stream holds beside the answer."""
+    """Options of a stream beside the answer."""
 
     include_usage: bool = False
 
@@ -79,7 +82,7 @@ class ChatRequest(Part):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     n: Literal[1] | None = 1
     strength: float = 1
-    chat_template_kwargs: dict[str, Any] = Field(default={})
+    chat_template_kwargs: Plain = Field(default={})
 
     @classmethod
     def read(cls, body: bytes) -> "ChatRequest":
@@ -128,7 +131,7 @@ class Answer:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece]) -> Answered:
         """Return the whole answer."""
         self.tokens = len(pieces)
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
@@ -155,8 +158,8 @@ class Answer:
         return (event(usage) if options and options.include_usage else "") + "data: [DONE]\n\n"
 
     def _document(
-        self, kind: str, content: dict[str, Any] | None = None, pieces: Sequence[Piece] = (), ended: str | None = None
-    ) -> dict[str, Any]:
+        self, kind: str, content: Answered | None = None, pieces: Sequence[Piece] = (), ended: str | None = None
+    ) -> Answered:
         told = {"content": [self._token(piece) for piece in pieces]} if self.request.logprobs else None
         choice = {"index": 0, **(content or {}), "logprobs": told, "finish_reason": ended}
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
@@ -169,10 +172,10 @@ class Answer:
             "total_tokens": self.prompt_tokens + self.tokens,
         }
 
-    def _token(self, piece: Piece) -> dict[str, Any]:
+    def _token(self, piece: Piece) -> Answered:
         return {**self._likely(piece.chosen), "top_logprobs": [self._likely(each) for each in piece.top]}
 
-    def _likely(self, likely: Likely) -> dict[str, Any]:
+    def _likely(self, likely: Likely) -> Answered:
         text = self.lm.token_text(likely.token)
         whole = str(self.lm.tokenizer.decode([likely.token])) == text
         return {"token": text, "logprob": likely.logprob, "bytes": list(text.encode()) if whole else None}
@@ -183,17 +186,17 @@ def event(document: object) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
 
-def model_list(names: Iterable[str], created: int) -> dict[str, Any]:
+def model_list(names: Iterable[str], created: int) -> Answered:
     """Return the list of models."""
     return {"object": "list", "data": [model(name, created) for name in names]}
 
 
-def model(name: str, created: int) -> dict[str, Any]:
+def model(name: str, created: int) -> Answered:
     """Return what is said of a model."""
     return {"id": name, "object": "model", "created": created, "owned_by": "iconoclast"}
 
 
-def error(message: str, status: int = 400, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error(message: str, status: int = 400, param: str | None = None, code: str | None = None) -> Answered:
     """Return an error as OpenAI's clients expect it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,10 +1,10 @@
 """Options of commands that make jobs, and the task of a job."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from typer import Argument, Context, Option
 
@@ -19,34 +19,12 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[Path | None, Option("--config", help="Settings file (TOML).")]
 ModelArgument = Annotated[str | None, Argument(help="Hub id, model folder or .gguf file; or --model.")]
 OutOption = Annotated[Path | None, Option("--out", help="Run folder, on a file system that all nodes see.")]
-CACHES = "Hugging Face caches: shared (yours, only read) or job (each job's own, removed with it)."
-DEAD_AFTER = "Seconds of silence after which a worker's trials go to others. [180]"
+AS_TEXT = {"time": "1-00", "caches": "shared"}
+"""Options that users write in another form than `JobOptions` has them, and how they write the default."""
 
 
-def _job(help: str) -> Any:
-    return Option(help=help, show_default=False)
-
-
-@dataclass(frozen=True)
-class JobFlags:
-    """Job options as the user writes them, one per field; unset ones are left to the cluster."""
-
-    workers: Annotated[int, _job("Processes that work on a run. [1]")] = 1
-    partition: Annotated[str | None, _job("Partition.")] = None
-    account: Annotated[str | None, _job("Account.")] = None
-    qos: Annotated[str | None, _job("Quality of service.")] = None
-    constraint: Annotated[str | None, _job("Features of nodes.")] = None
-    mem: Annotated[str | None, _job("Memory of a worker, as in 32G.")] = None
-    gpus: Annotated[int, _job("GPUs of a worker. [0]")] = 0
-    cpus: Annotated[int | None, _job("Processors of a worker.")] = None
-    time: Annotated[str, _job("Time limit: minutes, HH:MM:SS or D-HH:MM. [1-00]")] = "1-00"
-    array_limit: Annotated[int | None, _job("Workers at the same time.")] = None
-    caches: Annotated[str, _job(CACHES)] = "shared"
-    scratch: Annotated[Path | None, _job("Folder for temporary files of jobs.")] = None
-    max_disk: Annotated[float, _job("Gigabytes that temporary files of a job may take.")] = 0.0
-    sbatch: Annotated[list[str] | None, _job("Any other option of sbatch, as in mail-type=END. Repeat.")] = None
-    heartbeat: Annotated[float, Option(hidden=True)] = 0.0
-    dead_after: Annotated[float, _job(DEAD_AFTER)] = 0.0
+def _flag(help: str, kind: Any) -> Any:
+    return Annotated[kind, Option(help=help, show_default=False)]
 
 
 def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkOptions":
@@ -59,7 +37,20 @@ def work_options(max_disk: float, heartbeat: float, dead_after: float) -> "WorkO
 
 @cache
 def job_options() -> Sequence[Any]:
-    return options_of(JobFlags)
+    """Return a flag for every field of `JobOptions` with a help text, and those that only the command line has."""
+    from iconoclast.cluster.slurm import JobOptions
+
+    described = [(f.name, *get_args(f.type), f.default) for f in fields(JobOptions) if get_origin(f.type) is Annotated]
+    flags = [
+        (name, _flag(help, str if name in AS_TEXT else kind), AS_TEXT.get(name, default))
+        for name, kind, help, default in described
+    ]
+    own = [
+        ("sbatch", _flag("Any other option of sbatch, as in mail-type=END. Repeat.", list[str] | None), None),
+        ("heartbeat", Annotated[float, Option(hidden=True)], 0.0),
+        ("dead_after", _flag("Seconds of silence after which a worker's trials go to others. [180]", float), 0.0),
+    ]
+    return options_of(make_dataclass("JobFlags", [*flags, *own]))
 
 
 class JobsCommand(CommandWithOptions):
@@ -70,20 +61,19 @@ class JobsCommand(CommandWithOptions):
 
 def given_jobs(ctx: Context) -> "tuple[JobOptions, WorkOptions]":
     """Read the options of jobs and workers; raise SettingsError if a flag cannot be used."""
-    from iconoclast.cluster.slurm import JobOptions, minutes
+    from iconoclast.cluster.slurm import Caches, JobOptions, minutes
 
-    flags = JobFlags(**given(ctx, job_options()))
+    flags = given(ctx, job_options())
     for name in ("workers", "array_limit", "cpus"):
-        if (number := getattr(flags, name)) is not None and number < 1:
+        if (number := flags[name]) is not None and number < 1:
             raise SettingsError(f"--{name.replace('_', '-')} must be 1 or more.")
-    if flags.caches not in ("shared", "job"):
-        raise SettingsError(f'There are no caches "{flags.caches}". Use shared or job.')
-    work = work_options(flags.max_disk, flags.heartbeat, flags.dead_after)
+    if flags["caches"] not in get_args(Caches):
+        raise SettingsError(f'There are no caches "{flags["caches"]}". Use shared or job.')
+    work = work_options(flags["max_disk"], flags.pop("heartbeat"), flags.pop("dead_after"))
     if work.dead_after < 3 * work.heartbeat:
         raise SettingsError(f"--dead-after must be {3 * work.heartbeat:g} or more: three signs of life.")
-    asked = {name: value for name, value in vars(flags).items() if name not in ("sbatch", "heartbeat", "dead_after")}
-    extra = dict(entry.partition("=")[::2] for entry in flags.sbatch or ())
-    return JobOptions(**asked | {"time": minutes(flags.time), "extra": extra}), work
+    extra = dict(entry.partition("=")[::2] for entry in flags.pop("sbatch") or ())
+    return JobOptions(**flags | {"time": minutes(flags["time"]), "extra": extra}), work
 
 
 @dataclass(frozen=True)

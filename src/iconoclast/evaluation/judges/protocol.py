@@ -22,7 +22,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """What this judge is, to people and as a key: another name where verdicts may differ."""
+        """Name of the judge, for people and as a key: another one where verdicts may differ."""
 
     @property
     def problem(self) -> str | None:

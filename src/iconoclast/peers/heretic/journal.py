@@ -32,7 +32,7 @@ from torch import Tensor
 from iconoclast.config.schema import PromptSource
 from iconoclast.directions.estimators import estimate_directions, interpolate
 from iconoclast.directions.subspace import winsorize
-from iconoclast.documents import first_problem
+from iconoclast.documents import Plain, first_problem
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import ModelError, RunFolderError
@@ -299,14 +299,17 @@ class _Entry(BaseModel):
     study_name: str = ""
     trial_id: int | None = None
     state: int | None = None
-    user_attr: dict[str, Any] = Field(default={})
+    user_attr: Plain = Field(default={})
 
 
-def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
-    """Return a journal's study names, their attributes, and the attributes of every completed trial."""
+Contents = tuple[list[str], Plain, list[Plain]]
+"""A journal's study names, their attributes, and the attributes of every completed trial."""
+
+
+def _contents(file: Path) -> Contents:
     names: list[str] = []
-    study: dict[str, Any] = {}
-    trials: defaultdict[int | None, dict[str, Any]] = defaultdict(dict)
+    study: Plain = {}
+    trials: defaultdict[int | None, Plain] = defaultdict(dict)
     completed: list[int | None] = []
     for entry in _entries(file):
         match entry.op_code:
@@ -321,8 +324,8 @@ def _contents(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any
     return names, study, [trials[trial] for trial in completed]
 
 
-def _reproduced(file: Path) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
-    """Return the same of a reproduce.json (format 2), as of a journal of one trial."""
+def _reproduced(file: Path) -> Contents:
+    """Read a reproduce.json (format 2) as a journal of one trial."""
     try:
         document = json.loads(file.read_bytes())
         settings, parameters = json.dumps(document["settings"]), document["parameters"]
@@ -368,7 +371,7 @@ def _trial(file: Path, attributes: Mapping[str, Any]) -> HereticTrial:
         raise RunFolderError(f"Trial {number} in {file} is not understood: {first_problem(error)}.") from None
 
 
-def _measured(file: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(file: Path, attributes: Mapping[str, Any]) -> Plain:
     """Rename the scores that heretic's main branch keeps as a list to their names in heretic 1.4."""
     if "scores" not in attributes:
         return {}

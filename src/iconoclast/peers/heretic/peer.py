@@ -3,11 +3,11 @@
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings
+from iconoclast.documents import Plain
 from iconoclast.errors import MeasurementError, RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.models.names import resolve
@@ -38,7 +38,7 @@ class Heretic:
         """Write config.toml and the prompts, one a line; heretic cannot read prompts of several lines."""
         assert settings.model is not None
         same = ("n_trials", "max_response_length", "refusal_markers", "seed", "kl_divergence_target")
-        document: dict[str, Any] = {name: getattr(settings, name) for name in same}
+        document: Plain = {name: getattr(settings, name) for name in same}
         document["n_startup_trials"] = min(60, -(-settings.n_trials // 2))
         if settings.system_prompt:
             document["system_prompt"] = settings.system_prompt
@@ -53,9 +53,7 @@ class Heretic:
         write_whole(folder / "config.toml", tomli_w.dumps(document).encode())
         return [str(program), "--model", str(resolve(settings.model))]
 
-    def summary(
-        self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]
-    ) -> dict[str, Any]:
+    def summary(self, program: Path, folder: Path, settings: Settings, prompts: Mapping[str, PromptSet]) -> Plain:
         """Return heretic's measurements, with the front of its trials by refusals and KL divergence."""
         journals = sorted((folder / "checkpoints").glob("*.jsonl"))
         if not journals:
@@ -79,7 +77,7 @@ class Heretic:
         }
 
 
-def _scores(refusals: int | None, n: int, divergence: float) -> dict[str, Any]:
+def _scores(refusals: int | None, n: int, divergence: float) -> Plain:
     counted = NONE if refusals is None else Count(refusals, n)
     # heretic does not count overrefusals
     return {"refusals": counted.document(), "overrefusals": NONE.document(), "kl_divergence": divergence}

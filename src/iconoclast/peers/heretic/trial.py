@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from iconoclast.config.schema import FIT_AND_SELECT, Settings
-from iconoclast.documents import first_problem
+from iconoclast.documents import Plain, first_problem
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError, SettingsError
 from iconoclast.models.language_model import LanguageModel
@@ -57,7 +56,7 @@ class HereticPeerTrial:
                 "Give a settings file with --config."
             ) from None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Plain:
         """Return heretic's measurements of it, on its own evaluation prompts."""
         trial = self.trial.model_dump(mode="json", exclude={"refusals", "base_refusals", "prompts"})
         counts = {"refusals": self.trial.refusals, "base_refusals": self.trial.base_refusals}

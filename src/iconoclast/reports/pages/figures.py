@@ -8,6 +8,7 @@ from torch import Tensor
 
 from iconoclast.directions.estimators import Directions
 from iconoclast.directions.geometry import share_within, turn
+from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import DirectionError
 from iconoclast.evaluation.metrics import Metrics
@@ -46,8 +47,8 @@ STEPS = 999
 """Steps from one end of a projection to the other: more than pixels show."""
 
 
-def drawn(base: Scores, objectives: Objectives | None = None) -> dict[str, Any]:
-    """What the axes of the front can show, which of it are shares, more of which is better, and what they show first."""
+def drawn(base: Scores, objectives: Objectives | None = None) -> Plain:
+    """Return the scales of the front's axes, which are shares, more of which is better, and which are shown first."""
     scales = {name: _title(name, title, base) for name, title in SCALES}
     goals = [] if objectives is None else objectives.all
     best_high = ["complied", "compliance", *(short(goal.name) for goal in goals if goal.sign < 0)]
@@ -64,7 +65,7 @@ def _title(name: str, title: str, scores: Scores) -> str:
     return f"Failures ({scores.failing})" if name == "failures" else title
 
 
-def counts(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
+def counts(columns: Sequence[tuple[str, Scores]]) -> list[Plain]:
     """Every share of every model, with its interval; shares that no model has are left out."""
     return [
         {"measure": _title(name, title, scores), "model": model, **share(getattr(scores, name))}
@@ -74,13 +75,13 @@ def counts(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
     ]
 
 
-def share(count: Count) -> dict[str, Any]:
+def share(count: Count) -> Plain:
     """A share with its interval."""
     low, high = count.interval
     return {"count": count.count, "n": count.n, "rate": rounded(count.rate), "low": rounded(low), "high": rounded(high)}
 
 
-def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> dict[str, Any]:
+def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> Plain:
     """A measured edit or model as a point: its value and interval on every scale that it has."""
     values = {
         name: [rounded(each.rate), *map(rounded, each.interval)]
@@ -98,7 +99,7 @@ def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> 
     return {"name": name, "kind": kind, "text": text, "values": values, **more}
 
 
-def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> dict[str, Any]:
+def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> Plain:
     """A completed trial as a point."""
     kind = kind or ("searched" if isinstance(trial.parameters, EditParameters) else "fitted")
     violated = trial.scores.violated
@@ -106,7 +107,7 @@ def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> dict[str,
     return point(f"trial {trial.index}", kind, trial.scores, text, **({"violates": True} if violated else {}), **more)
 
 
-def pruned_point(trial: Pruned, target: int, benign: int) -> dict[str, Any]:
+def pruned_point(trial: Pruned, target: int, benign: int) -> Plain:
     """A pruned trial as a point at what was known of it; both sets have so many prompts."""
     b = trial.bounds
     values = {
@@ -145,10 +146,10 @@ def strengths(edit: Edit, layers: int) -> dict[str, list[float]]:
     return {name: [rounded(sum(at) / len(at)) if at else 0.0 for at in by_layer] for name, by_layer in found.items()}
 
 
-def layers_of(directions: Directions, method: str, blend: float, known: Geometry | None) -> dict[str, Any]:
-    """What is known of every layer: name → title and values, one a layer."""
+def layers_of(directions: Directions, method: str, blend: float, known: Geometry | None) -> Plain:
+    """Return figures of the layers: name → title and values, one a layer."""
     kept_out = "Share of the direction that lies in the benign subspace and is kept out"
-    shown: dict[str, Any] = {}
+    shown: Plain = {}
     if known is not None:
         shown["separation"] = {
             "title": "Separation of the two sets, in standard deviations (cross-fitted)",
@@ -168,7 +169,7 @@ def layers_of(directions: Directions, method: str, blend: float, known: Geometry
     return {"turn": {"title": "Cosine with the direction of the layer below", "values": [None, *cosines]}, **shown}
 
 
-def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> Plain:
     """The points of all layers in every projection; `sets` are label and colour of both sets. Deep models show fewer."""
     views = {"pca": known.pca, "means": known.points, "pacmap": known.pacmap}
     fewer = math.ceil(len(known.prompts) * len(known.separation) / MOST_PLACES) or 1
@@ -181,7 +182,7 @@ def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> dict[str,
     }
 
 
-def _view(points: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+def _view(points: Sequence[Sequence[Sequence[float]]]) -> Plain:
     """Places [prompt][layer][x, y] as whole steps, of every layer x and y in turn: a third of their size as numbers."""
     low, *_, high = sorted(x for layers in points for place in layers for x in place)
     step = (high - low) / STEPS or 1.0
@@ -189,13 +190,13 @@ def _view(points: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
     return {"low": low, "step": rounded(step), "layers": flat}
 
 
-def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> dict[str, Any] | None:
-    """What the edit does at every token of some prompts; None if it is not known of any."""
+def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> Plain | None:
+    """Return the edit's effect at every token of some prompts; None if it is not known of any."""
     prompts = [{**prompt.document(), "set": sets[prompt.set][0]} for prompt in view.prompts]
     return {"layers": view.layers, "prompts": prompts} if prompts else None
 
 
-def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[dict[str, Any]]:
+def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[Plain]:
     """Refusals by length of the response."""
     return [
         {"model": model, "tokens": part.tokens, **share(part)}
@@ -204,7 +205,7 @@ def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[dict[str, Any]]:
     ]
 
 
-def control(base: Scores, edited: Scores, random: RandomControl) -> list[dict[str, Any]]:
+def control(base: Scores, edited: Scores, random: RandomControl) -> list[Plain]:
     """Base model, edit and random directions of the same strength."""
     draws = [("random directions", scores) for scores in random.draws]
     return [
@@ -213,7 +214,7 @@ def control(base: Scores, edited: Scores, random: RandomControl) -> list[dict[st
     ]
 
 
-def axes(columns: Sequence[tuple[str, Scores]]) -> list[dict[str, Any]]:
+def axes(columns: Sequence[tuple[str, Scores]]) -> list[Plain]:
     """Failures of every axis of the target prompts, by model."""
     return [
         {

@@ -17,6 +17,7 @@ from iconoclast.audit.document import (
     shown_rows,
     shown_strength,
 )
+from iconoclast.documents import Plain
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.of_character import capability_section, character_section, moved_most
 from iconoclast.reports.pages.page import Page, Section
@@ -120,7 +121,7 @@ def _claims(claims: Iterable[ClaimFinding]) -> list[list[str]]:
     return [["claim", "of", "stated", "where", "how", "measured", "outcome"], *rows]
 
 
-def _strengths(kinds: Sequence[KindFinding]) -> dict[str, Any]:
+def _strengths(kinds: Sequence[KindFinding]) -> Plain:
     """Strength by layer and kind of matrix; nothing without rank-one edits."""
     if not kinds:
         return {}

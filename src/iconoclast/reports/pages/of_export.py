@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast import layout
+from iconoclast.documents import Plain
 from iconoclast.edits.record import load_edit
 from iconoclast.reports.pages import figures
 from iconoclast.reports.pages.page import Page, Rows
@@ -19,7 +20,7 @@ FORMATS = {"adapter": "an adapter", "merged": "a merged model", "gguf": "a GGUF 
 
 def export_page(folder: Path) -> Page:
     """Return the page of an export; raise RunFolderError if its papers are missing or damaged."""
-    told = TrialInformation.read(folder / layout.TRIAL_INFORMATION)
+    told = TrialInformation.of(folder)
     edit = load_edit(folder / layout.EDIT_FILE)
     name = shown_name(told.base_model)
     columns = _columns(told)
@@ -56,7 +57,7 @@ def _columns(told: TrialInformation) -> list[tuple[str, Scores]]:
     return [*columns, *((f"{file}, served", metrics) for file, metrics in told.served.items())]
 
 
-def _figures(told: TrialInformation, columns: list[tuple[str, Scores]], profile: Any) -> dict[str, Any]:
+def _figures(told: TrialInformation, columns: list[tuple[str, Scores]], profile: Any) -> Plain:
     name = f"trial {told.trial.index}"
     layers = max((len(values) for values in profile.values()), default=0)
     return {

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from iconoclast.documents import Plain
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import RunFolderError
 from iconoclast.goals import Objectives
@@ -82,7 +82,7 @@ class RunPage:
         )
 
     def _sections(self) -> Iterator[Section]:
-        """What not every run has: judged finalists, axes, thoughts."""
+        """Tables that not every run has: judged finalists, axes, thoughts."""
         if self.saved.finalists is not None:
             yield section("Finalists", finalists_table(self.saved.finalists))
         if self.report is not None and self.report.axes:
@@ -123,7 +123,7 @@ class RunPage:
 
     @property
     def objectives(self) -> Objectives:
-        """What the search minimised."""
+        """Objectives of the search."""
         return Objectives(self.saved.settings.objectives)
 
     @cached_property
@@ -181,12 +181,12 @@ class RunPage:
             "a standard error, it has the fewest overrefusals, then the lowest KL divergence"
         )
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Plain:
         """Data of all figures."""
         saved, report = self.saved, self.report
         known = Geometry.read(self.folder.geometry) if self.folder.geometry.is_file() else None
         direction = self.start.direction
-        found: dict[str, Any] = {
+        found: Plain = {
             "counts": figures.counts(self.columns),
             "front": self._front(),
             "strengths": self._strengths(),
@@ -205,7 +205,7 @@ class RunPage:
                 found["control"] = figures.control(report.base_metrics, report.metrics, report.random_control)
         return found
 
-    def _front(self) -> dict[str, Any]:
+    def _front(self) -> Plain:
         saved = self.saved
         front = {trial.index for trial in front_of(saved.trials, saved.settings)}
         chosen = saved.trial.index
@@ -228,10 +228,10 @@ class RunPage:
             "noise": saved.noise_floor,
         }
 
-    def _strengths(self) -> dict[str, Any]:
+    def _strengths(self) -> Plain:
         """Strengths of every trial; of a fitted one those of its fit, which is read once."""
         layers, fits = self.saved.directions.layers, {}
-        trials: dict[str, Any] = {}
+        trials: Plain = {}
         for trial in self.saved.trials:
             parameters = trial.parameters
             if isinstance(parameters, EditParameters):
@@ -246,7 +246,7 @@ class RunPage:
         of = {file.name: profile for file, profile in fits.items()}
         return {"trials": trials, "fits": of, "shown": f"trial {self.saved.trial.index}", "layers": layers}
 
-    def _fits(self) -> list[dict[str, Any]]:
+    def _fits(self) -> list[Plain]:
         found = {
             t.parameters.file: t.parameters for t in self.saved.trials if isinstance(t.parameters, FittedParameters)
         }

@@ -50,7 +50,7 @@ class Exchange:
 
     @property
     def changed(self) -> bool:
-        """Whether the label is not everywhere that of the base model."""
+        """True if the label is not everywhere that of the base model."""
         return len({answer.label for answer in self.answers}) > 1
 
 

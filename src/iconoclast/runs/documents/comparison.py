@@ -1,11 +1,11 @@
 """Models beside their base and beside one another."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from iconoclast.documents import UNLESS_NONE, Document, Part, Value
+from iconoclast.documents import UNLESS_NONE, Document, Part, Plain, Value
 from iconoclast.evaluation.metrics import Metrics, Paired
 from iconoclast.runs.documents.manifest import PromptSets
 from iconoclast.runs.documents.report import Sample
@@ -16,7 +16,7 @@ from iconoclast.vocabulary import Criterion, ExaminedSplit
 
 @dataclass(frozen=True)
 class Seen(Value):
-    """How many of the prompts that a model is examined on have fitted or chosen it, or why that is not known. They flatter it."""
+    """Counts of the prompts that a model is examined on and that have fitted or chosen it, or why that is not known. They flatter it."""
 
     target: int = 0
     benign: int = 0
@@ -56,7 +56,7 @@ class ComparedModel(Part):
 
     name: str
     tool: str | None
-    trial: TrialDocument | dict[str, Any] | None = UNLESS_NONE
+    trial: TrialDocument | Plain | None = UNLESS_NONE
     format: str | None = UNLESS_NONE
     caveats: list[str] | None = UNLESS_NONE
     seen: Seen

@@ -1,14 +1,18 @@
 """What an export says of itself."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from pydantic import Field
 
-from iconoclast.documents import UNLESS_EMPTY, UNLESS_NONE, Document, Part
+from iconoclast.documents import UNLESS_EMPTY, UNLESS_NONE, Document, Part, require_known_schema
 from iconoclast.edits.approximation import Approximation
+from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.capabilities import Capabilities
 from iconoclast.evaluation.metrics import Metrics
+from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.runs.documents.manifest import PromptSets
 from iconoclast.runs.documents.trials import TrialDocument
 from iconoclast.scores import Scores
@@ -106,7 +110,7 @@ class TrialInformation(Document):
         capabilities: what lm-eval has measured of the trial, applied live, if the user has had it measured.
     """
 
-    what: ClassVar[str] = "trial_information.json"
+    what: ClassVar[str] = TRIAL_INFORMATION
 
     iconoclast_version: str = __version__
     trial: TrialDocument
@@ -131,3 +135,16 @@ class TrialInformation(Document):
     served_by: str = Field(default="", exclude_if=lambda value: not value)
     composed: Composition | None = UNLESS_NONE
     capabilities: Capabilities | None = UNLESS_NONE
+
+    @classmethod
+    def of(cls, export: Path) -> Self:
+        """Read what stands in an export's folder; raise RunFolderError if it is none, or from a newer version."""
+        file = export / TRIAL_INFORMATION
+        try:
+            content = json.loads(file.read_bytes())
+            require_known_schema(file, content)
+            return cls.model_validate(content)
+        except (OSError, ValueError, RecursionError):
+            raise RunFolderError(
+                f"{export} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
+            ) from None

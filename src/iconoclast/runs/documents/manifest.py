@@ -10,7 +10,7 @@ PromptSets = Mapping[str, Mapping[str, Any]]
 
 
 class Rendering(Part):
-    """What a model was really given: the date, if the chat template asks for it, and SHA-256 of template, tokenizer and every
+    """Prompts as a model was really given them: the date, if the chat template asks for it, and SHA-256 of template, tokenizer and every
     set's token ids."""
 
     date: str

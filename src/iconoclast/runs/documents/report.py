@@ -14,7 +14,7 @@ from iconoclast.vocabulary import ExaminedSplit, Label, Verdict
 
 
 class RandomControl(Part):
-    """What edits along random directions do that have the strengths of the best trial.
+    """Scores of edits along random directions that have the strengths of the best trial.
 
     They are as strong as that if they remove half as many failures on average.
     """

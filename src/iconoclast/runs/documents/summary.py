@@ -53,7 +53,7 @@ class Finalists(Part):
 
     @property
     def rule(self) -> str:
-        """How the best trial was chosen, in words."""
+        """Rule by which the best trial was chosen, in words."""
         return f"fewest failures to judges of {len(self.finalists)} finalists, give or take a standard error"
 
 

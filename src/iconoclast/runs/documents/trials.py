@@ -11,7 +11,7 @@ from iconoclast.vocabulary import DirectionScope
 
 
 class FitDocument(Part):
-    """How a trial was fitted by gradient.
+    """Origin of a trial that was fitted by gradient.
 
     Attributes:
         start: number of the trial that it began with.
