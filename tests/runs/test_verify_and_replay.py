@@ -37,8 +37,8 @@ def make_run(settings: Settings) -> Path:
 
 
 @pytest.fixture
-def finished(tiny_settings: Settings) -> Path:
-    return make_run(tiny_settings)
+def finished(copied_run: Path) -> Path:
+    return copied_run
 
 
 # The manifest
