@@ -16,15 +16,22 @@ from iconoclast.runs.saved import SavedRun
 from tests.support.chat_server import ChatServer, serving
 from tests.support.entry_point import iconoclast
 from tests.support.processes import finished
+from tests.support.tiny import copy_run, tiny_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
 
 
+@pytest.fixture(scope="module")
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, of which every test has its copy."""
+    folder = tmp_path_factory.mktemp("made")
+    search(tiny_run(tiny_folder, folder))
+    return folder
+
+
 @pytest.fixture
-def run(tiny_settings: Settings) -> Path:
-    search(tiny_settings)
-    assert tiny_settings.study_checkpoint_dir is not None
-    return tiny_settings.study_checkpoint_dir
+def run(made: Path, tiny_settings: Settings, tmp_path: Path) -> Path:
+    return copy_run(made, tmp_path)
 
 
 @pytest.fixture
