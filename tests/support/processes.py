@@ -91,7 +91,9 @@ def finished(*arguments: object, **variables: str) -> subprocess.CompletedProces
             raise subprocess.TimeoutExpired("iconoclast", LIMIT)
         out.seek(0)
         err.seek(0)
-        return subprocess.CompletedProcess(arguments, process.exitcode, out.read().decode(), err.read().decode())
+        return subprocess.CompletedProcess(
+            list(map(str, arguments)), process.exitcode, out.read().decode(), err.read().decode()
+        )
 
 
 def forked(
