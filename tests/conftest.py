@@ -18,11 +18,12 @@ import hypothesis
 import pytest
 import torch
 
-from iconoclast.config.schema import PromptSource, Settings
+from iconoclast.config.schema import Settings
 from iconoclast.models.demo import demo_folder
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
-from tests.support.tiny import WORDS, save_tiny
+from iconoclast.runs.starting import started_run
+from tests.support.tiny import copy_run, save_tiny, tiny_run
 
 # What a test computes, in this process or in one that it starts, is not kept in the developer's cache; the demo model is there.
 os.environ.setdefault("HF_HOME", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface"))
@@ -90,32 +91,24 @@ def tiny_lm(tiny_folder: Path) -> LanguageModel:
 @pytest.fixture
 def tiny_settings(tiny_folder: Path, tmp_path: Path) -> Settings:
     """Settings of a complete run on the tiny model that takes a second."""
-    target, benign = tmp_path / "target.txt", tmp_path / "benign.txt"
-    target.write_text("\n".join(f"Please set my {word}" for word in WORDS))
-    benign.write_text("\n".join(f"What is a {word}?" for word in WORDS))
+    return tiny_run(tiny_folder, tmp_path)
 
-    def source(file: Path, split: str) -> PromptSource:
-        return PromptSource(dataset=str(file), split=split)
 
-    return Settings(
-        model=str(tiny_folder),
-        dtypes=["float32"],
-        good_prompts=source(benign, "train[:4]"),
-        bad_prompts=source(target, "train[:4]"),
-        good_evaluation_prompts=source(benign, "train[4:6]"),
-        bad_evaluation_prompts=source(target, "train[4:6]"),
-        good_report_prompts=source(benign, "train[6:]"),
-        bad_report_prompts=source(target, "train[6:]"),
-        benign_subspace_rank=1,
-        max_response_length=6,
-        max_benign_response_length=3,
-        # A random byte model never apologises: single letters make some of its responses refusals.
-        refusal_markers=["zz", "qx", "ee", "aa", "th"],
-        n_trials=6,
-        n_startup_trials=3,
-        trials_per_batch=2,
-        study_checkpoint_dir=tmp_path / "run",
-    )
+@pytest.fixture(scope="session")
+def made_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `tiny_settings` with four trials and its report, which `copied_run` copies."""
+    folder = tmp_path_factory.mktemp("made")
+    with started_run(tiny_run(tiny_folder, folder)) as run:
+        run.optimize(4)
+        run.measure_report()
+        run.write_summary("complete")
+    return folder
+
+
+@pytest.fixture
+def copied_run(made_run: Path, tiny_settings: Settings, tmp_path: Path) -> Path:
+    """A run of `tiny_settings` with four trials and its report."""
+    return copy_run(made_run, tmp_path)
 
 
 @pytest.fixture(scope="session")

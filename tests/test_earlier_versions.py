@@ -4,16 +4,15 @@ tests/fixtures/version-0.1.0 says how they were made. The commands work on a cop
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from tests.support import entry_point
 
 MADE = Path(__file__).parent / "fixtures" / "version-0.1.0"
 ROUNDING = 1e-5
@@ -27,19 +26,11 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "copy")
 
 
-def iconoclast(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Call the command, which must end well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "iconoclast.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def iconoclast(*arguments: object) -> str:
+    """What the command prints, which must end well."""
+    done = entry_point.iconoclast(*arguments)
+    assert done.code == 0, done.out + done.err
+    return done.out
 
 
 def read(file: str) -> dict[str, Any]:
@@ -60,15 +51,15 @@ def assert_continued(run: str, before: bytes, finished: int, trials: int) -> Non
 
 
 def test_status_says_how_the_runs_stand() -> None:
-    assert iconoclast("status", "run").stdout.startswith("run: complete, 8 of 8 trials (5 pruned).")
-    status = json.loads(iconoclast("status", "run-interrupted", "--json").stdout)
+    assert iconoclast("status", "run").startswith("run: complete, 8 of 8 trials (5 pruned).")
+    status = json.loads(iconoclast("status", "run-interrupted", "--json"))
     assert (status["state"], status["finished"], status["n_trials"]) == ("interrupted", 6, 40)
     assert status["model"] == "model" and status["best"]["index"] == 0
     assert status["best"]["refusals"]["n"] == status["best"]["overrefusals"]["n"] == 10
 
 
 def test_list_and_summarize_show_the_runs_and_no_export() -> None:
-    rows = [line.split() for line in iconoclast("list", ".").stdout.splitlines()]
+    rows = [line.split() for line in iconoclast("list", ".").splitlines()]
     runs = [row[:7] for row in rows if len(row) > 6 and "/" in row[3]]
     assert runs == [
         ["run", "model", "complete", "8/8", "0", "0/10", "0/10"],
@@ -103,7 +94,7 @@ def test_an_interrupted_run_goes_on_to_its_end() -> None:
 
 @pytest.mark.parametrize(("asked", "trial"), [("run", 0), ("run --trial 5", 5), ("run-full", 3)])
 def test_a_replay_measures_what_was_recorded(asked: str, trial: int) -> None:
-    shown = iconoclast("replay", *asked.split(), "--json", "replay.json").stdout
+    shown = iconoclast("replay", *asked.split(), "--json", "replay.json")
     assert "changed" not in shown
     replay = read("replay.json")
     assert replay["trial"] == trial and replay["grade"] in ("exact", "within noise")
@@ -115,19 +106,19 @@ def test_a_replay_measures_what_was_recorded(asked: str, trial: int) -> None:
 
 @pytest.mark.parametrize("export", ["adapter", "adapter-full", "merged"])
 def test_an_export_is_what_its_papers_say(export: str) -> None:
-    shown = iconoclast("verify", export, "--base", "model", "--config", "settings.toml").stdout.splitlines()
+    shown = iconoclast("verify", export, "--base", "model", "--config", "settings.toml").splitlines()
     assert [line.partition(".")[0] for line in shown] == [f"{x}: as declared" for x in ("files", "tensors", "scores")]
 
 
 def test_an_export_made_now_is_the_one_made_then() -> None:
-    assert "Difference of the export from the live edit: +0 refusals" in iconoclast("export", "run", "--to", "x").stdout
+    assert "Difference of the export from the live edit: +0 refusals" in iconoclast("export", "run", "--to", "x")
     assert_close(load_file("x/adapter_model.safetensors"), load_file("adapter/adapter_model.safetensors"))
     now, then = read("x/trial_information.json"), read("adapter/trial_information.json")
     assert now.keys() == then.keys() and now["prompts"] == then["prompts"]
 
 
 def test_evaluate_measures_what_the_report_says() -> None:
-    shown = iconoclast("evaluate", "run:0", "--config", "settings.toml", "--json", "evaluation.json").stdout
+    shown = iconoclast("evaluate", "run:0", "--config", "settings.toml", "--json", "evaluation.json")
     assert "Report prompts: they chose nothing (10 target, 10 benign)" in shown
     evaluation, report = read("evaluation.json"), read("run/batch_summary.json")["report"]
     for now, then in (

@@ -42,10 +42,21 @@ def search(tiny_folder: Path) -> Callable[..., Outcome]:
     return lambda *arguments, model=tiny_folder: iconoclast("run", model, "--out", "here", *QUICK, *arguments)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A finished run of one trial, of which every test has its copy."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_prompts(folder)
+        assert iconoclast("run", tiny_folder, "--out", "here", *QUICK).code == 0
+    return folder / "here"
+
+
 @pytest.fixture
-def finished(search: Callable[..., Outcome]) -> Path:
+def finished(made: Path) -> Path:
     """The folder of a finished run of one trial."""
-    assert search().code == 0
+    shutil.copytree(made, "here")
     return Path("here")
 
 

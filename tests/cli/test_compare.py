@@ -15,15 +15,23 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
 from tests.support.chat_server import ChatServer, serving
 from tests.support.entry_point import iconoclast
+from tests.support.processes import finished
+from tests.support.tiny import copy_run, tiny_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export_and_compare_best_trials.py"
 
 
+@pytest.fixture(scope="module")
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, of which every test has its copy."""
+    folder = tmp_path_factory.mktemp("made")
+    search(tiny_run(tiny_folder, folder))
+    return folder
+
+
 @pytest.fixture
-def run(tiny_settings: Settings) -> Path:
-    search(tiny_settings)
-    assert tiny_settings.study_checkpoint_dir is not None
-    return tiny_settings.study_checkpoint_dir
+def run(made: Path, tiny_settings: Settings, tmp_path: Path) -> Path:
+    return copy_run(made, tmp_path)
 
 
 @pytest.fixture
@@ -97,15 +105,15 @@ def test_two_trials_are_compared_and_the_figures_kept(run: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [[SCRIPT], ["-m", "iconoclast", "export-and-compare"]], ids=["script", "command"])
-def test_the_best_trial_is_exported_and_compared(command: list[str], run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["script", "command"])
+def test_the_best_trial_is_exported_and_compared(by: str, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
-    done = subprocess.run(
-        [sys.executable, *command, "--iconoclast-checkpoint", run / "iconoclast_study.jsonl", "--output-dir", out, "--sample-count", "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
+    study = run / "iconoclast_study.jsonl"
+    given = ["--iconoclast-checkpoint", str(study), "--output-dir", str(out), "--sample-count", "2"]
+    if by == "script":
+        done = subprocess.run([sys.executable, SCRIPT, *given], capture_output=True, text=True, check=False)
+    else:
+        done = finished("export-and-compare", *given)
     assert done.returncode == 0, done.stderr
     assert (out / "iconoclast-best-merged" / "model.safetensors").is_file()
     assert (out / "comparison.json").is_file() and (out / "summary.json").is_file()

@@ -12,7 +12,8 @@ import pytest
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from tests.cli.test_kills import require_equal
-from tests.cli.test_run import config, finished, started, trials_of, wait_for_line
+from tests.cli.test_run import config, trials_of, wait_for_line
+from tests.support.processes import finished, started
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,6 @@ def test_a_run_ends_with_one_line_and_goes_on_when_there_is_room(config: Path, d
     process.send_signal(signal.SIGSTOP)
     fill(disk)
     process.send_signal(signal.SIGCONT)
-    assert process.stderr is not None
     said = process.stderr.read()
     assert process.wait(60) == 2 and said.count("Error: ") == 1 and "Traceback" not in said, said
     assert "No space left on device" in said and "give the same command again" in said

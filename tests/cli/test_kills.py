@@ -12,7 +12,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from tests.cli.test_run import config, finished, started, summary
+from tests.cli.test_run import config, summary
+from tests.support.processes import finished, started
 
 pytestmark = pytest.mark.slow
 
@@ -49,13 +50,13 @@ def test_ten_kills_lose_nothing_and_change_nothing(config: Path, tmp_path: Path)
     while kills < KILLS:
         process = started(*arguments, "--out", folder)
         try:
-            process.wait(moments.uniform(0.3, 1.0) * lasted)
+            code = process.wait(moments.uniform(0.3, 1.0) * lasted)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills += 1
         else:  # it came to its end before the next kill: the next one begins anew
-            assert process.returncode == 0
+            assert code == 0
             require_equal(folder, undisturbed)
             shutil.rmtree(folder)
             seen = []

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from iconoclast.config.schema import Settings, settings_document
+from tests.support.processes import Running, finished, started
 
 pytestmark = pytest.mark.slow
 
@@ -28,30 +29,20 @@ def config(tiny_settings: Settings, tmp_path: Path) -> Path:
     return file
 
 
-def finished(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def typed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A new interpreter, as a user starts it."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
         check=False,
     )
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for_line(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stderr is not None
+def wait_for_line(process: Running, word: str) -> None:
     for line in process.stderr:
         if line.startswith(word):
             return
@@ -68,7 +59,7 @@ def trials_of(folder: Path) -> int:
 
 
 def test_a_run_without_a_terminal_ends_and_shows_its_findings(config: Path, tmp_path: Path) -> None:
-    done = finished("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 3)
+    done = typed("run", "--config", config, "--out", tmp_path / "run", "--n-trials", 3)
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in log if line] == done.stderr.splitlines()[: len(log)]
@@ -98,8 +89,8 @@ def test_an_interrupted_run_says_how_to_go_on(config: Path, tmp_path: Path, stop
     process = started(*arguments)
     wait_for_line(process, "Trial 3")
     process.send_signal(stop)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
     assert "To continue" in rest and "Traceback" not in rest
     kept = summary(tmp_path / "run")
     assert kept["status"] == "interrupted" and 4 <= trials_of(tmp_path / "run") < 400
@@ -172,7 +163,7 @@ def test_at_a_terminal_a_finished_run_offers_what_to_do(config: Path, tmp_path: 
 
 def test_the_command_line_answers_at_once() -> None:
     start = time.monotonic()
-    assert finished("--version").stdout.startswith("iconoclast ")
+    assert typed("--version").stdout.startswith("iconoclast ")
     assert time.monotonic() - start < 3
 
 

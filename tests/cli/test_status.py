@@ -1,6 +1,7 @@
 """status, list, replay, verify and RUN:N, as a user types them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,21 @@ import pytest
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a finished run and its prompts, of which every test has its copy."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_prompts(folder)
+        assert iconoclast("run", tiny_folder, *QUICK, "--out", "runs/one").code == 0
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    write_prompts(tmp_path)
-    assert iconoclast("run", tiny_folder, *QUICK, "--out", "runs/one").code == 0
     return Path("runs/one")
 
 

@@ -19,7 +19,6 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from iconoclast.cli.benchmark import benchmark as benchmark_command
 from iconoclast.cli.console import interruptible
-from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.profile import Profile
 from iconoclast.errors import IconoclastError, ModelError, RunFolderError, SettingsError, UserError
@@ -38,7 +37,6 @@ from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.export import export_run, export_runs, export_unmeasured
-from iconoclast.runs.starting import started_run
 from iconoclast.scores import Count
 
 # Answers of one length: a random model likes short ones.
@@ -440,12 +438,8 @@ def test_lm_eval_is_quiet_and_its_progress_is_heard(
 
 
 @pytest.fixture
-def finished(tiny_settings: Settings) -> Path:
-    with started_run(tiny_settings) as run:
-        run.optimize(4)
-        run.write_summary("complete")
-    assert tiny_settings.study_checkpoint_dir is not None
-    return tiny_settings.study_checkpoint_dir
+def finished(copied_run: Path) -> Path:
+    return copied_run
 
 
 def benchmark_action(

@@ -24,15 +24,20 @@ from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject, find
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Component, Criterion, Site
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
-from tests.support.tiny import save_tiny, tiny_config
+from tests.support.tiny import copy_run, save_tiny, tiny_config, tiny_run
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, of which every test has its copy."""
+    folder = tmp_path_factory.mktemp("made")
+    search(tiny_run(tiny_folder, folder).model_copy(update={"row_normalization": "none"}))
+    return folder
 
 
 @pytest.fixture
-def finished(tiny_settings: Settings) -> Path:
-    settings = tiny_settings.model_copy(update={"row_normalization": "none"})
-    search(settings)
-    assert settings.study_checkpoint_dir is not None
-    return settings.study_checkpoint_dir
+def finished(made: Path, tiny_settings: Settings, tmp_path: Path) -> Path:
+    return copy_run(made, tmp_path)
 
 
 def test_a_run_and_its_exports_measure_the_same(finished: Path, tmp_path: Path) -> None:

@@ -50,13 +50,8 @@ from tests.support.tiny import save_tiny, tiny_config, tiny_tokenizer
 
 
 @pytest.fixture
-def finished(tiny_settings: Settings) -> Path:
-    with started_run(tiny_settings) as run:
-        run.optimize(4)
-        run.measure_report()
-        run.write_summary("complete")
-    assert tiny_settings.study_checkpoint_dir is not None
-    return tiny_settings.study_checkpoint_dir
+def finished(copied_run: Path) -> Path:
+    return copied_run
 
 
 def live_logits(run: Path, trial: str, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

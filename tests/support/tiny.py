@@ -1,11 +1,14 @@
-"""Tiny random models with a byte-level tokenizer."""
+"""Tiny random models with a byte-level tokenizer, and a run on one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+from iconoclast.config.schema import PromptSource, Settings
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -45,6 +48,45 @@ def tiny_config(**changes: Any) -> LlamaConfig:
         "tie_word_embeddings": False,
     }
     return LlamaConfig(**{**options, **changes})
+
+
+def tiny_run(model: Path, folder: Path) -> Settings:
+    """Settings of a complete run on a tiny model that takes a second, in the folder with its prompts."""
+    target, benign = folder / "target.txt", folder / "benign.txt"
+    target.write_text("\n".join(f"Please set my {word}" for word in WORDS))
+    benign.write_text("\n".join(f"What is a {word}?" for word in WORDS))
+
+    def source(file: Path, split: str) -> PromptSource:
+        return PromptSource(dataset=str(file), split=split)
+
+    return Settings(
+        model=str(model),
+        dtypes=["float32"],
+        good_prompts=source(benign, "train[:4]"),
+        bad_prompts=source(target, "train[:4]"),
+        good_evaluation_prompts=source(benign, "train[4:6]"),
+        bad_evaluation_prompts=source(target, "train[4:6]"),
+        good_report_prompts=source(benign, "train[6:]"),
+        bad_report_prompts=source(target, "train[6:]"),
+        benign_subspace_rank=1,
+        max_response_length=6,
+        max_benign_response_length=3,
+        # A random byte model never apologises: single letters make some of its responses refusals.
+        refusal_markers=["zz", "qx", "ee", "aa", "th"],
+        n_trials=6,
+        n_startup_trials=3,
+        trials_per_batch=2,
+        study_checkpoint_dir=folder / "run",
+    )
+
+
+def copy_run(made: Path, to: Path) -> Path:
+    """Copy the run of `tiny_run` from one folder to another, as if it had been made there."""
+    run = shutil.copytree(made / "run", to / "run")
+    for file in run.rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".toml", ".txt"):
+            file.write_bytes(file.read_bytes().replace(str(made).encode(), str(to).encode()))
+    return run
 
 
 def save_tiny(folder: Path, config: PreTrainedConfig | None = None, seed: int = 0) -> Path:
