@@ -80,7 +80,9 @@ def test_the_best_trial_is_within_a_standard_error(trials: list[Trial], kl_targe
     assert best.key[1:] == min(t.key[1:] for t in as_good)
 
 
-@pytest.mark.parametrize(("fewest", "n", "most"), [(0, 20, 1), (0, 2, 1), (1, 20, 2), (2, 20, 4), (3, 20, 5), (10, 100, 13), (20, 20, 20)])
+@pytest.mark.parametrize(
+    ("fewest", "n", "most"), [(0, 20, 1), (0, 2, 1), (1, 20, 2), (2, 20, 4), (3, 20, 5), (10, 100, 13), (20, 20, 20)]
+)
 def test_a_standard_error_by_hand(fewest: int, n: int, most: int) -> None:
     assert no_more_than(Count(fewest, n)) == most
 
