@@ -35,9 +35,11 @@ from iconoclast.models.loading import load_model
 from iconoclast.prompts import Prompt
 from iconoclast.runs.export import write_edit
 from iconoclast.runs.verify import verify
-from iconoclast.version import __version__
 from iconoclast.vocabulary import ExportFormat, RowNormalization
 from tests.support.tiny import TEMPLATE, tiny_tokenizer
+
+PAPERS = Path(__file__).parents[1] / "fixtures" / "version-0.1.0" / "adapter"
+"""What stands in an export that is not looked at here."""
 
 LONGER = "GENERATED_CHECKPOINTS"
 """Environment variable: seconds of new checkpoints in place of those of CI."""
@@ -170,8 +172,8 @@ def exported(base: LanguageModel, edit: Edit, kind: ExportFormat, folder: Path, 
     folder.mkdir()
     write_edit(edit, base, kind, folder, settings)
     save_edit(edit, folder / EDIT_FILE)
-    papers = {"schema_version": 1, "iconoclast_version": __version__, "format": kind, "base_model": base.path}
-    papers |= {"quantization": "none", "approximations": []}
+    papers = json.loads((PAPERS / TRIAL_INFORMATION).read_bytes())
+    papers |= {"format": kind, "base_model": base.path, "quantization": "none", "approximations": []}
     (folder / TRIAL_INFORMATION).write_text(json.dumps(papers))
     if kind == "merged":
         return load_model(str(folder), dtypes=[base.dtype])
