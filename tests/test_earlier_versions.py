@@ -12,6 +12,9 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from iconoclast.config.schema import Settings
+from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.pinned import changed_settings
 from tests.support import entry_point
 
 MADE = Path(__file__).parent / "fixtures" / "version-0.1.0"
@@ -127,3 +130,9 @@ def test_evaluate_measures_what_the_report_says() -> None:
     ):
         assert now["refusals"] == then["refusals"] and now["overrefusals"] == then["overrefusals"]
         assert now["kl_divergence"] == pytest.approx(then["kl_divergence"], abs=ROUNDING)
+
+
+def test_settings_that_a_run_did_not_know_are_what_it_had() -> None:
+    assert "soft_refusal_rules" not in Path("run", "iconoclast_config.toml").read_text()
+    assert RunFolder(Path("run")).settings().soft_refusal_rules == []
+    assert not changed_settings(Settings(), Settings(soft_refusal_rules=[]))

@@ -253,6 +253,15 @@ def test_a_rule_for_soft_refusals_that_fails_is_no_success(tmp_path: Path) -> No
     assert kept.soft_refusal_rules == ["explains_request"]
 
 
+def test_a_packs_rule_for_soft_refusals_stands_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("def evades(response):\n    return response.isupper()\n")
+    side = 'fit = ["one"]\nselect = ["two"]\n'
+    settings = '[settings]\nsoft_refusal_rules = ["marks.py:evades"]\n'
+    (tmp_path / "pack.toml").write_text(f'name = "a"\ndescription = "b"\n{settings}[target]\n{side}[benign]\n{side}')
+    given = load_settings({"behavior": str(tmp_path / "pack.toml")}).settings.soft_refusal_rules
+    assert given == [f"{tmp_path / 'marks.py'}:evades"]
+
+
 def test_a_source_with_an_unknown_key_is_named_by_show(tmp_path: Path) -> None:
     side = 'fit = { dataset = "t.txt", splitt = "x" }\nselect = ["b"]\n'
     (tmp_path / "bad.toml").write_text(f'name = "a"\ndescription = "b"\n[target]\n{side}[benign]\n{side}')

@@ -198,7 +198,9 @@ class Pack(_Part):
         if self.markers is not None or self.patterns or self.rules:
             given["refusal_markers"] = self.markers or []
         given["refusal_patterns"] = self.patterns
-        given["refusal_rules"] = [self._beside(rule) if ".py:" in rule else rule for rule in self.rules]
+        given["refusal_rules"] = self.rules
+        for name in {"refusal_rules", "soft_refusal_rules"} & given.keys():
+            given[name] = [self._beside(rule) if ".py:" in rule else rule for rule in given[name]]
         for name in {"constraints", "objectives"} & given.keys():
             given[name] = [self._score_beside(text) for text in given[name]]
         if self.classifier is not None:

@@ -48,10 +48,8 @@ class ResponseRules:
     soft_refusal_rules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for rule in (
-            *self.rules,
-            *self.soft_refusal_rules,
-        ):  # one that is not there must not come out after the first responses
+        # One that is not there must not come out after the first responses.
+        for rule in (*self.rules, *self.soft_refusal_rules):
             find_rule(rule)
 
     def label(self, prompt: str, response: str) -> Label:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from iconoclast import layout
 from iconoclast.config.schema import Settings, settings_document
-from iconoclast.documents import read_known
+from iconoclast.documents import Plain, read_known
 from iconoclast.errors import RunFolderError
 from iconoclast.files import write_whole
 from iconoclast.privacy import portable
@@ -31,6 +31,10 @@ class _Inside:
 
     def __get__(self, folder: "RunFolder", kind: type) -> Path:
         return folder.path / self._name
+
+
+WITHOUT: Plain = {"soft_refusal_rules": []}
+"""What settings that a run or an export of an earlier version does not name meant there, where the default is another by now."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class RunFolder:
             if file.is_file():
                 read_known(file)
         try:
-            return Settings(**tomllib.loads(self.config.read_text(encoding="utf-8")))
+            return Settings(**WITHOUT | tomllib.loads(self.config.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise RunFolderError(
                 f"{self.path} holds no run: there is no {self.config.name} in it. Give a run folder."

@@ -23,7 +23,7 @@ YOUNGER = frozenset(
         "max_thought_length",
     ]
 )  # fmt: skip
-"""Settings that older runs do not have; at their defaults, they choose the trials that those runs chose."""
+"""Settings that older runs do not have; at their defaults, or empty, they choose the trials that those runs chose."""
 
 OF_EDITS = frozenset(
     [
@@ -54,7 +54,7 @@ def pinned_settings(settings: Settings) -> Plain:
     document = portable(settings_document(settings))
     if document.get("thinking") == "both":  # of the report alone
         document["thinking"] = "off"
-    unset = {key for key in YOUNGER if document.get(key) == Settings.model_fields[key].default}
+    unset = {key for key in YOUNGER if document.get(key) in ([], Settings.model_fields[key].default)}
     return {key: value for key, value in document.items() if key not in FREE_SETTINGS | unset}
 
 
