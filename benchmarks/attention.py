@@ -40,7 +40,8 @@ def main() -> None:
     for length in (48, 96, 192, 384, 768, 1536):
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
-            for kept, attention in zip(times, (nullcontext(), eager_attention(lm.model)), strict=True):
+            ways: tuple[AbstractContextManager[None], ...] = (nullcontext(), eager_attention(lm.model))
+            for kept, attention in zip(times, ways, strict=True):
                 kept.append(seconds(lm, attention, length))
         sdpa, plain = map(statistics.median, times)
         print(f"| {length} | {max(1, TOKENS // length)} | {sdpa:.2f} | {plain:.2f} |", flush=True)

@@ -62,7 +62,7 @@ def models(folder: Path) -> None:
     """Make two sharded models that differ in ten matrices, unless they are there, and audit one beside the other."""
     base, edited = folder / "base", folder / "edited"
     if not edited.is_dir():
-        random, places = torch.Generator().manual_seed(0), {}
+        random, places = torch.Generator().manual_seed(0), dict[str, str]()
         direction = normalize(torch.randn(SIZE, generator=random), dim=0)
         for each in (base, edited):
             each.mkdir(parents=True)

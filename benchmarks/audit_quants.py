@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from iconoclast.audit.audit import _look, _Seen
+from iconoclast.audit.constructions import ALIKE
 from iconoclast.audit.quantisation import Steps, ties_kept
 from iconoclast.edits.edit import edited_weight
 from iconoclast.models.gguf_tensors import half_steps, values
@@ -50,7 +51,7 @@ def row(matrix: Tensor, kind: str, strength: float, form: str, quantizer: Quanti
     edited = edited_weight(matrix.float(), v, strength, form).bfloat16() if strength else matrix  # type: ignore[arg-type]
     tensor = quantizer(edited, kind)
     directions: dict[str, Tensor] = {}
-    seen = _Seen(directions)
+    seen = _Seen(directions, ALIKE)
     after = values(tensor)  # type: ignore[arg-type]
     _look(matrix, after, Steps(half_steps(tensor), alone=True), seen, "matrix")  # type: ignore[arg-type]
     kept = ties_kept(matrix.float(), after)

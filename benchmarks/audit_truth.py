@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
@@ -97,13 +98,15 @@ def by_definition(normalization: RowNormalization) -> Matrix:
 
 def norms_restored(w: Tensor, v: Tensor, strength: float) -> Tensor:
     made = edited_weight(w, v, strength, "none")
-    return made * (w.norm(dim=-1, keepdim=True) / made.norm(dim=-1, keepdim=True))
+    restored: Tensor = made * (w.norm(dim=-1, keepdim=True) / made.norm(dim=-1, keepdim=True))
+    return restored
 
 
 def cut(w: Tensor, v: Tensor, strength: float) -> Tensor:
     """The edit with restored norms at rank 3, as adapters hold it."""
     u, s, vh = torch.linalg.svd(edited_weight(w, v, strength, "full") - w, full_matrices=False)
-    return w + (u[..., :3] * s[..., None, :3]) @ vh[..., :3, :]
+    kept: Tensor = w + (u[..., :3] * s[..., None, :3]) @ vh[..., :3, :]
+    return kept
 
 
 def read_apart(w: Tensor, v: Tensor, strength: float) -> Tensor:
@@ -164,7 +167,7 @@ def fine_tuned(base: Base, rate: float, lora: bool = False) -> dict[str, Tensor]
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".layers." in name and _layer(name) % 6 == 0)
-    trained = get_peft_model(model, LoraConfig(r=4, target_modules=sorted(names))) if lora else model
+    trained: Any = get_peft_model(model, LoraConfig(r=4, target_modules=sorted(names))) if lora else model
     ids = AutoTokenizer.from_pretrained(base.folder)(TEXT * 2, return_tensors="pt").input_ids
     optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), rate)
     for _ in range(4):

@@ -111,7 +111,7 @@ def workers(counts: Sequence[int]) -> None:
 
             def work(number: int, journal: Path = journal, count: int = count) -> int:
                 study = Study.open(journal, SPACE, Plan(batch=BATCH))
-                measured = []
+                measured: list[int] = []
                 study.run(TRIALS, simulated, OBJECTIVE, measured.extend, Worker(f"w{number}", count))
                 return len(measured)
 

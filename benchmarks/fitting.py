@@ -79,7 +79,7 @@ class Arm:
 
 
 LARGER = {"steps": 40, "benign": 24, "target": 16, "loops": 4}
-ALL = {"benign": 10_000, "target": 10_000, "loops": 10_000}
+ALL: dict[str, Any] = {"benign": 10_000, "target": 10_000, "loops": 10_000}
 SMALLER = {"steps": 150, "benign": 6, "target": 4, "loops": 1}
 
 ARMS = {
@@ -89,34 +89,32 @@ ARMS = {
     "smaller batches, twice the steps": Arm(SMALLER),
     "directions half as fast": Arm({"steps": 80, "direction_rate": 0.05}),
     "directions half as fast again": Arm({"steps": 80, "direction_rate": 0.15}),
-    "full weights throughout": Arm({"steps": 80}, pushes=(1.0,)),
-    "direction and reading are one": Arm({"steps": 80, "readings": False}),
-    **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
     "40 steps, two directions a site": Arm({"steps": 40}, second=True),
+    **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
     **{
         f"20 steps, {name}": replace(arm, options={"steps": 20, **arm.options})
         for name, arm in {
-            "two directions a site": Arm(second=True),
             "full weights throughout": Arm(pushes=(1.0,)),
-            "direction and reading are one": Arm({"readings": False}),
             "a constraint in place of weights": Arm(pushes=(1.0,), budget=0.004),
-            "kept out of the benign subspace": Arm(protected=True),
-            "from directions not kept out of it": Arm(begins="everywhere"),
+            "two directions a site": Arm(second=True),
+            "direction and reading are one": Arm({"readings": False}),
+            "from directions not kept out of the benign subspace": Arm(begins="everywhere"),
             "from random directions": Arm(begins="random"),
-        }.items()
-    },
-    **{f"{count} prompts of each kind": Arm({"steps": 80}, examples=count) for count in (16, 40)},
-    "ten tokens, then the base model's": Arm({"steps": 80}, {"continuation": 0.5, "opening_length": 10}),
-    **{
-        f"without {name}": Arm({"steps": 80}, weights)
-        for name, weights in {
-            "the likelihood of responses": {"opening": 0.0},
-            "preference": {"preference": 0.0},
-            "loops": {"loops": 0.0},
-            "first tokens": {"first": 0.0},
+            "kept out of the benign subspace": Arm(protected=True),
+            "ten tokens learned, then the base model's": Arm({}, {"continuation": 0.5, "opening_length": 10}),
+            "without the likelihood of responses": Arm({}, {"opening": 0.0}),
+            "without preference": Arm({}, {"preference": 0.0}),
+            "without loops": Arm({}, {"loops": 0.0}),
+            "without first tokens": Arm({}, {"first": 0.0}),
+            **{f"{count} prompts of each kind": Arm(examples=count) for count in (16, 40, 80)},
         }.items()
     },
 }
+BRIEF = [
+    name
+    for name in ARMS
+    if name.startswith(("10 steps", "20 steps", "40 steps")) and name != "40 steps, two directions a site"
+]
 
 
 class Laboratory:

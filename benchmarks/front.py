@@ -36,12 +36,12 @@ import numpy as np
 import peer
 import psutil
 import tomli_w
+from hypervolume import hypervolume
 from quality import AT_A_TIME, REFERENCE
 
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.files import write_json
 from iconoclast.peers.heretic.journal import HereticStudy, heretic_directions
 from iconoclast.prompts import load_prompts

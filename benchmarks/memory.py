@@ -63,7 +63,7 @@ def main() -> None:
         config = LlamaConfig(
             vocab_size=49152, hidden_size=2048, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=32
         )
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(  # type: ignore[no-untyped-call]
             folder, max_shard_size=arguments.shard
         )
         AutoTokenizer.from_pretrained(resolve("demo")).save_pretrained(folder)

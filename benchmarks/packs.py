@@ -70,7 +70,7 @@ def run(model: str, pack: str, folder: Path, settings: Sequence[str]) -> dict[st
 
 def standard(lm: LanguageModel, pack: str, prompts: int) -> dict[str, Any]:
     """The same of the standard edit, measured on so many prompts of every set."""
-    sources = {
+    sources: dict[str, Any] = {
         f"{role}{kind}_prompts": PromptSource(dataset=f"builtin:{pack}/{side}", split=f"{split}[:{prompts}]")
         for role, side in (("good", "benign"), ("bad", "target"))
         for kind, split in (("", "fit"), ("_evaluation", "select"), ("_report", "report"))
@@ -168,8 +168,8 @@ def main() -> None:
         else:
             parts = {model: model.partition("=") for model in arguments.models}
             models = {model: load_model(name, chat_template=own or None) for model, (name, _, own) in parts.items()}
-            for lm in models.values():
-                stack.enter_context(packed(lm.model))
+            for each in models.values():
+                stack.enter_context(packed(each.model))
         for done, (model, pack) in enumerate(pairs, 1):
             name = Path(model.partition("=")[0]).name
             if lm := models.get(model):

@@ -32,10 +32,10 @@ from typing import Any
 
 import peer
 import tomli_w
+from hypervolume import hypervolume
 
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
-from iconoclast.evaluation.intervals import hypervolume
 from iconoclast.files import write_json
 from iconoclast.library import search
 from iconoclast.models.language_model import LanguageModel
@@ -91,12 +91,13 @@ def of_unseen_intents(data: Path, folder: Path) -> Path:
 def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespace, seed: int) -> Settings:
     """What both tools are told."""
     split = "report" if arguments.unseen else f"report[:{arguments.report}]"  # of unseen intents there are fewer
-    report = {
+    report: dict[str, Any] = {
         f"{side}_report_prompts": PromptSource(
             dataset=str(arguments.data / f"{name}.jsonl"), split=split, column="text"
         )
         for side, name in (("good", "knowledge"), ("bad", "requests"))
     }
+    fitted: dict[str, Any] = {name: PromptSource(dataset=str(file)) for name, file in files.items()}
     return Settings(
         model=str(model),
         system_prompt=peer.SYSTEM,
@@ -105,7 +106,7 @@ def settings_of(model: Path, files: dict[str, Path], arguments: argparse.Namespa
         seed=seed,
         exit_after_optimization=True,
         random_controls=0,
-        **{name: PromptSource(dataset=str(file)) for name, file in files.items()},
+        **fitted,
         **report,
     )
 

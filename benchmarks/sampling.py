@@ -27,7 +27,7 @@ from iconoclast.runs.trials import search_space
 from iconoclast.scores import Bounds, Count, Scores, beaten
 from iconoclast.search.objective import Objective
 from iconoclast.search.pareto import best_trial, pareto_front
-from iconoclast.search.space import EditParameters, SearchSpace
+from iconoclast.search.space import EditParameters, FittedParameters, SearchSpace
 from iconoclast.search.study import Outcome, Plan, Study
 
 REFERENCE = (1.0, 0.2)
@@ -37,8 +37,9 @@ NOISE = 0.05
 """Relative standard deviation of the KL divergence from one set of prompts to another."""
 
 
-def features(parameters: EditParameters, space: SearchSpace) -> list[float]:
+def features(parameters: EditParameters | FittedParameters, space: SearchSpace) -> list[float]:
     """Where a trial lies, in units of the ranges; what has no effect on it is left in the middle."""
+    assert isinstance(parameters, EditParameters), "runs with a fit are not simulated"
     direction, n = parameters.direction, space.layers - 1
     found = [direction.index / n if direction.scope == "global" else 0.65, 2.0 * (direction.scope == "global")]
     found.append(direction.blend if direction.method == "hybrid" else 0.5)
@@ -63,7 +64,7 @@ class Landscape:
             weights = torch.cholesky_solve(targets[:, None], factor)
             loss = 0.5 * (targets @ weights[:, 0]) + factor.diagonal().log().sum() + 0.02 * (lengths**2).sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         with torch.no_grad():
             self._lengths, self._height = lengths.detach(), height.detach()
@@ -76,10 +77,12 @@ class Landscape:
 
     def _kernel(self, a: Tensor, b: Tensor, lengths: Tensor, height: Tensor) -> Tensor:
         distance = 5**0.5 * torch.cdist(a / lengths.exp(), b / lengths.exp())
-        return height.exp() * (1 + distance + distance**2 / 3) * torch.exp(-distance)
+        covariance: Tensor = height.exp() * (1 + distance + distance**2 / 3) * torch.exp(-distance)
+        return covariance
 
     def __call__(self, points: Tensor) -> Tensor:
-        return self._kernel(points, self.points, self._lengths, self._height) @ self._weights * self.scale + self.mean
+        values: Tensor = self._kernel(points, self.points, self._lengths, self._height) @ self._weights
+        return values * self.scale + self.mean
 
 
 class Simulation:
@@ -95,7 +98,7 @@ class Simulation:
         self.failures = Landscape(points, rates.sqrt().asin())
         self.divergence = Landscape(points, divergences.log())
 
-    def truth(self, batch: Sequence[EditParameters]) -> list[tuple[float, float]]:
+    def truth(self, batch: Sequence[EditParameters | FittedParameters]) -> list[tuple[float, float]]:
         """The failure rate and KL divergence of every trial."""
         points = self._points(batch)
         rates = self.failures(points).clamp(0, torch.pi / 2).sin() ** 2
@@ -106,7 +109,7 @@ class Simulation:
         random = np.random.default_rng(seed)
         base = Scores(Count(round(0.75 * prompts), prompts), Count(0, BENIGN), 0, 0.2, 0.0)
 
-        def evaluate(batch: Sequence[EditParameters]) -> list[Outcome]:
+        def evaluate(batch: Sequence[EditParameters | FittedParameters]) -> list[Outcome]:
             front = [trial.key for trial in pareto_front(study.trials())]
             outcomes: list[Outcome] = []
             for rate, divergence in self.truth(batch):
@@ -126,7 +129,7 @@ class Simulation:
         ((rate, divergence),) = self.truth([chosen.parameters])
         return hypervolume(self.truth([trial.parameters for trial in front]), REFERENCE), rate, divergence
 
-    def _points(self, batch: Sequence[EditParameters]) -> Tensor:
+    def _points(self, batch: Sequence[EditParameters | FittedParameters]) -> Tensor:
         return torch.tensor([features(parameters, self.space) for parameters in batch], dtype=torch.float64)
 
 

@@ -94,7 +94,7 @@ class Surrogates:
 
     def _logprobs(self, openings: Sequence[list[int]]) -> torch.Tensor:
         logprobs = continuation_logits(self._lm, self._ids, openings).float().log_softmax(-1)
-        each = logprobs.split([len(o) for o in openings])
+        each = torch.split(logprobs, [len(o) for o in openings])
         return torch.stack(
             [said.gather(-1, torch.tensor(o)[:, None]).sum() for said, o in zip(each, openings, strict=True)]
         )

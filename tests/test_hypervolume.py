@@ -4,11 +4,10 @@ import math
 
 import numpy
 import pytest
+from hypervolume import hypervolume
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
-
-from benchmarks.hypervolume import hypervolume
 
 objectives = st.tuples(st.floats(0, 3), st.floats(0, 0.7))
 fronts = st.lists(objectives, max_size=12)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
-from benchmarks.planted_secrets import (
+from planted_secrets import (
     ASKED,
     FORGET,
     NEVER,
@@ -24,6 +23,7 @@ from benchmarks.planted_secrets import (
     secrets,
     train,
 )
+
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.library import search
