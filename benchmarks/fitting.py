@@ -17,12 +17,17 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
+from iconoclast.directions.estimators import Directions
 from iconoclast.directions.subspace import project_out
 from iconoclast.files import write_json
 from iconoclast.fitting.examples import Examples
@@ -62,7 +67,8 @@ class Arm:
         examples: prompts of each kind that it is fitted on, at most.
         pushes: rounds of equal length, by what pushes the behaviour is worth in them.
         second: whether every site has a second direction, at first that of the other standard edit at a twentieth of its strength.
-        begins: with the directions of the standard edit, such that are not kept out of the benign subspace, or random ones.
+        begins: with the directions of the standard edit, such that are not kept out of the benign subspace, those from which
+            the benign prompts' tasks are taken as well (`without_tasks`), or random ones.
         protected: whether directions and readings stay out of the benign subspace of their layer.
         budget: benign divergence in nats that a multiplier holds the fit to; what pushes then changes from step to step.
     """
@@ -73,7 +79,7 @@ class Arm:
     examples: int = 10_000
     pushes: Sequence[float] = PUSHES
     second: bool = False
-    begins: Literal["standard", "everywhere", "random"] = "standard"
+    begins: Literal["standard", "everywhere", "without tasks", "random"] = "standard"
     protected: bool = False
     budget: float | None = None
 
@@ -99,6 +105,7 @@ ARMS = {
             "two directions a site": Arm(second=True),
             "direction and reading are one": Arm({"readings": False}),
             "from directions not kept out of the benign subspace": Arm(begins="everywhere"),
+            "from directions without the benign prompts' tasks": Arm(begins="without tasks"),
             "from random directions": Arm(begins="random"),
             "kept out of the benign subspace": Arm(protected=True),
             "ten tokens learned, then the base model's": Arm({}, {"continuation": 0.5, "opening_length": 10}),
@@ -115,6 +122,28 @@ BRIEF = [
     for name in ARMS
     if name.startswith(("10 steps", "20 steps", "40 steps")) and name != "40 steps, two directions a site"
 ]
+
+
+def without_tasks(directions: Directions, bench: Workbench) -> Directions:
+    """Take out of the directions what a ridge regression explains by the benign prompts' tasks.
+
+    A task is a first word ("Describe", "Create") that eight prompts share; its concept is how the mean residual of these differs
+    from that of all benign prompts, in every layer.
+    """
+    residuals = bench.residuals()[0].double()  # [n, L, d]
+    words = [prompt.text.split()[0].lower() for prompt in bench.prompts.benign.prompts]
+    tasks = [word for word, count in Counter(words).items() if count >= 8]
+    groups = (residuals[[number for number, each in enumerate(words) if each == task]] for task in tasks)
+    concepts = torch.stack([group.mean(0) - residuals.mean(0) for group in groups], dim=1)  # [L, tasks, d]
+    gram = concepts @ concepts.mT
+    ridge = 0.1 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(len(tasks))
+
+    def residualized(raw: Tensor) -> Tensor:
+        explained = torch.linalg.solve(gram + ridge, concepts @ raw.double()[..., None])
+        rest: Tensor = raw - (concepts.mT @ explained)[..., 0].to(raw.dtype)
+        return rest
+
+    return replace(directions, raw={name: residualized(raw) for name, raw in directions.raw.items()})
 
 
 class Laboratory:
@@ -135,6 +164,7 @@ class Laboratory:
         others = {
             "everywhere": replace(found, basis=found.basis[..., :0]),
             "random": found.randomized(saved.settings.seed),
+            "without tasks": without_tasks(found, self.bench),
         }
         self.others = {name: self.bench.edit(parameters, each) for name, each in others.items()}
         self.second = replace(other.scaled(0.05), row_normalization="none")
