@@ -216,13 +216,13 @@ def fill(study: Study, size: int) -> None:
     ranges, draw = SPACE.distributions(), random.Random(0)
     for number in range(size):
         params = {
-            name: draw.uniform(r.low, r.high) if isinstance(r, FloatDistribution) else draw.choice(r.choices)  # type: ignore[attr-defined]
+            name: draw.uniform(r.low, r.high) if isinstance(r, FloatDistribution) else draw.choice(r.choices)
             for name, r in ranges.items()
         }
         (scores,) = quick([SPACE.parameters(params)])
         entry = {OUTCOMES: {str(number): {"scores": scores.document()}}}
         values = list(OBJECTIVE(scores))
-        study.study.add_trial(create_trial(params=params, distributions=ranges, values=values, user_attrs=entry))
+        study.study.add_trial(create_trial(params=params, distributions=dict(ranges), values=values, user_attrs=entry))
 
 
 def quick(batch: Sequence[EditParameters]) -> list[Scores]:

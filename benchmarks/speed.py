@@ -23,9 +23,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
+from optuna.distributions import FloatDistribution
 from torch.profiler import ProfilerActivity, profile
 
 from iconoclast.config.schema import Settings
@@ -92,11 +94,13 @@ class Bench:
         writers = self.lm.writers()
         edits = []
         for _ in range(count):
-            sample = {}
+            sample: dict[str, Any] = {}
             for name, d in space.distributions().items():
                 share = float(torch.rand((), generator=generator))
-                choices = getattr(d, "choices", None)
-                sample[name] = choices[int(share * len(choices))] if choices else d.low + share * (d.high - d.low)  # type: ignore[attr-defined]
+                if isinstance(d, FloatDistribution):
+                    sample[name] = d.low + share * (d.high - d.low)
+                else:
+                    sample[name] = d.choices[int(share * len(d.choices))]
             edits.append(space.parameters(sample).edit(self.directions, writers, "pre"))
         return edits
 

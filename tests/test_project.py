@@ -1,5 +1,6 @@
 """The project itself: documents that cannot drift, and extras that exist."""
 
+import ast
 import json
 import os
 import re
@@ -39,6 +40,34 @@ def test_the_specification_names_modules_and_tests_that_exist() -> None:
         if len(cells) > 4:
             for name in re.findall(r"`([\w/]+\.py|[\w]+/)`", cells[2]):
                 assert (ROOT / "src" / "iconoclast" / name).exists(), name
+
+
+def test_foreign_underscores_stand_in_one_module_per_library() -> None:
+    """Decision 0009; a name is ours if this package binds it anywhere."""
+    package = ROOT / "src" / "iconoclast"
+    trees = {file.relative_to(package).as_posix(): ast.parse(file.read_text()) for file in package.rglob("*.py")}
+    nodes = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
+    ours, used = set(), set()
+    for name, node in nodes:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                ours.add(node.name)
+            case (
+                ast.Name(id=bound, ctx=ast.Store()) | ast.Attribute(value=ast.Name("self"), attr=bound, ctx=ast.Store())
+            ):
+                ours.add(bound)
+            case (
+                ast.Attribute(attr=attribute)
+                | ast.Call(
+                    func=ast.Name("getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(value=attribute), *_]
+                )
+            ):
+                used.add((name, attribute))
+            case ast.ImportFrom(module=str() as module) if not module.startswith("iconoclast"):
+                used |= {(name, part) for part in [*module.split("."), *(each.name for each in node.names)]}
+    private = re.compile("_[a-z]")
+    found = {name for name, attribute in used if private.match(str(attribute)) and attribute not in ours}
+    assert found == {"models/packed.py", "models/transformers_internals.py", "search/optuna_internals.py"}
 
 
 def test_extras_and_version_are_as_promised() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iconoclast import vocabulary
@@ -114,7 +115,7 @@ def test_what_is_installed_is_not_looked_through_for_every_trial(monkeypatch: py
 
 def _middle() -> dict[str, Any]:
     return {
-        name: each.choices[0] if hasattr(each, "choices") else (each.low + each.high) / 2  # type: ignore[attr-defined]
+        name: (each.low + each.high) / 2 if isinstance(each, FloatDistribution) else each.choices[0]
         for name, each in SPACE.distributions().items()
     }
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from iconoclast.errors import ModelError
 from iconoclast.models.experts import DOWN, fused, interceptable
-from iconoclast.models.transformers_internals import fuses_experts
+from iconoclast.models.transformers_internals import execution_device, fuses_experts
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import COMPONENTS, KNOWN_COMPONENTS, PART_OF, Component, Site
 
@@ -126,8 +126,7 @@ class Writer:
     @property
     def device(self) -> torch.device:
         """Device of the weight, or the one it is moved to for use."""
-        device = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
-        return self.stored.device if device is None else torch.device(device)
+        return execution_device(self.module) or self.stored.device
 
     def site_direction(self, direction: Tensor) -> Tensor:
         """Return the direction the writer must lose so that the residual stream loses `direction` (both unit, [d]).

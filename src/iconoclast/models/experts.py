@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iconoclast.errors import ModelError
-from iconoclast.models.transformers_internals import experts_function
+from iconoclast.models.transformers_internals import applies_gate, experts_function
 
 DOWN = "down_proj"
 """Name of the fused tensor that holds the matrices writing to the residual stream."""
@@ -23,13 +23,13 @@ OutputChange = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 def fused(module: nn.Module) -> bool:
     """Check whether the module holds the matrices of many experts in one tensor."""
-    parameter = module._parameters.get(DOWN)
-    return parameter is not None and parameter.ndim == 3
+    parameter = getattr(module, DOWN, None)
+    return isinstance(parameter, nn.Parameter) and parameter.ndim == 3
 
 
 def interceptable(module: nn.Module) -> bool:
     """Check that the experts use transformers' interface with no norm of their own, so their outputs can be changed."""
-    return hasattr(module, "_apply_gate") and getattr(module, "has_post_expert_norm", None) is False
+    return applies_gate(module) and getattr(module, "has_post_expert_norm", None) is False
 
 
 @contextmanager

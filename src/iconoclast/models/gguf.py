@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from iconoclast.errors import ModelError, first_line
 from iconoclast.models.gguf_tensors import ARCHITECTURE, DAMAGES, open_reader
-from iconoclast.models.transformers_internals import set_name
 from iconoclast.vocabulary import Dtype
 
 FILE_TYPE, UINT32 = "general.file_type", gguf.GGUFValueType.UINT32
@@ -116,7 +115,7 @@ def load_gguf(file: Path, dtype: Dtype | str) -> tuple[PreTrainedModel, PreTrain
     except (*DAMAGES, AttributeError, ArithmeticError, StrictDataclassError) as error:
         said = f"it lacks {error}." if isinstance(error, KeyError) else first_line(error)
         raise ModelError(f"The GGUF file {file} cannot be loaded: {said}") from None
-    set_name(model, file.stem)
+    model.config.name_or_path = file.stem
     return model, tokenizer
 
 

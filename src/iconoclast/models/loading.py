@@ -31,7 +31,7 @@ from iconoclast.models.checkpoint import Checkpoint, require_loaded
 from iconoclast.models.gguf import load_gguf, torch_dtype
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import local_path
-from iconoclast.models.transformers_internals import forget_conversions
+from iconoclast.models.transformers_internals import carries_adapter, forget_conversions
 from iconoclast.prompts import Prompt
 from iconoclast.registry import require_known
 from iconoclast.vocabulary import DTYPES, QUANTIZATIONS, Dtype, Quantization
@@ -193,7 +193,7 @@ def _load(
 
 def _require_read(path: str, model: PreTrainedModel, told: Mapping[str, Any]) -> None:
     """Raise ModelError unless all weights come from the model's own files."""
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if carries_adapter(model):
         raise ModelError(
             f"{path} holds an adapter, which transformers has put on its base. Give the model or a folder."
         )

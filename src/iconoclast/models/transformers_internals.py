@@ -1,4 +1,4 @@
-"""Private names and switches of transformers, used nowhere else because they may change without notice."""
+"""Private names and switches of transformers and accelerate, used nowhere else because they may change without notice."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
@@ -51,8 +52,26 @@ def forget_conversions(model: PreTrainedModel) -> None:
     model._weight_conversions = None  # type: ignore[assignment]
 
 
-def set_name(model: PreTrainedModel, name: str) -> None:
-    model.config._name_or_path = name
+def revision(model: PreTrainedModel) -> str | None:
+    """Return the hub's commit that a model was loaded from; None for a folder."""
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    return commit
+
+
+def carries_adapter(model: PreTrainedModel) -> bool:
+    """Check whether transformers has put an adapter on the model while loading it; `active_adapters` raises an error if not."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def applies_gate(module: nn.Module) -> bool:
+    """Check whether fused experts have the interface of transformers' experts functions."""
+    return hasattr(module, "_apply_gate")
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Return the device that accelerate moves a module's weights to for use; None if they stay where they are."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)
 
 
 def uses_sdpa(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ import torch
 from iconoclast.layout import CHECKSUMS
 from iconoclast.models.checkpoint import Checkpoint
 from iconoclast.models.language_model import LanguageModel
+from iconoclast.models.transformers_internals import revision
 from iconoclast.privacy import command_line
 from iconoclast.runs.documents import Hardware, Manifest, ModelOrigin, Program, PromptSets, Start
 from iconoclast.version import __version__
@@ -32,7 +33,7 @@ def manifest(lm: LanguageModel, seed: int, prompts: PromptSets, settings: Mappin
     """Describe a run that was never started; `prompts` is `Prompts.document()`, `settings` the effective ones as plain data."""
     origin = ModelOrigin(
         name=lm.name,
-        revision=getattr(lm.model.config, "_commit_hash", None),
+        revision=revision(lm.model),
         architecture=type(lm.model).__name__,
         dtype=lm.dtype,
         quantization=lm.quantization,

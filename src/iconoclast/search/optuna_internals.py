@@ -5,7 +5,6 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -43,11 +42,6 @@ def set_state(study: optuna.Study, trial_id: int, state: TrialState) -> None:
 def set_attribute(study: optuna.Study, trial_id: int, name: str, value: str) -> None:
     """Set an attribute of a trial by its id, for which a `Trial` would sample first."""
     study._storage.set_trial_user_attr(trial_id, name, value)
-
-
-def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> None:
-    """Sample a parameter from a distribution; the public methods take its numbers instead."""
-    trial._suggest(name, distribution)
 
 
 def knowing(study: optuna.Study, finished: Sequence[FrozenTrial]) -> optuna.Study:

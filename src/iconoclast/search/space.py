@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from iconoclast.directions.estimators import Directions, DirectionSpec
 from iconoclast.documents import Plain
@@ -25,6 +25,9 @@ from iconoclast.vocabulary import (
     Site,
     known_methods,
 )
+
+Distribution = CategoricalDistribution | FloatDistribution
+"""The range of one parameter."""
 
 EDGE = 0.05
 """Share of a range that counts as its end."""
@@ -139,10 +142,10 @@ class SearchSpace:
         for scope in self.scopes:
             require_known(scope, SCOPES, "direction scope", DirectionError)
 
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """Return the range of every parameter, as Optuna takes it."""
         n = max(self.layers - 1, 1)
-        space: dict[str, BaseDistribution] = {
+        space: dict[str, Distribution] = {
             "direction_method": CategoricalDistribution(list(self.methods)),
             "direction_scope": CategoricalDistribution(list(self.scopes)),
             "direction_index": FloatDistribution(0.4 * n, 0.9 * n),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -18,7 +19,7 @@ from iconoclast.layout import FITS
 from iconoclast.scores import Bounds, Scores
 from iconoclast.search import sharing
 from iconoclast.search.objective import Minimised
-from iconoclast.search.optuna_internals import id_of, new_trial, set_state, suggest
+from iconoclast.search.optuna_internals import id_of, new_trial, set_state
 from iconoclast.search.pareto import Trial
 from iconoclast.search.sampler import Memory, Sampler
 from iconoclast.search.sharing import Crew, handed_back_if_broken_off, is_ours, limit
@@ -352,7 +353,10 @@ class Study:
         for name, distribution in self.space.distributions().items():
             if name not in learnt:  # a sampler of its own, so that what is there already changes nothing
                 self.study.sampler = Sampler(memory, _derived_seed(self.plan.seed, f"{number}/{name}"), standard)
-            suggest(trial, name, distribution)
+            if isinstance(distribution, FloatDistribution):
+                trial.suggest_float(name, distribution.low, distribution.high)
+            else:
+                trial.suggest_categorical(name, distribution.choices)
         return trial
 
     def _memory(self) -> Memory | None:
