@@ -73,6 +73,8 @@ class Document(Part):
 
     what: ClassVar[str] = "document"
     """Name of the file in messages."""
+    remedy: ClassVar[str] = REMEDY
+    """What to do if it is damaged."""
     indent: ClassVar[int | None] = 2
     """None where a file is mostly numbers, which nobody reads one a line."""
 
@@ -89,7 +91,9 @@ class Document(Part):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RunFolderError(f"{file} is damaged or not a {cls.what}: {first_problem(error)}. {REMEDY}") from None
+            raise RunFolderError(
+                f"{file} is damaged or not a {cls.what}: {first_problem(error)}. {cls.remedy}"
+            ) from None
 
 
 def read_known(file: Path) -> object:

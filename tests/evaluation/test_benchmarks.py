@@ -508,7 +508,7 @@ def test_an_export_says_what_was_measured_of_its_trial(
     with pytest.raises(RunFolderError, match="is of trial None"):
         export_runs([(finished, "2")], "adapter", tmp_path / "other", capabilities=file)
     file.write_text('{"schema_version": 1}')
-    with pytest.raises(RunFolderError, match="is no file of"):
+    with pytest.raises(RunFolderError, match="not a file of"):
         export_unmeasured(finished, "2", tmp_path / "other", capabilities=file)
     assert not (tmp_path / "other").exists()
 

@@ -66,7 +66,7 @@ def benchmark(
     with shown_progress() as progress:
         result = benchmarks.benchmark(options, edited, base, progress)
     print_capabilities(result.capabilities())
-    write_figures(json_file, about | result.document())
+    write_figures(json_file, result.document(**about))
 
 
 def _subject(name: str, trial: str | None, against: str | None, templated: bool) -> "tuple[Plain, Side, Side | None]":

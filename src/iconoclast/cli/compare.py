@@ -46,7 +46,8 @@ def evaluate(
     Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
     followed by a colon and the number of a trial.
     """
-    from iconoclast.cli.comparisons import by_thinking, evaluation_document, served, shown, understood
+    from iconoclast.cli.comparisons import by_thinking, served, shown, understood
+    from iconoclast.runs.documents import Evaluation
 
     require_writable(json_file)
     if (model is None) == (server is None):
@@ -56,9 +57,9 @@ def evaluate(
     else:
         subjects, settings = served(server, server_model, server_key_variable, config)
     first, *others = [
-        evaluation_document(shown(subjects, each, against, sample_count=0)) for each in by_thinking(settings, thinking)
+        Evaluation.of(shown(subjects, each, against, sample_count=0)) for each in by_thinking(settings, thinking)
     ]
-    write_figures(json_file, {**first, **({"with_thoughts": others[0]} if others else {})})
+    write_figures(json_file, first.model_copy(update={"with_thoughts": others[0] if others else None}))
 
 
 def compare(

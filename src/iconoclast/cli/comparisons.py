@@ -1,22 +1,19 @@
 """Models measured and shown beside a base, for three commands; imports torch, so they import it when called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from iconoclast.cli.console import out, say, shown_progress
 from iconoclast.config.layers import load_settings, secret
 from iconoclast.config.schema import Settings
-from iconoclast.documents import Plain
 from iconoclast.errors import RunFolderError, SettingsError
 from iconoclast.evaluation.intervals import CHANCE
 from iconoclast.evaluation.served import Server
-from iconoclast.files import write_json
-from iconoclast.layout import COMPARISON
-from iconoclast.privacy import portable
+from iconoclast.layout import COMPARISON, COMPARISON_SUMMARY
 from iconoclast.reports.tables import caveats, examinations_table, samples_table
 from iconoclast.runs.comparison import Comparison, compare, settings_for
-from iconoclast.runs.documents import ComparisonDocument, Pair
+from iconoclast.runs.documents import ComparisonDocument, ComparisonSummary, Pair
 from iconoclast.runs.new_folder import require_free
 from iconoclast.runs.subjects import ServerSubject, Subject, find_subject
 from iconoclast.vocabulary import Thinking
@@ -62,12 +59,6 @@ def by_thinking(settings: Settings, asked: str | None) -> list[Settings]:
         prefix = settings.response_prefix if same else None
         found.append(settings.model_copy(update={"thinking": mode, "response_prefix": prefix}))
     return found
-
-
-def evaluation_document(document: ComparisonDocument) -> Plain:
-    """Return what `evaluate` writes of one subject."""
-    shared = document.model_dump(mode="json", by_alias=True, exclude={"subjects", "ranking", "pairs", "samples"})
-    return {**shared, "subject": document.subjects[0].document()}
 
 
 def shown(
@@ -128,26 +119,8 @@ def _pair_lines(pair: Pair, failing: str) -> list[str]:
 def write_comparison(document: ComparisonDocument, to: Path) -> None:
     """Write comparison.json (all measurements and samples) and summary.json (trials and verdicts)."""
     document.write(to / COMPARISON)
-    everything = document.document()
-    summary = {
-        **{key: everything[key] for key in ("schema_version", "model")},
-        "about": "A trial's own scores are of the prompts that chose it; quote what was measured here, on the split named here.",
-        "split": document.split,
-        "base": _main_figures(everything["base_metrics"]),
-        "ranking": document.ranking,
-        "verdicts": [{"first": p["first"], "second": p["second"], **p["verdict"]} for p in everything["pairs"]],
-        "subjects": [
-            {k: v for k, v in subject.items() if k not in ("metrics", "against_base")}
-            | {"measured_here": _main_figures(subject["metrics"])}
-            for subject in everything["subjects"]
-        ],
-    }
-    write_json(to / "summary.json", portable(summary))
-    say(f"Wrote {to / COMPARISON} and {to / 'summary.json'}")
-
-
-def _main_figures(metrics: Mapping[str, Any]) -> Plain:
-    return {name: metrics[name] for name in ("refusals", "broken", "overrefusals", "first_token_kl", "token_kl")}
+    ComparisonSummary.of(document).write(to / COMPARISON_SUMMARY)
+    say(f"Wrote {to / COMPARISON} and {to / COMPARISON_SUMMARY}")
 
 
 def make_folder(to: Path) -> None:

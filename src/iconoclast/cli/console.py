@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iconoclast.cli.view import View, memory, span
+from iconoclast.documents import Part
 from iconoclast.files import write_json
 from iconoclast.privacy import portable
 from iconoclast.progress import Phase
@@ -92,8 +93,9 @@ def print_json(document: Any) -> None:
     out.quiet = _manner.as_json
 
 
-def write_figures(file: Path | None, document: Mapping[str, Any]) -> None:
+def write_figures(file: Path | None, found: Part | Mapping[str, Any]) -> None:
     """Write the JSON file, if the user asked for one, and say so; `-` is standard output."""
+    document = found.document() if isinstance(found, Part) else found
     if file == STANDARD_OUTPUT:
         print_json(document)
     elif file is not None:

@@ -12,13 +12,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.errors import MeasurementError, UserError
-from iconoclast.evaluation.capabilities import Capabilities, Results, Row, rows
+from iconoclast.evaluation.capabilities import Asked, BenchmarkDocument, Capabilities, Measured, Results, Row, rows
 from iconoclast.evaluation.tqdm_internals import heard_bars
-from iconoclast.layout import SCHEMA_VERSION
 from iconoclast.models.adapters import adapter_base, put_adapter
 from iconoclast.models.forward import contiguous_head
 from iconoclast.models.language_model import LanguageModel
@@ -76,12 +74,13 @@ class Benchmark:
         options = {name: getattr(self.options, name) for name in named}
         return Capabilities(lm_eval_version=self.lm_eval_version, **options, rows=list(self.rows))
 
-    def document(self) -> Plain:
-        told = self.capabilities().document()
-        tasks: dict[str, Plain] = {}
-        for row in told.pop("rows"):
-            tasks.setdefault(row.pop("task"), {})[row.pop("metric")] = row
-        return {"schema_version": SCHEMA_VERSION, **told, "tasks": tasks}
+    def document(self, model: str, trial: int | None = None, against: str | None = None) -> BenchmarkDocument:
+        """Return them as they are written, of a run's trial or of a model against its base."""
+        found, tasks = self.capabilities(), dict[str, dict[str, Measured]]()
+        for row in found.rows:
+            tasks.setdefault(row.task, {})[row.metric] = row.measured()
+        asked = {name: getattr(found, name) for name in Asked.model_fields}
+        return BenchmarkDocument(**asked, model=model, trial=trial, against=against, tasks=tasks)
 
 
 def task_faults(*more: type[Exception]) -> tuple[type[Exception], ...]:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from statistics import NormalDist, fmean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from iconoclast.documents import Part, Value
+from iconoclast.documents import Document, Part, Value
 from iconoclast.evaluation.intervals import mcnemar, mean_interval, paired_bootstrap
 from iconoclast.scores import Count
 
@@ -46,12 +46,10 @@ class FigureDifference(Figure):
     p_value: float | None = None
 
 
-@dataclass(frozen=True)
-class Row(Value):
-    """One metric of one task or group; `base` and `difference` are None if a model was measured alone."""
+@dataclass(frozen=True, kw_only=True)
+class Measured(Value):
+    """A metric of n items of a task or group; `base` and `difference` are None if a model was measured alone."""
 
-    task: str
-    metric: str
     n: int
     higher_is_better: bool | None
     base: Figure | None
@@ -59,15 +57,58 @@ class Row(Value):
     difference: FigureDifference | None
 
 
-class Capabilities(Part):
-    """Results of lm-eval, and how it was asked."""
+@dataclass(frozen=True, kw_only=True)
+class Row(Measured):
+    """The same with the names of the task and the metric."""
+
+    task: str
+    metric: str
+
+    def measured(self) -> Measured:
+        """Return what was measured alone."""
+        return Measured(**{name: getattr(self, name) for name in Measured.__dataclass_fields__})
+
+
+class Asked(Part):
+    """How lm-eval was asked."""
 
     lm_eval_version: str
     limit: int | None
     num_fewshot: int | None
     batch_size: int
     apply_chat_template: bool
+
+
+class Capabilities(Asked):
+    """Results of lm-eval, and how it was asked."""
+
     rows: list[Row]
+
+
+class BenchmarkDocument(Asked, Document):
+    """What `benchmark --json` writes.
+
+    Attributes:
+        trial: of a run; None if a model was given.
+        against: the base model beside another model; None if a run was given, which names its own.
+    """
+
+    what: ClassVar[str] = "file of `iconoclast benchmark --json`"
+    remedy: ClassVar[str] = "Measure again."
+
+    model: str
+    trial: int | None
+    against: str | None
+    tasks: dict[str, dict[str, Measured]]
+
+    def capabilities(self) -> Capabilities:
+        """Return the results, a row for every metric of every task."""
+        rows = [
+            Row(task=task, metric=metric, **vars(measured))
+            for task, metrics in self.tasks.items()
+            for metric, measured in metrics.items()
+        ]
+        return Capabilities(**{name: getattr(self, name) for name in Asked.model_fields}, rows=rows)
 
 
 def rows(edited: Results, base: Results | None = None) -> list[Row]:
@@ -90,7 +131,17 @@ def rows(edited: Results, base: Results | None = None) -> list[Row]:
                 difference = _difference(before, after, base_items, items)
                 before, after = _with_interval(before, base_items), _with_interval(after, items)
             better = edited["higher_is_better"].get(task, {}).get(name)
-            found.append(Row(task, metric, len(items), better, before, after, difference))
+            found.append(
+                Row(
+                    task=task,
+                    metric=metric,
+                    n=len(items),
+                    higher_is_better=better,
+                    base=before,
+                    edited=after,
+                    difference=difference,
+                )
+            )
     return found
 
 

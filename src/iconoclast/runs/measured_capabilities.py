@@ -2,13 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from iconoclast.documents import read_known
 from iconoclast.errors import RunFolderError
-from iconoclast.evaluation.capabilities import Capabilities
+from iconoclast.evaluation.capabilities import BenchmarkDocument
 from iconoclast.privacy import portable
 from iconoclast.runs.saved import SavedRun
 
@@ -21,21 +17,11 @@ def with_capabilities(saved: SavedRun, file: Path | None) -> SavedRun:
     """
     if file is None:
         return saved
-    content: Any = read_known(file)
-    try:
-        rows = [
-            {"task": task, "metric": metric, **figures}
-            for task, metrics in content["tasks"].items()
-            for metric, figures in metrics.items()
-        ]
-        found = Capabilities.model_validate({**content, "rows": rows})
-        of = content["model"], content["trial"]
-    except (LookupError, TypeError, AttributeError, ValidationError):
-        raise RunFolderError(f"{file} is no file of `iconoclast benchmark RUN --json FILE`.") from None
-    wanted = portable(saved.settings.model), saved.trial.index
-    if of != wanted:
+    document = BenchmarkDocument.read(file)
+    found, wanted = document.capabilities(), (portable(saved.settings.model), saved.trial.index)
+    if (document.model, document.trial) != wanted:
         raise RunFolderError(
-            f"{file} is of trial {of[1]} on {of[0]}, not of trial {wanted[1]} on {wanted[0]}, which is exported."
+            f"{file} is of trial {document.trial} on {document.model}, not of trial {wanted[1]} on {wanted[0]}, which is exported."
         )
     if any(row.base is None for row in found.rows):
         raise RunFolderError(

@@ -5,8 +5,27 @@ from pathlib import Path
 
 from iconoclast.audit.document import AuditDocument
 from iconoclast.documents import Document
-from iconoclast.layout import AUDIT, BASELINE, COMPARISON, GEOMETRY, MANIFEST, SUMMARY, TOKENS, TRIAL_INFORMATION
-from iconoclast.runs.documents.comparison import ComparedModel, ComparisonDocument, Decision, Pair, Seen
+from iconoclast.evaluation.capabilities import BenchmarkDocument
+from iconoclast.layout import (
+    AUDIT,
+    BASELINE,
+    COMPARISON,
+    COMPARISON_SUMMARY,
+    GEOMETRY,
+    MANIFEST,
+    SUMMARY,
+    TOKENS,
+    TRIAL_INFORMATION,
+)
+from iconoclast.runs.documents.comparison import (
+    ComparedModel,
+    ComparisonDocument,
+    ComparisonSummary,
+    Decision,
+    Evaluation,
+    Pair,
+    Seen,
+)
 from iconoclast.runs.documents.export import ComposedTrial, Composition, DirectionOrigin, Together, TrialInformation
 from iconoclast.runs.documents.figures import FirstToken, Geometry, ShownPrompt, TokenPrompt, TokenView
 from iconoclast.runs.documents.manifest import Hardware, Manifest, ModelOrigin, Program, PromptSets, Rendering, Start
@@ -25,7 +44,7 @@ from iconoclast.runs.documents.trials import FitDocument, TrialDocument
 
 __all__ = [
     "DOCUMENTS", "SETS", "AxisCarried", "Baseline", "BatchSummary", "ComparedModel", "ComparisonDocument",
-    "ComposedTrial", "Composition", "Decision", "DirectionOrigin", "Finalist", "Finalists", "FirstToken",
+    "ComparisonSummary", "ComposedTrial", "Composition", "Decision", "DirectionOrigin", "Evaluation", "Finalist", "Finalists", "FirstToken",
     "FitDocument", "Geometry", "Hardware", "Manifest", "ModelOrigin", "Pair", "Program", "PromptSets",
     "RandomControl", "Rendering", "Report", "Sample", "SampledResponse", "SampledSet", "Seen", "ShownPrompt",
     "Start", "Status", "Together", "TokenPrompt", "TokenView", "TrialDocument", "TrialInformation", "WithThoughts",
@@ -35,14 +54,17 @@ __all__ = [
 DOCUMENTS: dict[str, type[Document]] = {
     AUDIT: AuditDocument,
     BASELINE: Baseline,
+    "benchmark.json": BenchmarkDocument,
     COMPARISON: ComparisonDocument,
+    COMPARISON_SUMMARY: ComparisonSummary,
+    "evaluation.json": Evaluation,
     GEOMETRY: Geometry,
     MANIFEST: Manifest,
     SUMMARY: BatchSummary,
     TOKENS: TokenView,
     TRIAL_INFORMATION: TrialInformation,
 }
-"""File → what it holds."""
+"""File → what it holds; those of `benchmark --json` and `evaluate --json` have the name that the user gives."""
 
 
 def schemas() -> dict[str, str]:
