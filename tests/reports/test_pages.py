@@ -227,7 +227,7 @@ def test_character_and_capabilities_are_on_the_page_of_an_audit(tmp_path: Path) 
 
 def test_what_cannot_be_reported_on_is_said(tmp_path: Path) -> None:
     done = iconoclast("report", tmp_path)
-    assert done.code == 2 and "is no run, export, comparison or audit" in done.err
+    assert done.code == 2 and "is not a run, an export, a comparison or an audit" in done.err
     (tmp_path / COMPARISON).write_text("{}")
     assert iconoclast("report", tmp_path).code != 0
 

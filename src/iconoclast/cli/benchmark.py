@@ -21,7 +21,6 @@ from iconoclast.cli.arguments import (
 from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.documents import Plain
 from iconoclast.errors import SettingsError
-from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.privacy import portable
 from iconoclast.reports.text import plain
 
@@ -75,11 +74,12 @@ def _subject(name: str, trial: str | None, against: str | None, templated: bool)
     from iconoclast.models.adapters import adapter_base
     from iconoclast.models.names import resolve
     from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.kinds import kind_of
     from iconoclast.runs.saved import SavedRun
 
     named, which = run_and_trial(name, trial)
     folder = RunFolder(named.expanduser())
-    if folder.config.is_file() and not (folder.path / TRIAL_INFORMATION).is_file():
+    if kind_of(folder.path) == "run":
         if against is not None:
             raise SettingsError("A run is compared with its own base model. Leave out --against.")
         saved = SavedRun.open(folder, which)

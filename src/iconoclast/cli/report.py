@@ -11,6 +11,7 @@ from iconoclast import layout
 from iconoclast.cli.arguments import AsJsonOption, PacmapOption, require_writable, run_and_trial
 from iconoclast.cli.console import busy, print_json, say, shown_progress
 from iconoclast.errors import RunFolderError, SettingsError
+from iconoclast.runs.kinds import kind_of
 
 if TYPE_CHECKING:
     from iconoclast.reports.pages.page import Page
@@ -34,7 +35,7 @@ def report(
         list[Path] | None, Option(help="Another run whose trials are drawn beside this run's; may be repeated.")
     ] = None,
     tokens: Annotated[
-        bool, Option("--tokens", help="Measure of this trial what its edit does at every token, which takes the model.")
+        bool, Option("--tokens", help="Measure what the edit does at every token (loads the model).")
     ] = False,
     pacmap: PacmapOption = False,
     open_: Annotated[bool, Option("--open", help="Show the page in the browser.")] = False,
@@ -87,12 +88,12 @@ def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
     """Return the page of whatever was named, and the file that it goes to unless another is given."""
     folder, trial = run_and_trial(source)
     comparison = folder if folder.name == layout.COMPARISON else folder / layout.COMPARISON
-    is_run = (folder / layout.CONFIG).is_file() and not (folder / layout.TRIAL_INFORMATION).is_file()
-    if beside and not is_run:
+    kind = kind_of(folder)
+    if beside and kind != "run":
         raise SettingsError("Other runs can be drawn beside a run only. Leave out --beside.")
-    if trial != "best" and not is_run:
-        raise SettingsError(f"{source}: only runs have trials, and {folder} is none. Leave out the number.")
-    if is_run:
+    if trial != "best" and kind != "run":
+        raise SettingsError(f"{source}: only runs have trials, and {folder} is not a run. Leave out the number.")
+    if kind == "run":
         from iconoclast.reports.pages.of_run import RunPage
 
         return RunPage.open(folder, trial, beside).page(), folder / PAGE
@@ -100,7 +101,7 @@ def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
         from iconoclast.reports.pages.of_comparison import comparison_page
 
         return comparison_page(comparison), comparison.with_name(PAGE)
-    if (folder / layout.TRIAL_INFORMATION).is_file():
+    if kind == "export":
         from iconoclast.reports.pages.of_export import export_page
 
         whole = folder.resolve()  # a file inside would not be in its checksums
@@ -109,4 +110,4 @@ def _page(source: str, beside: list[Path]) -> "tuple[Page, Path]":
         from iconoclast.reports.pages.of_audit import audit_page
 
         return audit_page(folder), folder.with_name(f"{folder.stem}-{PAGE}")
-    raise RunFolderError(f"{source} is no run, export, comparison or audit. Give the folder or file of one.")
+    raise RunFolderError(f"{source} is not a run, an export, a comparison or an audit. Give the folder or file of one.")

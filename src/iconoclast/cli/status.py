@@ -37,7 +37,12 @@ def list_runs(
     folder: Annotated[Path, Argument(help="Folder with run folders.")] = Path("runs"), as_json: AsJsonOption = False
 ) -> None:
     """List all runs below a folder."""
-    from iconoclast.runs.status import runs_below, status_of
+    from iconoclast.runs.folder import RunFolder
+    from iconoclast.runs.kinds import runs_below
+    from iconoclast.runs.status import status_of
+
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is not a folder. Give the one that holds your runs: iconoclast list FOLDER.")
 
     table = Table(
         box=SIMPLE_HEAD,
@@ -49,13 +54,13 @@ def list_runs(
     damaged: list[str] = []
     documents: list[Plain] = []
     for run in runs_below(folder):
-        name = str(run.path.relative_to(folder)) if run.path != folder else run.path.name
+        name = str(run.relative_to(folder)) if run != folder else run.name
         try:
-            status = status_of(run)
+            status = status_of(RunFolder(run))
         except RunFolderError as error:
             table.add_row(name, "", "damaged")
             damaged.append(str(error))
-            documents.append({"run": str(run.path), "state": "damaged", "problem": str(error)})
+            documents.append({"run": str(run), "state": "damaged", "problem": str(error)})
             continue
         documents.append(status.document())
         figures = ["", "", "", ""]

@@ -1,6 +1,5 @@
 """Batch summaries of many runs. Imports nothing that imports torch: a table of results must not take seconds."""
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from iconoclast.documents import Part, Plain
 from iconoclast.errors import RunFolderError
-from iconoclast.layout import SUMMARY, TRIAL_INFORMATION
+from iconoclast.layout import SUMMARY
 from iconoclast.runs.documents import BatchSummary
+from iconoclast.runs.kinds import require_run, runs_below
 from iconoclast.scores import Compliance, Mean, Scores
 from iconoclast.vocabulary import ExaminedSplit
 
@@ -110,16 +110,11 @@ def find_summaries(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise RunFolderError(f"{path} does not exist. Give a {SUMMARY}, a run folder, or a folder of run folders.")
-    if (path / TRIAL_INFORMATION).is_file():
-        raise RunFolderError(f"{path} is an export. Give the run folder that it was made from.")
-    found = []
-    for where, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if name[0] != "." and not Path(where, name, TRIAL_INFORMATION).is_file()]
-        if SUMMARY in files:
-            found.append(Path(where, SUMMARY))
+    require_run(path)
+    found = [run / SUMMARY for run in runs_below(path, SUMMARY)]
     if not found:
         raise RunFolderError(f"There is no {SUMMARY} in {path} or below. Give a folder that holds runs.")
-    return sorted(found)
+    return found
 
 
 def read_summary(file: Path) -> Summary:

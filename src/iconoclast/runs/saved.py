@@ -10,12 +10,12 @@ from iconoclast.directions.record import load_directions
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.capabilities import Capabilities
-from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.notebook import table
 from iconoclast.progress import Progress
 from iconoclast.runs.documents import Finalists, PromptSets, Report
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.kinds import require_run
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.trials import choose_trial, chosen_by_judges, search_space
 from iconoclast.runs.workbench import Workbench
@@ -61,8 +61,7 @@ class SavedRun:
     @classmethod
     def open(cls, folder: RunFolder, which: str) -> "SavedRun":
         """Read a run without loading its model; raise RunFolderError if there is no run, or no such trial."""
-        if (folder.path / TRIAL_INFORMATION).is_file():
-            raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
+        require_run(folder.path)
         settings = folder.settings()
         baseline = folder.read_baseline()
         if settings.study_storage is None and not folder.journal.is_file():

@@ -1,17 +1,14 @@
 """Standing of runs from their files alone, without any library that takes seconds to load."""
 
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from pydantic import field_serializer
 
 from iconoclast.documents import UNLESS_NONE, Part, Plain
-from iconoclast.errors import RunFolderError
-from iconoclast.layout import CONFIG, TRIAL_INFORMATION
 from iconoclast.runs.documents import Report, TrialDocument
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.kinds import require_run
 
 
 class RunStatus(Part):
@@ -53,8 +50,7 @@ def status_of(folder: RunFolder, trial: str | None = None) -> RunStatus:
         RunFolderError: there is no run, or its files are damaged.
     """
     settings = folder.settings()
-    if (folder.path / TRIAL_INFORMATION).exists():
-        raise RunFolderError(f"{folder.path} is an export. Give the run folder that it was made from.")
+    require_run(folder.path)
     summary = folder.read_summary()
     files = (folder.config, folder.journal, folder.summary)
     newest = max(file.stat().st_mtime for file in files if file.exists())
@@ -85,12 +81,3 @@ def status_of(folder: RunFolder, trial: str | None = None) -> RunStatus:
 def is_shared(folder: RunFolder) -> bool:
     """Check whether several processes work on a run, or did, on this machine or a cluster."""
     return folder.workers.is_dir() or folder.cluster.is_dir()
-
-
-def runs_below(folder: Path) -> Iterator[RunFolder]:
-    """Find run folders below a folder, no exports among them; raise RunFolderError if the folder is missing."""
-    if not folder.is_dir():
-        raise RunFolderError(f"{folder} is not a folder. Give the one that holds your runs: iconoclast list FOLDER.")
-    for config in sorted(folder.rglob(CONFIG)):
-        if not (config.parent / TRIAL_INFORMATION).exists():
-            yield RunFolder(config.parent)

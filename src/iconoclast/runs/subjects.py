@@ -19,7 +19,6 @@ from iconoclast.errors import ModelError, RunFolderError
 from iconoclast.evaluation.examination import Examination, Variant
 from iconoclast.evaluation.examiner import Examiner
 from iconoclast.evaluation.served import Server, examine_served
-from iconoclast.layout import TRIAL_INFORMATION
 from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model, stored_quantized
@@ -30,6 +29,7 @@ from iconoclast.progress import Progress
 from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.kinds import kind_of
 from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
@@ -204,7 +204,7 @@ class ModelSubject(Openable):
         """Return the kind of model, and whether its files name another base."""
         declared = other_base(self.source, base)
         return {
-            "tool": "iconoclast" if (Path(self.source) / TRIAL_INFORMATION).is_file() else None,
+            "tool": "iconoclast" if kind_of(Path(self.source)) == "export" else None,
             "format": "adapter" if is_adapter(self.source) else "model",
             "caveats": declared and [f"its adapter_config.json names {declared} as its base model, not {base}"],
         }
@@ -264,7 +264,7 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
             return PeerSubject(peer_trial(path, which, (settings or Settings()).kl_divergence_target))
     if path.is_file() and path.suffix == ".safetensors" and named is None:
         return EditSubject(path)
-    if RunFolder(path).config.is_file() and not (path / TRIAL_INFORMATION).is_file():
+    if kind_of(path) == "run":
         return RunSubject(path, SavedRun.open(RunFolder(path), which))
     if which != "best":
         raise RunFolderError(

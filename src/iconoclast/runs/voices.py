@@ -9,7 +9,7 @@ from typing import Protocol
 from iconoclast.config.schema import Settings
 from iconoclast.errors import ModelError, RunFolderError, SettingsError, UserError
 from iconoclast.evaluation.examination import Variant
-from iconoclast.layout import GGUF_FILE, TRIAL_INFORMATION
+from iconoclast.layout import GGUF_FILE
 from iconoclast.models.adapters import adapter_base, adapter_scaled, is_adapter, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model
@@ -17,6 +17,7 @@ from iconoclast.runs.composition import ComposedEdits, open_together
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.export import TEMPLATE
 from iconoclast.runs.folder import RunFolder
+from iconoclast.runs.kinds import kind_of
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.workbench import Workbench
 
@@ -169,8 +170,8 @@ def open_voices(
         UserError: there is nothing of the kind, or it cannot be loaded.
     """
     folder = Path(source).expanduser()
-    export = (folder / TRIAL_INFORMATION).is_file()
-    if RunFolder(folder).config.is_file() and not export:
+    kind = kind_of(folder)
+    if kind == "run":
         if base is not None:
             raise SettingsError("A run has a base model of its own. Leave out --base.")
         saved = open_together([(folder, which), *beside])
@@ -179,7 +180,7 @@ def open_voices(
         raise SettingsError(f"{source} is not a run, and only edits of runs go together. Leave out --with.")
     if which != "best":
         raise RunFolderError(f"{source} has no trials: only a run has. Leave out the number.")
-    if export:
+    if kind == "export":
         return _export_voices(folder, base)
     if is_adapter(source):
         lm = load_model(base or str(adapter_base(source)))
