@@ -31,7 +31,7 @@ def with_capabilities(saved: SavedRun, file: Path | None) -> SavedRun:
         found = Capabilities.model_validate({**content, "rows": rows})
         of = content["model"], content["trial"]
     except (LookupError, TypeError, AttributeError, ValidationError):
-        raise RunFolderError(f"{file} is no file of `iconoclast benchmark RUN --json FILE`.") from None
+        raise RunFolderError(f"{file} is not a file of `iconoclast benchmark RUN --json FILE`.") from None
     wanted = portable(saved.settings.model), saved.trial.index
     if of != wanted:
         raise RunFolderError(
