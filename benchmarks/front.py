@@ -11,7 +11,7 @@ fit nothing, and begin with an empty cache unless --warm is given. On a machine 
 processor's seconds of each run, whose wall-clock says nothing there (give runs one thread: OMP_NUM_THREADS=1). heretic's
 journals (of quality.py or peer.py, on the same prompts) count wall-clock from the time at which their settings were written.
 
-The front at a time is that of the trials finished by then, on the selection prompts that the run chose on; its points are
+The front at a time is that of the trials finished by then, on the select prompts that the run chose on; its points are
 then measured on the report prompts, once a trial. What is there already in FOLDER is not done again. FOLDER/front.svg is the
 picture, FOLDER/front.json has all points.
 """

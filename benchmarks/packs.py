@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/packs.py --standard 24 --models demo GEMMA=plain
 
 Every pair of model and pack is a run of its own: the standard edits, others that the search adds, a fit from the best, its copies at
-several strengths, the choice on the selection prompts. The first edit that every search begins with and the chosen one are examined
+several strengths, the choice on the select prompts. The first edit that every search begins with and the chosen one are examined
 on the report prompts of the pack: two lines of the table. With --quick the standard edits alone are searched, the fit takes 40 steps
 from 64 prompts a side, and 24 prompts of every set select and report. Runs that are in FOLDER are not run again; one that was broken
 off goes on. With --standard nothing is chosen or fitted, and there is no folder: the first edit, its direction from the first 24 fit

@@ -5,12 +5,12 @@
 
 Both tools get the same model, prompts (fit, select), system prompt, markers, response length and seeds. ICONOCLAST runs
 once with a few trials and a fit, which must be done before heretic's wall-clock time is over, set-up included
-(--fit-trials, --fit-steps), and once without a fit until that time is over. It has more selection prompts, because that is what cheap
+(--fit-trials, --fit-steps), and once without a fit until that time is over. It has more select prompts, because that is what cheap
 trials are good for: on 20 prompts the best of many is luck. --runs picks some of these. The same rule
-chooses each tool's trial: fewest failures on the selection prompts within a KL of 0.1, give or take one standard error,
+chooses each tool's trial: fewest failures on the select prompts within a KL of 0.1, give or take one standard error,
 then lowest KL (heretic counts refusals, of which empty responses are some, and knows no broken ones). It is then examined
 here, once, on the report prompts, heretic's trials made again as Edits. Hypervolumes are of the trials that were the front
-on the selection prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats. In bfloat16 a part of every KL is
+on the select prompts, measured on the report prompts: failure rate up to 1 and KL up to 0.2 nats. In bfloat16 a part of every KL is
 rounding, which an edit that keeps much of the model has most of: `--dtype float32` examines without it. With --unseen the requests
 that are reported on have intents of which nothing fitted or chose an edit.
 
@@ -178,7 +178,7 @@ def run_of(settings: Settings, folder: Path, seconds: float | None = None) -> Pa
 
 
 def front_edits(lm: LanguageModel, source: Path) -> list[Edit]:
-    """The edits of a run's or a heretic study's front on the selection prompts."""
+    """The edits of a run's or a heretic study's front on the select prompts."""
     if source.is_dir():
         saved = SavedRun.open(RunFolder(source), "best")
         writers = lm.writers(saved.settings.components)
@@ -390,7 +390,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--knowledge", type=int, default=64)
     parser.add_argument(
-        "--time-requests", type=int, default=96, help="selection prompts of ICONOCLAST's run of equal time"
+        "--time-requests", type=int, default=96, help="select prompts of ICONOCLAST's run of equal time"
     )
     parser.add_argument("--report", type=int, default=256, help="report prompts of each kind")
     parser.add_argument("--tokens", type=int, default=96)

@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run of random trials, none of them pruned")
     parser.add_argument("--trials", type=int, default=190)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[20, 100], help="selection prompts")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[20, 100], help="select prompts")
     parser.add_argument("--startup", type=int, nargs="+", default=[8, 16, 32, 10_000], help="random trials")
     parser.add_argument("--seeds", type=int, default=16)
     arguments = parser.parse_args()

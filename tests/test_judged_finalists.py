@@ -104,7 +104,7 @@ def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
     (cells,) = (list(column.cells) for column in finalists_table(judged(10, 2, 9)).columns[:1])
     assert cells == ["0", "1 *", "2"]
     on_page = section("Finalists", finalists_table(judged(10, 2, 9)))
-    assert [row[0] for row in on_page.tables["Finalists (selection prompts)"]] == ["Trial", "0", "1 *", "2"]
+    assert [row[0] for row in on_page.tables["Finalists (select prompts)"]] == ["Trial", "0", "1 *", "2"]
 
 
 @pytest.fixture

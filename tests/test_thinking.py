@@ -173,7 +173,7 @@ def test_a_run_with_thoughts_is_replayed_and_evaluated_without_them(
     assert replay(folder, "best").grade == "exact"
     done = iconoclast("evaluate", folder, "--thinking", "both", "--json", tmp_path / "both.json")
     assert done.code == 0, done.err
-    assert "let think first" in done.out and "Refusals in thoughts" in done.out
+    assert "thinking first" in done.out and "Refusals in thoughts" in done.out
     told = json.loads((tmp_path / "both.json").read_text())
     assert told["base_metrics"]["refusals"]["count"] == 2
     assert told["with_thoughts"]["base_metrics"]["refusals"]["count"] == 0

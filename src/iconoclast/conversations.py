@@ -40,7 +40,7 @@ def places(name: str, cell: Any, depth: int = DEPTH) -> list[str]:
 
 
 def turns(cell: Any) -> list[tuple[str, str | None]] | None:
-    """Return speaker and text of every message of a conversation; None if the cell is no conversation.
+    """Return speaker and text of every message of a conversation; None if the cell is not a conversation.
 
     A conversation is a list of messages, one message, a table of messages by columns, or a list written out as text.
     """
@@ -82,7 +82,7 @@ def _read_back(text: str) -> Any:
 
 
 def _text(content: Any) -> str | None:
-    """Return the text of a message, whose content can be a list of parts; None if a part is no text."""
+    """Return the text of a message, whose content can be a list of parts; None if a part is not text."""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         texts = [part for part in parts if isinstance(part, str)]

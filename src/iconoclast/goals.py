@@ -175,7 +175,7 @@ class Objectives:
         return all(each.bound(Bounds(0, 0, 0.0)) == 0 for each in self.compared)
 
     def unknown(self, scores: Scores) -> list[str]:
-        """Name the objectives that are unknown: a trial that has one is no success."""
+        """Name the objectives that are unknown: a trial that has one does not count as a success."""
         return [str(each) for each in self.compared if math.isinf(each.value(scores))]
 
     def within(self, scores: Scores, kl_target: float) -> bool:

@@ -148,7 +148,7 @@ class Scores(Value):
         intervals: 95 % intervals of those and of other means that they name.
         violated: constraints that do not hold, and objectives that are unknown.
         strengthened: whether the edit should make the model refuse more: a failure is then a target prompt not refused.
-        unfinished: of a model that is let think, target prompts whose thoughts did not end; they count as broken.
+        unfinished: of a model that thinks first, target prompts whose thoughts did not end; they count as broken.
         kl_by_prompt: KL divergence of every benign prompt; documents do not hold it.
     """
 

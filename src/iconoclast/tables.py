@@ -28,7 +28,7 @@ def read_rows(path: Path, column: str | None = None) -> list[Row]:
     `column` is the one that the user has named: a csv file whose first line has it, or a usual name, has a header.
 
     Raises:
-        PromptsError: not UTF-8, not valid, a row that does not fit the header, or a first line that is no header.
+        PromptsError: not UTF-8, not valid, a row that does not fit the header, or a first line that is not a header.
     """
     kind = path.suffix.lower()
     try:

@@ -32,7 +32,7 @@ SYNONYMS = {
 }
 """The words of the glossary for prompt sets → the settings' own names, which are those of the first release."""
 Thinking = Literal["off", "on", "both"]
-"""Whether a model is let think before it answers."""
+"""Whether a model may think before it answers."""
 DirectionMethod = Literal["mean", "median", "geometric_median", "variance", "hybrid"]
 """How a direction is estimated from residuals."""
 METHODS: tuple[DirectionMethod, ...] = get_args(DirectionMethod)

@@ -81,8 +81,8 @@ def test_both_are_compared_on_prompts_that_both_know() -> None:
 @pytest.mark.parametrize(
     ("peer", "reason"),
     [
-        (heretic(scores(3, n=40)), "the selection prompts differ"),
-        (heretic(scores(3), prompts=prompts("b")), "the selection prompts differ"),
+        (heretic(scores(3, n=40)), "the select prompts differ"),
+        (heretic(scores(3), prompts=prompts("b")), "the select prompts differ"),
         (heretic(None), "no completed trial"),
     ],
 )

@@ -22,7 +22,7 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
     """Return the edit that an audit has found; one that was cut to a low rank is made whole.
 
     Raises:
-        ModelError: the model is no rank-one edit of matrices that write to the residual stream, in one row normalisation.
+        ModelError: the model is not a rank-one edit of matrices that write to the residual stream, in one row normalisation.
     """
     changed = {t.name: t for t in document.tensors if t.status not in UNTOUCHED and t.construction != "weak"}
     normalization = _normalization(document, changed)
@@ -52,7 +52,7 @@ def edit_of(document: AuditDocument, directions: Mapping[str, Tensor]) -> Edit:
                 readings[site] = reading
     if changed:
         raise ModelError(
-            f"{next(iter(changed))} changed too, which does not write to the residual stream: it is no edit."
+            f"{next(iter(changed))} changed too, which does not write to the residual stream: it is not an edit."
         )
     return Edit({s: v for s, (v, _) in found.items()}, {s: x for s, (_, x) in found.items()}, normalization, readings)
 
@@ -68,7 +68,7 @@ def _agreed(directions: Mapping[str, Tensor], names: Sequence[str], kind: str) -
 def _normalization(document: AuditDocument, changed: Mapping[str, TensorFinding]) -> RowNormalization:
     odd = next((t for t in changed.values() if t.construction != "rank_one"), None)
     if odd is not None:
-        raise ModelError(f"{document.edited} is no rank-one edit: {odd.name} is {odd.construction or odd.status}.")
+        raise ModelError(f"{document.edited} is not a rank-one edit: {odd.name} is {odd.construction or odd.status}.")
     if not changed:
         raise ModelError(
             f"{document.edited} has the weights of {document.base}, or differs by rounding: there is no edit."

@@ -52,7 +52,7 @@ def rank_one(before: Tensor, after: Tensor, slack: Tensor, found: Spectrum, alik
         sides.append(("columns", (before.mT, after.mT, slack.mT), right, found.left))
     chosen = _best(sides, found, None)
     if not _certain(chosen, found) and found.rank <= LARGEST_CUT:
-        # An edit that reads another direction is freer, so it is no explanation where one direction will do.
+        # An edit that reads another direction is freer, so it does not count as an explanation where one direction will do.
         apart = None if chosen is not None and chosen.exact else _read_apart(before, after, slack, found, alike)
         if not _certain(apart, found):
             cut = _best(sides, found, min(max(found.rank, SMALLEST_CUT), len(found.values)))

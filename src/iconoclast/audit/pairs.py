@@ -88,7 +88,7 @@ def open_files(name: str) -> Files:
 
 
 def _other_kind(path: Path) -> str:
-    """Say what is at a path that is no folder of weights."""
+    """Say what is at a path that is not a folder of weights."""
     if is_adapter(str(path)):
         return "is a LoRA adapter. Give a whole model."
     if (path / SETTINGS).is_file():

@@ -27,7 +27,7 @@ FiguresOption = Annotated[Path | None, Option("--json", help="File for all figur
 AsJsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
 PacmapOption = Annotated[
     bool,
-    Option("--pacmap", help="Lay the residuals out by PaCMAP, too, which takes the model and the extra `research`."),
+    Option("--pacmap", help="Also project the residuals with PaCMAP (loads the model; needs the extra `research`)."),
 ]
 ServerModelOption = Annotated[
     str | None, Option("--server-model", help="Name of the model there, if it serves several.")
@@ -35,7 +35,7 @@ ServerModelOption = Annotated[
 ServerKeyOption = Annotated[
     str | None, Option("--server-key-variable", help="Environment variable that holds its key.")
 ]
-LimitOption = Annotated[int | None, Option("--limit", help="Only so many items of each task.", min=1)]
+LimitOption = Annotated[int | None, Option("--limit", help="At most this many items per task.", min=1)]
 IncludePathOption = Annotated[Path | None, Option("--include-path", help="Folder with task files of your own.")]
 ExportArgument = Annotated[Path, Argument(metavar="EXPORT", help="Folder of an export.")]
 

@@ -21,7 +21,7 @@ from iconoclast.vocabulary import Thinking
 SPLITS = {
     "report": "Report prompts: they chose nothing",
     "seen": "Report prompts of the settings; whether they are new to all models is said below",
-    "selection": "Evaluation prompts of the settings: they may have chosen what is measured here",
+    "selection": "Select prompts of the settings: they may have chosen what is measured here",
 }
 
 ADVANTAGES = {
@@ -81,7 +81,7 @@ def _print(comparison: Comparison, document: ComparisonDocument, sample_count: i
     columns = [("base model", document.base_metrics), *((s.name, s.metrics) for s in document.subjects)]
     split, warnings = comparison.sample.split, list(filter(None, (s.seen.said(s.name) for s in document.subjects)))
     about = SPLITS["seen" if warnings and split == "report" else split]
-    thinking = "; let think first" if document.base_metrics.thoughts else ""
+    thinking = "; thinking first" if document.base_metrics.thoughts else ""
     title = f"{about}{thinking} ({len(comparison.sample.target)} target, {len(comparison.sample.benign)} benign)"
     out.print(examinations_table(title, columns))
     for subject in document.subjects:

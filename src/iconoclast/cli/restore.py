@@ -28,7 +28,7 @@ def restore(
     ] = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Put the base's matrices back into an edited model, if only those differ that it is declared to have changed."""
+    """Restore the base's matrices in an edited model, if only the declared ones differ."""
     for model in (edited, base):
         require_no_trial(model or "")
     from iconoclast.runs.restore import restore as restored

@@ -93,7 +93,7 @@ class JobOptions:
 def minutes(text: str) -> int:
     """Convert a Slurm time limit, such as 90, 1:30:00 or 1-12, to minutes; raise SettingsError if malformed."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        raise SettingsError(f'--time "{text}" is no time. Use minutes, HH:MM:SS or D-HH:MM, as Slurm does.')
+        raise SettingsError(f'--time "{text}" is not a valid time. Use minutes, HH:MM:SS or D-HH:MM, as Slurm does.')
     days, dash, rest = text.rpartition("-")
     numbers = [int(part) for part in rest.split(":")]
     if not dash and len(numbers) < 3:

@@ -308,4 +308,4 @@ def _sum(node: ast.expr, values: Mapping[str, Any]) -> int:
         return int(values[node.id])
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return node.value
-    raise ValueError(f"{ast.unparse(node)} is no sum")
+    raise ValueError(f"{ast.unparse(node)} is not a sum")

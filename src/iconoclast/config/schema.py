@@ -148,8 +148,8 @@ class Settings(BaseModel):
     response_prefix: str | None = None
     """Text every response starts with. Unset: found by looking; a thinking block is closed."""
     thinking: Thinking = "off"
-    """Whether a model that can think is let: off (its block is closed at once); on (answers are read after it); both (off
-    for the search, and the report measures base model and best trial with thoughts too)."""
+    """Whether the model may think before it answers: off (its thinking block is closed at once), on (answers are read after
+    the block), or both (off for the search, while the report measures base model and best trial with thoughts too)."""
     max_thought_length: int = Field(default=512, ge=1)
     """Tokens of thoughts; a response that needs more has no answer, which counts as broken and is reported."""
 

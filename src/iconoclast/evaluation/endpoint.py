@@ -21,7 +21,7 @@ class EndpointError(UserError):
     """An endpoint that cannot be asked, or a request that failed.
 
     Attributes:
-        again: seconds after which the request may be made again; None if that is no use.
+        again: seconds after which the request may be made again; None if that would not help.
     """
 
     def __init__(self, message: str, again: float | None = None) -> None:

@@ -169,7 +169,7 @@ class Examination:
 
     @property
     def thoughts(self) -> Thinking | None:
-        """Thoughts before the answers to target prompts; None of a model that was not let think."""
+        """Thoughts before the answers to target prompts; None if the model did not think first."""
         known = [answer.thought for answer in self.target if answer.thought is not None]
         if not known:
             return None

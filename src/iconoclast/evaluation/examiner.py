@@ -136,7 +136,7 @@ class Examiner:
             texts: responses to target, benign and borderline prompts.
             target: tokens of the responses to target prompts.
             divergences: by benign prompt, first-token KL, and KL over tokens.
-            thoughts: before those responses, of a model that is let think.
+            thoughts: before those responses, if the model thinks first.
         """
         sets = (self.sample.target, self.sample.benign, self.sample.borderline)
         answers = [self._answers(p, t, progress) if p else () for p, t in zip(sets, texts, strict=True)]
@@ -164,7 +164,7 @@ class Examiner:
         if own != base:
             raise ModelError(
                 f"{variant.name} has a vocabulary of {own} tokens and its base {self._base.lm.name} one of {base}: "
-                "it is no edit of that model. Name its base with --against."
+                "it is not an edit of that model. Name its base with --against."
             )
         lm = self._base.lm
         alike = replace(variant.lm, tokenizer=lm.tokenizer).begun_as(lm)

@@ -97,7 +97,7 @@ def text_of(name: str) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise SettingsError(f"{name}: {file} cannot be read: {reason}. Give a text as {PERPLEXITY}FILE.") from None
     if len(text.split()) < 2:
         raise SettingsError(f"{name}: {file} holds no text.")

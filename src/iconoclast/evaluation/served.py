@@ -35,7 +35,7 @@ UNREADABLE = "\ufffd"
 """What stands in a text for a token that is only a part of a letter."""
 
 NOT_ONE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
-"""What reading a reply raises that is no chat completion."""
+"""Errors of reading a reply that is not a chat completion."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _served_model(endpoint: Endpoint, client: httpx2.Client, model: str | None) 
             return model
         raise EndpointError(f"The server at {endpoint.url} cannot be asked what it serves: {error}") from None
     except NOT_ONE:
-        raise EndpointError(f"What is at {endpoint.url}/models is no list of models. Give the URL up to /v1.") from None
+        raise EndpointError(f"What is at {endpoint.url}/models is not a list of models. Give the URL up to /v1.") from None
     if model is None and len(names) == 1:
         return names[0]
     if model not in names:
@@ -180,7 +180,7 @@ def _read(reply: httpx2.Response) -> Answered:
         reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
         return Answered(str(message.get("content") or ""), entries, tokens, reasoning)
     except NOT_ONE:
-        raise EndpointError("the reply is no chat completion.") from None
+        raise EndpointError("the reply is not a chat completion.") from None
 
 
 class _Vocabulary:
@@ -206,7 +206,7 @@ class _Vocabulary:
         return found
 
     def token(self, entry: Mapping[str, Any]) -> int | None:
-        """Return the token of an entry; None if it is no token of the base model, or may be several."""
+        """Return the token of an entry; None if it is not a token of the base model, or may be several."""
         token, text = entry.get("id"), str(entry["token"])
         if not isinstance(token, int):
             return self._by_text.get(text)

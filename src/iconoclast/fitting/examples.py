@@ -40,7 +40,7 @@ class Example:
 
 
 def loop_of(tokens: Sequence[int], length: int = 8) -> tuple[int, ...]:
-    """Places of the first `length` tokens that repeat those before them without a gap; none if there are none."""
+    """Return the places of the first `length` tokens that repeat those before them without a gap; none if there are none."""
     for start in range(1, len(tokens) - length + 1):
         for lag in range(1, start + 1):
             if tokens[start : start + length] == tokens[start - lag : start - lag + length]:
@@ -74,14 +74,14 @@ class Examples:
         return random.Random(seed).sample(range(len(self)), min(count, len(self)))
 
     def batches(self, indices: Sequence[int], rows: int) -> Iterator[list[int]]:
-        """Those examples in batches of like length."""
+        """Yield those examples in batches of like length."""
         lengths = [len(self.examples[i].prompt) + len(self.examples[i].response) for i in indices]
         for batch in batches_by_length(lengths, rows):
             yield [indices[place] for place in batch]
 
     @torch.no_grad()
     def base_logits(self, indices: Sequence[int]) -> Tensor:
-        """The base model's logits of every token of those responses, one after the other: [tokens, vocabulary]."""
+        """Return the base model's logits of every token of those responses, one after the other: [tokens, vocabulary]."""
         if self._states is None:
             return self._read(indices).clone()
         logits: Tensor = _head(self._lm)(torch.cat([self._states[i] for i in indices]).to(self._lm.device))

@@ -111,7 +111,7 @@ class Checkpoint:
         return cls(folder, files, places, start if start.endswith(".json") else None)
 
     def _require_one_reading(self, other: "Checkpoint | None") -> None:
-        """Raise ModelError if the index beside a single file leads to other tensors; a copy in shards is no matter."""
+        """Raise ModelError if the index beside a single file leads to other tensors; a copy in shards does not matter."""
         if other is None or other.files == self.files:
             return
         same = self.places.keys() == other.places.keys()
@@ -278,7 +278,7 @@ def _places(file: Path) -> Iterator[tuple[str, Place]]:
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         if not 0 < size <= file.stat().st_size:
-            raise ValueError(f"{file.name} is no safetensors file, or is shorter than its header says")
+            raise ValueError(f"{file.name} is not a safetensors file, or is shorter than its header says")
         header: Plain = json.loads(opened.read(size))
     for name, entry in header.items():
         if name != "__metadata__":

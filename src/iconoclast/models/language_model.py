@@ -17,7 +17,7 @@ from iconoclast.registry import require_known
 from iconoclast.vocabulary import COMPONENTS, QUANTIZATIONS, Component, Quantization, Site
 
 HALF_A_CHARACTER = "\ufffd"
-"""What a tokenizer writes for bytes that are no whole character."""
+"""What a tokenizer writes for bytes that are not a whole character."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class LanguageModel:
         dtype: the data type chosen, such as "bfloat16".
         response_prefix: text that every response starts with; part of the prompt for all measurements.
         template_date: the time that the chat template is told; None for the present.
-        thinking: whether it is let think before it answers.
+        thinking: whether it may think before it answers.
     """
 
     model: PreTrainedModel = field(repr=False)

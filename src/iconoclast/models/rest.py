@@ -19,7 +19,7 @@ CLAIMS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 
 
 def unread(checkpoint: Checkpoint, model: PreTrainedModel) -> list[str]:
-    """Return the names of the checkpoint's tensors that are no part of the model, without the scales of quantised ones."""
+    """Return the names of the checkpoint's tensors that are not part of the model, without the scales of quantised ones."""
     state = {name: torch.empty(tensor.shape, device="meta") for name, tensor in model.state_dict().items()}
     read = state.keys() | as_stored(model, state)
     return [

@@ -37,7 +37,7 @@ def thinking_block(lm: LanguageModel) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """Tells thoughts from answers in the responses of a model that is let think.
+    """Tells thoughts from answers in the responses of a model that thinks first.
 
     Attributes:
         lm: the model, which begins responses with its prefix.
@@ -102,7 +102,7 @@ class Thoughts:
 
 
 def find_thinking_start(lm: LanguageModel, prompts: Sequence[Prompt], rows: int, longest: int = 16) -> str:
-    """Return what all responses of a model that is let think start with: marks of its thoughts, words without information."""
+    """Return what all responses of a model that thinks first start with: marks of its thoughts, words without information."""
     return _common_start(lm, prompts[0], _responses(lm, prompts, rows, longest))
 
 

@@ -39,7 +39,7 @@ class Match:
         over = {ours.overrefusals.n, peer.overrefusals.n} - {0}
         known = zip(self.ours.fingerprints(self.split), self.peer.fingerprints(self.split), strict=True)
         if ours.refusals.n != peer.refusals.n or len(over) > 1 or any(a and b and a != b for a, b in known):
-            return f"the {self.split} prompts differ"
+            return f"the {'select' if self.split == 'selection' else self.split} prompts differ"
         return None
 
     @property

@@ -18,7 +18,7 @@ UNSPECIFIC = "remove at least half of what the edit removes"
 def front_table(front: Sequence[Trial], best: Trial | None, base: Scores, objectives: Objectives = BY_DEFAULT) -> Table:
     """Tabulate the Pareto front, best trial marked, base model in the last line; other objectives than the default first."""
     own = [] if objectives.default else [str(each) for each in objectives.all]
-    about = "selection prompts" + (f"; objectives: {', '.join(own)}" if own else "")
+    about = "select prompts" + (f"; objectives: {', '.join(own)}" if own else "")
     table = Table(title=f"Pareto front ({about})", title_justify="left")
     for name in ("Trial", *own, "Refusals", "Broken", "Overrefusals", "KL", *([] if own else ["Compliance"])):
         table.add_column(name, justify="right", no_wrap=name in ("Trial", "KL"), overflow="fold")
@@ -47,7 +47,7 @@ def finalists_table(judged: Finalists) -> Table:
         "By judges: failures to any of them, or unknown. κ: a judge's agreement with the markers on what is a refusal.",
         *(f"Judge {number}: {plain(judge)}" for judge, number in numbers.items()),
     ]
-    table = Table(title="Finalists (selection prompts)", caption="\n".join(about))
+    table = Table(title="Finalists (select prompts)", caption="\n".join(about))
     table.title_justify = table.caption_justify = "left"
     for name in ("Trial", "Failures", "By judges", "Judge", "Refusals", "Markers alone", "Judge alone", "κ"):
         table.add_column(name, justify="right")
@@ -106,7 +106,7 @@ def report_table(report: Report) -> Table:
     about = {
         "report": "Report prompts: they chose nothing",
         "seen": "Report prompts, but some of them fitted or chose the trial (allow_overlap)",
-        "selection": "Selection prompts: they chose the trial",
+        "selection": "Select prompts: they chose the trial",
     }
     return examinations_table(
         about["seen" if report.split == "report" and report.overlap else report.split],
@@ -127,9 +127,9 @@ def axes_table(axes: Sequence[AxisCarried], failing: str) -> Table:
 
 
 def thinking_table(report: Report, found: WithThoughts) -> Table:
-    """Tabulate base model and best trial let think, if the report measured that too."""
+    """Tabulate base model and best trial thinking first, if the report measured that too."""
     columns = [("base model", found.base_metrics), (f"trial {report.trial}", found.metrics)]
-    return examinations_table("The same prompts, let think first: answers after the thoughts", columns)
+    return examinations_table("The same prompts, thinking first: answers after the thoughts", columns)
 
 
 def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Table:
@@ -146,6 +146,7 @@ def examinations_table(title: str, columns: Sequence[tuple[str, Metrics]]) -> Ta
 
 
 def examination_rows(columns: Sequence[Metrics]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the title of every row and a cell for each column; the first column decides which rows there are."""
     base = columns[0]
     for title, name in (*COUNTED, ("Borderline overrefusals", "borderline_overrefusals")):
         if getattr(base, name) is not None:

@@ -56,7 +56,7 @@ class BehaviorCheck:
         if self.target.rate >= 1 - RARE and self.strengthen:
             said.append(f"The model shows it on {shown} of the target prompts already: there is little to strengthen.")
         if self.benign.rate >= OFTEN / 2:
-            said.append(f"{self.benign.with_interval} of the benign prompts show it too: they are no contrast.")
+            said.append(f"{self.benign.with_interval} of the benign prompts show it too: they make no contrast.")
         if self.target.n < FEW:
             said.append(f"Only {self.target.n} select prompts: intervals are wide. Take {FEW} or more.")
         if best.accuracy <= best.shuffled:

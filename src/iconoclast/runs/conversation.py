@@ -31,7 +31,7 @@ class Conversation:
 
     Attributes:
         voice: who answers from the next message on.
-        thinking: whether the model is let think before it answers.
+        thinking: whether the model may think before it answers.
         messages: what was said, the system prompt first.
     """
 

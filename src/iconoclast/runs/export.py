@@ -24,7 +24,7 @@ from iconoclast.progress import Progress, Silent
 from iconoclast.runs.composition import ComposedEdits, open_together
 from iconoclast.runs.documents import Composition
 from iconoclast.runs.drift import beyond_noise
-from iconoclast.runs.export_papers import described, write_papers
+from iconoclast.runs.export_papers import prompts_sentence, write_papers
 from iconoclast.runs.exported import Exported
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.for_llama_cpp import write_for_llama_cpp
@@ -89,7 +89,7 @@ def export_trial(
 ) -> Exported:
     """Write a trial's edit into the new folder `to`, load it from there, measure it, and write its model card.
 
-    The scores are of the report prompts if the run has them, else of the selection prompts.
+    The scores are of the report prompts if the run has them, else of the select prompts.
 
     Args:
         bench: the run's base model, not laid out; for anything but an adapter it must not be quantised.
@@ -114,7 +114,7 @@ def export_trial(
         others = [name for name in llama.quants if kind == "gguf" and quant_file(name) not in served.metrics]
         result = Exported(
             folder=to,
-            prompts=described(bench.prompts, bench.sample),
+            prompts=prompts_sentence(bench.prompts, bench.sample),
             base=base,
             live=live,
             exported=exported,
@@ -181,7 +181,7 @@ def export_unmeasured(
     bench = Workbench(settings, lm.with_prefix(saved.response_prefix), saved.directions)
     known = _known_scores(saved, bench.prompts) if bench.sample.split == "report" else None
     base, live = known or (saved.base, saved.trial.scores)
-    about = described(bench.prompts, bench.sample if known else bench.prompts.selected)
+    about = prompts_sentence(bench.prompts, bench.sample if known else bench.prompts.selected)
     directions = use_full_directions(saved, bench, progress)
     lm, edit = bench.lm, bench.edit(saved.trial.parameters)
     with appearing(to) as folder:

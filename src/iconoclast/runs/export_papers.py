@@ -23,9 +23,10 @@ from iconoclast.runs.trials import trial_document
 from iconoclast.vocabulary import ExportFormat
 
 
-def described(prompts: Prompts, sample: ExaminedPrompts) -> str:
+def prompts_sentence(prompts: Prompts, sample: ExaminedPrompts) -> str:
+    """Return the sentence of a card on which prompts were measured, and whether they chose the trial."""
     if sample.target is not prompts.target_report:
-        chosen = "the selection prompts, which also chose the trial, so the figures flatter"
+        chosen = "the select prompts, which also chose the trial, so the figures flatter"
     elif shared := prompts.overlaps(with_report=True):
         pairs = ", ".join(f"{pair} share {count}" for pair, count in shared.items())
         chosen = f"the report prompts, of which some fitted or chose the trial, so the figures flatter ({pairs})"
@@ -59,7 +60,7 @@ def write_papers(
         problem=result.problem,
         loaded_in=lm.quantization,
         objectives="" if (objectives := Objectives(saved.settings.objectives)).default else str(objectives),
-        judged=saved.finalists.rule if saved.judged and saved.finalists else "",
+        finalists=len(saved.finalists.finalists) if saved.judged and saved.finalists else 0,
         swallowed=result.swallowed,
     )
     (folder / CARD).write_text(card.render(), encoding="utf-8")

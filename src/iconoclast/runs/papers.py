@@ -60,7 +60,7 @@ class ModelCard:
         problem: in what the export measures farther from the live edit than noise allows.
         loaded_in: quantisation of the base model that an adapter is made for; figures of weights in another are not shown.
         objectives: those of the search, if they are not the default ones.
-        judged: how judges chose the trial, if they did.
+        finalists: how many trials judges chose this one from; 0 if they did not choose it.
         swallowed: GGUF files in which quantisation undoes more than half of the edit.
     """
 
@@ -71,10 +71,11 @@ class ModelCard:
     problem: str = ""
     loaded_in: Quantization = "none"
     objectives: str = ""
-    judged: str = ""
+    finalists: int = 0
     swallowed: Sequence[str] = ()
 
     def render(self) -> str:
+        """Return the card as Markdown, its metadata first."""
         told = self.told
         after = told.export_metrics or told.live_metrics
         source = files("iconoclast.runs").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -94,7 +95,7 @@ class ModelCard:
             direction=self._direction(),
             directions="" if told.directions is None else str(told.directions),
             objectives=self.objectives,
-            judged=self.judged,
+            finalists=self.finalists,
             parts=[] if told.composed is None else [(each, _strengths(each.trial)) for each in told.composed.trials],
             together=[] if told.composed is None else together_rows(told.composed),
             interference=[] if told.composed is None else told.composed.interference,

@@ -197,7 +197,7 @@ class Run:
         self.write_summary("running")
 
     def judge_finalists(self, progress: Progress | None = None) -> None:
-        """Let judges choose among the last candidates, by their responses to the selection prompts."""
+        """Let judges choose among the last candidates, by their responses to the select prompts."""
         progress = progress or Silent()
         candidates = finalists_of(self.trials(), self.settings)
         if not candidates or self.judged:

@@ -35,7 +35,7 @@ class Replay(Value):
 
 
 def replay(run: Path, which: str, progress: Progress | None = None, trust_remote_code: bool = False) -> Replay:
-    """Apply a recorded trial again, measure it and the base model on the selection prompts, and grade the drift.
+    """Apply a recorded trial again, measure it and the base model on the select prompts, and grade the drift.
 
     Args:
         which: number of the trial, or best.

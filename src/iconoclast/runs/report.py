@@ -38,7 +38,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
     """Examine the base model and the best trial; return the report and the responses behind it.
 
     Args:
-        before: the base model's scores on the selection prompts. Perplexities and tasks do not depend on prompts, so the
+        before: the base model's scores on the select prompts. Perplexities and tasks do not depend on prompts, so the
             search's own figures stand.
     """
     examiner = bench.examiner()
@@ -65,7 +65,7 @@ def report(bench: Workbench, best: Trial, progress: Progress, before: Scores) ->
 
 
 def _with_thoughts(bench: Workbench, best: Trial, progress: Progress) -> tuple[WithThoughts, list[Examination]]:
-    """Examine both again, let think."""
+    """Examine both again, thinking first."""
     own = bench.thoughtful(progress)
     examiner, edit = own.examiner(), own.edit(best.parameters)
     live = own.live(f"trial {best.index}, with thoughts", edit)

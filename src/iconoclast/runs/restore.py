@@ -57,7 +57,7 @@ class Restored:
         )
         try:
             found = undone(edit, site, edited, slack(edited, edited, stored))
-            if not found.lost < 1:  # not a number is no restoration
+            if not found.lost < 1:  # NaN does not count as restored
                 raise EditError(f"rounding, {found.amplified:.0f} times as large, would hide what it put back")
         except EditError as error:
             strength = f"strength {edit.strengths[site]:.3g}"

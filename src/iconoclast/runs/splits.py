@@ -70,7 +70,7 @@ class Prompts:
 
     @property
     def reported(self) -> ExaminedPrompts:
-        """The prompts that are reported on: the report prompts, or those of the selection if there are none."""
+        """The prompts that are reported on: the report prompts, or the select prompts if there are none."""
         if self.target_report is None or self.benign_report is None:
             return self.selected
         return ExaminedPrompts(self.target_report, self.benign_report, self.borderline_report, "report")
@@ -113,7 +113,7 @@ class Prompts:
         there = f"they have {', '.join(sorted(axes))}" if axes else "set bad_evaluation_prompts.axis to a column"
         if unknown := [name for name in weights if name not in axes]:
             raise SettingsError(
-                f"axis_weights names {unknown[0]}, which is no axis of bad_evaluation_prompts: {there}."
+                f"axis_weights names {unknown[0]}, which is not an axis of bad_evaluation_prompts: {there}."
             )
 
 

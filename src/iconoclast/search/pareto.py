@@ -13,7 +13,7 @@ BY_DEFAULT = Objectives()
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured candidate: its number in the study, and its scores on the selection prompts."""
+    """A measured candidate: its number in the study, and its scores on the select prompts."""
 
     index: int
     parameters: AnyParameters
@@ -34,7 +34,7 @@ class Front(list[Trial]):
 
     def _repr_html_(self) -> str:
         rows = [(trial.index, *_cells(trial)) for trial in self]
-        return table(f"{len(self)} trials (selection prompts)", rows, ("Trial", *COLUMNS))
+        return table(f"{len(self)} trials (select prompts)", rows, ("Trial", *COLUMNS))
 
 
 COLUMNS = ("Refusals", "Broken", "Overrefusals", "KL, nats", "Compliance", "Direction", "Violates")

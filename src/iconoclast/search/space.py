@@ -42,7 +42,7 @@ OTHER_STRENGTHS = 0.7, 0.5, 1.2
 """Factors on the usual strength of the edits that a search begins with, the most useful first."""
 
 FEWEST_AT_AN_EDGE = 3
-"""Trials at an end of a range that are no chance any more."""
+"""Trials at an end of a range that chance no longer explains."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _operation(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(document, dict) or not {"op_code", "worker_id"} <= document.keys():
         if begins < 0:
-            raise ValueError("a line is no operation of a study")
+            raise ValueError("a line is not an operation of a study")
         return None
     return document
 
@@ -193,7 +193,7 @@ def _scheme(url: str) -> str:
     parts = urlsplit(url)
     if not re.fullmatch(r"[a-z][a-z0-9+]*", parts.scheme) or "://" not in url:
         raise SettingsError(
-            f'study_storage "{url}" is no URL. Use grpc://HOST:PORT, redis://HOST:PORT, or a database URL as in '
+            f'study_storage "{url}" is not a URL. Use grpc://HOST:PORT, redis://HOST:PORT, or a database URL as in '
             "postgresql://USER:$PASSWORD@HOST/NAME."
         )
     if parts.password and not re.fullmatch(r"\$(\w+|\{\w+\})", parts.password):

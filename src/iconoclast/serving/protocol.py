@@ -90,7 +90,7 @@ class ChatRequest(Part):
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"The request is no JSON: {error}.") from None
+            raise RequestError(f"The request is not JSON: {error}.") from None
         for name in UNHEARD if isinstance(asked, dict) else ():
             if asked.get(name) not in NOTHING:
                 raise RequestError(f"{name} is not done here. Leave it out.", name)

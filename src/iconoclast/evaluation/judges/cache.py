@@ -18,7 +18,7 @@ class CachedJudge:
     """A judge whose verdicts are kept in a SQLite file, which several processes may share; unknown is not kept.
 
     Raises:
-        JudgeError: the file cannot be read or written, or is no file of verdicts.
+        JudgeError: the file cannot be read or written, or is not a file of verdicts.
     """
 
     def __init__(self, judge: Judge, file: Path) -> None:

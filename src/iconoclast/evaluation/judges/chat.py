@@ -160,7 +160,7 @@ def _read_completion(reply: httpx2.Response) -> _Answer:
     try:
         text = reply.json()["choices"][0]["message"]["content"]
     except (ValueError, RecursionError, LookupError, TypeError):
-        return _Answer(failure="the reply is no chat completion.")
+        return _Answer(failure="the reply is not a chat completion.")
     if not isinstance(text, str) or not text.strip():
         return _Answer(failure="the answer holds no text. A model that reasons first must be told not to.")
     verdict = read_verdict(text)

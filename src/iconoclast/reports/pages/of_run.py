@@ -31,7 +31,7 @@ from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import EditParameters, FittedParameters
 
-ON_SELECTION = "Measured on the selection prompts, which chose among the trials and so flatter the one that was chosen."
+ON_SELECTION = "Measured on the select prompts, which chose among the trials and so flatter the one that was chosen."
 ON_REPORT = "Measured once, on report prompts that chose nothing."
 ON_SEEN = "Measured once, on report prompts, but some of them fitted or chose the trial (allow_overlap)."
 
@@ -115,7 +115,7 @@ class RunPage:
 
     @cached_property
     def columns(self) -> list[tuple[str, Scores]]:
-        """Base model and trial, as examined for the report, or else on the selection prompts."""
+        """Base model and trial, as examined for the report, or else on the select prompts."""
         name = f"trial {self.saved.trial.index}"
         if self.report is None:
             return [("base model", self.saved.base), (name, self.saved.trial.scores)]

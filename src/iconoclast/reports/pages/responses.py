@@ -103,7 +103,7 @@ def _exchange(row: Sample) -> Exchange:
 def differences(text: str, other: str) -> list[Part]:
     """Cut a text into pieces that another has, too, and pieces that it has not; whole and unmarked if it shares little.
 
-    Words that happen to be in both, such as "the", are no likeness: a few in a row are.
+    Words that happen to be in both, such as "the", are not a likeness: a few in a row are.
     """
     words, others = _WORDS.findall(text), _WORDS.findall(other)
     matcher = SequenceMatcher(None, [word.strip() for word in words], [word.strip() for word in others], autojunk=False)

@@ -146,5 +146,5 @@ class TrialInformation(Document):
             return cls.model_validate(content)
         except (OSError, ValueError, RecursionError):
             raise RunFolderError(
-                f"{export} is no export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
+                f"{export} is not an export: {TRIAL_INFORMATION} is missing or damaged. Give a folder that `iconoclast export` wrote."
             ) from None

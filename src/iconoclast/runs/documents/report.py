@@ -60,7 +60,7 @@ class AxisCarried(Part):
 
 
 class WithThoughts(Part):
-    """Base model and best trial as `Report` has them, but let think."""
+    """Base model and best trial as `Report` has them, but thinking first."""
 
     response_prefix: str
     base_metrics: Metrics

@@ -41,7 +41,7 @@ class Finalist(Part):
 
 
 class Finalists(Part):
-    """Trials of the front, on the selection prompts; `chosen` is None if a judge had no verdict at all on one of them.
+    """Trials of the front, on the select prompts; `chosen` is None if a judge had no verdict at all on one of them.
 
     Attributes:
         judged_with: settings of the judges.
@@ -54,7 +54,7 @@ class Finalists(Part):
     @property
     def rule(self) -> str:
         """Rule by which the best trial was chosen, in words."""
-        return f"fewest failures to judges of {len(self.finalists)} finalists, give or take a standard error"
+        return f"fewest failures of {len(self.finalists)} finalists by the judges' verdicts, within one standard error"
 
 
 class BatchSummary(Document):

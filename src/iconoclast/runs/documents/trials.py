@@ -26,7 +26,7 @@ class FitDocument(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialDocument(Scores):
-    """A trial and its scores on the selection prompts.
+    """A trial and its scores on the select prompts.
 
     Attributes:
         index: its number in the study.
