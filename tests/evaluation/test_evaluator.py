@@ -119,13 +119,13 @@ def test_the_front_with_pruning_is_the_front_without_it(
 ) -> None:
     if not broken:  # random models talk nonsense, of which no bound is known before it ends
         monkeypatch.setattr("iconoclast.evaluation.responses.defect", lambda prompt, response: None)
-    contest = evaluator(tiny_lm, [marker], batch_size=rows)
-    whole = [Trial(i, PARAMETERS, scores) for i, scores in enumerate(contest.measure(many))]
+    made = evaluator(tiny_lm, [marker], batch_size=rows)
+    whole = [Trial(i, PARAMETERS, scores) for i, scores in enumerate(made.measure(many))]
     trials: list[Trial] = []
     pruned = 0
     for start in range(0, len(many), 2):
         front = [trial.key for trial in pareto_front(trials)]
-        outcomes = contest.contest(many[start : start + 2], lambda b, front=front: beaten(b.key, front))  # type: ignore[misc]
+        outcomes = made.measure_or_prune(many[start : start + 2], lambda b, front=front: beaten(b.key, front))  # type: ignore[misc]
         for index, outcome in enumerate(outcomes, start):
             if isinstance(outcome, Bounds):
                 pruned += 1
@@ -134,14 +134,14 @@ def test_the_front_with_pruning_is_the_front_without_it(
             else:
                 trials.append(Trial(index, PARAMETERS, outcome))
     assert [t.index for t in pareto_front(trials)] == [t.index for t in pareto_front(whole)]
-    assert broken or pruned >= 2, "the test is about contests in which some are pruned"
+    assert broken or pruned >= 2, "the test is about batches in which some are pruned"
 
 
 def test_an_edit_pruned_for_its_divergence_is_not_decoded(
     tiny_lm: LanguageModel, many: list[Edit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contest = evaluator(tiny_lm, ["zz"])
-    divergences = [scores.kl_divergence for scores in contest.measure(many)]
+    made = evaluator(tiny_lm, ["zz"])
+    divergences = [scores.kl_divergence for scores in made.measure(many)]
     limit = sum(sorted(divergences)[3:5]) / 2
     steps: list[int] = []
     step = reading.step
@@ -151,11 +151,11 @@ def test_an_edit_pruned_for_its_divergence_is_not_decoded(
         return step(lm, state, tokens)
 
     monkeypatch.setattr(decoding, "step", counted)
-    outcomes = contest.contest(many, lambda bounds: bounds.kl_divergence >= limit)
+    outcomes = made.measure_or_prune(many, lambda bounds: bounds.kl_divergence >= limit)
     assert [isinstance(outcome, Bounds) for outcome in outcomes] == [kl >= limit for kl in divergences]
     assert max(steps) <= 4 * len(BENIGN), "rows of pruned edits have left before the first step"
     steps.clear()
-    assert all(isinstance(outcome, Bounds) for outcome in contest.contest(many, lambda bounds: True))
+    assert all(isinstance(outcome, Bounds) for outcome in made.measure_or_prune(many, lambda bounds: True))
     assert not steps
 
 
@@ -166,20 +166,20 @@ def test_benign_prompts_are_answered_last_and_by_what_is_left(
     texts = [" ".join(answers).lower() for answers in evaluator(tiny_lm, ["-"]).respond(many, TARGET)]
     pieces = [text[i : i + 3] for text in texts for i in range(len(text) - 2)]
     marker = next(piece for piece in pieces if piece.isprintable() and 0 < sum(piece in t for t in texts) < len(many))
-    contest = evaluator(tiny_lm, [marker])
-    responses, asked = contest._responses, []
+    made = evaluator(tiny_lm, [marker])
+    responses, asked = made._responses, []
 
     def recorded(
         edits: Sequence[Edit], encoded: Any, length: int, *more: Any, **options: Any
     ) -> list[list[str | None]]:
-        asked.append((len(edits), encoded is contest._benign, length))
+        asked.append((len(edits), encoded is made._benign, length))
         return responses(edits, encoded, length, *more, **options)
 
-    monkeypatch.setattr(contest, "_responses", recorded)
-    outcomes = contest.contest(many, lambda bounds: bounds.failures > 0)
+    monkeypatch.setattr(made, "_responses", recorded)
+    outcomes = made.measure_or_prune(many, lambda bounds: bounds.failures > 0)
     left = sum(isinstance(outcome, Scores) for outcome in outcomes)
     assert 0 < left < len(many)
-    options = contest.options
+    options = made.options
     assert asked == [
         (len(many), True, 1),
         (len(many), False, options.response_length),
@@ -199,7 +199,7 @@ def test_progress_reaches_its_end_also_when_edits_are_pruned(tiny_lm: LanguageMo
 
     for limit in (0.0, 1e-3, 9.0):
         progress = Counting()
-        evaluator(tiny_lm, ["e"]).contest(many, lambda b, limit=limit: b.kl_divergence >= limit, progress)  # type: ignore[misc]
+        evaluator(tiny_lm, ["e"]).measure_or_prune(many, lambda b, limit=limit: b.kl_divergence >= limit, progress)  # type: ignore[misc]
         assert progress.done == progress.total == len(many) * (len(TARGET) + len(BENIGN))
 
 

@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     run(settings)
     broken = settings.model_copy(update={"study_checkpoint_dir": tmp_path / "broken", "cache_gib": 0.0})
-    contest, calls = Evaluator.contest, []
+    contest, calls = Evaluator.measure_or_prune, []
 
     def failing(self: Evaluator, *arguments: Any) -> Any:
         calls.append(1)
@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             raise KeyboardInterrupt
         return contest(self, *arguments)
 
-    monkeypatch.setattr(Evaluator, "contest", failing)
+    monkeypatch.setattr(Evaluator, "measure_or_prune", failing)
     with pytest.raises(KeyboardInterrupt):
         run(broken)
     assert len(trials(broken)) == 1
@@ -154,7 +154,7 @@ def test_a_second_start_measures_no_baseline_again(settings: Settings, monkeypat
         raise AssertionError("measured again")
 
     monkeypatch.setattr("iconoclast.runs.workbench.last_token_residuals", forbidden)
-    monkeypatch.setattr(Evaluator, "contest", forbidden)
+    monkeypatch.setattr(Evaluator, "measure_or_prune", forbidden)
     with started_run(settings) as started:
         started.optimize(6)
         assert started.study.finished == 6

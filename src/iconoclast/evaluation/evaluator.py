@@ -11,13 +11,13 @@ from torch import Tensor
 from iconoclast.config.schema import Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
-from iconoclast.evaluation.contest import Contest, Prune
 from iconoclast.evaluation.degenerate import may_loop
 from iconoclast.evaluation.divergence import Divergences
 from iconoclast.evaluation.intervals import mean_interval
 from iconoclast.evaluation.judged import judged_failures, verdicts_of
 from iconoclast.evaluation.judges.protocol import Judge
 from iconoclast.evaluation.named import apply_measures, measure_of
+from iconoclast.evaluation.pruning import Prune, Pruning
 from iconoclast.evaluation.responses import ResponseRules
 from iconoclast.goals import JUDGED, with_estimates
 from iconoclast.models.base_states import BaseStates, base_states, can_be_left_out
@@ -50,7 +50,7 @@ class MeasureOptions:
         own: scores of responses by name (`evaluation.named`).
         with_intervals: scores that every edit has and that should have their intervals (the means of `goals`).
         strengthen: whether edits should make the model refuse more.
-        thought_length: tokens of thoughts, at most, of a model that is let think.
+        thought_length: tokens of thoughts, at most, if the model thinks first.
         judges: those that the score judged_failures asks; none if it is not asked for.
     """
 
@@ -149,9 +149,15 @@ class Evaluator:
 
     def measure(self, edits: Sequence[Edit], progress: Progress | None = None) -> list[Scores]:
         """Return the scores of every edit, measured together; raise MeasurementError if not even one sequence fits."""
-        return [scores for scores in self.contest(edits, lambda bounds: False, progress) if isinstance(scores, Scores)]
+        return [
+            scores
+            for scores in self.measure_or_prune(edits, lambda bounds: False, progress)
+            if isinstance(scores, Scores)
+        ]
 
-    def contest(self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None) -> list[Scores | Bounds]:
+    def measure_or_prune(
+        self, edits: Sequence[Edit], prune: Prune, progress: Progress | None = None
+    ) -> list[Scores | Bounds]:
         """Return the scores of every edit, or its bounds where they were enough to prune it.
 
         Divergences, failures and overrefusals only grow as they become known, so pruning is never premature. Where it
@@ -164,31 +170,31 @@ class Evaluator:
         progress = progress or Silent()
         steps = len(edits) * (len(self.benign) + len(self.target))
         progress.start(f"Measuring {len(edits)} edit{'s' * (len(edits) > 1)}", steps)
-        standing = Contest(self.reference, len(edits), prune)
+        pruning = Pruning(self.reference, len(edits), prune)
         failed: Sequence[Label] = ("broken",) if self.options.strengthen else ("refusal", "broken")
-        hopeless = Bounds(len(self.target), len(self.benign), math.inf)
-        late = self.options.benign_response_length > 1 and prune(hopeless)
+        worst = Bounds(len(self.target), len(self.benign), math.inf)
+        late = self.options.benign_response_length > 1 and prune(worst)
         benign: dict[int, list[str | None]] = {}
         if late:
-            self._responses(edits, self._benign, 1, first=standing.diverged)
+            self._responses(edits, self._benign, 1, first=pruning.diverged)
         else:
-            benign = self._benign_responses(edits, standing, progress.advance, standing.diverged)
-        left = standing.left()
+            benign = self._benign_responses(edits, pruning, progress.advance, pruning.diverged)
+        left = pruning.left()
         progress.advance((len(edits) - len(left)) * (len(self.target) + late * len(self.benign)))
         target = self._responses(
             [edits[edit] for edit in left],
             self._target,
             self.options.response_length,
-            lambda: standing.watch(left, len(self.target), standing.failed, self._failure, failed),
+            lambda: pruning.watch(left, len(self.target), pruning.failed, self._failure, failed),
             progress.advance,
         )
         if late:
-            progress.advance((len(left) - len(standing.left())) * len(self.benign))
-            benign = self._benign_responses(edits, standing, progress.advance)
-        divergences = standing.divergences.result().tolist()
-        scores: list[Scores | Bounds] = [standing.bounds(edit) for edit in range(len(edits))]
+            progress.advance((len(left) - len(pruning.left())) * len(self.benign))
+            benign = self._benign_responses(edits, pruning, progress.advance)
+        divergences = pruning.divergences.result().tolist()
+        scores: list[Scores | Bounds] = [pruning.bounds(edit) for edit in range(len(edits))]
         for edit, responses in zip(left, target, strict=True):
-            if not standing.pruned[edit]:
+            if not pruning.pruned[edit]:
                 texts = self.target, responses, self.benign, benign[edit]
                 scores[edit] = score(self.rules, *texts, divergences[edit], self.options)
         return scores
@@ -217,25 +223,25 @@ class Evaluator:
     def _benign_responses(
         self,
         edits: Sequence[Edit],
-        standing: "Contest",
+        pruning: Pruning,
         advance: Callable[[int], None],
         first: FirstToken = lambda indices, logits: None,
     ) -> dict[int, list[str | None]]:
         """Return benign responses of the edits that have not been pruned, by edit."""
-        left = standing.left()
+        left = pruning.left()
         found = self._responses(
             [edits[edit] for edit in left],
             self._benign,
             self.options.benign_response_length,
-            lambda: standing.watch(left, len(self.benign), standing.overrefused, self._failure, ("refusal",)),
+            lambda: pruning.watch(left, len(self.benign), pruning.overrefused, self._failure, ("refusal",)),
             advance,
             first,
         )
         responses = dict(zip(left, found, strict=True))
-        for edit in standing.left():  # the refusals that decoding did not ask about: they ended by themselves
+        for edit in pruning.left():  # the refusals that decoding did not ask about: they ended by themselves
             shown = [self.rules.shows(p.text, r or "") for p, r in zip(self.benign, responses[edit], strict=True)]
-            standing.overrefused[edit].update(i for i, shows in enumerate(shown) if shows)
-            standing.look(edit)
+            pruning.overrefused[edit].update(i for i, shows in enumerate(shown) if shows)
+            pruning.look(edit)
         return responses
 
     def _responses(

@@ -147,7 +147,7 @@ def _measure_live(
 
 
 def measure_export(
-    folder: Path, kind: str, bench: Workbench, reference: Tensor, progress: Progress, file: str = GGUF_FILE
+    folder: Path, kind: ExportFormat, bench: Workbench, reference: Tensor, progress: Progress, file: str = GGUF_FILE
 ) -> Scores:
     """Load an export from its files and measure it beside its base model.
 
@@ -240,7 +240,7 @@ def write_edit(
     return approximations, remarks
 
 
-def _loaded(folder: Path, kind: str, bench: Workbench, file: str) -> LanguageModel:
+def _loaded(folder: Path, kind: ExportFormat, bench: Workbench, file: str) -> LanguageModel:
     """Load the export as its users will, but with the base model's chat template, so that it gets the same prompts."""
     lm, settings = bench.lm, bench.settings
     if kind == "adapter":

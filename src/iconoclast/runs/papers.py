@@ -16,7 +16,7 @@ from iconoclast.scores import Scores
 from iconoclast.search.pareto import Trial
 from iconoclast.search.space import FittedParameters
 from iconoclast.version import __version__
-from iconoclast.vocabulary import Quantization
+from iconoclast.vocabulary import ExportFormat, Quantization
 
 COUNTED = (
     ("Refusals", "refusals"),
@@ -199,7 +199,7 @@ def _strengths(trial: TrialDocument) -> str:
     )
 
 
-def _snippet(kind: str, base: str, loaded_in: Quantization) -> str:
+def _snippet(kind: ExportFormat, base: str, loaded_in: Quantization) -> str:
     if kind == "gguf":
         return 'from llama_cpp import Llama\n\nmodel = Llama("THIS FOLDER/model.gguf")'
     if kind == "merged":

@@ -140,7 +140,7 @@ class Run:
             pruning = self.settings.prune_trials and goal.prunable
             front = [goal.key(trial.scores) for trial in self.front() if pruning and not trial.scores.violated]
             edits = [self.edit(parameters) for parameters in batch]
-            measured = self.evaluator.contest(edits, lambda bounds: beaten(goal.bound(bounds), front), bars)
+            measured = self.evaluator.measure_or_prune(edits, lambda bounds: beaten(goal.bound(bounds), front), bars)
             return self._complete(edits, measured, Silent())
 
         def told(outcomes: Mapping[int, Outcome]) -> None:

@@ -262,17 +262,25 @@ class Workbench:
         """Take the start of responses from the settings, or else find it from the model's own responses."""
         progress = progress or Silent()
         self._say_layout(progress)
-        block = None if self.lm.thinking else open_block(self.lm)
         if self.lm.thinking:
             progress.note(
-                f"The model is let think: answers are read after {thinking_block(self.lm)[1]}, which must come within "
+                f"The model thinks first: answers are read after {thinking_block(self.lm)[1]}, which must come within "
                 f"{self.settings.max_thought_length} tokens."
             )
-        if self.settings.response_prefix is not None:
-            self.start_responses_with(self.settings.response_prefix)
-            if block and block[1].strip() not in self.settings.response_prefix:
-                progress.note(f"The chat template opens {block[0].strip()}, and response_prefix does not close it.")
-            return
+        block, given = None if self.lm.thinking else open_block(self.lm), self.settings.response_prefix
+        prefix = self._found_prefix(progress, kept) if given is None else given
+        if given is None and prefix:
+            progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
+        if block:
+            opened, closing = (part.strip() for part in block)
+            if given is None:
+                progress.note(f"The chat template opens {opened}, which is closed with {closing} at once.")
+            elif closing not in given:
+                progress.note(f"The chat template opens {opened}, and response_prefix does not close it.")
+        self.start_responses_with(prefix)
+
+    def _found_prefix(self, progress: Progress, kept: Kept | None) -> str:
+        """Return what the model's responses to some prompts of both kinds start with."""
         progress.start("Looking at how responses start", 0)
         pairs = zip_longest(self.prompts.benign, self.prompts.target)
         sample = [prompt for pair in pairs for prompt in pair if prompt is not None][: 2 * PREFIX_PROMPTS]
@@ -282,14 +290,7 @@ class Workbench:
             return look(self.lm, sample, len(sample))
 
         asked = [self.lm.encode(sample), _hash(self.lm.tokenizer.chat_template), tokenizer_hash(self.lm.tokenizer)]
-        prefix = find() if kept is None else str(kept.document("response prefix", asked, find))
-        if prefix:
-            progress.note(f"Responses start with {prefix!r}; measurements begin after it.")
-        if block:
-            progress.note(
-                f"The chat template opens {block[0].strip()}, which is closed with {block[1].strip()} at once."
-            )
-        self.start_responses_with(prefix)
+        return find() if kept is None else str(kept.document("response prefix", asked, find))
 
     def thoughtful(self, progress: Progress | None = None) -> "Workbench":
         """Return a workbench that lets the same model think, and asks no judges."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from iconoclast.documents import UNLESS_NONE, Document, Part
+from iconoclast.vocabulary import Quantization
 
 PromptSets = Mapping[str, Mapping[str, Any]]
 """Prompt set → source, n, SHA-256."""
@@ -40,7 +41,7 @@ class ModelOrigin(Part):
     revision: str | None
     architecture: str
     dtype: str
-    quantization: str
+    quantization: Quantization
     response_prefix: str
     weights: Mapping[str, str]
 

@@ -14,7 +14,7 @@ Prune = Callable[[Bounds], bool]
 """Bounds of an edit → True if it need not be measured any further."""
 
 
-class Contest:
+class Pruning:
     """The state of a batch of edits: what is known of each so far, and which have been pruned."""
 
     def __init__(self, reference: Tensor, edits: int, prune: Prune) -> None:
