@@ -7,7 +7,8 @@
 Every run is a process of its own that is interrupted when the seconds are over; builds take turns, seed by seed. OLD is
 another checkout (`git worktree add OLD COMMIT`) with its own environment in OLD/.venv. RUN.toml is what `iconoclast run
 --config` takes and both builds know; without it the demo model and the prompts of the package are taken. Runs of this build
-fit nothing, and begin with an empty cache unless --warm is given. On a machine that others use, --clock processor counts the
+search and fit nothing, unless --fit-steps asks for two standard edits and a fit of so many steps; they begin with an empty cache
+unless --warm is given. On a machine that others use, --clock processor counts the
 processor's seconds of each run, whose wall-clock says nothing there (give runs one thread: OMP_NUM_THREADS=1). heretic's
 journals (of quality.py or peer.py, on the same prompts) count wall-clock from the time at which their settings were written.
 
@@ -244,7 +245,9 @@ def runs_of(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
             file.write_text(tomli_w.dumps({"n_trials": 100_000, **given, "seed": seed}))
             command = [*program_of, "run", "--config", str(file), "--out", str(folder)]
             if name == "this build":
-                command += ["--no-fit", *["--cache-gib", "0"] * (not arguments.warm)]
+                steps = arguments.fit_steps
+                command += ["--no-fit"] if steps is None else ["--n-trials", "2", "--fit-steps", str(steps)]
+                command += ["--cache-gib", "0"] * (not arguments.warm)
             environment = {**environment, "HF_HUB_OFFLINE": "1"}
             run_of(command, folder, arguments.seconds, arguments.clock, environment)
             yield name, seed, folder
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="another checkout with its own environment")
     parser.add_argument("--heretic", type=Path, nargs="*", default=[], help="journals of heretic, one a seed")
+    parser.add_argument("--fit-steps", type=int, help="of a fit after two standard edits, in place of a search")
     parser.add_argument("--warm", action="store_true", help="let runs of this build use the cache")
     parser.add_argument("--at", type=float, nargs="+", help="times of the table")
     arguments = parser.parse_args()
