@@ -18,7 +18,7 @@ from iconoclast.vocabulary import Label
 
 
 def judges_of(settings: Settings) -> list[Judge]:
-    """The judges that the settings name; what they said before is taken from the user's cache.
+    """Return the judges that the settings name; what they said before is taken from the user's cache.
 
     Raises:
         UserError: a judge cannot be used, or there is none for what judges should do.

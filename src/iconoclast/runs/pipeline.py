@@ -255,6 +255,7 @@ class Run:
         return found
 
     def write_summary(self, status: Status) -> BatchSummary:
+        """Write batch_summary.json as the run stands now, and return it."""
         best = self.best()
         summary = BatchSummary(
             status=status,
