@@ -97,6 +97,8 @@ ARMS = {
     "directions half as fast again": Arm({"steps": 80, "direction_rate": 0.15}),
     "40 steps, two directions a site": Arm({"steps": 40}, second=True),
     **{f"{steps} steps": Arm({"steps": steps}) for steps in (10, 20, 40)},
+    "40 steps, half as many examples in each": Arm({"steps": 40, "benign": 6, "target": 4, "loops": 1}),
+    "80 steps, a quarter": Arm({"steps": 80, "benign": 3, "target": 2, "loops": 1}),
     **{
         f"20 steps, {name}": replace(arm, options={"steps": 20, **arm.options})
         for name, arm in {
@@ -120,7 +122,7 @@ ARMS = {
 BRIEF = [
     name
     for name in ARMS
-    if name.startswith(("10 steps", "20 steps", "40 steps")) and name != "40 steps, two directions a site"
+    if name.startswith(("10 steps", "20 steps", "40 steps", "80 steps")) and name != "40 steps, two directions a site"
 ]
 
 

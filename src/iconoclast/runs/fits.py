@@ -56,6 +56,8 @@ WIDEST = 12
 """Sequences of a forward and backward pass, at most."""
 PUSHES = 1.0, 0.7, 0.5
 """Rounds of a fit, by what pushes the behaviour is worth in them. Each learns from what the edit that it begins with answers."""
+ROUND = 20
+"""Steps of a round for which asking the edit anew is worth the time; in shorter ones its first answers do."""
 
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
@@ -132,15 +134,17 @@ class FitStage:
         if file.is_file():
             teachers = _resumed(fit, file)
         lessons = Lessons(self, progress)
-        for teacher in teachers:
+        round_length = -(-s.fit_steps // len(PUSHES))
+        asked = len(PUSHES) if round_length >= ROUND else 1
+        for teacher in teachers[:asked]:
             lessons.learn(fit.edit(teacher))
         if not lessons.enough():
             return False
-        round_length = -(-s.fit_steps // len(PUSHES))
         while fit.step < options.steps:
             if fit.step >= round_length * len(teachers):
                 teachers.append(fit.variables())
-                lessons.learn(fit.edit())
+                if len(teachers) <= asked:
+                    lessons.learn(fit.edit())
             fit.examples, fit.push = lessons.examples(), PUSHES[len(teachers) - 1]
             progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
             end = min(round_length * len(teachers), options.steps)
@@ -195,8 +199,11 @@ class Lessons:
         self._shortest = shortest_example(self._bench.settings)
         s, prompts = self._bench.settings, self._bench.prompts
         self._benign, self._target = (
-            random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples))
-            for name, each in (("benign", prompts.benign), ("target", prompts.target))
+            random.Random(f"{s.seed}/{name}").sample(each.prompts, min(len(each), s.fit_examples, max(FEWEST, drawn)))
+            for name, each, drawn in (
+                ("benign", prompts.benign, s.fit_steps * FitOptions.benign),
+                ("target", prompts.target, 2 * s.fit_steps * FitOptions.target),  # not every response is an example
+            )
         )
         progress.start("Collecting the base model's responses to fit on", len(self._benign) + len(self._target))
         own = self._responses(Edit.nothing(), self._benign, BENIGN_TOKENS)
