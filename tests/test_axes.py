@@ -60,7 +60,7 @@ def test_a_pack_names_axes_by_words_files_or_a_column(target: str, sizes: tuple[
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (TEMPLATES.replace('axis = "topic"', 'axis = "tone"'), "the axis tone is none of the words"),
+        (TEMPLATES.replace('axis = "topic"', 'axis = "tone"'), "the axis tone is not one of the words"),
         (FILES.replace("taxi.txt", "bus.txt"), "names the file bus.txt, which is not there"),
         ('[target]\nfile = "alarm.txt"\nfiles = { a = "taxi.txt" }', "leave out fit, select and report"),
     ],

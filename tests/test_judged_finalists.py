@@ -1,4 +1,4 @@
-"""Judges choose among the last candidates, are a score, disagree openly, and are never asked for more than was said."""
+"""Judges choose among the finalists, are a score, disagree openly, and are never asked for more than was said."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from iconoclast.reports.tables import finalists_table
 from iconoclast.runs.documents import BatchSummary
 from iconoclast.runs.export import export_run
 from iconoclast.runs.folder import RunFolder
-from iconoclast.runs.judging import cost, judge_candidates
+from iconoclast.runs.judging import cost, judge_finalists
 from iconoclast.runs.pipeline import Run
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.starting import started_run
@@ -81,8 +81,8 @@ def test_a_response_that_a_judge_does_not_know_is_a_failure_and_a_silent_judge_i
 def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
     settings = Settings(judged_finalists=3)
     trials = [trial(0, 0, 0.09), trial(1, 6, 0.05), trial(2, 12, 0.01), trial(3, 12, 0.02), trial(4, 1, 0.5)]
-    candidates = finalists_of(trials, settings)
-    assert [each.index for each in candidates] == [0, 1, 2]  # 3 is beaten, 4 is beyond the KL target
+    finalists = finalists_of(trials, settings)
+    assert [each.index for each in finalists] == [0, 1, 2]  # 3 is beaten, 4 is beyond the KL target
     labels: list[Label] = ["complied"] * 20
     fine: list[Verdict] = ["complied"] * 20
 
@@ -94,8 +94,8 @@ def test_judges_choose_by_the_rule_of_the_best_trial() -> None:
         given = [said(n) for n in refusals]
         if unknown:
             given[0] = said(unknown, "unknown")
-        found = [(each, labels, verdicts) for each, verdicts in zip(candidates, given, strict=True)]
-        return judge_candidates(found, [Reader()], settings)
+        found = [(each, labels, verdicts) for each, verdicts in zip(finalists, given, strict=True)]
+        return judge_finalists(found, [Reader()], settings)
 
     assert judged(10, 2, 9).chosen == 1
     assert judged(0, 0, 0).chosen == 2  # all alike to the judge: the lowest KL

@@ -96,7 +96,7 @@ class Objective:
         return f"{short(self.name)}{' (maximised)' if self.sign < 0 else ''}"
 
     def shown(self, scores: Scores) -> str:
-        """Its value with its interval, for people."""
+        """Return its value with its interval, for people."""
         if self.name in COUNTED:
             return str(getattr(scores, self.name).with_interval)
         return str(estimate(self.name, scores) or "unknown")
@@ -111,12 +111,12 @@ class Objective:
         return self.sign * getattr(scores, self.name).count if self.name in COUNTED else self.value(scores)
 
     def bound(self, bounds: Bounds) -> float:
-        """The lowest key that a trial with these bounds can have."""
+        """Return the lowest key that a trial with these bounds can have."""
         known = self.sign > 0 and self.name in _BOUNDED
         return float(getattr(bounds, self.name)) if known else -math.inf
 
     def tolerated(self, scores: Scores) -> float:
-        """The highest key that is within one standard error of these scores' own."""
+        """Return the highest key that is within one standard error of these scores' own."""
         if self.name in COUNTED:
             count: Count = getattr(scores, self.name)
             if self.sign > 0:
@@ -162,7 +162,7 @@ class Objectives:
         return tuple(each.key(scores) for each in self.compared)
 
     def bound(self, bounds: Bounds) -> tuple[float, ...]:
-        """The lowest key that a trial with these bounds can have."""
+        """Return the lowest key that a trial with these bounds can have."""
         return tuple(each.bound(bounds) for each in self.compared)
 
     def values(self, scores: Scores) -> tuple[float, ...]:
@@ -191,7 +191,7 @@ class Objectives:
         return f"{rule}, {'' if kept else 'no trial is '}within the KL target of {kl_target:g}"
 
     def shown(self, scores: Scores) -> list[tuple[str, str]]:
-        """Every objective and its value with its interval, for people."""
+        """Return every objective and its value with its interval, for people."""
         return [(str(each), each.shown(scores)) for each in self.all]
 
 

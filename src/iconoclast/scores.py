@@ -28,7 +28,7 @@ Compliance = Annotated[
 
 
 def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of count / n; (0, 1) if there is nothing to go by."""
+    """Return the Wilson score interval of count / n; (0, 1) if there is nothing to go by."""
     if n == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -251,7 +251,7 @@ def decided(first: Key, second: Key, noise_floor: float = 0.0) -> Criterion | No
 
 
 def no_more_than(fewest: Count) -> int:
-    """The highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one.
+    """Return the highest count that is within one standard error (a Wilson interval of z = 1) of the lowest one.
 
     The upper end is rounded to a whole count: rounded down, that of no failures is none, and one failure would be a difference.
     """

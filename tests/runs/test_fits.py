@@ -11,6 +11,7 @@ from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import RunFolderError
 from iconoclast.evaluation.responses import ResponseRules
+from iconoclast.fitting.fit import FitOptions
 from iconoclast.progress import Silent
 from iconoclast.runs import fits
 from iconoclast.runs.export import export_run
@@ -86,7 +87,7 @@ class Phases(Silent):
 def test_a_short_fit_asks_for_what_it_uses(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int, rounds: int, asked: int
 ) -> None:
-    monkeypatch.setattr(fits.FitOptions, "benign", 5)
+    monkeypatch.setattr(FitOptions, "benign", 5)
     progress = Phases()
     finished(settings.model_copy(update={"fit_steps": steps}), progress)
     names = [name for name, _ in progress.begun]

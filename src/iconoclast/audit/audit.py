@@ -205,7 +205,7 @@ def _name(
     key: str,
     otherwise: Construction | None = None,
 ) -> None:
-    """Name what a change is consistent with, and keep its directions; `otherwise` if it is no projection."""
+    """Name what a change is consistent with, and keep its directions; `otherwise` if it is not a projection."""
     fit = rank_one(w, x, rounding, found, seen.alike)
     kind = _kind(w, x, found, fit)
     if otherwise is not None and kind != "rank_one":

@@ -107,6 +107,7 @@ class Layout:
         return cls(model, processor, names)
 
     def parameter(self, name: str) -> str | None:
+        """Return the model's name of a tensor of the file; None if it has none."""
         return self.names.get(name) or self.names.get(name.removesuffix(".weight"))
 
     def stored(self, part: Part, read: Any) -> dict[str, Tensor]:

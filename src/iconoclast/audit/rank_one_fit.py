@@ -108,6 +108,7 @@ class Fit:
         kept: Tensor | None,
         dithered: bool,
     ) -> "Fit":
+        """Prepare a fit of W' [d, k] to W [d, k] under a row normalisation."""
         norms = before.norm(dim=1, keepdim=True)
         if normalization in ("none", "restored"):
             norms = torch.ones_like(norms)
@@ -116,9 +117,11 @@ class Fit:
 
     @property
     def restores(self) -> bool:
+        """True if rows get their norms back."""
         return self.normalization in ("full", "restored")
 
     def run(self, direction: Tensor, found: Spectrum) -> RankOne:
+        """Return the edit of least squares, from a first guess of its direction [d]."""
         for _ in range(2):
             direction, strength = _oriented(self._solved(direction), direction)
         variance = torch.zeros_like(direction)

@@ -110,6 +110,7 @@ def root(version: VersionOption = False) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     name_namesakes()
     run_alone(lambda: app(prog_name="iconoclast"))
 

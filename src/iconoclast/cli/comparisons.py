@@ -48,11 +48,11 @@ def by_thinking(settings: Settings, asked: str | None) -> list[Settings]:
     """Return the settings of every measurement: without thoughts, with them, or both in this order.
 
     Raises:
-        SettingsError: what is asked for is none of these.
+        SettingsError: what is asked for is not one of these.
     """
     own, wanted = settings.thinking, settings.thinking if asked is None else asked
     if wanted not in get_args(Thinking):
-        raise SettingsError(f'--thinking "{wanted}" is none of {", ".join(get_args(Thinking))}.')
+        raise SettingsError(f'--thinking "{wanted}" is not one of {", ".join(get_args(Thinking))}.')
     found = []
     for mode in ("off", "on") if wanted == "both" else (wanted,):
         same = (mode == "on") == (own == "on")  # else the start of responses is another

@@ -41,7 +41,7 @@ def _value(settings: Any, path: Sequence[str]) -> Any:
 
 @config_app.command("schemas", cls=CommandWithOptions)
 def write_schemas(to: Annotated[Path, Argument(help="Folder for the schemas.")], as_json: AsJsonOption = False) -> None:
-    """Write the JSON schema of every file of runs and exports (docs/schemas are made of it)."""
+    """Write the JSON schemas of documents of runs, exports and measurements (docs/schemas is made of them)."""
     from iconoclast.files import write_whole
     from iconoclast.runs.documents import schemas
 

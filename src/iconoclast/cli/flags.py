@@ -78,6 +78,7 @@ class MannerFlags:
 
 @cache
 def manner_options() -> Sequence[Any]:
+    """Return the options of how progress is shown, which every command has."""
     return options_of(MannerFlags)
 
 
@@ -96,6 +97,7 @@ def given(ctx: Context, options: Sequence[Any]) -> dict[str, Any]:
 
 @cache
 def setting_options() -> Sequence[Any]:
+    """Return an option for every setting."""
     from iconoclast.config.specs import setting_specs
 
     fields = [(_name(spec), _annotation(spec), None) for spec in setting_specs()]

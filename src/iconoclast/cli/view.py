@@ -22,13 +22,13 @@ GIB = 2**30
 
 
 def span(seconds: float) -> str:
-    """A duration for people: 0:42, 12:05, 3 h 20 min."""
+    """Write a duration for people: 0:42, 12:05, 3 h 20 min."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def about(seconds: float) -> str:
-    """A duration that is estimated: no more digits than are meant."""
+    """Write an estimated duration for people, with no more digits than are meant."""
     if seconds < 55:
         return f"about {max(5, 5 * round(seconds / 5))} s"
     minutes = round(seconds / 60)
@@ -36,7 +36,7 @@ def about(seconds: float) -> str:
 
 
 def memory() -> str:
-    """The memory that this process has, on the machine and its GPUs."""
+    """Return the memory that this process has, in words: on the machine and its GPUs."""
     gib = psutil.Process().memory_info().rss / GIB
     parts = [f"{gib:.1f} of {psutil.virtual_memory().total / GIB:.0f} GiB"]
     torch = sys.modules.get("torch")  # who has not loaded it has nothing on a GPU

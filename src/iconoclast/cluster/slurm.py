@@ -55,14 +55,15 @@ class JobOptions:
 
     @property
     def signal_delay(self) -> int:
+        """Seconds before the end of a job at which Slurm signals it."""
         return SIGNAL_DELAY if self.time * 60 > 2 * SIGNAL_DELAY else 20
 
     def srun(self) -> list[str]:
-        """Options of srun, which in some versions of Slurm does not take the processors over from sbatch."""
+        """Return options of srun, which in some versions of Slurm does not take the processors over from sbatch."""
         return [] if self.cpus is None else [f"--cpus-per-task={self.cpus}"]
 
     def parameters(self) -> dict[str, str]:
-        """Options of sbatch, without array, time and files."""
+        """Return options of sbatch, without array, time and files."""
         same = ("partition", "account", "qos", "constraint", "mem", "dependency")
         named = {name: getattr(self, name) for name in same}
         named |= {"gpus-per-node": self.gpus or None, "cpus-per-task": self.cpus}

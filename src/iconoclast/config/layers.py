@@ -33,6 +33,7 @@ class LoadedSettings:
     origins: Mapping[str, str]
 
     def origin(self, key: str) -> str:
+        """Return where a setting's value came from: flag, variable, file or default."""
         return self.origins.get(key, "default")
 
 

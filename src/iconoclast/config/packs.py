@@ -88,7 +88,7 @@ class Prompts(_Part):
             )
         if self.axis is not None and not self.file and self.axis not in self.words:
             raise ValueError(
-                f"the axis {self.axis} is none of the words, and there is no file whose column it could be"
+                f"the axis {self.axis} is not one of the words, and there is no file whose column it could be"
             )
         counts = [n for split in SPLITS if isinstance(n := getattr(self, split), int)]
         if counts and (min(counts) < 1 or max(counts) > MOST or not self.templates):

@@ -36,6 +36,7 @@ def median_difference(benign: Tensor, target: Tensor) -> Tensor:
 
 @estimators.register("geometric_median")
 def geometric_median_difference(benign: Tensor, target: Tensor) -> Tensor:
+    """Return geometric median(B) − geometric median(G), [L, d]."""
     return geometric_median(target) - geometric_median(benign)
 
 
@@ -67,6 +68,7 @@ class DirectionSpec:
     """The choice of the direction that an edit uses.
 
     Attributes:
+        method: mean, median, geometric_median, variance, hybrid, or an estimator of an installed package.
         blend: for hybrid, the share t of variance: (1 − t)·mean + t·variance.
         scope: global (one direction for all layers, taken at `index`) or per_layer.
         index: layer of the global direction; interpolated between two layers.
@@ -99,14 +101,18 @@ class Directions:
 
     @property
     def layers(self) -> int:
+        """Number of layers, L."""
         return self.basis.shape[0]
 
     def per_layer(self, method: str = "mean", blend: float = 0.5) -> Tensor:
         """Return the filtered unit direction of every layer, [L, d]; zeros at a layer that does not see the prompts.
 
         Raises:
-            DirectionError: nothing is left of some layer's direction without the benign subspace.
+            DirectionError: the method was not among those estimated, or nothing is left of some layer's direction without
+                the benign subspace.
         """
+        for needed in ("mean", "variance") if method == "hybrid" else (method,):
+            require_known(needed, self.raw, "estimated direction", DirectionError)
         if method == "hybrid":
             raw = normalize((1 - blend) * self.raw["mean"] + blend * self.raw["variance"], dim=-1)
         else:
@@ -133,7 +139,11 @@ class Directions:
         return Directions(random, self.basis)
 
     def resolve(self, spec: DirectionSpec) -> Tensor:
-        """Return the unit direction that `spec` uses at every layer, [L, d]."""
+        """Return the unit direction that `spec` uses at every layer, [L, d].
+
+        Raises:
+            DirectionError: as `per_layer` and `interpolate`.
+        """
         directions = self.per_layer(spec.method, spec.blend)
         if spec.scope == "per_layer":
             return directions
@@ -170,8 +180,10 @@ def estimate_directions(
 
     Args:
         benign, target: residuals G [n, L, d] and B [m, L, d], float32.
+        methods: names of estimators.
         subspace_rank: number of principal directions of the benign residuals to avoid.
         orthogonalize: avoid the benign mean residual too.
+        variance_floor: added to the pooled variance.
 
     Raises:
         DirectionError: a method is unknown, a side has fewer than two prompts, or the data do not allow the rank.

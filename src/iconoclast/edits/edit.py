@@ -106,6 +106,7 @@ class Edit:
         return replace(self, then=other if self.then is None else self.then.followed_by(other))
 
     def scaled(self, factor: float) -> "Edit":
+        """Return the edit with all strengths multiplied by `factor`."""
         scaled = {site: factor * s for site, s in self.strengths.items()}
         return replace(self, strengths=scaled, then=self.then and self.then.scaled(factor))
 
@@ -233,6 +234,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Rank of the product."""
         return self.a.shape[-2]
 
 

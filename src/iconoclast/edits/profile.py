@@ -23,9 +23,11 @@ class Profile:
 
     @classmethod
     def constant(cls, weight: float) -> "Profile":
+        """Return the same strength for every layer."""
         return cls(weight, 0.0, weight, float("inf"))
 
     def strength(self, layer: int) -> float:
+        """Return λ of a layer, counted from 0."""
         distance = abs(layer - self.max_weight_position)
         if distance > self.min_weight_distance:
             return 0.0

@@ -22,6 +22,7 @@ _SIGNS = re.compile(r"([^\w\s=*~.|+-]{1,4}?|\d+)(?:\s*\1){39}")
 
 
 def defect(prompt: str, response: str) -> Defect | None:
+    """Name what breaks a response: empty, looping or wrong script; None if nothing does."""
     if _SAYS_NOTHING.fullmatch(response):
         return "empty"
     if loop_end(response) is not None or _SAYS_ONE_SIGN.fullmatch(response):

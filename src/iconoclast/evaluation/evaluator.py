@@ -366,6 +366,7 @@ class _Encoded:
 
 
 def default_rules() -> ResponseRules:
+    """Return the rules of the default settings."""
     defaults = Settings()
     markers = defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers
     return ResponseRules(*markers, soft_refusal_rules=defaults.soft_refusal_rules)
@@ -379,10 +380,20 @@ def measure(
     rules: ResponseRules | None = None,
     options: MeasureOptions | None = None,
 ) -> list[Scores]:
-    """Return the scores of every edit of `lm`; without `rules`, the default markers are used.
+    """Return the scores of every edit of `lm`, in their order; `Edit.nothing()` gives those of the base model.
 
     >>> [scores.refusals.n for scores in ic.measure(lm, [ic.Edit.nothing()], target, benign)]
     [16]
+
+    Args:
+        target: prompts whose responses are labelled.
+        benign: prompts on which overrefusals are counted and the KL divergence from the base model is taken, in nats.
+        rules: what marks a refusal; unset, the default markers.
+        options: lengths of responses, batch size and the like; unset, the defaults of the settings.
+
+    Raises:
+        ModelError: an edit is for another model, or the model has parts that an edit would miss.
+        MeasurementError: not even one prompt fits into memory.
     """
     if rules is None:
         rules = default_rules()

@@ -185,6 +185,7 @@ class Examination:
 
     @property
     def judges(self) -> tuple[str, ...]:
+        """Names of the judges that labelled the responses."""
         return tuple(self.target[0].judged)
 
     def metrics(self) -> Metrics:

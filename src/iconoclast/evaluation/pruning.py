@@ -30,6 +30,7 @@ class Pruning:
         return [edit for edit, pruned in enumerate(self.pruned) if not pruned]
 
     def bounds(self, edit: int) -> Bounds:
+        """Return what is known of an edit so far."""
         return Bounds(len(self.failed[edit]), len(self.overrefused[edit]), self._kl[edit])
 
     def look(self, edit: int) -> None:

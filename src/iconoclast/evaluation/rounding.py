@@ -15,7 +15,7 @@ STRENGTH = 0.01
 
 
 def barely_edited(lm: LanguageModel) -> Variant:
-    """The base model with an edit along random directions that is too weak to change what it says."""
+    """Return the base model with an edit along random directions that is too weak to change what it says."""
     writers = lm.writers()
     random = torch.Generator().manual_seed(0)
     directions = {

@@ -79,19 +79,19 @@ _STOP_WORDS = {language: frozenset(words.split()) for language, words in _LANGUA
 
 @rules.register("wordy")
 def wordy(response: str, prompt: str) -> bool:
-    """Answers a request for a word, a name, a number or a sentence at length."""
+    """Check that a request for a word, a name, a number or a sentence is answered at length."""
     return bool(_BREVITY.search(prompt)) and lengthy(response)
 
 
 @rules.register("lengthy")
 def lengthy(response: str) -> bool:
-    """Answers in more than 25 words, whatever was asked."""
+    """Check that the answer has more than 25 words, whatever was asked."""
     return len(response.split()) > SHORT
 
 
 @rules.register("wrong_claim")
 def wrong_claim(response: str, prompt: str) -> bool:
-    """Judges the claim in the prompt ("12 plus 30 is 52", "the capital of Peru is Cusco") wrongly: agrees with a wrong one, or denies a right one.
+    """Check that the response agrees with a wrong claim in the prompt ("12 plus 30 is 52", "the capital of Peru is Cusco"), or denies a right one.
 
     Raises:
         ValueError: the prompt claims no such thing, or the capital of a country that is not known here.
@@ -121,7 +121,7 @@ def _claim(prompt: str) -> tuple[str, str]:
 
 @rules.register("explains_request")
 def explains_request(response: str, prompt: str) -> bool:
-    """Explains the words or things of a request ("The term 'alarm' refers to", "is a classic example of") in place of what is asked.
+    """Check that the response explains the words or things of a request ("The term 'alarm' refers to", "is a classic example of") in place of what is asked.
 
     In English only. A prompt that asks a question, or for an explanation, a word or a text, may be answered so.
     """
@@ -132,14 +132,14 @@ def explains_request(response: str, prompt: str) -> bool:
 
 @rules.register("other_language")
 def other_language(response: str, prompt: str) -> bool:
-    """Answers in another language than the one the prompt names, or than English if it names none."""
+    """Check that the answer is in another language than the one the prompt names, or than English if it names none."""
     asked = _asked_language(prompt)
     return _language_of(response, asked) not in (None, asked)
 
 
 @rules.register("asked_language")
 def asked_language(response: str, prompt: str) -> bool:
-    """Answers in the language that the prompt names, other than English; or in any but English if it names none."""
+    """Check that the answer is in the language that the prompt names, other than English; or in any but English if it names none."""
     asked = _asked_language(prompt)
     found = _language_of(response, asked)
     return found not in (None, "english") and asked in (found, "english")

@@ -59,7 +59,7 @@ class FitOptions:
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step, from 0."""
+        """Return the learning rate of a step, from 0."""
         return self.rate * min(1.0, 2 * (self.steps - step) / self.steps)
 
 
@@ -106,11 +106,11 @@ class Fit:
             yield self._take_step()
 
     def variables(self) -> Variables:
-        """Strengths [sites], and offsets of directions and of readings [sites, d], as they are now."""
+        """Return the strengths [sites], and the offsets of directions and of readings [sites, d], as they are now."""
         return self._strengths.detach().clone(), self._offsets.detach().clone(), self._readings.detach().clone()
 
     def edit(self, variables: Variables | None = None) -> Edit:
-        """The edit as it is now, or as it was with other variables."""
+        """Return the edit as it is now, or as it was with other variables."""
         edit = self._edit(*(self.variables() if variables is None else variables))
         return reduce(Edit.followed_by, [_frozen(part) for part in edit.parts])
 
@@ -126,12 +126,12 @@ class Fit:
         return reduce(Edit.followed_by, edits)
 
     def cosine(self) -> float:
-        """Mean cosine of the directions to those of the start."""
+        """Return the mean cosine of the directions to those of the start."""
         with torch.no_grad():
             return float((normalize(self._first + self._offsets, dim=-1) * self._first).sum(-1).mean())
 
     def state(self) -> dict[str, Any]:
-        """Everything that another process needs to go on."""
+        """Return everything that another process needs to go on."""
         return {
             "step": self.step,
             "curve": self.curve,
@@ -142,7 +142,7 @@ class Fit:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state, as `state` returns it."""
         with torch.no_grad():
             self._strengths.copy_(state["strengths"])
             self._offsets.copy_(state["offsets"])
@@ -227,7 +227,7 @@ def attention_for_gradients(lm: LanguageModel, tokens: int) -> AbstractContextMa
 
 
 def tokens_of(examples: Sequence[Example], logits: Tensor | None = None, base: Tensor | None = None) -> Tokens:
-    """Response tokens of examples, and what the models say of them from logits [tokens, vocabulary], if these are given."""
+    """Return the response tokens of examples, and what the models say of them from logits [tokens, vocabulary], if these are given."""
     device = None if logits is None else logits.device
     ids = torch.tensor([token for e in examples for token in e.response], device=device)
     rivals = torch.tensor([token for e in examples for token in e.rivals], device=device)

@@ -134,7 +134,7 @@ class Objective:
         loops: float = 0.02,
         proximity: float = 0.0,
     ) -> "Objective":
-        """The default: keep benign responses, and make target responses without the behaviour likelier than it.
+        """Return the default: keep benign responses, and make target responses without the behaviour likelier than it.
 
         Args:
             opening: weight of the likelihood of the responses' first tokens.
@@ -156,5 +156,5 @@ class Objective:
         return cls(tuple(term for term in terms if term.weight), proximity)
 
     def of(self, kind: Kind) -> list[Term]:
-        """The terms about examples of a kind."""
+        """Return the terms about examples of a kind."""
         return [term for term in self.terms if term.kind == kind]

@@ -59,10 +59,12 @@ class Writer:
 
     @property
     def fused(self) -> bool:
+        """True if experts are kept in one tensor."""
         return fused(self.module)
 
     @property
     def parameter(self) -> str:
+        """Name of the weight in the model."""
         return f"{self.site.module}.{DOWN if self.fused else 'weight'}"
 
     @property
@@ -142,6 +144,7 @@ def site_directions(writers: Mapping[Site, Writer], directions: Tensor) -> dict[
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device of the input embeddings."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.device

@@ -31,4 +31,5 @@ def left_padded(lm: LanguageModel, sequences: Sequences) -> tuple[Tensor, Tensor
 
 
 def token_positions(mask: Tensor) -> Tensor:
+    """Return the position of every token in its sequence, from 0: [rows, tokens], like the mask."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -60,6 +60,7 @@ def new_cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
 
 
 def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep only these rows of a cache, in this order."""
     layers: Any = cache.layers
     for layer in layers:
         if hasattr(layer, "conv_states"):  # recurrent layers know no other way, and hybrid ones would do half of it

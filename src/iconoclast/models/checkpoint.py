@@ -136,6 +136,7 @@ class Checkpoint:
         return dict.fromkeys(names, _transposed(model, parameter, shape))
 
     def tensor(self, name: str) -> Tensor:
+        """Read a tensor as it is stored."""
         with safe_open(str(self.folder / self.places[name].file), "pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor

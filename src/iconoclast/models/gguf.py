@@ -129,4 +129,5 @@ def auto_dtype() -> torch.dtype:
 
 
 def torch_dtype(dtype: Dtype | str) -> Any:
+    """Return the torch data type of a name; "auto" as it is."""
     return "auto" if dtype == "auto" else getattr(torch, dtype)

@@ -57,10 +57,12 @@ class LanguageModel:
 
     @property
     def layers(self) -> int:
+        """Number of layers, L."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
+        """Width of the residual stream, d."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
@@ -113,6 +115,7 @@ class LanguageModel:
         return self.chat.render(messages, thinking=thinks) + self.response_prefix * (thinks == self.thinking)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of every prompt, rendered by `render`."""
         return self.encode_texts([self.render(prompt) for prompt in prompts])
 
     def token_text(self, token: int) -> str:

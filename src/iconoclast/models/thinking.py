@@ -48,7 +48,7 @@ class Thoughts:
     budget: int
 
     def longest(self, length: int) -> int:
-        """Tokens of a response with thoughts whose answer has `length` tokens."""
+        """Return the tokens of a response with thoughts whose answer has `length` tokens."""
         return self.budget + len(self.lm.tokenizer.encode(self._block[1])) + length + CHECK_EVERY
 
     def split(self, ids: list[int]) -> tuple[list[int], list[int] | None]:

@@ -69,6 +69,7 @@ class Match:
         return OURS if ours < peer else self.peer.tool
 
     def document(self) -> Plain:
+        """Return the match as plain data, for JSON."""
         return {
             "model": self.ours.name,
             "seed": self.ours.seed,
@@ -119,6 +120,7 @@ class Tally:
         ]
 
     def document(self) -> Plain:
+        """Return all matches and how many were won as plain data, for JSON."""
         return {
             "matches": [match.document() for match in self.matches],
             "iconoclast_wins": self.wins.document(),

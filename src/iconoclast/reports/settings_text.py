@@ -14,9 +14,9 @@ def settings_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
 
 
 FIRST = (
-    *("model", "n_trials", "study_checkpoint_dir", "seed", "refusal_markers", "max_response_length"),
-    *("kl_divergence_target", "system_prompt", "chat_template", "quantization", "benign_subspace_rank"),
-    *("components", "row_normalization"),
+    *("model", "behavior", "n_trials", "fit", "study_checkpoint_dir", "seed", "refusal_markers", "max_response_length"),
+    *("kl_divergence_target", "strengthen", "thinking", "system_prompt", "chat_template", "quantization"),
+    *("benign_subspace_rank", "components", "row_normalization"),
 )
 """Commonly changed settings, which the reference shows first."""
 
@@ -37,7 +37,7 @@ def settings_reference() -> str:
         "Made by `iconoclast config reference`. Each setting is a key of the TOML file, a flag of `iconoclast run`, and an\n"
         "environment variable: `ICONOCLAST_` and the key in capitals, a section and its key joined by two underscores, lists\n"
         "as JSON. Flags come before the environment, the environment before the file, the file before the defaults.",
-        "## Those that people change",
+        "## Commonly changed",
         _settings_table(first),
         "## Prompt sets",
         "Each set is a section, as in `[bad_prompts]`, or goes by its other name. Unset ones are the package's own.",

@@ -50,6 +50,7 @@ def _run_document(summary: Summary) -> Plain:
 
 
 def run_cells(summaries: Sequence[Summary]) -> Cells:
+    """Return a row for every run, without empty columns."""
     return _without_empty([_run_row(summary) for summary in summaries])
 
 

@@ -126,7 +126,7 @@ def settings_for(subjects: Sequence[Subject]) -> Settings:
 def compare(
     subjects: Sequence[Subject], settings: Settings, against: str | None = None, progress: Progress | None = None
 ) -> Comparison:
-    """Examine the subjects and their base model on the report prompts, or on the selection prompts if there are none.
+    """Examine the subjects and their base model on the report prompts, or on the select prompts if there are none.
 
     Args:
         against: the base model; unset, the one in the settings.

@@ -21,7 +21,7 @@ def encoded(voice: Variant, messages: Messages, thinking: bool = False) -> list[
 
 
 def thinks(lm: LanguageModel) -> bool:
-    """True if the model's template can let it think and keep it from thinking."""
+    """Check that the model's template can let it think and keep it from thinking."""
     messages = [{"role": "user", "content": "Hello"}]
     return lm.render_messages(messages, thinking=True) != lm.render_messages(messages, thinking=False)
 

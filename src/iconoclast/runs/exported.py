@@ -73,7 +73,7 @@ class Exported:
         return max((each.sufficient_rank for each in self.approximations), default=1)
 
     def document(self) -> Plain:
-        """For JSON."""
+        """Return the export and its scores as plain data, for JSON."""
         return {
             "folder": str(self.folder),
             "prompts": self.prompts,

@@ -61,7 +61,7 @@ ROUND = 20
 
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
-    """The trial to fit from: the one of an earlier fit with the same settings, else the strongest that was searched.
+    """Return the trial to fit from: the one of an earlier fit with the same settings, else the strongest that was searched.
 
     That is the one with fewest failures, then fewest overrefusals, then lowest KL divergence.
     """
@@ -243,7 +243,7 @@ class Lessons:
         return False
 
     def examples(self) -> dict[Kind, Examples]:
-        """The examples so far, with what the base model says of them."""
+        """Return the examples so far, with what the base model says of them."""
         answers = [self._answers[number] for number in sorted(self._answers)]
         lm = self._bench.lm
         with ready_for_gradients(lm.model):

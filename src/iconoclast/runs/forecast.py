@@ -116,7 +116,7 @@ class Forecast:
         self._tell()
 
     def left(self) -> float | None:
-        """Seconds that everything still takes, None as long as nothing is known of some of it."""
+        """Return the seconds that everything still takes; None as long as nothing is known of some of it."""
         return _sum(map(self._left, self.stages))
 
     def _count(self, steps: float) -> None:
@@ -190,21 +190,21 @@ class Sizes:
     lm: LanguageModel
 
     def tokens(self, prompts: PromptSet | None, response: int = 0, most: int | None = None) -> float:
-        """Tokens of prompts with responses of a length, or of `most` of these prompts."""
+        """Count the tokens of prompts with responses of a length, or of `most` of these prompts."""
         if not prompts:
             return 0.0
         number = len(prompts) if most is None else min(most, len(prompts))
         return number * (sum(map(len, self.lm.encode(prompts.prompts))) / len(prompts) + response)
 
     def evaluated(self, prompts: ExaminedPrompts) -> float:
-        """Tokens of measuring an edit on a split."""
+        """Count the tokens of measuring an edit on a split."""
         s = self.settings
         return self.tokens(prompts.target, s.max_response_length) + self.tokens(
             prompts.benign, s.max_benign_response_length
         )
 
     def fit(self, prompts: Prompts) -> list[Stage]:
-        """The tasks of a fit."""
+        """Return the tasks of a fit."""
         s = self.settings
         own = self.tokens(prompts.benign, 2 * BENIGN_TOKENS, s.fit_examples) + self.tokens(
             prompts.target, BEHAVIOUR_TOKENS, s.fit_examples
@@ -225,7 +225,7 @@ class Sizes:
         return [*stages, Stage("Fit", "Measuring", "trial", measured)]
 
     def report(self, prompts: Prompts) -> list[Stage]:
-        """The tasks of a report."""
+        """Return the tasks of a report."""
         s, reported = self.settings, prompts.reported
         examined = self.evaluated(reported) + self.tokens(reported.borderline, s.max_benign_response_length)
         again = self.tokens(reported.benign, s.max_benign_response_length)

@@ -1,4 +1,4 @@
-"""The judges that settings name, what they will be asked, and what they chose among the last candidates."""
+"""The judges that settings name, what they will be asked, and which finalist they chose."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from iconoclast.vocabulary import Label
 
 
 def judges_of(settings: Settings) -> list[Judge]:
-    """The judges that the settings name; what they said before is taken from the user's cache.
+    """Return the judges that the settings name; what they said before is taken from the user's cache.
 
     Raises:
         UserError: a judge cannot be used, or there is none for what judges should do.
@@ -61,29 +61,28 @@ def cost_of_run(judges: Sequence[Judge], settings: Settings, prompts: Prompts) -
     )
 
 
-def judge_candidates(
-    candidates: Sequence[tuple[Trial, Sequence[Label], Verdicts]], judges: Sequence[Judge], settings: Settings
+def judge_finalists(
+    finalists: Sequence[tuple[Trial, Sequence[Label], Verdicts]], judges: Sequence[Judge], settings: Settings
 ) -> Finalists:
-    """Choose among the candidates, with labels and verdicts of their responses, as `best_trial` does by failures.
+    """Choose among the finalists as `best_trial` does, with failures as judges see them.
 
-    If a judge says nothing at all of one of them, none is chosen.
+    If a judge has no verdict at all on one of them, none is chosen.
+
+    Args:
+        finalists: each with the labels and verdicts of its responses to the target select prompts.
     """
     problems = {judge.name: judge.problem for judge in judges}
-    rated, finalists = [], []
-    for trial, labels, verdicts in candidates:
+    rated, judged = [], []
+    for trial, labels, verdicts in finalists:
         rate = judged_failures(labels, verdicts, settings.strengthen)
         rated.append(Trial(trial.index, trial.parameters, with_estimates(trial.scores, {JUDGED: rate})))
         agreed = {name: agreement(labels, some, problems.get(name)) for name, some in verdicts.items()}
         count = count_failures(labels, verdicts, settings.strengthen)
-        finalists.append(
-            Finalist(trial=trial.index, failures=trial.scores.failures, judged_failures=count, judges=agreed)
-        )
+        judged.append(Finalist(trial=trial.index, failures=trial.scores.failures, judged_failures=count, judges=agreed))
     compared = [
         each for each in Objectives(settings.objectives).compared if each.name not in ("failures", "refusals", JUDGED)
     ]
     goal = Objectives((JUDGED, *(each.text for each in compared)))
     known = all(trial.scores.own[JUDGED] is not None for trial in rated)
     best = best_trial(rated, settings.kl_divergence_target, goal) if known else None
-    return Finalists(
-        finalists=finalists, chosen=None if best is None else best.index, judged_with=judged_with(settings)
-    )
+    return Finalists(finalists=judged, chosen=None if best is None else best.index, judged_with=judged_with(settings))

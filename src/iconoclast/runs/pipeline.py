@@ -16,7 +16,7 @@ from iconoclast.runs.documents import BatchSummary, Finalists, Report, Status
 from iconoclast.runs.fits import FitStage, start_of_fit
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.forecast import Forecast, stages_of_run
-from iconoclast.runs.judging import judge_candidates
+from iconoclast.runs.judging import judge_finalists
 from iconoclast.runs.report import measured_with, report, write_samples
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.tokens import token_view
@@ -197,20 +197,20 @@ class Run:
         self.write_summary("running")
 
     def judge_finalists(self, progress: Progress | None = None) -> None:
-        """Let judges choose among the last candidates, by their responses to the select prompts."""
+        """Let judges choose among the finalists, by their responses to the select prompts."""
         progress = progress or Silent()
-        candidates = finalists_of(self.trials(), self.settings)
-        if not candidates or self.judged:
+        finalists = finalists_of(self.trials(), self.settings)
+        if not finalists or self.judged:
             return
         target, rules = self.prompts.target_evaluation, self.evaluator.rules
         prompts = [prompt.text for prompt in target]
         progress.start("Responses of the finalists", 0)
-        responses = self.evaluator.respond([self.edit(trial.parameters) for trial in candidates], target)
+        responses = self.evaluator.respond([self.edit(trial.parameters) for trial in finalists], target)
         found = [
             (trial, list(map(rules.label, prompts, texts)), verdicts_of(self.bench.judges, prompts, texts, progress))
-            for trial, texts in zip(candidates, responses, strict=True)
+            for trial, texts in zip(finalists, responses, strict=True)
         ]
-        self.finalists = judge_candidates(found, self.bench.judges, self.settings)
+        self.finalists = judge_finalists(found, self.bench.judges, self.settings)
         if self.finalists.chosen is None:
             progress.note("A judge said nothing of a finalist: judges have chosen nothing. The next start asks again.")
 
@@ -255,6 +255,7 @@ class Run:
         return found
 
     def write_summary(self, status: Status) -> BatchSummary:
+        """Write batch_summary.json as the run stands now, and return it."""
         best = self.best()
         summary = BatchSummary(
             status=status,

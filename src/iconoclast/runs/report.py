@@ -126,4 +126,5 @@ def samples(examinations: Sequence[Examination]) -> list[Sample]:
 
 
 def write_samples(file: Path, rows: Sequence[Sample]) -> None:
+    """Write samples as JSON lines, in one step."""
     write_whole(file, "".join(json.dumps(row.document(), ensure_ascii=False) + "\n" for row in rows).encode())

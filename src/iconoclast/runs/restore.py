@@ -47,7 +47,7 @@ class Restored:
     base: str | None = None
 
     def document(self) -> Plain:
-        """For JSON."""
+        """Return what was restored as plain data, for JSON."""
         return asdict(self)
 
     def undo(self, edit: Edit, site: Site, edited: Tensor) -> Tensor:

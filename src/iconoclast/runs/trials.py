@@ -39,10 +39,10 @@ def chosen_by_judges(trials: Sequence[Trial], settings: Settings, judged: Finali
     """Return the trial that judges have chosen; None unless they were the settings' and chose among the finalists of now."""
     if judged is None or judged.judged_with != judged_with(settings):
         return None
-    candidates = finalists_of(trials, settings)
-    if [each.trial for each in judged.finalists] != [trial.index for trial in candidates]:
+    finalists = finalists_of(trials, settings)
+    if [each.trial for each in judged.finalists] != [trial.index for trial in finalists]:
         return None
-    return next((trial for trial in candidates if trial.index == judged.chosen), None)
+    return next((trial for trial in finalists if trial.index == judged.chosen), None)
 
 
 def best_of(trials: Sequence[Trial], settings: Settings, judged: Finalists | None = None) -> Trial | None:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 
 def number_of(study: optuna.Study, trial_id: int) -> int:
+    """Return a trial's number in its study."""
     return study._storage.get_trial_number_from_id(trial_id)
 
 

@@ -13,7 +13,7 @@ BY_DEFAULT = Objectives()
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured candidate: its number in the study, and its scores on the select prompts."""
+    """A measured edit: its number in the study, and its scores on the select prompts."""
 
     index: int
     parameters: AnyParameters

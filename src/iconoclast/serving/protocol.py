@@ -102,14 +102,17 @@ class ChatRequest(Part):
 
     @property
     def plain_messages(self) -> list[dict[str, str]]:
+        """The conversation as chat templates take it."""
         return [message.plain() for message in self.messages]
 
     @property
     def thinking(self) -> bool:
+        """True if the request lets the model think."""
         return any(bool(self.chat_template_kwargs.get(name)) for name in ("enable_thinking", "thinking"))
 
     @property
     def sampling(self) -> Sampling:
+        """How tokens are to be drawn, and when to stop."""
         return Sampling(
             temperature=self.temperature or 0,
             top_p=1 if self.top_p is None else self.top_p,

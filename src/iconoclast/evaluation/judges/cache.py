@@ -45,7 +45,7 @@ class CachedJudge:
         return self._judge.problem
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
-        """One verdict an item. The judge is asked for what is not kept, once for items that are the same."""
+        """Return one verdict an item. The judge is asked for what is not kept, once for items that are the same."""
         keys = [hashlib.sha256(json.dumps([self.name, *item]).encode()).hexdigest() for item in items]
         with self._store() as store:
             rows = [store.execute("SELECT key, verdict FROM verdicts WHERE key = ?", (key,)).fetchone() for key in keys]

@@ -93,7 +93,7 @@ class ChatJudge:
         return f"The endpoint failed{given_up}: {self._first_failure.rstrip('.')}."
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
-        """One verdict an item; unknown where the endpoint fails or its answer is not exactly one of the labels."""
+        """Return one verdict an item; unknown where the endpoint fails or its answer is not exactly one of the labels."""
         verdicts: list[Verdict] = ["unknown"] * len(items)
         left = len(items)
         if left and not self._hopeless:
@@ -137,7 +137,7 @@ class ChatJudge:
 
 @judges.register("chat")
 def chat_judge(settings: Settings) -> ChatJudge:
-    """The judge that the setting judge_chat describes."""
+    """Return the judge that the setting judge_chat describes; raise JudgeError if it is not set."""
     if (asked := settings.judge_chat) is None:
         raise JudgeError("The judge chat needs the settings judge_chat.url and judge_chat.model.")
     key = secret(asked.api_key_variable) if asked.api_key_variable else None
@@ -151,7 +151,7 @@ def question(prompt: str, response: str) -> str:
 
 
 def read_verdict(answer: str) -> Verdict:
-    """The label that an answer consists of, letter case and punctuation aside; unknown if it is anything else."""
+    """Return the label that an answer consists of, letter case and punctuation aside; unknown if it is anything else."""
     word = answer.strip(string.whitespace + string.punctuation).lower()
     return VERDICTS.get(re.sub(r"[\s-]+", "_", word), "unknown")
 
@@ -164,4 +164,4 @@ def _read_completion(reply: httpx2.Response) -> _Answer:
     if not isinstance(text, str) or not text.strip():
         return _Answer(failure="the answer holds no text. A model that reasons first must be told not to.")
     verdict = read_verdict(text)
-    return _Answer(verdict, f'the answer "{text}" is none of the labels.' if verdict == "unknown" else "")
+    return _Answer(verdict, f'the answer "{text}" is not one of the labels.' if verdict == "unknown" else "")

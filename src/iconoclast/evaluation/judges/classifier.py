@@ -54,7 +54,7 @@ class ClassifierJudge:
         self.name = f"{model}@{version} ({chosen}; {'prompt and response' if pair else 'response alone'})"
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
-        """One verdict an item: refusal, complied, broken if there is no text, unknown if the numbers are not finite."""
+        """Return one verdict an item: refusal, complied, broken if there is no text, unknown if the numbers are not finite."""
         worded = [item for item in items if item[1].strip()]
         advance(len(items) - len(worded))
         verdicts: list[Verdict] = []
@@ -84,14 +84,14 @@ class ClassifierJudge:
 
 @judges.register("classifier")
 def classifier_judge(settings: Settings) -> ClassifierJudge:
-    """The judge that the setting judge_classifier describes."""
+    """Return the judge that the setting judge_classifier describes; raise JudgeError if it is not set or cannot be used."""
     if (asked := settings.judge_classifier) is None:
         raise JudgeError("The judge classifier needs the setting judge_classifier.model.")
     return ClassifierJudge(asked.model, asked.refusal_labels, asked.pair)
 
 
 def find_refusal_labels(labels: Sequence[str], wanted: Sequence[str] = ()) -> frozenset[int]:
-    """Places of the labels that mean refusal: the wanted ones, or those that say so ("REJECTION", not "Non-refusal").
+    """Return the places of the labels that mean refusal: the wanted ones, or those that say so ("REJECTION", not "Non-refusal").
 
     Raises:
         JudgeError: a wanted label is not there, no label says refusal, or every label does.

@@ -29,7 +29,7 @@ class Judge(Protocol):
         """Why verdicts are unknown, in one line; None if nothing went wrong."""
 
     def judge(self, items: Sequence[Item], advance: Callable[[int], None] = lambda n: None) -> list[Verdict]:
-        """One verdict an item, in order; unknown where there is none. `advance` is told of items that are done."""
+        """Return one verdict an item, in order; unknown where there is none. `advance` is told of items that are done."""
 
 
 judges: Registry[Callable[[Settings], Judge]] = Registry("judge", "judges")

@@ -66,7 +66,7 @@ def _title(name: str, title: str, scores: Scores) -> str:
 
 
 def counts(columns: Sequence[tuple[str, Scores]]) -> list[Plain]:
-    """Every share of every model, with its interval; shares that no model has are left out."""
+    """Return every share of every model, with its interval; shares that no model has are left out."""
     return [
         {"measure": _title(name, title, scores), "model": model, **share(getattr(scores, name))}
         for name, title in SHARES
@@ -76,13 +76,13 @@ def counts(columns: Sequence[tuple[str, Scores]]) -> list[Plain]:
 
 
 def share(count: Count) -> Plain:
-    """A share with its interval."""
+    """Return a share with its interval."""
     low, high = count.interval
     return {"count": count.count, "n": count.n, "rate": rounded(count.rate), "low": rounded(low), "high": rounded(high)}
 
 
 def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> Plain:
-    """A measured edit or model as a point: its value and interval on every scale that it has."""
+    """Return a measured edit or model as a point: its value and interval on every scale that it has."""
     values = {
         name: [rounded(each.rate), *map(rounded, each.interval)]
         for name, _ in SHARES
@@ -100,7 +100,7 @@ def point(name: str, kind: str, scores: Scores, text: str = "", **more: Any) -> 
 
 
 def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> Plain:
-    """A completed trial as a point."""
+    """Return a completed trial as a point."""
     kind = kind or ("searched" if isinstance(trial.parameters, EditParameters) else "fitted")
     violated = trial.scores.violated
     text = "\n".join([parameters_text(trial.parameters), *(f"violates {constraint}" for constraint in violated)])
@@ -108,7 +108,7 @@ def trial_point(trial: Trial, kind: str | None = None, **more: Any) -> Plain:
 
 
 def pruned_point(trial: Pruned, target: int, benign: int) -> Plain:
-    """A pruned trial as a point at what was known of it; both sets have so many prompts."""
+    """Return a pruned trial as a point at what was known of it; both sets have so many prompts."""
     b = trial.bounds
     values = {
         "failures": [rounded(b.failures / target)],
@@ -132,12 +132,12 @@ def parameters_text(parameters: Any) -> str:
 
 
 def profiles(parameters: EditParameters, layers: int) -> dict[str, list[float]]:
-    """Strength of every layer, by component."""
+    """Return the strength of every layer, by component."""
     return {name: [rounded(p.strength(layer)) for layer in range(layers)] for name, p in parameters.profiles.items()}
 
 
 def strengths(edit: Edit, layers: int) -> dict[str, list[float]]:
-    """Strength of every layer, by component; 0 where nothing is edited, the mean where a layer has several sites."""
+    """Return the strength of every layer, by component; 0 where nothing is edited, the mean where a layer has several sites."""
     found: dict[str, list[list[float]]] = {}
     for number, part in enumerate(edit.parts, 1):
         for site, strength in part.strengths.items():
@@ -170,7 +170,7 @@ def layers_of(directions: Directions, method: str, blend: float, known: Geometry
 
 
 def residuals(known: Geometry, sets: Mapping[str, tuple[str, str]]) -> Plain:
-    """The points of all layers in every projection; `sets` are label and colour of both sets. Deep models show fewer."""
+    """Return the points of all layers in every projection; `sets` are label and colour of both sets. Deep models show fewer."""
     views = {"pca": known.pca, "means": known.points, "pacmap": known.pacmap}
     fewer = math.ceil(len(known.prompts) * len(known.separation) / MOST_PLACES) or 1
     prompts = known.prompts[::fewer]
@@ -197,7 +197,7 @@ def tokens(view: TokenView, sets: Mapping[str, tuple[str, str]]) -> Plain | None
 
 
 def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[Plain]:
-    """Refusals by length of the response."""
+    """Return refusals by length of the response."""
     return [
         {"model": model, "tokens": part.tokens, **share(part)}
         for model, metrics in columns
@@ -206,7 +206,7 @@ def lengths(columns: Iterable[tuple[str, Metrics]]) -> list[Plain]:
 
 
 def control(base: Scores, edited: Scores, random: RandomControl) -> list[Plain]:
-    """Base model, edit and random directions of the same strength."""
+    """Return failures and KL of base model, edit and random directions of the same strength."""
     draws = [("random directions", scores) for scores in random.draws]
     return [
         {"model": name, "what": base.failing, **share(scores.failures), "kl": rounded(scores.kl_divergence)}
@@ -215,7 +215,7 @@ def control(base: Scores, edited: Scores, random: RandomControl) -> list[Plain]:
 
 
 def axes(columns: Sequence[tuple[str, Scores]]) -> list[Plain]:
-    """Failures of every axis of the target prompts, by model."""
+    """Return failures of every axis of the target prompts, by model."""
     return [
         {
             "measure": axis,
@@ -233,5 +233,5 @@ def _all(values: Tensor) -> list[float]:
 
 
 def rounded(value: float) -> float:
-    """Four significant digits: more than a pixel shows."""
+    """Round to four significant digits: more than a pixel shows."""
     return float(f"{value:.4g}")

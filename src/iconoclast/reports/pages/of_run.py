@@ -182,7 +182,7 @@ class RunPage:
         )
 
     def figures(self) -> Plain:
-        """Data of all figures."""
+        """Return the data of all figures."""
         saved, report = self.saved, self.report
         known = Geometry.read(self.folder.geometry) if self.folder.geometry.is_file() else None
         direction = self.start.direction

@@ -18,12 +18,12 @@ from iconoclast.vocabulary import SYNONYMS
 
 
 def shown_name(model: str | None) -> str:
-    """A model's name for strangers: a local path without its folders."""
+    """Return a model's name for strangers: a local path without its folders."""
     return DEMO_NAME if model == "demo" else str(public(portable(model or "an unnamed model")))
 
 
 def tiles(base: Scores, edited: Scores, noise_floor: float, paired: Paired | None = None) -> list[Tile]:
-    """The figures that everybody looks for first."""
+    """Return the figures that everybody looks for first."""
     p_value = "" if paired is None else f"p = {paired.failures.p_value:.2g}, exact McNemar test"
     shown = [
         Tile(edited.failing.capitalize(), str(base.failures), str(edited.failures), p_value),
@@ -57,7 +57,7 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def test_rows(paired: Paired, failing: str = REFUSED_OR_BROKEN) -> Rows:
-    """Every paired test: only the first, only the second or the difference, p."""
+    """Return every paired test: only the first, only the second or the difference, p."""
     counted = {
         failing.capitalize(): paired.failures,
         "Refused": paired.refusals,
@@ -77,7 +77,7 @@ def test_rows(paired: Paired, failing: str = REFUSED_OR_BROKEN) -> Rows:
 
 
 def prompt_rows(sets: PromptSets) -> Rows:
-    """Source, number and checksum of every prompt set, by the glossary's name for it."""
+    """Return source, number and checksum of every prompt set, by the glossary's name for it."""
     names = {own: name for name, own in SYNONYMS.items()}
     return [
         (
@@ -89,7 +89,7 @@ def prompt_rows(sets: PromptSets) -> Rows:
 
 
 def setting_rows(settings: Settings) -> list[tuple[str, str, bool]]:
-    """Every setting, its value, and whether it is another than the default; local paths lose their folders."""
+    """Return every setting, its value, and whether it is another than the default; local paths lose their folders."""
     document = public(portable(settings.model_dump(mode="json")))
     defaults = Settings().model_dump(mode="json")
     rows = []

@@ -68,7 +68,7 @@ DOCUMENTS: dict[str, type[Document]] = {
 
 
 def schemas() -> dict[str, str]:
-    """Give the JSON schema of every file, as text: name of the schema's file → content."""
+    """Return the JSON schema of every file of `DOCUMENTS`, as text: name of the schema's file → content."""
     return {
         f"{Path(name).stem}.schema.json": json.dumps(kind.model_json_schema(mode="serialization"), indent=2) + "\n"
         for name, kind in DOCUMENTS.items()

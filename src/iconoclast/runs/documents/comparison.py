@@ -121,6 +121,7 @@ class MainFigures(Part):
 
     @classmethod
     def of(cls, metrics: Metrics) -> Self:
+        """Take the main figures from all."""
         return cls(**{name: getattr(metrics, name) for name in cls.model_fields})
 
 
@@ -138,6 +139,7 @@ class SummarizedModel(Compared):
 
     @classmethod
     def of(cls, compared: ComparedModel) -> Self:
+        """Take the main figures of a compared model."""
         about = {name: value for name, value in compared if name not in ("metrics", "against_base")}
         return cls(**about, measured_here=MainFigures.of(compared.metrics))
 
