@@ -137,7 +137,9 @@ def _served_model(endpoint: Endpoint, client: httpx2.Client, model: str | None) 
             return model
         raise EndpointError(f"The server at {endpoint.url} cannot be asked what it serves: {error}") from None
     except NOT_ONE:
-        raise EndpointError(f"What is at {endpoint.url}/models is not a list of models. Give the URL up to /v1.") from None
+        raise EndpointError(
+            f"What is at {endpoint.url}/models is not a list of models. Give the URL up to /v1."
+        ) from None
     if model is None and len(names) == 1:
         return names[0]
     if model not in names:

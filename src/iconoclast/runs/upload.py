@@ -65,7 +65,9 @@ def plan(folder: Path, repo: str, private: bool = True) -> Plan:
         if repo.count("/") != 1:
             raise HFValidationError("there must be one slash in it")
     except HFValidationError as error:
-        raise UploadError(f"{repo} is not a valid name for a model on the hub ({error}). Give it as in you/model.") from None
+        raise UploadError(
+            f"{repo} is not a valid name for a model on the hub ({error}). Give it as in you/model."
+        ) from None
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     return Plan(folder, repo, private, files, measured)
 

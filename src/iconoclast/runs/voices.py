@@ -187,7 +187,9 @@ def open_voices(
         put_adapter(lm, source)
         return AdapterVoices(lm, folder.name)
     if base is not None:
-        raise SettingsError(f"{source} is neither an export nor an adapter, and is its own base model. Leave out --base.")
+        raise SettingsError(
+            f"{source} is neither an export nor an adapter, and is its own base model. Leave out --base."
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise RunFolderError(f"{folder} holds no run, export or model. Give the folder of one.")
     return ModelVoices(load_model(source))
