@@ -109,19 +109,19 @@ def export_and_compare(
     from iconoclast.cli.comparisons import make_folder, shown, write_comparison
     from iconoclast.runs.comparison import settings_for
     from iconoclast.runs.export import export_run
-    from iconoclast.runs.subjects import PeerSubject, RunSubject, Subject, find_subject
+    from iconoclast.runs.subjects import Named, Subject, find_peer, find_run, find_subject
 
     make_folder(output_dir)
-    chosen = find_subject(str(iconoclast_checkpoint))
-    if not isinstance(chosen, RunSubject):
+    chosen = find_run(Named.of(str(iconoclast_checkpoint)))
+    if chosen is None:
         raise RunFolderError(f"{iconoclast_checkpoint} is not a run's journal or folder. Give iconoclast_study.jsonl.")
     # The export obeys the run in this, too: who exports somebody else's run has looked into its settings.
     trusted = {"trust_remote_code": chosen.saved.settings.trust_remote_code}
     settings = settings_for([chosen]).model_copy(update=trusted)
     subjects: list[Subject] = [chosen]
     if peer_checkpoint is not None:
-        other = find_subject(str(peer_checkpoint), settings)
-        if not isinstance(other, PeerSubject):
+        other = find_peer(Named.of(str(peer_checkpoint), settings))
+        if other is None:
             raise RunFolderError(f"{peer_checkpoint} is not a {PEER} journal. Give the .jsonl file of its checkpoints.")
         subjects.append(other)
     merged = output_dir / "iconoclast-best-merged"
