@@ -17,12 +17,14 @@ from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.cache import cache_app
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
-from iconoclast.cli.compare import compare, evaluate, export_and_compare
+from iconoclast.cli.compare import compare
 from iconoclast.cli.config import config_app
 from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
+from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.examples import write_example
 from iconoclast.cli.export import export
+from iconoclast.cli.export_and_compare import export_and_compare
 from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, own_flag
 from iconoclast.cli.list import list_runs
 from iconoclast.cli.plot import plot
