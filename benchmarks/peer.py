@@ -186,7 +186,7 @@ def replay(lm: LanguageModel, journal: Path, files: dict[str, Path], arguments: 
         sets["bad_evaluation_prompts"],
         sets["good_evaluation_prompts"],
         ResponseRules(settings.refusal_markers, settings.disclaimer_markers),
-        MeasureOptions(arguments.tokens, 1),
+        MeasureOptions(response_length=arguments.tokens, benign_response_length=1),
     )
     print(f"\nheretic's trials made again and measured here (noise floor {evaluator.noise_floor():.4f} nats):")
     ours = evaluator.measure([study.edit(trial, lm, directions) for trial in study.trials])

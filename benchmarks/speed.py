@@ -78,7 +78,7 @@ class Bench:
             self.prompts("requests", requests),
             self.prompts("knowledge", knowledge),
             ResponseRules(defaults.refusal_markers, defaults.disclaimer_markers),
-            MeasureOptions(tokens, 1),
+            MeasureOptions(response_length=tokens, benign_response_length=1),
         )
         if lower:
             evaluator.leave_out_lower_layers()

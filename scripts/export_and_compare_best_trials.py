@@ -10,7 +10,7 @@ Writes iconoclast-best-merged/, comparison.json and summary.json. The same as `i
 import typer
 
 from iconoclast.cli.app import run_alone
-from iconoclast.cli.compare import export_and_compare
+from iconoclast.cli.export_and_compare import export_and_compare
 
 if __name__ == "__main__":
     run_alone(lambda: typer.run(export_and_compare))

@@ -20,6 +20,7 @@ from iconoclast.evaluation.rules import rules
 from iconoclast.prompts import PromptSet
 from iconoclast.registry import Registry
 from iconoclast.runs.judging import judges_of
+from iconoclast.runs.subjects import ModelSubject, find_subject, subjects
 
 ENTRY_POINTS = """\
 [iconoclast.estimators]
@@ -36,6 +37,9 @@ hums = stranger:hums
 
 [iconoclast.scores]
 notes = stranger:notes
+
+[iconoclast.subjects]
+hummed = stranger:find_hummed
 """
 
 CODE = """\
@@ -51,6 +55,10 @@ def hums(response):
 
 def notes(responses, prompts):
     return sum(text.count("hm") for text in responses)
+
+def find_hummed(named):
+    from iconoclast.runs.subjects import ModelSubject
+    return ModelSubject(named.text.removeprefix("hm:")) if named.text.startswith("hm:") else None
 
 class Lenient:
     name = "lenient, version 1"
@@ -91,6 +99,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     judges._things.pop("lenient", None)
     rules._things.pop("hums", None)
     measures._things.pop("notes", None)
+    subjects._things.pop("hummed", None)
 
 
 @pytest.mark.usefixtures("stranger")
@@ -116,6 +125,11 @@ def test_a_rule_and_a_score_of_another_package_are_used() -> None:
     assert ResponseRules([], rules=["hums"]).label("Sing.", "hm hm") == "refusal"
     found = apply_measures(["notes"], ["Sing."], ["hm hm"])["notes"]
     assert found is not None and found.value == 2.0
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_kind_of_subject_of_another_package_is_found() -> None:
+    assert find_subject("hm:some/model") == ModelSubject("some/model")
 
 
 @pytest.mark.usefixtures("stranger")

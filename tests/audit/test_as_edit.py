@@ -95,7 +95,7 @@ def test_what_is_no_edit_gets_one_line(tmp_path: Path) -> None:
         "same": {},
     }
     said = {name: audited(base, written(name, change), tmp_path / "e.safetensors") for name, change in refused.items()}
-    assert "no rank-one edit" in said["noise"] and "does not write to the residual stream" in said["elsewhere"]
+    assert "not a rank-one edit" in said["noise"] and "does not write to the residual stream" in said["elsewhere"]
     assert "there is no edit" in said["same"] and not (tmp_path / "e.safetensors").exists()
     done = iconoclast("audit", base, "--base", base, "--weights-only", "--edit", tmp_path / "edit.bin")
     assert done.code == 2 and "ends in .safetensors" in done.complaint

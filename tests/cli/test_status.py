@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from iconoclast.runs.workers import SignOfLife
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
 
 
@@ -154,6 +156,12 @@ def test_cluster_status_shows_the_same_document(run: Path) -> None:
     assert wanted <= shared.keys()
     (run / "workers").mkdir()
     assert iconoclast("status", run).out == iconoclast("cluster", "status", run).out
+    sign = SignOfLife(host="here", pid=1, started=time.time(), state="working", trials=3)
+    (run / "workers" / "one.json").write_text(sign.model_dump_json())
+    said = iconoclast("status", run).out
+    assert "runs/one: working, 1 of 1 trials (0 pruned), 0 being measured, 0 handed back; " in said
+    assert "Best trial so far: 0: " in said and "Report, trial 0: " in said
+    assert "Worker one on here: working, 0 min, 3 trials measured." in said
 
 
 @pytest.mark.parametrize("module", ["iconoclast", "iconoclast.cli"])

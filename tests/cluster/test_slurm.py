@@ -25,7 +25,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text: str, expected: int) -> N
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "1h", "-5"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="is no time"):
+    with pytest.raises(SettingsError, match="is not a valid time"):
         minutes(text)
 
 
@@ -59,7 +59,7 @@ def test_without_slurm_the_commands_say_so(config: Path, tmp_path: Path, monkeyp
     assert "There is no sbatch here" in printed
     assert "The queue is not known" not in said("cluster", "status", run)  # nothing was submitted
     printed = said("cluster", "submit", "--config", config, "--time", "soon", "--out", run, fails=True)
-    assert 'Error: --time "soon" is no time' in printed
+    assert 'Error: --time "soon" is not a valid time' in printed
 
 
 def test_a_damaged_submission_is_named(tmp_path: Path) -> None:

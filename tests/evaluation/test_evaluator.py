@@ -57,7 +57,9 @@ def test_counts_are_those_of_the_whole_responses(tiny_lm: LanguageModel, edits: 
 
 
 def test_the_base_model_does_not_diverge_from_itself(tiny_lm: LanguageModel, edits: list[Edit]) -> None:
-    scores = measure(tiny_lm, edits, TARGET, BENIGN, options=MeasureOptions(4, 2))
+    scores = measure(
+        tiny_lm, edits, TARGET, BENIGN, options=MeasureOptions(response_length=4, benign_response_length=2)
+    )
     assert scores[0].kl_divergence < 1e-5
     assert 1e-4 < scores[1].kl_divergence < scores[2].kl_divergence
     assert len(scores[1].kl_by_prompt) == 5

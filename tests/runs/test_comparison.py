@@ -1,8 +1,9 @@
 """Models beside one another: whoever made them, on the same prompts, and a verdict that noise does not decide."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from iconoclast.config.schema import JudgeChat, PromptSource, Settings
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError, PromptsError, RunFolderError, SettingsError
-from iconoclast.evaluation.examination import Examination, ExaminedPrompts
+from iconoclast.evaluation.examination import Examination, ExaminedPrompts, Variant
 from iconoclast.library import search
 from iconoclast.models.anatomy import Writer
 from iconoclast.models.language_model import LanguageModel
@@ -20,7 +22,7 @@ from iconoclast.runs.comparison import compare, seen_by, settings_for, verdict
 from iconoclast.runs.documents import Decision, Seen
 from iconoclast.runs.export import export_run
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import ModelSubject, PeerSubject, RunSubject, find_subject
+from iconoclast.runs.subjects import Loadable, ModelSubject, PeerSubject, RunSubject, find_subject, subjects
 from iconoclast.scores import Count, Scores
 from iconoclast.vocabulary import COMPONENTS, Component, Criterion, Site
 from tests.support.heretic_journals import SETTINGS, attributes, write_journal
@@ -71,6 +73,28 @@ def test_subjects_are_found_by_what_is_there(finished: Path, tmp_path: Path, tin
         find_subject(f"{tiny_folder}:3")
     with pytest.raises(RunFolderError, match='no completed trial "99"'):
         find_subject(f"{finished}:99")
+
+
+@dataclass(frozen=True)
+class Unedited(Loadable):
+    """A kind of subject of a user's: the base model itself."""
+
+    name: str = "unedited"
+
+    @contextmanager
+    def loaded(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+        yield Variant(self.name, base)
+
+    def document(self, base: str) -> Plain:
+        return {"tool": "mine"}
+
+
+def test_a_users_kind_of_subject_is_found_and_measured(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(subjects._things, "mine", lambda named: Unedited() if named.text == "unedited" else None)
+    found = [find_subject(str(finished)), find_subject("unedited")]
+    result = compare(found, settings_for(found))
+    assert result.examinations[1].scores == replace(result.base.scores, kl_divergence=0)
+    assert result.document().subjects[1].tool == "mine" and result.seen[1].unknown
 
 
 def test_a_peers_best_trial_obeys_the_settings_target(tmp_path: Path) -> None:

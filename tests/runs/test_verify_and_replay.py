@@ -305,7 +305,7 @@ def test_what_cannot_be_looked_at_is_said(finished: Path, tmp_path: Path, tiny_s
     export_run(finished, "best", "merged", tmp_path / "merged")
     checks = {check.name: check for check in verify(tmp_path / "merged")}  # the base is named without its folder
     assert checks["files"].passed and checks["tensors"].passed is None and checks["scores"].passed is None
-    with pytest.raises(RunFolderError, match=r"is no export.*Give a folder"):
+    with pytest.raises(RunFolderError, match=r"is not an export.*Give a folder"):
         verify(finished)
 
 

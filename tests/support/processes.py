@@ -25,7 +25,7 @@ IMPORTED = [
     "iconoclast.runs.starting",
     "iconoclast.runs.export",
     "iconoclast.reports.tables",
-    "iconoclast.cluster.standing",
+    "iconoclast.cluster.status",
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(IMPORTED)

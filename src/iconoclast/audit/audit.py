@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -22,6 +22,7 @@ from iconoclast.audit.quantisation import Errors, Steps, errors, even, noise, sh
 from iconoclast.audit.rank_one_fit import SWAMPED, RankOne
 from iconoclast.audit.roundings import on_levels, requantised
 from iconoclast.audit.settings import differing
+from iconoclast.documents import Plain
 from iconoclast.errors import ModelError
 from iconoclast.models.checkpoint import DTYPES, PAPERS
 from iconoclast.models.gguf_tensors import CODEBOOKS, readable
@@ -236,14 +237,9 @@ def _kind(w: Tensor, x: Tensor, found: Spectrum, fit: RankOne | None) -> Constru
 
 
 def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFinding:
-    kinds = set(seen.kinds)
-    kinds = {"weak"} if kinds <= {"weak", "requantised"} and "weak" in kinds else kinds - {"weak"}
-    kind: Construction = kinds.pop() if len(kinds) == 1 else "dense"
-    if not seen.kinds:  # the same values in another type
-        kind = "requantised"
+    """Put together what was found of the matrices of a tensor."""
+    kind = _kind_of(seen.kinds)
     change, whole = seen.squares
-    agree = kind == "rank_one" and len({(fit.row_normalization, fit.along) for fit in seen.fits}) == 1
-    fit = seen.fits[0] if agree else None
     return TensorFinding(
         name=name,
         status="rounded" if kind == "requantised" else "changed",
@@ -254,17 +250,36 @@ def _summed(name: str, retyped: tuple[str, str] | None, seen: _Seen) -> TensorFi
         energy=seen.energy,
         construction=kind,
         hidden_norm=seen.hidden or None,
-        strength=float(torch.tensor([each.strength for each in seen.fits]).median()) if fit else None,
-        row_normalization=fit.row_normalization if fit else None,
-        cut=max((each.cut for each in seen.fits if each.cut), default=None) if fit else None,
-        along=fit.along if fit else None,
-        reading_cosine=min(each.cosine for each in seen.fits)
-        if any(each.reading is not None for each in seen.fits) and fit
-        else None,
-        error=max(each.error for each in seen.fits) if fit else None,
-        strength_error=_largest([each.strength_error for each in seen.fits]) if fit else None,
-        direction_error=_largest([each.direction_error for each in seen.fits]) if fit else None,
+        **(_fit_of(seen.fits) if kind == "rank_one" else {}),
     )
+
+
+def _kind_of(found: Sequence[Construction]) -> Construction:
+    """Return what the changes of a tensor's matrices are together: weak ones have no say beside others, several kinds are dense."""
+    if not found:  # the same values in another type
+        return "requantised"
+    kinds = set(found)
+    if "weak" in kinds and kinds <= {"weak", "requantised"}:
+        return "weak"
+    kinds.discard("weak")
+    return kinds.pop() if len(kinds) == 1 else "dense"
+
+
+def _fit_of(fits: Sequence[RankOne]) -> Plain:
+    """Return the fields of a finding that tell of its rank-one edits; none unless they are alike in construction."""
+    if len({(fit.row_normalization, fit.along) for fit in fits}) != 1:
+        return {}
+    own_readings = any(fit.reading is not None for fit in fits)
+    return {
+        "strength": float(torch.tensor([fit.strength for fit in fits]).median()),
+        "row_normalization": fits[0].row_normalization,
+        "cut": max((fit.cut for fit in fits if fit.cut), default=None),
+        "along": fits[0].along,
+        "reading_cosine": min(fit.cosine for fit in fits) if own_readings else None,
+        "error": max(fit.error for fit in fits),
+        "strength_error": _largest([fit.strength_error for fit in fits]),
+        "direction_error": _largest([fit.direction_error for fit in fits]),
+    }
 
 
 def _largest(bounds: list[float | None]) -> float | None:

@@ -17,20 +17,23 @@ from iconoclast.cli.benchmark import benchmark
 from iconoclast.cli.cache import cache_app
 from iconoclast.cli.chat import chat
 from iconoclast.cli.cluster.app import cluster_app
-from iconoclast.cli.compare import compare, evaluate, export_and_compare
+from iconoclast.cli.compare import compare
 from iconoclast.cli.config import config_app
 from iconoclast.cli.console import err, interruptible, quiet_libraries, say
 from iconoclast.cli.demo import demo
+from iconoclast.cli.evaluate import evaluate
 from iconoclast.cli.examples import write_example
 from iconoclast.cli.export import export
+from iconoclast.cli.export_and_compare import export_and_compare
 from iconoclast.cli.flags import CommandWithOptions, SettingsCommand, own_flag
+from iconoclast.cli.list import list_runs
 from iconoclast.cli.plot import plot
 from iconoclast.cli.replay import replay
 from iconoclast.cli.report import report
 from iconoclast.cli.restore import restore
 from iconoclast.cli.run import run
 from iconoclast.cli.serve import serve
-from iconoclast.cli.status import list_runs, status
+from iconoclast.cli.status import status
 from iconoclast.cli.summarize import summarize
 from iconoclast.cli.upload import upload
 from iconoclast.cli.verify import verify

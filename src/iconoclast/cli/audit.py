@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from iconoclast.config.schema import PromptSource
     from iconoclast.evaluation.capabilities import Capabilities
     from iconoclast.prompts import PromptSet
-    from iconoclast.runs.subjects import ServerSubject, Subject
+    from iconoclast.runs.subjects import Subject
 
     NamedSets = list[tuple[NamedKind, PromptSet]]
 
@@ -96,7 +96,11 @@ def audit(
     figures = None if measured is None else measured_in(measured)
     sets = _named_sets(refusal_set or [], overrefusal_set or [])
     benchmarked = _benchmarked(tasks or [], include_path, limit, apply_chat_template)
-    subject = None if server is None else _served(server, server_model, server_key_variable)
+    subject = None
+    if server is not None:
+        from iconoclast.cli.comparisons import served
+
+        subject = served(server, server_model, server_key_variable)
     document = _weighed(base, str(edited), json_file, edit) if subject is None else _unseen(base, subject)
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
@@ -120,15 +124,7 @@ def _require_sides(
         raise SettingsError(f"{odd[0]} needs the weights, which an endpoint does not show. Leave it out.")
 
 
-def _served(url: str, model: str | None, key_variable: str | None) -> "ServerSubject":
-    from iconoclast.config.layers import secret
-    from iconoclast.evaluation.served import Server
-    from iconoclast.runs.subjects import ServerSubject
-
-    return ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))
-
-
-def _unseen(base: str, subject: "ServerSubject") -> "AuditDocument":
+def _unseen(base: str, subject: "Subject") -> "AuditDocument":
     """Return the document of a model of which nothing but its answers can be seen."""
     from iconoclast.audit.document import AuditDocument
 

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    model: Annotated[str, Argument(metavar="RUN|MODEL", help="Run folder, model, adapter folder or hub id.")],
+    model: Annotated[
+        str,
+        Argument(metavar="RUN|MODEL", help="Run folder (RUN:N means its trial N), model, adapter folder or hub id."),
+    ],
     tasks: Annotated[list[str], Option(help="Tasks of lm-eval, separated by commas; may be repeated.")],
     trial: TrialOption = None,
     against: Annotated[str | None, Option(help="Base model to compare MODEL with. An adapter knows its own.")] = None,

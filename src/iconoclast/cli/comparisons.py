@@ -1,4 +1,4 @@
-"""Models measured and shown beside a base, for three commands; imports torch, so they import it when called."""
+"""Models measured and shown beside a base, for several commands; imports torch, so they import it when called."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,16 +32,18 @@ ADVANTAGES = {
 
 def understood(names: Sequence[str], config: Path | None) -> tuple[list[Subject], Settings]:
     """Find the subjects that the user names and their settings; raise UserError if either is unknown."""
-    own = load_settings({}, config).settings if config else settings_for([find_subject(name) for name in names])
+    own = settings_from(config, [] if config else [find_subject(name) for name in names])
     return [find_subject(name, own) for name in names], own
 
 
-def served(
-    url: str, model: str | None, key_variable: str | None, config: Path | None
-) -> tuple[list[Subject], Settings]:
-    """Find a served model and the settings; raise UserError if either cannot be used."""
-    own = load_settings({}, config).settings if config else settings_for([])
-    return [ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))], own
+def settings_from(config: Path | None, subjects: Sequence[Subject]) -> Settings:
+    """Return the settings of a file, or else of the subjects; raise UserError if there are none."""
+    return load_settings({}, config).settings if config else settings_for(subjects)
+
+
+def served(url: str, model: str | None, key_variable: str | None) -> Subject:
+    """Find a served model, with the key in an environment variable; raise UserError if it cannot be asked."""
+    return ServerSubject(Server.find(url, model, secret(key_variable) if key_variable else None))
 
 
 def by_thinking(settings: Settings, asked: str | None) -> list[Settings]:

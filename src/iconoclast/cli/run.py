@@ -97,13 +97,14 @@ def _search_together(settings: "Settings", workers: int) -> Path:
     import torch
 
     from iconoclast.cluster.local import work_locally
-    from iconoclast.cluster.standing import standing, standing_lines
+    from iconoclast.cluster.status import shared_status_of
     from iconoclast.cluster.submit import prepared
+    from iconoclast.reports.status import status_lines
 
     folder = prepared(settings)
     with _resumable(), shown_progress() as progress:
         work_locally(folder, workers, progress, torch.cuda.device_count())
-    say(*standing_lines(standing(folder.path)), f"Results: {folder.summary}")
+    say(*status_lines(shared_status_of(folder)), f"Results: {folder.summary}")
     return folder.path
 
 

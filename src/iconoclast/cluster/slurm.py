@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from iconoclast.errors import SettingsError, UserError
+from iconoclast.runs.workers import QueuedJob
 
 SIGNAL_DELAY = 120
 """Seconds before the end of its time at which a job is told."""
@@ -131,17 +132,6 @@ def script(run: Path, source: Path, options: JobOptions, command: Sequence[str],
             "",
         ]
     )
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job, or the waiting part of an array, as squeue shows it."""
-
-    job: str
-    state: str
-    elapsed: str
-    nodes: str
-    reason: str
 
 
 def queue(jobs: Sequence[str]) -> list[QueuedJob]:

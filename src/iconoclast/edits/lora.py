@@ -43,13 +43,18 @@ def save_adapter(
         a, b = pad(each.a, (0, 0, 0, missing)), pad(each.b, (0, missing))
         if writers[site].fused:  # PEFT stacks A by expert and then rank, B by rank and then expert
             a, b = a.reshape(-1, a.shape[-1]), b.permute(1, 2, 0).reshape(b.shape[1], -1)
-        tensors[f"base_model.model.{site.module}.lora_A.weight"] = a.contiguous()
-        tensors[f"base_model.model.{site.module}.lora_B.weight"] = b.contiguous()
+        for name, factor in zip(factor_names(site), (a, b), strict=True):
+            tensors[name] = factor.contiguous()
     _config(edit, writers, base, rank).save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if edit.exact:
         return []
     return [Approximation(s.module, each.rank, each.error, each.sufficient_rank) for s, each in factors.items()]
+
+
+def factor_names(site: Site) -> tuple[str, str]:
+    """Return the names of a site's factors A and B in an adapter's file."""
+    return f"base_model.model.{site.module}.lora_A.weight", f"base_model.model.{site.module}.lora_B.weight"
 
 
 def remarks_on_serving(folder: Path) -> list[str]:

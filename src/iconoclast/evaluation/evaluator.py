@@ -38,7 +38,7 @@ NOISE_COPIES = 3
 """Times that each of them is read for it, in batches that it has not been read in before."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
     """Lengths of responses and widths of batches.
 
@@ -368,8 +368,12 @@ class _Encoded:
 def default_rules() -> ResponseRules:
     """Return the rules of the default settings."""
     defaults = Settings()
-    markers = defaults.refusal_markers, defaults.disclaimer_markers, defaults.soft_refusal_markers
-    return ResponseRules(*markers, soft_refusal_rules=defaults.soft_refusal_rules)
+    return ResponseRules(
+        refusal_markers=defaults.refusal_markers,
+        disclaimer_markers=defaults.disclaimer_markers,
+        soft_refusal_markers=defaults.soft_refusal_markers,
+        soft_refusal_rules=defaults.soft_refusal_rules,
+    )
 
 
 def measure(

@@ -1,20 +1,20 @@
 """Edited models beside their base and beside one another, on the same prompts, with paired tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from iconoclast.config.schema import Settings, without_functions
-from iconoclast.documents import Plain
+from iconoclast.config.schema import Settings
 from iconoclast.errors import PromptsError, SettingsError
 from iconoclast.evaluation.examination import Examination, ExaminedPrompts, paired
+from iconoclast.evaluation.examiner import Examiner
 from iconoclast.progress import Progress, Silent
 from iconoclast.prompts import PromptSet
 from iconoclast.runs.documents import SETS, ComparedModel, ComparisonDocument, Decision, Pair, PromptSets, Sample, Seen
 from iconoclast.runs.judging import cost, judges_of
 from iconoclast.runs.report import samples
 from iconoclast.runs.splits import Prompts
-from iconoclast.runs.subjects import PeerSubject, RunSubject, ServerSubject, Subject
+from iconoclast.runs.subjects import Opened, Subject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import decided
 
@@ -100,36 +100,29 @@ def verdict(first: Examination, second: Examination, noise_floor: float) -> Deci
 
 
 def settings_for(subjects: Sequence[Subject]) -> Settings:
-    """Return the settings of the first run, or else of the first peer's journal, among the subjects.
-
-    The folder can be a stranger's: it has no say in whether a model's code is run or where responses and keys are sent.
+    """Return the settings of the first run, or else of the first other tool's journal, among the subjects.
 
     Raises:
-        SettingsError: no subject is a run or a journal.
+        SettingsError: no subject says with what settings it was made.
     """
-    for subject in subjects:
-        if isinstance(subject, RunSubject):
-            own: Plain = {"response_prefix": subject.saved.response_prefix}
-            harmless: Plain = {
-                "judge_chat": None,
-                "judges": [],
-                "judged_finalists": 0,
-                "trust_remote_code": False,
-            }
-            return without_functions(subject.saved.settings.model_copy(update=own | harmless))
-    for subject in subjects:
-        if isinstance(subject, PeerSubject):
-            return subject.trial.settings()
+    for subject in sorted(subjects, key=lambda each: each.translated):
+        if (settings := subject.settings()) is not None:
+            return settings
     raise SettingsError("The prompts are not known: give a settings file with --config.")
 
 
 def compare(
-    subjects: Sequence[Subject], settings: Settings, against: str | None = None, progress: Progress | None = None
+    subjects: Sequence[Subject],
+    settings: Settings,
+    against: str | None = None,
+    progress: Progress | None = None,
+    ask: Callable[[Opened, Examiner, Workbench], None] = lambda opened, examiner, bench: None,
 ) -> Comparison:
     """Examine the subjects and their base model on the report prompts, or on the select prompts if there are none.
 
     Args:
         against: the base model; unset, the one in the settings.
+        ask: asks every subject more, before it is examined.
 
     Raises:
         UserError: a model, prompt set or judge cannot be used.
@@ -142,9 +135,9 @@ def compare(
         )
     if against is None and settings.model is None:
         raise SettingsError("No base model is named. Give it with --against, or set model in the settings file.")
-    if settings.response_prefix is None and any(isinstance(subject, ServerSubject) for subject in subjects):
+    if settings.response_prefix is None and any(subject.served for subject in subjects):
         settings = settings.model_copy(update={"response_prefix": ""})  # no server can be told how to begin
-    if settings.thinking == "on" and any(isinstance(subject, ServerSubject) for subject in subjects):
+    if settings.thinking == "on" and any(subject.served for subject in subjects):
         raise SettingsError("A served model is measured without thoughts. Set thinking to off.")
     prompts = Prompts.load(settings)
     judges, asked = judges_of(settings), prompts.reported
@@ -161,7 +154,9 @@ def compare(
         examinations = []
         for subject in subjects:
             progress.start(f"Loading {subject.name}", 0)
-            examinations.append(subject.examined(examiner, bench, progress))
+            with subject.opened(examiner, bench, progress) as opened:
+                ask(opened, examiner, bench)
+                examinations.append(opened.examine())
         noise = bench.evaluator("report").noise_floor()
     name = against or settings.model or ""
     return Comparison(name, bench.sample, prompts.document(), noise, base, subjects, examinations, seen)

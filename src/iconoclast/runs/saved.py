@@ -24,7 +24,7 @@ from iconoclast.search.pareto import Trial
 from iconoclast.search.study import Pruned, Study
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """A finished or interrupted run, as far as it is needed to use one of its trials.
 
@@ -72,18 +72,18 @@ class SavedRun:
         judged = None if summary is None else summary.finalists
         trial = choose_trial(trials, which, settings, folder.path, judged)
         return cls(
-            settings,
-            load_directions(folder.directions),
-            trial,
-            trials,
-            study.pruned(),
-            baseline.base_metrics,
-            None if summary is None else summary.report,
-            baseline.response_prefix,
-            {} if summary is None else summary.prompts,
-            baseline.kl_noise_floor,
-            judged,
-            f"{folder.path.absolute().name}:{trial.index}",
+            settings=settings,
+            directions=load_directions(folder.directions),
+            trial=trial,
+            trials=trials,
+            pruned=study.pruned(),
+            base=baseline.base_metrics,
+            report=None if summary is None else summary.report,
+            response_prefix=baseline.response_prefix,
+            prompts={} if summary is None else summary.prompts,
+            noise_floor=baseline.kl_noise_floor,
+            finalists=judged,
+            name=f"{folder.path.absolute().name}:{trial.index}",
         )
 
     @property

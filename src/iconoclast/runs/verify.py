@@ -1,8 +1,8 @@
 """Check an export against its papers: its files, its tensors beside the base model's, its scores."""
 
+from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -13,11 +13,12 @@ from torch import Tensor
 from iconoclast.config.schema import Settings, without_functions
 from iconoclast.documents import Value
 from iconoclast.edits.edit import Edit
+from iconoclast.edits.lora import factor_names
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, UserError, first_line
 from iconoclast.layout import CHECKSUMS, EDIT_FILE
 from iconoclast.models.adapters import adapter_base, other_base
-from iconoclast.models.checkpoint import Checkpoint, matrix_changes
+from iconoclast.models.checkpoint import Checkpoint, MatrixChange, matrix_changes
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.names import local_path
 from iconoclast.models.rest import described as lost_tensors
@@ -31,9 +32,16 @@ from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.manifest import sums
 from iconoclast.runs.splits import Prompts
 from iconoclast.runs.workbench import Workbench
+from iconoclast.vocabulary import Site
 
 CLOSE = 1e-2
 """Largest relative error of an update that is still the declared one: the base model's bfloat16 leaves so much open."""
+CLOSE_IF_QUANTIZED = 0.3
+"""The same of an adapter that was made of quantised weights: NF4 moves a matrix by a tenth of its norm and its update by as
+much, or more where the matrix writes little along the direction. Half the strength is an error of 0.5, another direction 1.4.
+"""
+SHOWN = 8
+"""Differences that are named, at most."""
 DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError)
 """Exceptions from reading and comparing damaged files, or those of another model."""
 
@@ -97,14 +105,19 @@ def _files(folder: Path) -> Check:
         return Check("files", None, f"{CHECKSUMS} is missing.")
     wanted = {line[66:]: line[:64] for line in lines if len(line) > 66}
     found = {line[66:]: line[:64] for line in sums(folder).splitlines()}
-    wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    wrong += [f"{name} is not listed" for name in found.keys() - wanted.keys()]
+    wrong = _unmatched(wanted.keys(), found.keys(), "is not listed")
     wrong += [f"{name} has changed" for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     detail = f"{len(wanted)} files have the SHA-256 sums of {CHECKSUMS}" if not wrong else "; ".join(sorted(wrong))
     return Check("files", not wrong, detail)
 
 
+def _unmatched(wanted: Set[str], found: Set[str], extra: str) -> list[str]:
+    """Say which names are missing, and of which are too many what `extra` says."""
+    return [f"{name} is missing" for name in wanted - found] + [f"{name} {extra}" for name in found - wanted]
+
+
 def _tensors(folder: Path, base: str, edit: Edit, told: TrialInformation) -> Check:
+    """Compare the tensors with those of the base model; raise ModelError if its files do not show them one by one."""
     if told.format == "gguf":
         return Check("tensors", None, "A GGUF file is not compared tensor by tensor; its scores are.")
     components = sorted({site.component for site in edit.sites})
@@ -117,70 +130,103 @@ def _tensors(folder: Path, base: str, edit: Edit, told: TrialInformation) -> Che
     changes = matrix_changes(source, skeleton.model, skeleton.writers(components), edited)
     copy = Checkpoint.find(str(folder))
     if changes is None or copy is None:
-        gone = sorted(set(unread(source, skeleton.model)) - (source.places if copy is None else copy.places).keys())
-        said = [lost_tensors(gone)] if gone else []
-        declared = not gone or said[0] in " ".join(told.remarks)
-        form = "The base model is stored in another form than the export."
-        return Check("tensors", None if declared else False, " ".join([form, *said]))
-    wrong = [f"{name} is missing" for name in source.places.keys() - copy.places.keys()]
-    wrong += [f"{name} is new" for name in copy.places.keys() - source.places.keys()]
+        return _stored_otherwise(skeleton, source, copy, told)
+    return _merged(source, copy, changes)
+
+
+def _compared(wrong: list[str], right: str, aside: str | None = None) -> Check:
+    """Return what was found of the tensors: what is wrong, or how right they are; `aside` is said in either case."""
+    said = sorted(wrong)[: SHOWN - bool(aside)] or [right]
+    return Check("tensors", not wrong, "; ".join([*said, *([aside] if aside else [])]))
+
+
+def _stored_otherwise(
+    skeleton: LanguageModel, source: Checkpoint, copy: Checkpoint | None, told: TrialInformation
+) -> Check:
+    """Check merged weights that cannot be compared one by one: what they lack must be declared."""
+    gone = sorted(set(unread(source, skeleton.model)) - (source.places if copy is None else copy.places).keys())
+    said = [lost_tensors(gone)] if gone else []
+    declared = not gone or said[0] in " ".join(told.remarks)
+    form = "The base model is stored in another form than the export."
+    return Check("tensors", None if declared else False, " ".join([form, *said]))
+
+
+def _merged(source: Checkpoint, copy: Checkpoint, changes: Mapping[str, MatrixChange]) -> Check:
+    """Check merged weights: what the edit changes is as declared, everything else is the base model's."""
+    wrong = _unmatched(source.places.keys(), copy.places.keys(), "is new")
     for name in source.places.keys() & copy.places.keys():
-        before, after = source.tensor(name), copy.tensor(name)
-        wanted = _applied(changes[name], before) if name in changes else before
-        if after.dtype != wanted.dtype or after.shape != wanted.shape:
-            wrong.append(f"{name} has another type or shape")
-        elif not torch.equal(_bytes(after), _bytes(wanted)):
-            size = (wanted.float() - before.float()).norm().clamp(min=1e-12)
-            if name not in changes:
-                wrong.append(f"{name} is not that of the base")
-            elif not float((after.float() - wanted.float()).norm() / size) <= CLOSE:  # not a number is not close
-                wrong.append(f"{name} is not what the edit makes of it")
-    detail = (
+        if (problem := _problem(source.tensor(name), copy.tensor(name), changes.get(name))) is not None:
+            wrong.append(f"{name} {problem}")
+    right = (
         f"{len(changes)} tensors are what the declared edit makes of the base model's, the other "
         f"{len(source.places) - len(changes)} are equal byte by byte"
     )
-    return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
+    return _compared(wrong, right)
+
+
+def _problem(before: Tensor, after: Tensor, change: MatrixChange | None) -> str | None:
+    """Say what is wrong with a merged tensor, None if nothing is; `change` is what the edit does to it, if it does."""
+    wanted = before if change is None else _applied(change, before)
+    if after.dtype != wanted.dtype or after.shape != wanted.shape:
+        return "has another type or shape"
+    if torch.equal(_bytes(after), _bytes(wanted)):
+        return None
+    if change is None:
+        return "is not that of the base"
+    error = _relative(after.float() - wanted.float(), wanted.float() - before.float())
+    return None if error <= CLOSE else "is not what the edit makes of it"  # not a number is not close
+
+
+def _relative(error: Tensor, update: Tensor) -> float:
+    return float(error.norm() / update.norm().clamp(min=1e-12))
 
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).contiguous().view(torch.uint8)
 
 
-def _applied(change: Any, tensor: Tensor) -> Tensor:
+def _applied(change: MatrixChange, tensor: Tensor) -> Tensor:
     if tensor.ndim == 2:
-        return change(tensor.float()).to(tensor.dtype).contiguous()  # type: ignore[no-any-return]
+        return change(tensor.float()).to(tensor.dtype).contiguous()
     return torch.stack([_applied(change, matrix) for matrix in tensor])
 
 
 def _adapter(folder: Path, skeleton: LanguageModel, source: Checkpoint, edit: Edit, told: TrialInformation) -> Check:
+    """Check an adapter: it has the declared updates and no others."""
     tensors = load_file(folder / "adapter_model.safetensors")
-    writers, wrong, worst = skeleton.writers(sorted({site.component for site in edit.sites})), [], 0.0
-    close = CLOSE if told.quantization == "none" else 0.3
-    named = {f"base_model.model.{site.module}.lora_{x}.weight" for site in edit.sites for x in "AB"}
-    wrong += [f"{name} is not declared" for name in tensors.keys() - named]
-    wrong += [f"{name} is missing" for name in named - tensors.keys()]
+    close = CLOSE if told.quantization == "none" else CLOSE_IF_QUANTIZED
+    writers = skeleton.writers(sorted({site.component for site in edit.sites}))
+    wrong = _unmatched({n for site in edit.sites for n in factor_names(site)}, tensors.keys(), "is not declared")
+    errors: dict[str, float] = {}
     for site in edit.sites if not wrong else []:
-        a, b = (tensors[f"base_model.model.{site.module}.lora_{x}.weight"].float() for x in "AB")
         weight = source.weight(skeleton.model, writers[site])
         if weight is None:
             raise ModelError(f"{site.module} of the base model is stored in a form that cannot be compared.")
-        if writers[site].fused:
-            experts = weight.shape[0]
-            a = a.reshape(experts, -1, a.shape[-1])
-            b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
-        wanted = edit.factors(site, weight, a.shape[-2])
-        update = wanted.b @ wanted.a
-        off = float((b @ a - update).norm() / update.norm().clamp(min=1e-12))
-        worst = off if not off <= worst else worst
-        if not off <= close:  # not a number is not close
-            wrong.append(f"the update of {site.module} is not the declared one (relative error {off:.1%})")
-    detail = (
-        f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error {worst:.1e})"
+        errors[site.module] = _update_error(edit, site, tensors, weight, writers[site].fused)
+    wrong += [
+        f"the update of {module} is not the declared one (relative error {error:.1%})"
+        for module, error in errors.items()
+        if not error <= close  # not a number is not close
+    ]
+    declared = other_base(str(folder), skeleton.name)
+    return _compared(
+        wrong,
+        f"the updates of {len(edit.sites)} matrices are those of the declared edit (largest relative error "
+        f"{max(errors.values(), default=0.0):.1e})",
+        declared and f"the adapter names {declared} as its base model, not {skeleton.name}",
     )
-    if (declared := other_base(str(folder), skeleton.name)) is not None:
-        said = f"the adapter names {declared} as its base model, not {skeleton.name}"
-        detail, wrong = f"{detail}; {said}", wrong and [*wrong[:7], said]
-    return Check("tensors", not wrong, detail if not wrong else "; ".join(sorted(wrong)[:8]))
+
+
+def _update_error(edit: Edit, site: Site, tensors: Mapping[str, Tensor], weight: Tensor, fused: bool) -> float:
+    """Return the relative error of an adapter's update of a matrix, or of the experts that are fused in one."""
+    a, b = (tensors[name].float() for name in factor_names(site))
+    if fused:
+        experts = weight.shape[0]
+        a = a.reshape(experts, -1, a.shape[-1])
+        b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
+    wanted = edit.factors(site, weight, a.shape[-2])
+    update = wanted.b @ wanted.a
+    return _relative(b @ a - update, update)
 
 
 def _scores(folder: Path, base: str, told: TrialInformation, given: Settings | None, progress: Progress) -> Check:

@@ -159,8 +159,14 @@ class Workbench:
     def rules(self) -> ResponseRules:
         """The settings' rules for reading responses."""
         s = self.settings
-        markers = s.refusal_markers, s.disclaimer_markers, s.soft_refusal_markers
-        return ResponseRules(*markers, s.refusal_patterns, s.refusal_rules, s.soft_refusal_rules)
+        return ResponseRules(
+            refusal_markers=s.refusal_markers,
+            disclaimer_markers=s.disclaimer_markers,
+            soft_refusal_markers=s.soft_refusal_markers,
+            patterns=s.refusal_patterns,
+            rules=s.refusal_rules,
+            soft_refusal_rules=s.soft_refusal_rules,
+        )
 
     @property
     def options(self) -> MeasureOptions:
@@ -168,12 +174,18 @@ class Workbench:
         s = self.settings
         objectives = [] if (wanted := Objectives(s.objectives)).default else [each.name for each in wanted.all]
         asked = {ALIASES.get(name, name) for name in (*objectives, *constrained(s.constraints))}
-        lengths, widths = (s.max_response_length, s.max_benign_response_length), (s.batch_size, s.max_batch_size)
-        own = tuple(name for name in s.named_scores if of_responses(name))
-        means = tuple(name for name in MEANS if name in asked)
-        judges = self.judges if JUDGED in s.named_scores else ()
-        thoughts = s.max_thought_length if self.lm.thinking else 0
-        return MeasureOptions(*lengths, *widths, s.weights_of_axes, own, means, s.strengthen, judges, thoughts)
+        return MeasureOptions(
+            response_length=s.max_response_length,
+            benign_response_length=s.max_benign_response_length,
+            batch_size=s.batch_size,
+            max_batch_size=s.max_batch_size,
+            axis_weights=s.weights_of_axes,
+            own=tuple(name for name in s.named_scores if of_responses(name)),
+            with_intervals=tuple(name for name in MEANS if name in asked),
+            strengthen=s.strengthen,
+            judges=self.judges if JUDGED in s.named_scores else (),
+            thought_length=s.max_thought_length if self.lm.thinking else 0,
+        )
 
     def model_scores(self) -> ModelScores | None:
         """Return a measurer of the scores of the model itself that the settings name; None if they name none."""

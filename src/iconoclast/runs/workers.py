@@ -48,6 +48,17 @@ class SignOfLife(Part):
 
 
 @dataclass(frozen=True)
+class QueuedJob:
+    """A job, or the waiting part of an array, as squeue shows it."""
+
+    job: str
+    state: str
+    elapsed: str
+    nodes: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerState:
     """The last sign of life of a worker, and its age in seconds."""
 

@@ -1,24 +1,22 @@
-"""Subjects to examine beside a base model: a trial of a run or of another tool, a whole model, an adapter."""
+"""The kinds of subjects that come with the program: a trial of a run or of another tool, an edit, a model, a server."""
 
 import gc
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from iconoclast.config.schema import FIT_AND_SELECT, Settings
+from iconoclast.config.schema import FIT_AND_SELECT, Settings, without_functions
 from iconoclast.documents import Plain
 from iconoclast.edits.edit import Edit
 from iconoclast.edits.live import LiveEdits
 from iconoclast.edits.record import load_edit
 from iconoclast.errors import ModelError, RunFolderError
-from iconoclast.evaluation.examination import Examination, Variant
+from iconoclast.evaluation.examination import Variant
 from iconoclast.evaluation.examiner import Examiner
-from iconoclast.evaluation.served import Server, examine_served
+from iconoclast.evaluation.served import Server, examine_served, served_labels
 from iconoclast.models.adapters import is_adapter, other_base, put_adapter
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.models.loading import load_model, stored_quantized
@@ -30,50 +28,15 @@ from iconoclast.prompts import PromptSet, load_prompts
 from iconoclast.runs.documents import TrialInformation
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.kinds import kind_of
-from iconoclast.runs.references import split_reference
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.splits import Prompts
+from iconoclast.runs.subjects.protocol import Loadable, Named, Opened, Subject, subjects
 from iconoclast.runs.trials import trial_document
 from iconoclast.runs.workbench import Workbench
 
 
-class Subject(Protocol):
-    """A model to examine."""
-
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-
-    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
-        """Examine it beside its base model, that of the workbench, which stays as it is."""
-        ...
-
-    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """Return the prompt sets that fitted or chose it, perhaps some of `prompts`; None if they are not known.
-
-        Raises:
-            PromptsError: one of them cannot be read.
-        """
-
-    def document(self, base: str) -> Plain:
-        """Describe it without measuring, for JSON; `base` is the name of the model that it is compared with."""
-
-
-class Openable(Subject):
-    """A subject that can be loaded here."""
-
-    @abstractmethod
-    def opened(self, base: LanguageModel, settings: Settings) -> AbstractContextManager[Variant]:
-        """Open the model, loaded as the settings say; `base`, its base model, must stay as it is."""
-
-    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
-        """Load it, examine it and let it go."""
-        with self.opened(bench.lm, bench.settings) as variant, bench.beside(variant.lm):
-            return examiner.examine(variant, progress)
-
-
 @dataclass(frozen=True)
-class RunSubject(Openable):
+class RunSubject(Loadable):
     """A trial of a run, applied live."""
 
     folder: Path
@@ -84,7 +47,7 @@ class RunSubject(Openable):
         return f"{self.folder.name} trial {self.saved.trial.index}"
 
     @contextmanager
-    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+    def loaded(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """Apply the trial's edit to the base model; raise ModelError if the run is of another model."""
         own = self.saved.settings.model or ""
         shape = self.saved.directions.basis.shape
@@ -101,13 +64,19 @@ class RunSubject(Openable):
         then = [known[name]["sha256"] for name in FIT_AND_SELECT if name in known]
         return None if then and then != [each.fingerprint for each in sets] else sets
 
+    def settings(self) -> Settings:
+        """Return the run's settings, without what a stranger's could do here."""
+        own: Plain = {"response_prefix": self.saved.response_prefix}
+        harmless: Plain = {"judge_chat": None, "judges": [], "judged_finalists": 0, "trust_remote_code": False}
+        return without_functions(self.saved.settings.model_copy(update=own | harmless))
+
     def document(self, base: str) -> Plain:
         """Return the trial and its scores in the run, on the selection prompts."""
         return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
 
 @dataclass(frozen=True)
-class PeerSubject(Openable):
+class PeerSubject(Loadable):
     """A trial of another tool, made again as an edit and applied live."""
 
     trial: PeerTrial
@@ -117,11 +86,18 @@ class PeerSubject(Openable):
         return self.trial.name
 
     @contextmanager
-    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+    def loaded(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         yield _edited(self.name, base, self.trial.edit(base))
 
     def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
         return self.trial.seen()
+
+    def settings(self) -> Settings:
+        return self.trial.settings()
+
+    @property
+    def translated(self) -> bool:
+        return True
 
     def document(self, base: str) -> Plain:
         """Return the tool's own measurements of the trial."""
@@ -129,7 +105,7 @@ class PeerSubject(Openable):
 
 
 @dataclass(frozen=True)
-class EditSubject(Openable):
+class EditSubject(Loadable):
     """An edit in a file, applied live."""
 
     file: Path
@@ -139,7 +115,7 @@ class EditSubject(Openable):
         return self.file.stem
 
     @contextmanager
-    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+    def loaded(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """Apply the edit; raise ModelError if the base has no such matrices."""
         edit = load_edit(self.file)
         known = base.writers(sorted({site.component for site in edit.sites}))
@@ -149,15 +125,12 @@ class EditSubject(Openable):
             )
         yield _edited(self.name, base, edit)
 
-    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        return None
-
     def document(self, base: str) -> Plain:
         return {"tool": None, "format": "edit"}
 
 
 @dataclass(frozen=True)
-class ModelSubject(Openable):
+class ModelSubject(Loadable):
     """A whole model or a PEFT adapter, loaded from its files."""
 
     source: str
@@ -168,7 +141,7 @@ class ModelSubject(Openable):
         return Path(self.source).name if Path(self.source).exists() else self.source
 
     @contextmanager
-    def opened(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+    def loaded(self, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
         """Load the model beside its base, and free it in the end; raise ModelError if it cannot be loaded."""
         adapter = is_adapter(self.source)
         quantized = adapter or not stored_quantized(self.source)
@@ -211,8 +184,8 @@ class ModelSubject(Openable):
 
 
 @dataclass(frozen=True)
-class ServerSubject:
-    """A model behind an OpenAI-compatible endpoint, which is sent all prompts."""
+class ServerSubject(Subject):
+    """A model behind an OpenAI-compatible endpoint, which is sent all prompts and does not say what it has seen."""
 
     server: Server
 
@@ -220,13 +193,17 @@ class ServerSubject:
     def name(self) -> str:
         return self.server.name
 
-    def examined(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Examination:
-        """Ask it; raise EndpointError if it fails."""
-        return examine_served(examiner, self.server, progress)
+    @property
+    def served(self) -> bool:
+        return True
 
-    def seen(self, prompts: Prompts) -> Sequence[PromptSet] | None:
-        """Return None: a server does not say what it serves."""
-        return None
+    @contextmanager
+    def opened(self, examiner: Examiner, bench: Workbench, progress: Progress) -> Iterator[Opened]:
+        """Give what asks it; that raises EndpointError if it fails."""
+        yield Opened(
+            lambda: examine_served(examiner, self.server, progress),
+            lambda prompts, length: served_labels(examiner, self.server, prompts, length, progress),
+        )
 
     def document(self, base: str) -> Plain:
         """Say that it is served."""
@@ -236,6 +213,46 @@ class ServerSubject:
 def _edited(name: str, base: LanguageModel, edit: Edit) -> Variant:
     writers = base.writers(sorted({site.component for site in edit.sites}))
     return Variant(name, base, LiveEdits(writers, [edit]).applied)
+
+
+def find_server(named: Named) -> ServerSubject | None:
+    """Find a server by its URL; raise EndpointError if it cannot be asked, or serves several models."""
+    return ServerSubject(Server.find(named.text)) if named.text.startswith(("http://", "https://")) else None
+
+
+def find_run(named: Named) -> RunSubject | None:
+    """Find a trial of a run by the run's folder or journal; raise RunFolderError if the run has no such trial."""
+    file = _journal(named)
+    own = file is not None and file.name == RunFolder(file.parent).journal.name
+    folder = named.path.parent if own else named.path
+    return RunSubject(folder, SavedRun.open(RunFolder(folder), named.which)) if kind_of(folder) == "run" else None
+
+
+def find_peer(named: Named) -> PeerSubject | None:
+    """Find a trial of another tool by the tool's journal; raise RunFolderError if it has no such trial, or no tool reads it."""
+    if (file := _journal(named)) is None:
+        return None
+    return PeerSubject(peer_trial(file, named.which, named.settings.kl_divergence_target))
+
+
+def find_edit(named: Named) -> EditSubject | None:
+    """Find an edit by its file."""
+    found = named.path.is_file() and named.path.suffix == ".safetensors" and named.trial is None
+    return EditSubject(named.path) if found else None
+
+
+# Not as decorators: those would hide from mypy which kind each one finds.
+subjects.register("server")(find_server)
+subjects.register("run")(find_run)
+subjects.register("peer")(find_peer)
+subjects.register("edit")(find_edit)
+
+
+def _journal(named: Named) -> Path | None:
+    """Return the file that the user names if it can be a journal; raise RunFolderError if it is called one and not there."""
+    if named.path.suffix == ".jsonl" and not named.path.exists():
+        raise RunFolderError(f"The journal {named.source} does not exist.")
+    return named.path if named.path.is_file() and named.path.suffix in (".jsonl", ".json") else None
 
 
 def find_subject(text: str, settings: Settings | None = None) -> Subject:
@@ -251,28 +268,18 @@ def find_subject(text: str, settings: Settings | None = None) -> Subject:
         ModelError: a path leads to no model; a hub id is looked for when it is loaded.
         EndpointError: an endpoint cannot be asked, or serves several models.
     """
-    if text.startswith(("http://", "https://")):
-        return ServerSubject(Server.find(text))
-    source, named = split_reference(text)
-    path, which = Path(source), "best" if named is None else named
-    if path.suffix == ".jsonl" and not path.exists():
-        raise RunFolderError(f"The journal {source} does not exist.")
-    if path.is_file() and path.suffix in (".jsonl", ".json"):
-        if path.name == RunFolder(path.parent).journal.name and RunFolder(path.parent).config.is_file():
-            path = path.parent
-        else:
-            return PeerSubject(peer_trial(path, which, (settings or Settings()).kl_divergence_target))
-    if path.is_file() and path.suffix == ".safetensors" and named is None:
-        return EditSubject(path)
-    if kind_of(path) == "run":
-        return RunSubject(path, SavedRun.open(RunFolder(path), which))
-    if which != "best":
+    named = Named.of(text, settings)
+    for kind in subjects:
+        if (found := subjects.get(kind)(named)) is not None:
+            return found
+    if named.which != "best":
         raise RunFolderError(
-            f"{text}: only runs and journals of other tools have trials, and there is neither at {source}."
+            f"{text}: only runs and journals of other tools have trials, and there is neither at {named.source}."
         )
-    model = Path(resolve(source))
-    if model.is_dir() and not is_adapter(source) and not (model / "config.json").is_file():
+    model = Path(resolve(named.source))
+    if model.is_dir() and not is_adapter(named.source) and not (model / "config.json").is_file():
         raise ModelError(
-            f"{source} holds no model: there is neither config.json nor adapter_config.json. Give a model, adapter or run folder."
+            f"{named.source} holds no model: there is neither config.json nor adapter_config.json. "
+            "Give a model, adapter or run folder."
         )
-    return ModelSubject(source)
+    return ModelSubject(named.source)
