@@ -38,7 +38,7 @@ def evaluate(
 ) -> None:
     """Measure an edited model, whoever made it, or a server, beside its base.
 
-    Uses the report prompts of the settings, or the evaluation prompts if there are none. A run or journal can be
+    Uses the report prompts of the settings, or the select prompts if there are none. A run or journal can be
     followed by a colon and the number of a trial.
     """
     from iconoclast.cli.comparisons import by_thinking, served, settings_from, shown, understood

@@ -26,7 +26,7 @@ def list_runs(
 
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"Runs in {folder}; best trials on the selection prompts that chose them",
+        title=f"Runs in {folder}; best trials on the select prompts that chose them",
         title_justify="left",
     )
     for name in ("run", "model", "state", "trials", "best", "refused", "broken", "KL", "written"):

@@ -19,7 +19,7 @@ def status_lines(status: RunStatus) -> Iterator[str]:
     if status.best is not None:
         so_far = "" if status.state == "complete" else " so far"
         yield f"Best trial{so_far}: {_scores(status.best.index, status.best)}"
-        yield "These are the selection prompts, which chose it."
+        yield "These are the select prompts, which chose it."
     if status.report is not None:
         yield f"Report, trial {_scores(status.report.trial, status.report.metrics)}"
     if status.shared is not None:

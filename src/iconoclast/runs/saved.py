@@ -32,7 +32,7 @@ class SavedRun:
         trial: the trial that was asked for.
         trials: all completed trials.
         pruned: all trials that were stopped.
-        base: scores of the base model on the evaluation prompts.
+        base: scores of the base model on the select prompts.
         report: base model and best trial on the report prompts, if the run measured them.
         response_prefix: start of all the model's responses.
         prompts: the prompt sets when the summary was written.

@@ -198,7 +198,7 @@ class Workbench:
         return ModelScores(self.lm, ids, names, s.max_benign_response_length, limits, s.components)
 
     def evaluator(self, split: Literal["select", "report"], reference: Tensor | None = None) -> Evaluator:
-        """Return the evaluator of edits on a split; without report prompts, "report" means the selection prompts.
+        """Return the evaluator of edits on a split; without report prompts, "report" means the select prompts.
 
         Args:
             reference: first-token log-probabilities [benign, vocabulary] of another model, which is then the base.

@@ -71,7 +71,7 @@ class RunSubject(Loadable):
         return without_functions(self.saved.settings.model_copy(update=own | harmless))
 
     def document(self, base: str) -> Plain:
-        """Return the trial and its scores in the run, on the selection prompts."""
+        """Return the trial and its scores in the run, on the select prompts."""
         return {"tool": "iconoclast", "trial": trial_document(self.saved.trial).document()}
 
 
