@@ -54,13 +54,48 @@ class PromptSet:
         return cls(prompts, source)
 
     @classmethod
-    def load(cls, dataset: str, split: str = "train", **options: Any) -> "PromptSet":
-        """Load a prompt set; `options` are the other fields of `config.PromptSource`, errors as `load_prompts`.
+    def load(
+        cls,
+        dataset: str,
+        split: str = "train",
+        *,
+        name: str | None = None,
+        column: str | None = None,
+        axis: str | None = None,
+        prefix: str = "",
+        suffix: str = "",
+        system_prompt: str | None = None,
+    ) -> "PromptSet":
+        """Load a prompt set from a file, a folder, the hub or a behaviour pack.
 
         >>> len(ic.PromptSet.load("builtin:everyday/target", split="fit[:16]"))
         16
+
+        Args:
+            dataset: hub id, saved data set, csv, tsv, json, jsonl, parquet or txt file, or a side of a pack, as in
+                builtin:everyday/target and pack:PATH/benign.
+            split: split and slice, as in "train[:240]" or "test[10%:20%]".
+            name: configuration of the hub data set.
+            column: column with the prompts, or a field in it; unset, "text" or the only column of text.
+            axis: column that says to which axis a prompt belongs.
+            prefix: text put before every prompt.
+            suffix: text put after every prompt.
+            system_prompt: system prompt of all of them.
+
+        Raises:
+            PromptsError: nothing there, no such split or column, a slice out of range, or a prompt that cannot be used.
         """
-        return load_prompts(PromptSource(dataset=dataset, split=split, **options))
+        source = PromptSource(
+            dataset=dataset,
+            split=split,
+            name=name,
+            column=column,
+            axis=axis,
+            prefix=prefix,
+            suffix=suffix,
+            system_prompt=system_prompt,
+        )
+        return load_prompts(source)
 
     @property
     def fingerprint(self) -> str:

@@ -38,7 +38,7 @@ def test_a_row_says_what_the_summary_says() -> None:
         "Seed": "3",
         "Status": "complete",
         "Trials": "18 + 6 pruned",
-        "Prompts": "selection",
+        "Prompts": "select",
         "Base refusals": "17/20",
         "Base overrefusals": "1/64",
         "Refusals": "1/20 (1% to 24%)",
@@ -52,9 +52,9 @@ def test_a_report_on_the_best_trial_gives_the_figures() -> None:
     assert one_row(summary(scores(0), report=report))["Refusals"].startswith("4/100 ")
     assert one_row(summary(scores(0), report=report))["Base refusals"] == "90/100"
     on_selection = one_row(summary(scores(0), report={**report, "split": "selection"}))
-    assert on_selection["Prompts"] == "selection" and on_selection["Refusals"].startswith("4/100 ")
+    assert on_selection["Prompts"] == "select" and on_selection["Refusals"].startswith("4/100 ")
     of_an_earlier_best = one_row(summary(scores(0), report={**report, "trial": 2}))
-    assert of_an_earlier_best["Prompts"] == "selection" and of_an_earlier_best["Refusals"].startswith("0/20 ")
+    assert of_an_earlier_best["Prompts"] == "select" and of_an_earlier_best["Refusals"].startswith("0/20 ")
 
 
 def test_a_run_without_a_completed_trial_has_a_row() -> None:

@@ -112,7 +112,8 @@ def _tool_cells(summary: Summary) -> dict[str, str]:
 
 
 def _prompts(split: ExaminedSplit, summary: Summary) -> str:
-    return f"{split}, some of them seen" if summary.seen(split) else split
+    name = "select" if split == "selection" else split
+    return f"{name}, some of them seen" if summary.seen(split) else name
 
 
 def _without_empty(rows: Cells) -> Cells:
