@@ -1,6 +1,7 @@
 """Models beside one another: whoever made them, on the same prompts, and a verdict that noise does not decide."""
 
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,6 +96,21 @@ def test_a_users_kind_of_subject_is_found_and_measured(finished: Path, monkeypat
     result = compare(found, settings_for(found))
     assert result.examinations[1].scores == replace(result.base.scores, kl_divergence=0)
     assert result.document().subjects[1].tool == "mine" and result.seen[1].unknown
+
+
+def test_a_model_is_let_go_before_the_next_is_loaded(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[LanguageModel]] = []
+
+    @contextmanager
+    def loaded(subject: Unedited, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+        assert not any(model() for model in models)
+        own = replace(base)
+        models.append(weakref.ref(own))
+        yield Variant(subject.name, own)
+
+    monkeypatch.setattr(Unedited, "loaded", loaded)
+    compare([Unedited("a"), Unedited("b")], settings_for([find_subject(str(finished))]))
+    assert len(models) == 2
 
 
 def test_a_peers_best_trial_obeys_the_settings_target(tmp_path: Path) -> None:

@@ -360,6 +360,7 @@ class _Encoded:
 
 
 def default_rules() -> ResponseRules:
+    """Return the rules of the default settings."""
     defaults = Settings()
     return ResponseRules(
         refusal_markers=defaults.refusal_markers,
