@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iconoclast.cli.chat import Talk
+from iconoclast.cli.chat import hear
 from iconoclast.config.schema import PromptSource, Settings
 from iconoclast.edits.edit import Edit
 from iconoclast.errors import ModelError
@@ -26,6 +26,7 @@ from iconoclast.runs.pinned import changed_settings, pinned_settings
 from iconoclast.runs.replay import replay
 from iconoclast.runs.saved import SavedRun
 from iconoclast.runs.starting import started_run
+from iconoclast.runs.talk import Talk
 from iconoclast.scores import Count
 from iconoclast.search.space import FittedParameters
 from tests.support.entry_point import iconoclast
@@ -237,7 +238,7 @@ def test_a_conversation_goes_on_with_and_without_thoughts(
 ) -> None:
     tiny_lm.tokenizer.chat_template = SWITCHED
     talk = Talk(Voices(tiny_lm), longest=4)
-    assert all(map(talk.hear, ["/thinking both", "hello", "hello again"]))
+    assert all(hear(talk, line) for line in ["/thinking both", "hello", "hello again"])
     said = capsys.readouterr()
     assert "Thinking is both." in said.err
     assert said.out.count("[without thinking]") == said.out.count("[thinking first]") == 2

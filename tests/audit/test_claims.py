@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from iconoclast.audit.claims import beside, measured_in
-from iconoclast.cli.audit import _claimed
 from iconoclast.peers.known import read_claims
+from iconoclast.reports.audit import claim_line
 from tests.support.entry_point import iconoclast
 from tests.support.families import FAMILIES
 from tests.support.heretic_journals import SETTINGS
@@ -142,7 +142,7 @@ def test_refusals_on_other_prompts_are_another_figure(
     measured.write_text(json.dumps({**document, "prompts": {"bad_report_prompts": {"source": source}}}))
     claim = beside(read_claims(tmp_path), measured_in(measured))[0]
     assert (claim.measured, claim.measured_on, claim.differs) == (0.31, source, differs)
-    assert ("another figure" in _claimed(claim)) is (differs is None)
+    assert ("another figure" in claim_line(claim)) is (differs is None)
 
 
 def test_a_rate_in_percent_is_one(tmp_path: Path) -> None:

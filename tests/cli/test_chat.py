@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from iconoclast.cli import chat
-from iconoclast.cli.chat import HELP, Talk
 from iconoclast.edits.live import LiveEdits
 from iconoclast.evaluation.examination import Variant
 from iconoclast.models.language_model import LanguageModel
 from iconoclast.runs.conversation import Conversation
 from iconoclast.runs.folder import RunFolder
 from iconoclast.runs.saved import SavedRun
+from iconoclast.runs.talk import HELP, Talk
 from iconoclast.runs.voices import Voices, open_voices, require_name
 from tests.edits.test_live import token_ids
 from tests.support.entry_point import QUICK, iconoclast, write_prompts
@@ -79,12 +79,12 @@ class Room:
         self.base, self.edited = (self.talk._conversations[name] for name in ("base", "edited"))
 
     def hear(self, *lines: str) -> list[bool]:
-        return [self.talk.hear(line) for line in lines]
+        return [chat.hear(self.talk, line) for line in lines]
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr("iconoclast.runs.conversation.Conversation", Parrot)
+    monkeypatch.setattr("iconoclast.runs.talk.Conversation", Parrot)
     return Room()
 
 
@@ -201,7 +201,9 @@ def test_an_export_whose_base_is_elsewhere_answers_without_it(run: Path) -> None
 
 def test_a_plain_model_is_only_a_base(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = Talk(open_voices(str(tiny_folder)), longest=8)
-    assert talk.title == "base model" and all(map(talk.hear, ["hello", "/both", "/strength 2", "/thinking on"]))
+    assert talk.title == "base model" and all(
+        chat.hear(talk, line) for line in ["hello", "/both", "/strength 2", "/thinking on"]
+    )
     said = capsys.readouterr()
     assert said.out.strip() and said.err.count('There is no model "edited" here. Use one of: base.') == 2
     assert "has no switch for thinking" in said.err

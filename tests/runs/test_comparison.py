@@ -1,15 +1,18 @@
 """Models beside one another: whoever made them, on the same prompts, and a verdict that noise does not decide."""
 
+import gc
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iconoclast.config.schema import JudgeChat, PromptSource, Settings
 from iconoclast.documents import Plain
@@ -95,6 +98,22 @@ def test_a_users_kind_of_subject_is_found_and_measured(finished: Path, monkeypat
     result = compare(found, settings_for(found))
     assert result.examinations[1].scores == replace(result.base.scores, kl_divergence=0)
     assert result.document().subjects[1].tool == "mine" and result.seen[1].unknown
+
+
+def test_a_model_is_let_go_before_the_next_is_loaded(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[PreTrainedModel]] = []
+
+    @contextmanager
+    def loaded(subject: Unedited, base: LanguageModel, settings: Settings) -> Iterator[Variant]:
+        gc.collect()
+        assert not any(model() for model in models)
+        own = replace(base, model=deepcopy(base.model))
+        models.append(weakref.ref(own.model))
+        yield Variant(subject.name, own)
+
+    monkeypatch.setattr(Unedited, "loaded", loaded)
+    compare([Unedited("a"), Unedited("b")], settings_for([find_subject(str(finished))]))
+    assert len(models) == 2
 
 
 def test_a_peers_best_trial_obeys_the_settings_target(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,11 @@ def run_and_trial(run: str, trial: str | None = None) -> tuple[Path, str]:
         raise SettingsError(f"{run} names trial {named}, and --trial names trial {trial}. Name one.")
     chosen = trial if named is None else named
     return Path(source), "best" if chosen is None else chosen
+
+
+def separated(entries: Iterable[str]) -> list[str]:
+    """Return the names of a repeatable option whose names are separated by commas."""
+    return [name for entry in entries for name in entry.split(",") if name]
 
 
 def require_no_trial(model: str) -> None:

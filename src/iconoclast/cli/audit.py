@@ -1,7 +1,6 @@
 """`audit`: what somebody's edit changed, in weights, behaviour and capabilities."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,17 +14,17 @@ from iconoclast.cli.arguments import (
     ServerModelOption,
     require_no_trial,
     require_writable,
+    separated,
 )
-from iconoclast.cli.console import STANDARD_OUTPUT, say, shown_progress, write_figures
+from iconoclast.cli.console import STANDARD_OUTPUT, out, say, shown_progress, write_figures
 from iconoclast.errors import SettingsError, UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from iconoclast.audit.behavior import NamedKind
-    from iconoclast.audit.document import AuditDocument, ClaimFinding
+    from iconoclast.audit.document import AuditDocument
     from iconoclast.config.schema import PromptSource
     from iconoclast.evaluation.capabilities import Capabilities
+    from iconoclast.progress import Progress
     from iconoclast.prompts import PromptSet
     from iconoclast.runs.subjects import Subject
 
@@ -85,32 +84,30 @@ def audit(
     json_file: FiguresOption = None,
 ) -> None:
     """Say what an edit of a model changed, how, and how strongly, whoever made it; any finding is a success."""
-    from iconoclast.audit.claims import beside, measured_in
-
     _require_places(json_file, edit)
     _require_sides(edited, server, weights_only=weights_only, edit=edit, tasks=tasks)
     for model in (edited, base):
         require_no_trial(model or "")
     if weights_only and (refusal_set or overrefusal_set or tasks):
         raise SettingsError("--weights-only leaves out behaviour, which data sets and tasks measure. Leave it out.")
+    from iconoclast.audit.claims import beside, measured_in
+    from iconoclast.cli.comparisons import served
+    from iconoclast.reports.audit import claim_line
+
     figures = None if measured is None else measured_in(measured)
     sets = _named_sets(refusal_set or [], overrefusal_set or [])
-    benchmarked = _benchmarked(tasks or [], include_path, limit, apply_chat_template)
-    subject = None
-    if server is not None:
-        from iconoclast.cli.comparisons import served
-
-        subject = served(server, server_model, server_key_variable)
+    capabilities = _set_up(tasks or [], include_path, limit, apply_chat_template)
+    subject = None if server is None else served(server, server_model, server_key_variable)
     document = _weighed(base, str(edited), json_file, edit) if subject is None else _unseen(base, subject)
     document = document.model_copy(update={"claims": beside(document.claims, figures)})
     if weights_only or json_file != STANDARD_OUTPUT:
         write_figures(json_file, document.document())
     if not weights_only:
-        if benchmarked is not None:
-            document = document.model_copy(update={"capabilities": benchmarked(str(edited), base)})
+        if capabilities is not None:
+            document = _with_capabilities(document, str(edited), capabilities)
         document = _with_behavior(document, subject, config, sets)
         write_figures(json_file, document.document())
-    say(*map(_claimed, document.claims))
+    say(*map(claim_line, document.claims))
 
 
 def _require_sides(
@@ -134,43 +131,26 @@ def _unseen(base: str, subject: "Subject") -> "AuditDocument":
 
 def _weighed(base: str, edited: str, json_file: Path | None, edit: Path | None) -> "AuditDocument":
     """Compare the weights and say what was found; write the directions and the edit."""
-    from iconoclast.audit.audit import audit as audited
     from iconoclast.models.adapters import other_base
+    from iconoclast.reports.audit import tensor_lines, verdict_lines
+    from iconoclast.runs.weight_audit import audit_weights
 
+    to = None if json_file is None or json_file == STANDARD_OUTPUT else json_file.with_suffix(DIRECTIONS)
     with shown_progress() as progress:
-        document, directions = audited(base, edited, progress)
-    document = document.model_copy(update={"directions": _kept_directions(json_file, directions)})
-    _say_tensors(document)
+        found = audit_weights(base, edited, to, progress)
+    document = found.document
+    if document.directions is not None:
+        say(f"Wrote {to} (directions)")
+    say(*tensor_lines(document))
     if (declared := other_base(edited, base)) is not None:
         say(
             f"WARNING: its adapter_config.json names {declared} as its base model, not {base}: the strengths are those on {base}."
         )
-    _say_verdict(document)
+    say(*verdict_lines(document))
     if edit is not None:
-        _write_edit(document, directions, edit)
+        found.write_edit(edit)
+        say(f"Wrote {edit} (edit)")
     return document
-
-
-def _kept_directions(json_file: Path | None, directions: "Mapping[str, Tensor]") -> str | None:
-    """Write the directions beside the file of --json, if there is one; return the name of their file."""
-    from safetensors.torch import save
-
-    from iconoclast.files import write_whole
-
-    if json_file is None or json_file == STANDARD_OUTPUT or not directions:
-        return None
-    file = json_file.with_suffix(DIRECTIONS)
-    write_whole(file, save(dict(directions)))
-    say(f"Wrote {file} (directions)")
-    return file.name
-
-
-def _write_edit(document: "AuditDocument", directions: "Mapping[str, Tensor]", edit: Path) -> None:
-    from iconoclast.audit.as_edit import edit_of
-    from iconoclast.edits.record import save_edit
-
-    save_edit(edit_of(document, directions), edit)
-    say(f"Wrote {edit} (edit)")
 
 
 def _require_places(json_file: Path | None, edit: Path | None) -> None:
@@ -207,65 +187,28 @@ def _source(text: str) -> "PromptSource":
         raise SettingsError(f"{text} names no data set as {SET} ({reason}). Keys: {KEYS}.") from None
 
 
-def _benchmarked(
+def _set_up(
     tasks: list[str], include_path: Path | None, limit: int | None, templated: bool
-) -> "Callable[[str, str], Capabilities] | None":
-    """Set the tasks of lm-eval up, and return what measures an edited model and its base with them; None without tasks."""
-    names = [name for entry in tasks for name in entry.split(",") if name]
-    if not names:
+) -> "Callable[[str, str, Progress], Capabilities] | None":
+    """Set the tasks of lm-eval up before anything is read; return what measures with them, None without tasks."""
+    if not (names := separated(tasks)):
         return None
-    from iconoclast.cli.benchmark import print_capabilities
-    from iconoclast.evaluation import benchmarks
+    from iconoclast.evaluation.benchmarks import BenchmarkOptions, beside_base
 
-    options = benchmarks.BenchmarkOptions(names, include_path, limit, apply_chat_template=templated)
-    benchmarks.require_lm_eval()
-    loaded = benchmarks.load_tasks(options)
-
-    def measure(edited: str, base: str) -> "Capabilities":
-        sides = benchmarks.loaded(edited, templated), benchmarks.loaded(base, templated)
-        with shown_progress() as progress:
-            result = benchmarks.benchmark(options, *sides, progress, loaded).capabilities()
-        print_capabilities(result)
-        return result
-
-    return measure
+    return beside_base(BenchmarkOptions(names, include_path, limit, apply_chat_template=templated))
 
 
-def _say_tensors(document: "AuditDocument") -> None:
-    from iconoclast.audit.document import shown_rows, shown_strength
+def _with_capabilities(
+    document: "AuditDocument", edited: str, measure: "Callable[[str, str, Progress], Capabilities]"
+) -> "AuditDocument":
+    """Benchmark both models and show it; return the document with it."""
+    from iconoclast.reports.capabilities import capabilities_lines, capabilities_table
 
-    for t in document.tensors:
-        if t.status not in ("unchanged", "rounded"):
-            parts = [t.status, t.construction, shown_rows(t), shown_strength(t)]
-            parts += [None if t.relative_norm is None else f"relative norm {t.relative_norm:.2g}"]
-            say(f"{t.name}: {', '.join(str(each) for each in parts if each)}")
-    rounded = Counter(" to ".join(t.retyped or ("a grid",)) for t in document.tensors if t.status == "rounded")
-    say(*(f"{n} tensors: the base's, rounded ({kind})" for kind, n in rounded.items()))
-
-
-def _say_verdict(document: "AuditDocument") -> None:
-    from iconoclast.audit.document import SHARED, VERDICTS, shown_kind
-
-    changed = sum(t.status != "unchanged" for t in document.tensors)
-    weak = sum(t.construction == "weak" for t in document.tensors)
-    say(f"Verdict: {document.verdict}. {VERDICTS[document.verdict]}")
-    say(f"{changed} of {len(document.tensors)} tensors are not as in the base.")
-    say(*(f"Edited: {shown_kind(kind)}." for kind in document.kinds))
-    if document.shared_direction is not None:
-        say(f"{SHARED}: {document.shared_direction:.0%}.")
-    if weak:
-        say(
-            f"{weak} of them (weak) were changed by less than the type in which they are stored can show: how, is hidden."
-        )
-    if (hidden := max((t.hidden_norm or 0.0 for t in document.tensors), default=0.0)) > 0:
-        say(f"Quantisation hides a rank-one change of a matrix up to {hidden:.2%} of its norm.")
-    say(*(f"Lost: {name}" for name in document.lost))
-    say(
-        *(
-            f"Setting differs: {s.name} is {s.edited or 'empty'}, and {s.base or 'empty'} in the base."
-            for s in document.settings
-        )
-    )
+    with shown_progress() as progress:
+        found = measure(edited, document.base, progress)
+    out.print(capabilities_table(found))
+    say(*capabilities_lines(found))
+    return document.model_copy(update={"capabilities": found})
 
 
 def _with_behavior(
@@ -288,15 +231,3 @@ def _with_behavior(
     say(*character_lines(character))
     claims = beside(document.claims, figures)
     return document.model_copy(update={"behavior": figures, "character": character, "claims": claims})
-
-
-def _claimed(claim: "ClaimFinding") -> str:
-    value = str(claim.count) if claim.count else f"{claim.value:g}"
-    said = f"{claim.name}{' of the base' if claim.of == 'base' else ''} {value} ({claim.source})"
-    if claim.measured is None or claim.interval is None:
-        return f"Claimed, not measured: {said}."
-    low, high = claim.interval
-    outcome = ", which differs by more than chance" if claim.differs else ""
-    if claim.differs is None:
-        outcome = f" of {claim.measured_on}, other prompts than the claim's ({claim.prompts.strip()}): another figure"
-    return f"Claimed: {said}. Measured: {claim.measured:.4g} ({low:.4g} to {high:.4g}, {claim.n} prompts){outcome}."

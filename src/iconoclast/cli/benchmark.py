@@ -6,8 +6,6 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from typer import Argument, Option
 
 from iconoclast.cli.arguments import (
@@ -17,16 +15,15 @@ from iconoclast.cli.arguments import (
     TrialOption,
     require_writable,
     run_and_trial,
+    separated,
 )
 from iconoclast.cli.console import out, say, shown_progress, write_figures
 from iconoclast.documents import Plain
 from iconoclast.errors import SettingsError
 from iconoclast.privacy import portable
-from iconoclast.reports.text import plain
 
 if TYPE_CHECKING:
     from iconoclast.evaluation.benchmarks import Side
-    from iconoclast.evaluation.capabilities import Capabilities, Figure, Row
     from iconoclast.models.language_model import LanguageModel
     from iconoclast.runs.saved import SavedRun
 
@@ -55,10 +52,10 @@ def benchmark(
 ) -> None:
     """Benchmark a trial or an edited model beside its base, with lm-eval (pip install 'iconoclast-edit[benchmark]')."""
     from iconoclast.evaluation import benchmarks
+    from iconoclast.reports.capabilities import capabilities_lines, capabilities_table
 
-    names = [name for entry in tasks for name in entry.split(",") if name]
     options = benchmarks.BenchmarkOptions(
-        names, include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
+        separated(tasks), include_path, limit, num_fewshot, batch_size, apply_chat_template, confirm_run_unsafe_code
     )
     benchmarks.require_lm_eval()
     # There is nothing to keep, and lm-eval ends its own processes by this signal, which must end them too.
@@ -67,7 +64,9 @@ def benchmark(
     about, edited, base = _subject(model, trial, against, apply_chat_template)
     with shown_progress() as progress:
         result = benchmarks.benchmark(options, edited, base, progress)
-    print_capabilities(result.capabilities())
+    found = result.capabilities()
+    out.print(capabilities_table(found))
+    say(*capabilities_lines(found))
     write_figures(json_file, result.document(**about))
 
 
@@ -108,45 +107,3 @@ def _side(load: Callable[[], "LanguageModel"], saved: "SavedRun | None" = None) 
     lm = load()
     with edited_live(lm, saved.edit(lm), saved.settings.components) if saved else nullcontext():
         yield lm
-
-
-def print_capabilities(result: "Capabilities") -> None:
-    """Print a table of what lm-eval has measured."""
-    compared = any(row.base is not None for row in result.rows)
-    table = Table(title=f"lm-eval {result.lm_eval_version}", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("Task, metric", overflow="fold")
-    for name in ("Items", *(("Base", "Edited", "Difference", "p") if compared else ("Value",))):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
-        shown = (row.base, row.edited, row.difference) if compared else (row.edited,)
-        arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
-        table.add_row(
-            plain(f"{row.task} {row.metric}{arrow}"),
-            str(row.n),
-            *map(_cell, shown),
-            *([_p_value(row)] if compared else []),
-        )
-    out.print(table)
-    say("± one standard error. ↑ higher is better, ↓ lower is better.")
-    if compared:
-        say(
-            "Errors of differences are of those item by item; with *, of two independent measurements. p: exact McNemar test of "
-            "items that are right or wrong, bootstrap of other means; one in twenty is under 0.05 by chance."
-        )
-    if result.limit is not None:
-        say(f"Only the first {result.limit} items of each task: not to be compared with others.")
-
-
-def _cell(figure: "Figure | None") -> str:
-    from iconoclast.evaluation.capabilities import FigureDifference
-
-    if figure is None or figure.value is None:
-        return "none"
-    error = "" if figure.stderr is None else f" ± {figure.stderr:.3f}"
-    if not isinstance(figure, FigureDifference):
-        return f"{figure.value:.3f}{error}"
-    return f"{figure.value:+.3f}{error}{' *' if error and not figure.paired else ''}"
-
-
-def _p_value(row: "Row") -> str:
-    return "" if row.difference is None or row.difference.p_value is None else f"{row.difference.p_value:.2g}"

@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -120,6 +120,22 @@ def benchmark(
     of_base = None if base is None else evaluated("Base model", base, tasks, options, progress)
     of_edited = evaluated("Model" if base is None else "Edited model", edited, tasks, options, progress)
     return Benchmark(rows(of_edited, of_base), options, metadata.version("lm_eval"))
+
+
+def beside_base(options: BenchmarkOptions) -> Callable[[str, str, Progress], Capabilities]:
+    """Set the tasks up, and return what measures an edited model and its base with them.
+
+    Raises:
+        BenchmarkError: lm-eval is not installed, or does not know a task.
+    """
+    require_lm_eval()
+    tasks = load_tasks(options)
+
+    def measure(edited: str, base: str, progress: Progress) -> Capabilities:
+        sides = [loaded(name, options.apply_chat_template) for name in (edited, base)]
+        return benchmark(options, sides[0], sides[1], progress, tasks).capabilities()
+
+    return measure
 
 
 @contextmanager

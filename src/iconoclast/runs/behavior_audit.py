@@ -40,6 +40,7 @@ class _More:
     found: list[NamedSet] = field(default_factory=list)
 
     def ask(self, subject: Opened, examiner: Examiner, bench: Workbench) -> None:
+        """Ask the base and an opened subject; raise UserError if a prompt is too long, or the subject cannot be asked."""
         bench.require_room(*(prompts for _, prompts in self.sets))
         base, settings = Variant("base model", bench.lm), bench.settings
         if subject.variant is not None:

@@ -18,6 +18,9 @@ from iconoclast.runs.subjects import Opened, Subject
 from iconoclast.runs.workbench import Workbench
 from iconoclast.scores import decided
 
+Ask = Callable[[Opened, Examiner, Workbench], None]
+"""What asks a subject more than it is examined for."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -116,7 +119,7 @@ def compare(
     settings: Settings,
     against: str | None = None,
     progress: Progress | None = None,
-    ask: Callable[[Opened, Examiner, Workbench], None] = lambda opened, examiner, bench: None,
+    ask: Ask = lambda opened, examiner, bench: None,
 ) -> Comparison:
     """Examine the subjects and their base model on the report prompts, or on the select prompts if there are none.
 
@@ -151,12 +154,15 @@ def compare(
         seen = [seen_by(subject, bench.sample, prompts) for subject in subjects]
         examiner = bench.examiner()
         base = examiner.examined_base(progress)
-        examinations = []
-        for subject in subjects:
-            progress.start(f"Loading {subject.name}", 0)
-            with subject.opened(examiner, bench, progress) as opened:
-                ask(opened, examiner, bench)
-                examinations.append(opened.examine())
+        examinations = [_examined(subject, examiner, bench, progress, ask) for subject in subjects]
         noise = bench.evaluator("report").noise_floor()
     name = against or settings.model or ""
     return Comparison(name, bench.sample, prompts.document(), noise, base, subjects, examinations, seen)
+
+
+def _examined(subject: Subject, examiner: Examiner, bench: Workbench, progress: Progress, ask: Ask) -> Examination:
+    """Open a subject, examine it and let it go: nothing may hold its model while the next one is loaded."""
+    progress.start(f"Loading {subject.name}", 0)
+    with subject.opened(examiner, bench, progress) as opened:
+        ask(opened, examiner, bench)
+        return opened.examine()
