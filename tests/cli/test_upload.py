@@ -182,8 +182,8 @@ def test_a_failed_upload_goes_on_where_it_was(hub: Hub, export: Path) -> None:
 def test_what_cannot_be_uploaded_is_said_in_one_line(
     hub: Hub, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is no export" in iconoclast("upload", tmp_path, "me/edited").complaint
-    assert "is no name for a model" in iconoclast("upload", export, "edited").complaint
+    assert "is not an export" in iconoclast("upload", tmp_path, "me/edited").complaint
+    assert "is not a valid name for a model" in iconoclast("upload", export, "edited").complaint
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
     assert "The upload to me/edited failed" in iconoclast("upload", export, "me/edited").complaint
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)

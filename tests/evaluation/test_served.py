@@ -166,10 +166,14 @@ REASONING = {"choices": [{"message": {"content": None, "reasoning_content": "Wel
     [
         ({"names": ("a", "b")}, None, r"Which model is meant\? Name one of a, b"),
         ({}, "tony", r"The model tony is not served at .*\? Name one of tiny"),
-        ({"spoil": replying("models", 200, "<html>")}, None, "is no list of models. Give the URL up to /v1"),
+        ({"spoil": replying("models", 200, "<html>")}, None, "is not a list of models. Give the URL up to /v1"),
         ({"spoil": replying("models", 403, "no entry")}, None, "cannot be asked what it serves: HTTP 403 no entry"),
-        ({"spoil": replying("chat/completions", 200, {"choices": []})}, None, "gives no answer: the reply is no chat"),
-        ({"spoil": replying("chat/completions", 200, "[" * 9)}, None, "gives no answer: the reply is no chat"),
+        (
+            {"spoil": replying("chat/completions", 200, {"choices": []})},
+            None,
+            "gives no answer: the reply is not a chat",
+        ),
+        ({"spoil": replying("chat/completions", 200, "[" * 9)}, None, "gives no answer: the reply is not a chat"),
         ({"spoil": replying("chat/completions", 500, "out of memory")}, None, "HTTP 500 out of memory"),
         ({"spoil": replying("chat/completions", 404, "no such model")}, None, "HTTP 404 no such model"),
         ({"spoil": replying("chat/completions", 200, WITHOUT)}, None, "gives no log-probabilities, .* llama-server"),

@@ -103,7 +103,7 @@ def test_a_storage_that_stops_answering_is_one_line(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("study.db", "is no URL"),
+        ("study.db", "is not a URL"),
         ("postgresql://me:secret@host/db", "holds a password"),
         ("redis://:secret@host", "holds a password"),
         ("nonsense://host/db", "is not understood"),
