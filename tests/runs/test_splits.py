@@ -64,7 +64,7 @@ def test_a_prompt_of_several_axes_stands_in_the_set_once(axes: Settings) -> None
 
 def test_weights_are_of_axes_that_are_there(axes: Settings, tiny_settings: Settings) -> None:
     assert Prompts.load(axes.model_copy(update={"axis_weights": ["food=2.5"]}))
-    with pytest.raises(SettingsError, match="no axis of bad_evaluation_prompts: they have food, home, travel"):
+    with pytest.raises(SettingsError, match="is not an axis of bad_evaluation_prompts: they have food, home, travel"):
         Prompts.load(axes.model_copy(update={"axis_weights": ["fod=2"]}))
     with pytest.raises(SettingsError, match=r"set bad_evaluation_prompts\.axis"):
         Prompts.load(tiny_settings.model_copy(update={"axis_weights": ["food=2"]}))
