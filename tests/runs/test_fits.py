@@ -31,7 +31,6 @@ SCALES = [0.5, 1.0]
 def settings(tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A run with prompts enough for a fit; whatever a random model says counts as an answer."""
     monkeypatch.setattr(ResponseRules, "label", lambda self, prompt, response: "complied")
-    monkeypatch.setattr(fits, "ROUND", 3)
     file = tmp_path / "fit.txt"
     file.write_text("\n".join(f"Please play song {n}" for n in range(10)))
     more = {"bad_prompts": PromptSource(dataset=str(file)), "fit_steps": 7, "fit_scales": SCALES}
@@ -83,17 +82,14 @@ class Phases(Silent):
         self.begun.append((description, total))
 
 
-@pytest.mark.parametrize(("steps", "rounds", "asked"), [(7, 3, 3), (6, 3, 1), (1, 1, 1)])
+@pytest.mark.parametrize(("steps", "prompts"), [(7, 20), (1, 18)])
 def test_a_short_fit_asks_for_what_it_uses(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int, rounds: int, asked: int
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int, prompts: int
 ) -> None:
     monkeypatch.setattr(FitOptions, "benign", 5)
     progress = Phases()
     finished(settings.model_copy(update={"fit_steps": steps}), progress)
-    names = [name for name, _ in progress.begun]
-    assert sum(name.startswith("Fitting the edit of trial") for name in names) == rounds
-    assert names.count("Collecting the edit's responses to fit on") == asked
-    assert ("Collecting the base model's responses to fit on", 18 if steps == 1 else 20) in progress.begun
+    assert ("Collecting the base model's responses to fit on", prompts) in progress.begun
 
 
 def test_a_best_scale_at_the_end_of_its_range_is_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

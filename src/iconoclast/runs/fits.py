@@ -56,8 +56,6 @@ WIDEST = 12
 """Sequences of a forward and backward pass, at most."""
 PUSHES = 1.0, 0.7, 0.5
 """Rounds of a fit, by what pushes the behaviour is worth in them. Each learns from what the edit that it begins with answers."""
-ROUND = 20
-"""Steps of a round for which asking the edit anew is worth the time; in shorter ones its first answers do."""
 
 
 def start_of_fit(settings: Settings, trials: Sequence[Trial]) -> Trial | None:
@@ -134,17 +132,15 @@ class FitStage:
         if file.is_file():
             teachers = _resumed(fit, file)
         lessons = Lessons(self, progress)
-        round_length = -(-s.fit_steps // len(PUSHES))
-        asked = len(PUSHES) if round_length >= ROUND else 1
-        for teacher in teachers[:asked]:
+        for teacher in teachers:
             lessons.learn(fit.edit(teacher))
         if not lessons.enough():
             return False
+        round_length = -(-s.fit_steps // len(PUSHES))
         while fit.step < options.steps:
             if fit.step >= round_length * len(teachers):
                 teachers.append(fit.variables())
-                if len(teachers) <= asked:
-                    lessons.learn(fit.edit())
+                lessons.learn(fit.edit())
             fit.examples, fit.push = lessons.examples(), PUSHES[len(teachers) - 1]
             progress.start(f"Fitting the edit of trial {self.start.index}", options.steps - fit.step)
             end = min(round_length * len(teachers), options.steps)
