@@ -70,10 +70,8 @@ class ComparedModel(Compared):
     against_base: Paired
 
 
-class ComparisonDocument(Document):
-    """comparison.json: models beside their base and beside one another."""
-
-    what: ClassVar[str] = "comparison"
+class BesideBase(Document):
+    """What a base model was, on which prompts, and how it was measured."""
 
     iconoclast_version: str = __version__
     model: str
@@ -81,24 +79,25 @@ class ComparisonDocument(Document):
     prompts: PromptSets
     kl_noise_floor: float
     base_metrics: Metrics
+
+
+class ComparisonDocument(BesideBase):
+    """comparison.json: models beside their base and beside one another."""
+
+    what: ClassVar[str] = "comparison"
+
     subjects: list[ComparedModel]
     ranking: list[str]
     pairs: list[Pair]
     samples: list[Sample] = Field(default=[])
 
 
-class Evaluation(Document):
+class Evaluation(BesideBase):
     """What `evaluate --json` writes: one model beside its base, perhaps once more with thoughts."""
 
     what: ClassVar[str] = "file of `iconoclast evaluate --json`"
     remedy: ClassVar[str] = "Measure again."
 
-    iconoclast_version: str = __version__
-    model: str
-    split: ExaminedSplit
-    prompts: PromptSets
-    kl_noise_floor: float
-    base_metrics: Metrics
     subject: ComparedModel
     with_thoughts: "Evaluation | None" = UNLESS_NONE
 
@@ -106,7 +105,7 @@ class Evaluation(Document):
     def of(cls, compared: ComparisonDocument) -> Self:
         """Return what a comparison of one model says."""
         (subject,) = compared.subjects
-        shared = {name: getattr(compared, name) for name in cls.model_fields if name in type(compared).model_fields}
+        shared = {name: getattr(compared, name) for name in BesideBase.model_fields}
         return cls(**shared, subject=subject)
 
 
